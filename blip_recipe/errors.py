@@ -1,0 +1,35 @@
+"""The errors a person can act on, and the exit codes the commands end with."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+class RecipeError(Exception):
+    """The recipe, the data or the arguments are wrong: nothing was trained, nothing was written (exit code 2).
+
+    The message says what was read, what was expected and what to do next.
+    """
+
+
+class PushError(Exception):
+    """The work is done and saved, but it did not reach the Hub (exit code 3).
+
+    The message names the command that finishes the job.
+    """
+
+
+EXIT_CODES: dict[type[BaseException], int] = {RecipeError: 2, PushError: 3, KeyboardInterrupt: 130}
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a command's `main` and end the process with one clear line instead of a traceback.
+
+    Exit codes: 0 done, 2 wrong input, 3 not pushed, 130 interrupted; anything else keeps its traceback and gives 1.
+    """
+    try:
+        main()
+    except tuple(EXIT_CODES) as error:
+        print(f"error: {error}" if str(error) else "error: interrupted", file=sys.stderr)
+        sys.exit(next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind)))
