@@ -154,6 +154,15 @@ class GenerationArguments:
                 f"{self.generation_max_length}: the minimum may not be over the maximum."
             )
 
+    def generate_kwargs(self) -> dict[str, Any]:
+        """What `generate` is called with: beam search without sampling."""
+        return {
+            "num_beams": self.generation_num_beams,
+            "max_length": self.generation_max_length,
+            "min_length": self.generation_min_length,
+            "do_sample": False,
+        }
+
 
 @dataclass
 class Recipe:

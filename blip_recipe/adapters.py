@@ -1,0 +1,208 @@
+"""LoRA and quantised loading: from a recipe's keys to a model that trains, and from a saved one to a model that captions."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from transformers import BlipConfig, BlipForConditionalGeneration, PreTrainedConfig
+from transformers.utils import cached_file
+
+from blip_recipe.errors import RecipeError
+from blip_recipe.modeling import BlipForCaptioning, resize_position_embeddings
+from blip_recipe.processing import load_processor
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import BitsAndBytesConfig, ProcessorMixin
+
+    from blip_recipe.recipe import ModelArguments
+
+TEXT_LINEARS = r"text_decoder\.bert\.encoder\..*\.(query|key|value|dense)"
+"""Default LoRA targets, as a pattern of module names: every attention and feed-forward layer of the text decoder."""
+
+Quantization = Literal["8bit", "4bit"]
+
+
+@dataclass
+class CaptionSettings:
+    """How a saved captioner was scored: its prompt and decoding. The defaults are those of BLIP's COCO captions."""
+
+    prompt: str = ""
+    num_beams: int = 3
+    max_length: int = 20
+    min_length: int = 5
+
+
+def quantization_config(quantization: Quantization | None) -> BitsAndBytesConfig | None:
+    """bitsandbytes settings: LLM.int8() (arXiv 2208.07339) or NF4 with double quantisation (QLoRA, arXiv 2305.14314)."""
+    from transformers import BitsAndBytesConfig
+
+    if quantization is None:
+        return None
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
+    )
+
+
+def load_blip(
+    name: str, *, quantization: Quantization | None = None, dtype: Any = "auto", device: Any = None, **hub: Any
+) -> BlipForCaptioning:
+    """A full BLIP captioner from a directory or a Hub id, on `device`.
+
+    `hub` goes to `from_pretrained`: `revision`, `token`, `local_files_only`, `trust_remote_code`. Only safetensors are read.
+    """
+    if quantization is not None:
+        hub |= {"quantization_config": quantization_config(quantization), "device_map": {"": device or "cpu"}}
+    model = BlipForCaptioning.from_pretrained(name, dtype=dtype, use_safetensors=True, **hub)
+    if device is not None and quantization is None:
+        model.to(device)
+    return model
+
+
+def check_is_blip(name: str, **hub: Any) -> PreTrainedConfig:
+    """The configuration of `name`, which must be a BLIP captioner's; reads one small file.
+
+    Raises:
+        RecipeError: There is no such model, it cannot be read, or it is of another kind.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(name, **hub)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"model_name_or_path is {name!r}, which cannot be loaded: {_first_line(error)}") from error
+    if not isinstance(config, BlipConfig):
+        raise RecipeError(
+            f"model_name_or_path is {name!r}, a model of type {config.model_type!r}: expected a BLIP captioner "
+            "(model type 'blip'), such as Salesforce/blip-image-captioning-base."
+        )
+    architecture = (config.architectures or [BlipForConditionalGeneration.__name__])[0]
+    if architecture != BlipForConditionalGeneration.__name__:
+        raise RecipeError(
+            f"model_name_or_path is {name!r}, a {architecture}: expected a captioner (BlipForConditionalGeneration)."
+        )
+    return config
+
+
+def add_lora(model: BlipForCaptioning, arguments: ModelArguments) -> PeftModel:
+    """Wrap `model` with a fresh LoRA adapter; everything else is frozen.
+
+    Raises:
+        RecipeError: `lora_target_modules` matches nothing, or would adapt the LM head, whose weights are tied.
+    """
+    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
+
+    if arguments.load_in_8bit or arguments.load_in_4bit:
+        # Its own gradient checkpointing breaks BLIP (an in-place addition on a leaf); Trainer switches it on later.
+        prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    if arguments.lora_target_modules and "all-linear" in arguments.lora_target_modules:
+        raise RecipeError(
+            "lora_target_modules is 'all-linear', which would adapt the LM head, whose weights are tied to the word "
+            "embeddings. Name the layers instead: query key value dense (text), qkv projection fc1 fc2 (vision)."
+        )
+    config = LoraConfig(
+        r=arguments.lora_r,
+        lora_alpha=arguments.lora_alpha,
+        lora_dropout=arguments.lora_dropout,
+        target_modules=arguments.lora_target_modules or TEXT_LINEARS,
+        exclude_modules=r".*\.cls\..*",
+        use_dora=arguments.use_dora,
+        use_rslora=arguments.use_rslora,
+        # peft's task types expect arguments that BLIP's forward does not have.
+        task_type=None,
+    )
+    try:
+        peft_model = get_peft_model(model, config)
+    except ValueError as error:
+        names = "query key value dense (text), qkv projection fc1 fc2 (vision)"
+        raise RecipeError(
+            f"lora_target_modules is {arguments.lora_target_modules}: {_first_line(error)} The layers are {names}."
+        ) from error
+    config.revision = arguments.model_revision
+    return peft_model
+
+
+def name_stock_class(adapter_dir: Path) -> None:
+    """Let a saved adapter name the stock BLIP class, which everybody has, as the class of its base model."""
+    path = adapter_dir / "adapter_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    stock = BlipForConditionalGeneration
+    config["auto_mapping"] = {"base_model_class": stock.__name__, "parent_library": stock.__module__}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def read_repository_json(name: str, filename: str, **hub: Any) -> dict[str, Any]:
+    """A JSON file of a model directory or Hub repository; empty where there is none."""
+    path = cached_file(
+        name, filename, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_gated_repo=False, **hub
+    )
+    return json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+
+
+def recorded_quantization(recipe: dict[str, Any]) -> Quantization | None:
+    """The precision of the base model that an adapter's recipe was trained on."""
+    if recipe.get("load_in_4bit"):
+        return "4bit"
+    return "8bit" if recipe.get("load_in_8bit") else None
+
+
+def load_captioner(
+    model_name_or_path: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    device: Any = None,
+    dtype: Any = "auto",
+    quantization: Literal["recorded", "8bit", "4bit"] | None = "recorded",
+    trust_remote_code: bool = False,
+    local_files_only: bool = False,
+) -> tuple[BlipForCaptioning | PeftModel, ProcessorMixin, CaptionSettings]:
+    """A saved captioner, full or adapter, ready to caption, with its processor and the settings it was scored with.
+
+    An adapter trained on an 8- or 4-bit base is put on the same base (`quantization="recorded"`), because that is the
+    model whose captions were scored; `None` asks for the base in full precision.
+
+    Raises:
+        RecipeError: It cannot be loaded, or is not a BLIP captioner.
+    """
+    hub = {"revision": revision, "token": token, "local_files_only": local_files_only}
+    recipe = read_repository_json(model_name_or_path, "recipe.json", **hub)
+    adapter = read_repository_json(model_name_or_path, "adapter_config.json", **hub)
+    settings = CaptionSettings(
+        prompt=recipe.get("prompt", CaptionSettings.prompt),
+        num_beams=recipe.get("generation_num_beams", CaptionSettings.num_beams),
+        max_length=recipe.get("generation_max_length", CaptionSettings.max_length),
+        min_length=recipe.get("generation_min_length", CaptionSettings.min_length),
+    )
+    if quantization == "recorded":
+        quantization = recorded_quantization(recipe) if adapter else None
+    load = {"quantization": quantization, "dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+    if adapter:
+        base_hub = hub | {"revision": adapter.get("revision")}
+        check_is_blip(adapter["base_model_name_or_path"], trust_remote_code=trust_remote_code, **base_hub)
+        base = load_blip(adapter["base_model_name_or_path"], **load, **base_hub)
+        model = _with_adapter(base, model_name_or_path, device, **hub)
+    else:
+        check_is_blip(model_name_or_path, trust_remote_code=trust_remote_code, **hub)
+        model = load_blip(model_name_or_path, **load, **hub)
+    return model.eval(), load_processor(model_name_or_path, **hub), settings
+
+
+def _with_adapter(base: BlipForCaptioning, adapter: str, device: Any, **hub: Any) -> PeftModel:
+    from peft import PeftModel
+
+    model = PeftModel.from_pretrained(base, adapter, **hub)
+    return model if device is None else model.to(device)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

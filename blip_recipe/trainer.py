@@ -1,0 +1,182 @@
+"""`Seq2SeqTrainer` for captioning: the loss, the generation step and the scores of generated captions."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import nn
+from torch.nn import functional as F
+from transformers import EvalPrediction, Seq2SeqTrainer
+from transformers.trainer import TRAINING_ARGS_NAME
+
+from blip_recipe.adapters import name_stock_class
+from blip_recipe.collator import CaptionCollator
+from blip_recipe.modeling import IGNORED, decode_captions, generate_token_ids
+from blip_recipe.processing import save_processor
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, ProcessorMixin
+    from transformers.trainer_utils import PredictionOutput
+
+    from blip_recipe.data import CaptionDataset
+    from blip_recipe.metrics import CaptionScorer
+    from blip_recipe.recipe import DataArguments, GenerationArguments
+    from blip_recipe.training_arguments import CaptionTrainingArguments
+
+
+def token_losses(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float) -> torch.Tensor:
+    """Cross entropy of each next token, 0 where it is not predicted.
+
+    Args:
+        logits: `(captions, tokens, vocabulary)`.
+        labels: `(captions, tokens)`, not shifted; `-100` is not predicted.
+        label_smoothing: Share of the target spread over the vocabulary (BLIP: 0.1).
+
+    Returns:
+        `(captions, tokens - 1)` in float32.
+    """
+    logits, targets = logits[:, :-1].float(), labels[:, 1:]
+    losses = F.cross_entropy(
+        logits.transpose(1, 2), targets, reduction="none", ignore_index=IGNORED, label_smoothing=label_smoothing
+    )
+    return losses.masked_fill(targets == IGNORED, 0.0)
+
+
+def caption_loss(
+    outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None, *, label_smoothing: float
+) -> torch.Tensor:
+    """The sum of token losses over `num_items_in_batch`, the predicted tokens of the whole optimiser step.
+
+    Dividing by the tokens of the step, and not of the batch, makes the loss and its gradient independent of batch size,
+    gradient accumulation and number of processes.
+    """
+    if num_items_in_batch is None:
+        num_items_in_batch = (labels[:, 1:] != IGNORED).sum()
+    return token_losses(outputs.logits, labels, label_smoothing).sum() / num_items_in_batch
+
+
+class CaptionTrainer(Seq2SeqTrainer):
+    """Trains and scores a BLIP captioner.
+
+    Args:
+        model: `BlipForCaptioning`, or peft's wrapper of it.
+        args: Trainer's arguments; `label_smoothing_factor` is applied in `caption_loss`.
+        processor: BLIP's image processor and tokenizer.
+        data: The recipe's data keys (`prompt`, `max_caption_length`).
+        generation: The recipe's generation keys.
+        scorer: Scores generated captions against all references of their images.
+        train_dataset, eval_dataset: `CaptionDataset`.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | nn.Module,
+        args: CaptionTrainingArguments,
+        *,
+        processor: ProcessorMixin,
+        data: DataArguments,
+        generation: GenerationArguments,
+        scorer: CaptionScorer,
+        **kwargs: Any,
+    ) -> None:
+        self.prompt, self.generation, self.scorer = data.prompt, generation, scorer
+        self.predictions: list[dict[str, Any]] = []
+        super().__init__(
+            model=model,
+            args=args,
+            processing_class=processor,
+            data_collator=CaptionCollator(
+                processor, model.config.text_config.bos_token_id, data.prompt, data.max_caption_length
+            ),
+            compute_loss_func=partial(caption_loss, label_smoothing=args.label_smoothing_factor),
+            compute_metrics=self.score_captions,
+            **kwargs,
+        )
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's, on what BLIP's forward takes: row numbers are for the scores."""
+        return super().compute_loss(model, {key: value for key, value in inputs.items() if key != "row"}, *args, **kwargs)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """Every parameter: the original decays biases and norms too (`train_caption.py`, one AdamW group)."""
+        return [name for name, _ in model.named_parameters()]
+
+    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's, with each row counted once: `Seq2SeqTrainer` gathers the filling of the last batch too."""
+        self.gather_function = self.accelerator.gather_for_metrics
+        self.scored_dataset: CaptionDataset = dataloader.dataset
+        return super().evaluation_loop(dataloader, *args, **kwargs)
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any
+    ) -> tuple[None, torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        """Generate from pixels and prompt alone, and sum the loss of each image.
+
+        Returns:
+            Nothing for Trainer's mean of batch means; token ids `(images, generation_max_length)`; and, each `(images,)`,
+            row numbers, sums of token losses and numbers of predicted tokens.
+        """
+        inputs = self._prepare_inputs(inputs)
+        rows, labels = inputs.pop("row"), inputs.pop("labels")
+        with torch.no_grad(), self.accelerator.autocast():
+            logits = model(**inputs).logits
+            token_ids = self.generate(inputs["pixel_values"])
+        losses = token_losses(logits, labels, self.args.label_smoothing_factor).sum(1)
+        counts = (labels[:, 1:] != IGNORED).sum(1)
+        sums = [torch.zeros_like(rows, dtype=each.dtype).index_add_(0, inputs["image_index"], each) for each in (losses, counts)]
+        return None, token_ids, (rows, *sums)
+
+    def generate(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Token ids `(images, generation_max_length)` of the captions, padded, without the prompt."""
+        token_ids = generate_token_ids(
+            self.accelerator.unwrap_model(self.model, keep_torch_compile=False),
+            self.processing_class.tokenizer,
+            pixel_values,
+            self.prompt,
+            **self.generation.generate_kwargs(),
+        )
+        padding = self.generation.generation_max_length - token_ids.shape[1]
+        return F.pad(token_ids, (0, padding), value=self.processing_class.tokenizer.pad_token_id)
+
+    def score_captions(self, prediction: EvalPrediction) -> dict[str, float]:
+        """The `compute_metrics` hook: token-mean loss and the scores of generated captions against all references.
+
+        Fills `predictions` with one record an image: `image_id`, `caption`, `references`, `scores`.
+        """
+        rows, loss_sums, counts = prediction.label_ids
+        metrics = [{"loss": float(loss_sums.sum(dtype="float64") / counts.sum())}]
+        if self.is_world_process_zero():
+            metrics[0] |= self._score_on_this_process(rows, prediction.predictions)
+        # One process scores (METEOR is a JVM of its own); all need the result to agree on the best checkpoint.
+        broadcast_object_list(metrics)
+        return metrics[0]
+
+    def _score_on_this_process(self, rows: Any, token_ids: Any) -> dict[str, float]:
+        scored = self.scored_dataset.rows.select_columns(["image_id", "captions"])[rows.tolist()]
+        captions = decode_captions(self.processing_class.tokenizer, token_ids)
+        references = dict(zip(scored["image_id"], scored["captions"], strict=True))
+        scores = self.scorer.score(dict(zip(scored["image_id"], captions, strict=True)), references)
+        self.predictions = [
+            {"image_id": image_id, "caption": caption, "references": references[image_id], "scores": scores.per_image[image_id]}
+            for image_id, caption in zip(scored["image_id"], captions, strict=True)
+        ]
+        return scores.corpus | self._sum_for_best_model(scores.corpus)
+
+    def _sum_for_best_model(self, corpus: dict[str, float]) -> dict[str, float]:
+        """`metric_for_best_model` may be a sum, such as the original's `bleu_4+cider` (`train_caption.py`)."""
+        name = (self.args.metric_for_best_model or "").removeprefix("eval_")
+        return {name: sum(corpus[part] for part in name.split("+"))} if "+" in name else {}
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """As Trainer's, in the form that everybody can load and without the pickle of the arguments."""
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            directory = Path(output_dir or self.args.output_dir)
+            (directory / TRAINING_ARGS_NAME).unlink()
+            save_processor(self.processing_class, directory)
+            if (directory / "adapter_config.json").exists():
+                name_stock_class(directory)
