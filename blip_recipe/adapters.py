@@ -14,18 +14,19 @@ from transformers.utils import cached_file
 from blip_recipe.errors import RecipeError
 from blip_recipe.modeling import BlipForCaptioning, resize_position_embeddings
 from blip_recipe.processing import load_processor
+from blip_recipe.recipe import TINY_MODEL, Quantization
+from blip_recipe.tiny import build_tiny_blip
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from peft import PeftModel
     from transformers import BitsAndBytesConfig, ProcessorMixin
 
-    from blip_recipe.recipe import ModelArguments
+    from blip_recipe.recipe import GenerationArguments, ModelArguments
 
 TEXT_LINEARS = r"text_decoder\.bert\.encoder\..*\.(query|key|value|dense)"
 """Default LoRA targets, as a pattern of module names: every attention and feed-forward layer of the text decoder."""
-
-Quantization = Literal["8bit", "4bit"]
-
 
 @dataclass
 class CaptionSettings:
@@ -129,6 +130,62 @@ def add_lora(model: BlipForCaptioning, arguments: ModelArguments) -> PeftModel:
         ) from error
     config.revision = arguments.model_revision
     return peft_model
+
+
+def build_model(
+    arguments: ModelArguments, generation: GenerationArguments, captions: Iterable[str]
+) -> tuple[BlipForCaptioning | PeftModel, ProcessorMixin]:
+    """The model of a recipe, ready to train, and its processor; the embedded one learns its words from `captions`.
+
+    Raises:
+        RecipeError: There is no such model, or it is not a BLIP captioner.
+    """
+    if arguments.model_name_or_path == TINY_MODEL:
+        model, processor = build_tiny_blip(captions, arguments.image_size)
+    else:
+        model, processor = _load_base(arguments)
+    if arguments.attention_implementation == "sdpa":
+        model.use_sdpa()
+    if arguments.freeze_vision:
+        model.vision_model.requires_grad_(False)
+    # Saved beside the model, so that pipelines caption as the scores were made.
+    model.generation_config.update(**generation.generate_kwargs(), _from_model_config=False)
+    return (add_lora(model, arguments) if arguments.use_peft else model), processor
+
+
+def _load_base(arguments: ModelArguments) -> tuple[BlipForCaptioning, ProcessorMixin]:
+    name, hub = arguments.model_name_or_path, {"revision": arguments.model_revision}
+    if read_repository_json(name, "adapter_config.json", **hub):
+        raise RecipeError(
+            f"model_name_or_path is {name!r}, an adapter: fold it into its base first with "
+            f"`python -m blip_recipe.merge {name} OUT`, and train OUT."
+        )
+    check_is_blip(name, trust_remote_code=arguments.trust_remote_code, **hub)
+    # Trained weights are kept in 32 bits, whatever they were saved in; bf16 is Trainer's autocast.
+    model = load_blip(
+        name,
+        quantization=arguments.quantization,
+        dtype=torch.float32,
+        trust_remote_code=arguments.trust_remote_code,
+        **hub,
+    )
+    processor = load_processor(name, **hub)
+    if arguments.image_size is not None:
+        resize_position_embeddings(model, arguments.image_size)
+        processor.image_processor.size = {"height": arguments.image_size, "width": arguments.image_size}
+    return model, processor
+
+
+def merged_captioner(adapter: str, **hub: Any) -> tuple[BlipForCaptioning, ProcessorMixin]:
+    """The adapter folded into its base in full precision, never into quantised weights.
+
+    Raises:
+        RecipeError: `adapter` is not an adapter of a BLIP captioner.
+    """
+    if not read_repository_json(adapter, "adapter_config.json", **hub):
+        raise RecipeError(f"{adapter!r} holds no adapter_config.json: expected the output directory of a LoRA run.")
+    model, processor, _ = load_captioner(adapter, quantization=None, dtype=torch.float32, **hub)
+    return model.merge_and_unload(), processor
 
 
 def name_stock_class(adapter_dir: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import BlipConfig, BlipForConditionalGeneration
+from transformers import BlipForConditionalGeneration
 from transformers.models.blip.modeling_blip import BlipAttention, BlipForConditionalGenerationModelOutput
 from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 
@@ -205,40 +205,3 @@ def generate_captions(
 def decode_captions(tokenizer: PreTrainedTokenizerBase, token_ids: torch.Tensor) -> list[str]:
     """Text of each row of `token_ids` `(captions, tokens)`, special tokens left out."""
     return [caption.strip() for caption in tokenizer.batch_decode(token_ids, skip_special_tokens=True)]
-
-
-def tiny_config(tokenizer: PreTrainedTokenizerBase, image_size: int = 64) -> BlipConfig:
-    """The configuration of the embedded tiny BLIP: BLIP's own choices at a size that learns on a laptop.
-
-    `BlipConfig()` defaults are not BLIP's: dropout 0.1, `[SEP]` as the end, `[DEC]` as the start and LayerNorm eps 1e-6 in
-    the image encoder are those of the original repository (`configs/med_config.json`, `models/vit.py`).
-    """
-    width, dropout = 128, 0.0
-    return BlipConfig(
-        text_config={
-            "vocab_size": len(tokenizer),
-            "hidden_size": width,
-            "encoder_hidden_size": width,
-            "intermediate_size": 4 * width,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "max_position_embeddings": 64,
-            "hidden_dropout_prob": dropout,
-            "attention_probs_dropout_prob": dropout,
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.sep_token_id,
-            "sep_token_id": tokenizer.sep_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-        },
-        vision_config={
-            "hidden_size": width,
-            "intermediate_size": 4 * width,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "image_size": image_size,
-            "patch_size": 8,
-            "layer_norm_eps": 1e-6,
-            "initializer_range": 0.02,
-        },
-        image_text_hidden_size=width,
-    )

@@ -10,21 +10,28 @@ import dataclasses
 import difflib
 import json
 import sys
-from argparse import SUPPRESS
+from argparse import SUPPRESS, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar
 
 from transformers.hf_argparser import HfArgumentParser
 
 from blip_recipe.errors import RecipeError
 from blip_recipe.metrics import METRICS
+from blip_recipe.resources import resource_folder
 
 if TYPE_CHECKING:
     from blip_recipe.training_arguments import CaptionTrainingArguments
 
+Quantization = Literal["8bit", "4bit"]
+
 TINY_MODEL = "tiny"
 """`model_name_or_path` of the embedded model: a tiny BLIP with new weights and a vocabulary made from the captions."""
+
+
+SCORE_NAMES = {"bleu": ("bleu_1", "bleu_2", "bleu_3", "bleu_4")}
+"""Metrics that bring scores of other names than their own."""
 
 
 @dataclass
@@ -72,6 +79,11 @@ class ModelArguments:
                 raise RecipeError(f"{key} needs a trained model to quantise, but model_name_or_path is '{TINY_MODEL}'.")
         if self.merge_adapter and not self.use_peft:
             raise RecipeError("merge_adapter is true, but use_peft is false: there will be no adapter to merge.")
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """The precision that the frozen base is loaded in."""
+        return "4bit" if self.load_in_4bit else "8bit" if self.load_in_8bit else None
 
 
 @dataclass
@@ -154,6 +166,10 @@ class GenerationArguments:
                 f"{self.generation_max_length}: the minimum may not be over the maximum."
             )
 
+    def score_names(self) -> list[str]:
+        """The scores that `metrics` brings, as they are named in results."""
+        return [name for metric in self.metrics for name in SCORE_NAMES.get(metric, (metric,))]
+
     def generate_kwargs(self) -> dict[str, Any]:
         """What `generate` is called with: beam search without sampling."""
         return {
@@ -165,20 +181,196 @@ class GenerationArguments:
 
 
 @dataclass
-class Recipe:
+class FinetuneOptions:
+    """What only `finetune` knows."""
+
+    _argument_group_name = "command"
+
+    dry_run: bool = field(default=False, metadata={"help": "Print the plan and stop before the first step."})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Start afresh instead of resuming."})
+
+
+@dataclass
+class EvaluateOptions:
+    """What only `evaluate` knows."""
+
+    _argument_group_name = "command"
+
+    predictions: str | None = field(default=None, metadata={"help": "Captions to score, without any model."})
+    references: str | None = field(default=None, metadata={"help": "Captions to score them against."})
+
+
+Options = TypeVar("Options", FinetuneOptions, EvaluateOptions)
+
+
+@dataclass
+class Recipe(Generic[Options]):
     """A parsed recipe. `given` holds the keys as the user gave them, JSON file and command line together."""
 
     model: ModelArguments
     data: DataArguments
     generation: GenerationArguments
+    options: Options
     training: CaptionTrainingArguments
     given: dict[str, Any]
-    dry_run: bool = False
-    overwrite_output_dir: bool = False
+    push_to_hub: bool
 
     def to_json(self, **resolved: Any) -> dict[str, Any]:
         """The recipe to run again: what was given, with `resolved` values (pinned revisions, full repo name) put in."""
-        return {**self.given, **{key: value for key, value in resolved.items() if value is not None}}
+        recipe = self.given | {key: value for key, value in resolved.items() if value is not None}
+        # Where the run was written is nobody's business but the user's; its last name is enough to run it again.
+        return recipe | {"output_dir": f"outputs/{Path(self.training.output_dir).name}"}
+
+
+class RecipeParser(HfArgumentParser):
+    """`HfArgumentParser` whose complaints are `RecipeError`s, without a usage text of two hundred lines."""
+
+    def error(self, message: str) -> NoReturn:
+        raise RecipeError(message.replace("argument --", "", 1))
 
 
 GROUPS = (ModelArguments, DataArguments, GenerationArguments)
+
+HELP_EPILOG = """Every argument of transformers.Seq2SeqTrainingArguments works too, in the recipe and here; the usual ones:
+  --output_dir --num_train_epochs --max_steps --per_device_train_batch_size --per_device_eval_batch_size
+  --gradient_accumulation_steps --learning_rate --weight_decay --lr_scheduler_type --warmup_steps --optim
+  --label_smoothing_factor --bf16 --gradient_checkpointing --eval_strategy --save_strategy --save_total_limit
+  --load_best_model_at_end --metric_for_best_model --resume_from_checkpoint --logging_steps --report_to --seed
+  --dataloader_num_workers --push_to_hub --hub_model_id --hub_private_repo"""
+
+
+def read_recipe(
+    options: type[Options], *, prog: str, description: str, recipe_needed: bool, argv: list[str] | None = None
+) -> Recipe[Options]:
+    """Parse the command line: a recipe file, if there is one, and overrides.
+
+    Args:
+        options: The dataclass of the keys that only this command knows.
+        prog: The command, for `--help`.
+        description: What it does, for `--help`.
+        recipe_needed: Whether the first argument must be a recipe file.
+        argv: The command line without the program; default: the process's own.
+
+    Raises:
+        RecipeError: Something in it is unknown, of the wrong type or impossible.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    if not words or "-h" in words or "--help" in words:
+        _print_help(options, prog, description, recipe_needed)
+        raise SystemExit(0 if words else 2)
+    file = None if words[0].startswith("-") else _find_recipe(words[0])
+    if recipe_needed and file is None:
+        raise RecipeError(f"The first argument is {words[0]!r}: expected a recipe file, such as recipes/shapes_tiny.json.")
+
+    from blip_recipe.training_arguments import CaptionTrainingArguments
+
+    parser = RecipeParser([*GROUPS, options, CaptionTrainingArguments], prog=prog, add_help=False, allow_abbrev=False)
+    names = [each.name for group in parser.dataclass_types for each in dataclasses.fields(group) if each.init]
+    words = (_to_words(_load_json(file), names, file) if file else []) + (words[1:] if file else words)
+    default_dir = f"outputs/{file.stem}" if file else "outputs/evaluate"
+    try:
+        *parts, unknown = parser.parse_args_into_dataclasses(
+            [f"--output_dir={default_dir}", *words], return_remaining_strings=True, look_for_args_file=False
+        )
+    except (ValueError, ImportError) as error:
+        raise RecipeError(str(error)) from error
+    if unknown:
+        raise _unknown_key(unknown[0].lstrip("-").split("=")[0].replace("-", "_"), names, "the command line")
+    parser.set_defaults(**dict.fromkeys(names, SUPPRESS))
+    given = vars(parser.parse_known_args(words)[0])
+    if given.get("hub_token"):
+        raise RecipeError("hub_token is given, but a token must not stand in a recipe: set HF_TOKEN or run `hf auth login`.")
+    training = parts[-1]
+    # Trainer's own push swallows its failures and uploads pickles: this package pushes, once, at the end.
+    push_to_hub, training.push_to_hub = training.push_to_hub, False
+    return Recipe(*parts, given=given, push_to_hub=push_to_hub)
+
+
+def check_recipe(recipe: Recipe[FinetuneOptions]) -> None:
+    """Find what cannot be trained before anything is loaded.
+
+    Raises:
+        RecipeError: Keys that contradict each other.
+    """
+    model, data, training = recipe.model, recipe.data, recipe.training
+    if data.dataset_name is None:
+        raise RecipeError("dataset_name is missing: expected a Hub id, a directory, a captions file or 'shapes'.")
+    if (model.load_in_8bit or model.load_in_4bit) and not model.use_peft:
+        raise RecipeError("Quantised weights cannot be trained: set use_peft to true to train an adapter on top of them.")
+    if model.use_peft and model.image_size is not None and not model.merge_adapter:
+        raise RecipeError("image_size changes position embeddings, which an adapter does not save: set merge_adapter too.")
+    if recipe.push_to_hub and model.use_peft and not model.merge_adapter and Path(model.model_name_or_path).exists():
+        raise RecipeError(
+            f"model_name_or_path is the local {model.model_name_or_path!r}, which nobody else has: an adapter that is "
+            "pushed needs a base model on the Hub. Push the base first, or set merge_adapter."
+        )
+    if str(training.eval_strategy.value) != "no" and data.eval_split is None:
+        raise RecipeError(f"eval_strategy is {training.eval_strategy.value!r}, but eval_split does not say what to score.")
+    best = (training.metric_for_best_model or "loss").removeprefix("eval_")
+    known = {"loss", *recipe.generation.score_names()}
+    if unknown := [part for part in best.split("+") if part not in known]:
+        raise RecipeError(
+            f"metric_for_best_model names {unknown[0]!r}, which metrics does not bring: {', '.join(sorted(known))}."
+        )
+
+
+def _print_help(options: type, prog: str, description: str, recipe_needed: bool) -> None:
+    parser = HfArgumentParser(
+        [*GROUPS, options],
+        prog=prog,
+        usage=f"{prog} {'RECIPE.json' if recipe_needed else '[RECIPE.json]'} [--key value ...]",
+        description=description,
+        epilog=HELP_EPILOG,
+        formatter_class=_HelpFormatter,
+    )
+    parser.print_help()
+
+
+class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
+    """Defaults beside the keys, and the epilogue as it is."""
+
+
+def _find_recipe(name: str) -> Path:
+    """The file `name`, or the one of that name that travels with the package."""
+    for path in (Path(name), resource_folder("recipes") / Path(name).name):
+        if path.is_file():
+            return path
+    known = sorted(path.name for path in resource_folder("recipes").glob("*.json"))
+    raise RecipeError(f"There is no recipe {name!r}. The package brings: {', '.join(known)}.")
+
+
+def _load_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise RecipeError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path} holds a JSON {type(content).__name__}: expected one flat object of keys and values.")
+    return content
+
+
+def _to_words(recipe: dict[str, Any], names: list[str], file: Path) -> list[str]:
+    """The recipe as command-line words, so that JSON and command line are read, typed and refused in one way."""
+    words: list[str] = []
+    for key, value in recipe.items():
+        if key not in names:
+            raise _unknown_key(key, names, str(file))
+        if isinstance(value, list):
+            words += [f"--{key}", *map(_to_word, value)]
+        elif value is not None:
+            words.append(f"--{key}={_to_word(value)}")
+    return words
+
+
+def _to_word(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return json.dumps(value) if isinstance(value, dict) else str(value)
+
+
+def _unknown_key(key: str, names: list[str], where: str) -> RecipeError:
+    nearest = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    hint = f" Did you mean {nearest[0]!r}?" if nearest else " `--help` lists the keys."
+    return RecipeError(f"{where}: there is no key {key!r}.{hint}")
+
+

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +20,16 @@ from blip_recipe.modeling import IGNORED, decode_captions, generate_token_ids
 from blip_recipe.processing import save_processor
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, ProcessorMixin
-    from transformers.trainer_utils import PredictionOutput
+    from collections.abc import Mapping
+
+    from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
 
     from blip_recipe.data import CaptionDataset
     from blip_recipe.metrics import CaptionScorer
-    from blip_recipe.recipe import DataArguments, GenerationArguments
+    from blip_recipe.recipe import DataArguments, GenerationArguments, Recipe
     from blip_recipe.training_arguments import CaptionTrainingArguments
+
+logger = logging.getLogger(__name__)
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float) -> torch.Tensor:
@@ -180,3 +184,31 @@ class CaptionTrainer(Seq2SeqTrainer):
             save_processor(self.processing_class, directory)
             if (directory / "adapter_config.json").exists():
                 name_stock_class(directory)
+
+
+def build_trainer(
+    recipe: Recipe[Any],
+    model: PreTrainedModel | nn.Module,
+    processor: ProcessorMixin,
+    scorer: CaptionScorer,
+    datasets: Mapping[str, CaptionDataset],
+    callbacks: list[TrainerCallback] | None = None,
+) -> CaptionTrainer:
+    """A trainer for `model` on the `train` and `eval` parts of `datasets`."""
+    if recipe.training.n_gpu > 1:
+        logger.warning(
+            "%d GPUs are there, 1 is used: start the command with `accelerate launch` to use all.", recipe.training.n_gpu
+        )
+        # torch's DataParallel would cut captions and images at different places.
+        recipe.training._n_gpu = 1
+    return CaptionTrainer(
+        model,
+        recipe.training,
+        processor=processor,
+        data=recipe.data,
+        generation=recipe.generation,
+        scorer=scorer,
+        train_dataset=datasets.get("train"),
+        eval_dataset=datasets.get("eval"),
+        callbacks=callbacks,
+    )

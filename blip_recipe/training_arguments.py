@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from transformers import Seq2SeqTrainingArguments
 from transformers.trainer_utils import SchedulerType
 
@@ -24,7 +25,18 @@ class CaptionTrainingArguments(Seq2SeqTrainingArguments):
     save_strategy: str = field(default="epoch", metadata={"help": "When checkpoints are written."})
     save_total_limit: int | None = field(default=2, metadata={"help": "How many checkpoints are kept."})
     dataloader_num_workers: int = field(default=2, metadata={"help": "Processes that read and prepare pictures."})
+    bf16: bool | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "Compute in bfloat16; default: where the GPU has it."}
+    )
     remove_unused_columns: bool = field(default=False, init=False)
     predict_with_generate: bool = field(default=True, init=False)
     generation_max_length: int | None = field(default=None, init=False)
     generation_num_beams: int | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None:
+            self.bf16 = not self.use_cpu and not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        if self.gradient_checkpointing and self.gradient_checkpointing_kwargs is None:
+            # The reentrant kind needs inputs with gradients, which pictures and frozen embeddings are not.
+            self.gradient_checkpointing_kwargs = {"use_reentrant": False}
+        super().__post_init__()

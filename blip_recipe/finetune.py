@@ -1,0 +1,131 @@
+"""Fine-tune BLIP from one recipe: read, train, score, save, describe, push.
+
+python -m blip_recipe.finetune recipes/shapes_tiny.json
+accelerate launch -m blip_recipe.finetune recipes/coco_lora.json --num_train_epochs 3
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blip_recipe.errors import run_command
+from blip_recipe.recipe import FinetuneOptions, Recipe, check_recipe, read_recipe
+
+if TYPE_CHECKING:
+    from blip_recipe.data import CaptionDataset
+    from blip_recipe.trainer import CaptionTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Do the main job, in order; what can be wrong is found before the first step."""
+    recipe = read_recipe(
+        FinetuneOptions,
+        prog="python -m blip_recipe.finetune",
+        description="Fine-tune BLIP for image captioning from one recipe, and publish the result.",
+        recipe_needed=True,
+    )
+    check_recipe(recipe)
+
+    from transformers import set_seed
+
+    from blip_recipe.adapters import build_model
+    from blip_recipe.data import caption_datasets, load_splits
+    from blip_recipe.hub import find_repository
+    from blip_recipe.logs import set_up_logs
+    from blip_recipe.metrics import CaptionScorer
+    from blip_recipe.plan import format_plan
+    from blip_recipe.trainer import build_trainer
+
+    set_up_logs(recipe.training)
+    repo_id = find_repository(recipe)
+    with recipe.training.main_process_first(desc="reading the data"):
+        splits = load_splits(recipe.data)
+    set_seed(recipe.training.seed)
+    model, processor = build_model(recipe.model, recipe.generation, splits["train"])
+    if recipe.options.dry_run:
+        print(format_plan(recipe, model, splits, repo_id))
+        return
+    datasets = caption_datasets(splits, recipe.data, processor, recipe.training.seed)
+    with CaptionScorer(recipe.generation.metrics) as scorer:
+        trainer = build_trainer(recipe, model, processor, scorer, datasets)
+        score_baseline(trainer, datasets)
+        train(trainer, recipe)
+        if recipe.model.merge_adapter:
+            trainer = merge(trainer, recipe, processor, scorer, datasets)
+        score(trainer, datasets)
+    save(trainer)
+    describe(trainer, recipe, splits, repo_id)
+    publish(trainer, recipe, repo_id)
+
+
+def score_baseline(trainer: CaptionTrainer, datasets: dict[str, CaptionDataset]) -> None:
+    """Score the untouched base model, once a run, on the split that the finished model is scored on."""
+    if "test" in datasets and not any(key.startswith("baseline_") for key in read_results(trainer)):
+        logger.info("Scoring the untouched base model")
+        trainer.save_metrics("baseline", trainer.evaluate(datasets["test"], metric_key_prefix="baseline"))
+
+
+def train(trainer: CaptionTrainer, recipe: Recipe[FinetuneOptions]) -> None:
+    """Train, from the newest whole checkpoint where there is one."""
+    from transformers import set_seed
+
+    from blip_recipe.checkpoints import checkpoint_step, last_checkpoint
+
+    # The random state is the same whether or not this process scored the baseline first.
+    set_seed(trainer.args.seed)
+    checkpoint = Path(recipe.training.resume_from_checkpoint or "") or last_checkpoint(Path(trainer.args.output_dir))
+    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if checkpoint is None or result.global_step > checkpoint_step(checkpoint):
+        trainer.save_metrics("train", result.metrics)
+    trainer.save_state()
+
+
+def merge(trainer: CaptionTrainer, recipe: Recipe[FinetuneOptions], *parts: Any) -> CaptionTrainer:
+    """Fold the trained adapter into the base in full precision; what follows scores and saves the result."""
+    from blip_recipe.adapters import merged_captioner
+    from blip_recipe.trainer import build_trainer
+
+    adapter = Path(trainer.args.output_dir) / "adapter"
+    trainer.save_model(str(adapter))
+    trainer.accelerator.wait_for_everyone()
+    model, _ = merged_captioner(str(adapter))
+    merged = build_trainer(recipe, model, *parts)
+    merged.state = trainer.state
+    return merged
+
+
+def score(trainer: CaptionTrainer, datasets: dict[str, CaptionDataset]) -> None:
+    """Score the finished model on the test split, or on the evaluation split where there is no other."""
+    split = "test" if "test" in datasets else "eval"
+    if split in datasets:
+        logger.info("Scoring the finished model")
+        metrics = trainer.evaluate(datasets[split], metric_key_prefix=split)
+        trainer.log_metrics(split, metrics)
+        trainer.save_metrics(split, metrics)
+
+
+def save(trainer: CaptionTrainer, recipe: Recipe[FinetuneOptions], repo_id: str | None) -> None:
+    """Write the model, the captions it was scored on, and the recipe that gives it again."""
+    trainer.save_model()
+    if not trainer.is_world_process_zero():
+        return
+    output_dir = Path(trainer.args.output_dir)
+    lines = [json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in trainer.predictions]
+    (output_dir / "predictions.jsonl").write_text("".join(lines), encoding="utf-8")
+    resolved = recipe.to_json(hub_model_id=repo_id)
+    (output_dir / "recipe.json").write_text(json.dumps(resolved, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_results(trainer: CaptionTrainer) -> dict[str, float]:
+    """The scores of this run so far (`all_results.json`)."""
+    path = Path(trainer.args.output_dir) / "all_results.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+if __name__ == "__main__":
+    run_command(main)
