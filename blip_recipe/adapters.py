@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from accelerate import PartialState
 from transformers import BlipConfig, BlipForConditionalGeneration, PreTrainedConfig
 from transformers.utils import cached_file
 
@@ -62,7 +63,8 @@ def load_blip(
     `hub` goes to `from_pretrained`: `revision`, `token`, `local_files_only`, `trust_remote_code`. Only safetensors are read.
     """
     if quantization is not None:
-        hub |= {"quantization_config": quantization_config(quantization), "device_map": {"": device or "cpu"}}
+        place = {"": device or PartialState().device}
+        hub |= {"quantization_config": quantization_config(quantization), "device_map": place}
     model = BlipForCaptioning.from_pretrained(name, dtype=dtype, use_safetensors=True, **hub)
     if device is not None and quantization is None:
         model.to(device)
@@ -251,6 +253,7 @@ def load_captioner(
     else:
         check_is_blip(model_name_or_path, trust_remote_code=trust_remote_code, **hub)
         model = load_blip(model_name_or_path, **load, **hub)
+    model.use_sdpa()
     return model.eval(), load_processor(model_name_or_path, **hub), settings
 
 

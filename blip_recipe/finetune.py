@@ -34,7 +34,7 @@ def main() -> None:
     from transformers import set_seed
 
     from blip_recipe.adapters import build_model
-    from blip_recipe.data import caption_datasets, load_splits
+    from blip_recipe.data import caption_datasets, load_splits, texts
     from blip_recipe.hub import find_repository
     from blip_recipe.logs import set_up_logs
     from blip_recipe.metrics import CaptionScorer
@@ -46,7 +46,7 @@ def main() -> None:
     with recipe.training.main_process_first(desc="reading the data"):
         splits = load_splits(recipe.data)
     set_seed(recipe.training.seed)
-    model, processor = build_model(recipe.model, recipe.generation, splits["train"])
+    model, processor = build_model(recipe.model, recipe.generation, texts(splits["train"], recipe.data))
     if recipe.options.dry_run:
         print(format_plan(recipe, model, splits, repo_id))
         return
@@ -58,7 +58,7 @@ def main() -> None:
         if recipe.model.merge_adapter:
             trainer = merge(trainer, recipe, processor, scorer, datasets)
         score(trainer, datasets)
-    save(trainer)
+    save(trainer, recipe, repo_id)
     describe(trainer, recipe, splits, repo_id)
     publish(trainer, recipe, repo_id)
 
@@ -78,7 +78,8 @@ def train(trainer: CaptionTrainer, recipe: Recipe[FinetuneOptions]) -> None:
 
     # The random state is the same whether or not this process scored the baseline first.
     set_seed(trainer.args.seed)
-    checkpoint = Path(recipe.training.resume_from_checkpoint or "") or last_checkpoint(Path(trainer.args.output_dir))
+    named = recipe.training.resume_from_checkpoint
+    checkpoint = Path(named) if named else last_checkpoint(Path(trainer.args.output_dir))
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if checkpoint is None or result.global_step > checkpoint_step(checkpoint):
         trainer.save_metrics("train", result.metrics)

@@ -276,7 +276,8 @@ def read_recipe(
         raise RecipeError(str(error)) from error
     if unknown:
         raise _unknown_key(unknown[0].lstrip("-").split("=")[0].replace("-", "_"), names, "the command line")
-    parser.set_defaults(**dict.fromkeys(names, SUPPRESS))
+    for action in parser._actions:
+        action.default = SUPPRESS
     given = vars(parser.parse_known_args(words)[0])
     if given.get("hub_token"):
         raise RecipeError("hub_token is given, but a token must not stand in a recipe: set HF_TOKEN or run `hf auth login`.")
@@ -306,6 +307,13 @@ def check_recipe(recipe: Recipe[FinetuneOptions]) -> None:
         )
     if str(training.eval_strategy.value) != "no" and data.eval_split is None:
         raise RecipeError(f"eval_strategy is {training.eval_strategy.value!r}, but eval_split does not say what to score.")
+    if training.resume_from_checkpoint in ("true", "True", "last"):
+        training.resume_from_checkpoint = None  # resuming from the newest is what a rerun does anyway
+    if training.resume_from_checkpoint and not Path(training.resume_from_checkpoint, "trainer_state.json").is_file():
+        raise RecipeError(
+            f"resume_from_checkpoint is {training.resume_from_checkpoint!r}, which is no checkpoint: expected a directory "
+            "with trainer_state.json. Leave it out to go on from the newest checkpoint in output_dir."
+        )
     best = (training.metric_for_best_model or "loss").removeprefix("eval_")
     known = {"loss", *recipe.generation.score_names()}
     if unknown := [part for part in best.split("+") if part not in known]:

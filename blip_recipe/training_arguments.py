@@ -28,6 +28,9 @@ class CaptionTrainingArguments(Seq2SeqTrainingArguments):
     bf16: bool | None = field(  # type: ignore[assignment]
         default=None, metadata={"help": "Compute in bfloat16; default: where the GPU has it."}
     )
+    dataloader_pin_memory: bool = field(
+        default_factory=torch.cuda.is_available, metadata={"help": "Pin memory; default: where there is a GPU."}
+    )
     remove_unused_columns: bool = field(default=False, init=False)
     predict_with_generate: bool = field(default=True, init=False)
     generation_max_length: int | None = field(default=None, init=False)

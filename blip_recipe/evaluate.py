@@ -1,0 +1,100 @@
+"""Generate and score captions with a model, or score captions that are already there.
+
+python -m blip_recipe.evaluate --model outputs/coco_lora --dataset_name jxie/flickr8k --eval_split test
+python -m blip_recipe.evaluate --predictions captions.json --references captions_val2014.json
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blip_recipe.errors import RecipeError, run_command
+from blip_recipe.recipe import EvaluateOptions, Recipe, read_recipe
+
+if TYPE_CHECKING:
+    from blip_recipe.metrics import ImageId
+
+
+def main() -> None:
+    """Score a model on a split, or a file of captions."""
+    recipe = read_recipe(
+        EvaluateOptions,
+        prog="python -m blip_recipe.evaluate",
+        description="Score a captioner, or a file of captions, against all references of each image.",
+        recipe_needed=False,
+    )
+    if recipe.options.predictions:
+        score_file(recipe)
+    else:
+        score_model(recipe)
+
+
+def score_file(recipe: Recipe[EvaluateOptions]) -> None:
+    """Score the captions of `--predictions` against `--references`."""
+    from blip_recipe.metrics import CaptionScorer
+    from blip_recipe.metrics.files import check_same_images, read_predictions, read_references
+
+    assert recipe.options.predictions is not None
+    predictions = read_predictions(Path(recipe.options.predictions))
+    references = read_references(Path(recipe.options.references or recipe.options.predictions))
+    check_same_images(predictions, references)
+    with CaptionScorer(recipe.generation.metrics) as scorer:
+        scores = scorer.score(predictions, references)
+    records = [
+        {"image_id": image_id, "caption": caption, "references": references[image_id], "scores": scores.per_image[image_id]}
+        for image_id, caption in predictions.items()
+    ]
+    report(recipe, {f"eval_{name}": value for name, value in scores.corpus.items()}, records)
+
+
+def score_model(recipe: Recipe[EvaluateOptions]) -> None:
+    """Generate captions for `--eval_split` with a model directory or Hub id, and score them."""
+    if recipe.data.dataset_name is None or recipe.data.eval_split is None:
+        raise RecipeError("dataset_name and eval_split say what to score; --predictions scores a file instead.")
+
+    from blip_recipe.adapters import load_captioner
+    from blip_recipe.data import caption_datasets, check_images, load_split
+    from blip_recipe.logs import set_up_logs
+    from blip_recipe.metrics import CaptionScorer
+    from blip_recipe.trainer import build_trainer
+
+    set_up_logs(recipe.training)
+    rows = load_split(recipe.data, recipe.data.eval_split, max_samples=recipe.data.max_eval_samples)
+    rows = check_images(rows, recipe.data.on_bad_image)
+    model, processor, settings = load_captioner(
+        recipe.model.model_name_or_path,
+        revision=recipe.model.model_revision,
+        quantization=recipe.model.quantization or "recorded",
+        trust_remote_code=recipe.model.trust_remote_code,
+    )
+    take_recorded_settings(recipe, settings)
+    datasets = caption_datasets({"eval": rows}, recipe.data, processor, recipe.training.seed)
+    with CaptionScorer(recipe.generation.metrics) as scorer:
+        trainer = build_trainer(recipe, model, processor, scorer, datasets)
+        metrics = trainer.evaluate()
+    if trainer.is_world_process_zero():
+        report(recipe, metrics, trainer.predictions)
+
+
+def take_recorded_settings(recipe: Recipe[EvaluateOptions], settings: CaptionSettings) -> None:
+    """Caption as the model was scored, in whatever the command line leaves open."""
+    recorded = {
+        "prompt": settings.prompt,
+        "generation_num_beams": settings.num_beams,
+        "generation_max_length": settings.max_length,
+        "generation_min_length": settings.min_length,
+    }
+    for key, value in recorded.items():
+        if key not in recipe.given:
+            setattr(recipe.data if key == "prompt" else recipe.generation, key, value)
+
+
+def report(recipe: Recipe[EvaluateOptions], results: dict[str, float], records: list[dict[str, Any]]) -> None:
+    """Write `all_results.json` and `predictions.jsonl` into `output_dir`, and the scores on stdout."""
+    from blip_recipe.results import write_json, write_predictions
+
+    output_dir = Path(recipe.training.output_dir)
+    output_dir.mkdir(parents=True, exist_ok=True)
+    (output_dir / "all_results.json").write_text(json.dumps(results, indent=4, sort_keys=True) + "\n", encoding="utf-8")

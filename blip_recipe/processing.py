@@ -1,0 +1,73 @@
+"""Image processor and tokenizer: loaded from a model or adapter, saved so that transformers 4.57 and 5 both read them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import BlipProcessor
+from transformers.utils import cached_file
+
+from blip_recipe.errors import RecipeError
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
+
+
+def load_processor(
+    name: str,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+) -> BlipProcessor:
+    """The processor of a model directory, an adapter directory or a Hub id; code in the repository is never run.
+
+    An adapter that was saved without processor files has the processor of its base model.
+
+    Raises:
+        RecipeError: There is no processor, or its files cannot be read.
+    """
+    hub = {"revision": revision, "token": token, "local_files_only": local_files_only}
+    adapter = None if _find(name, TOKENIZER_CONFIG, hub) else _find(name, "adapter_config.json", hub)
+    if adapter:
+        base = json.loads(Path(adapter).read_text(encoding="utf-8"))
+        return load_processor(base["base_model_name_or_path"], **hub | {"revision": base.get("revision")})
+    try:
+        processor = BlipProcessor.from_pretrained(name, **hub)
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"{name!r} has no image processor and tokenizer that can be read: {error} Expected the files which "
+            "`processor.save_pretrained` writes (preprocessor_config.json, tokenizer.json, tokenizer_config.json)."
+        ) from error
+    # BERT's own list has token_type_ids, which BLIP's generate refuses.
+    processor.tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    return processor
+
+
+def save_processor(processor: BlipProcessor, directory: str | PathLike[str]) -> None:
+    """Write the files of `processor` into `directory` in the form that both transformers 4.57 and 5 read.
+
+    transformers 5 keeps the image processor inside `processor_config.json` and additional special tokens as a list named
+    `extra_special_tokens`; 4.57 looks for `preprocessor_config.json` and fails on that list.
+    """
+    directory = Path(directory)
+    processor.tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    processor.save_pretrained(directory)
+    processor.image_processor.save_pretrained(directory)
+    path = directory / TOKENIZER_CONFIG
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(config.get("extra_special_tokens"), list):
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    for how_it_was_loaded in ("is_local", "local_files_only"):
+        config.pop(how_it_was_loaded, None)
+    path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _find(name: str, filename: str, hub: dict[str, Any]) -> str | None:
+    return cached_file(
+        name, filename, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_gated_repo=False, **hub
+    )
