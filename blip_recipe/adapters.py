@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 TEXT_LINEARS = r"text_decoder\.bert\.encoder\..*\.(query|key|value|dense)"
 """Default LoRA targets, as a pattern of module names: every attention and feed-forward layer of the text decoder."""
 
+
 @dataclass
 class CaptionSettings:
     """How a saved captioner was scored: its prompt and decoding. The defaults are those of BLIP's COCO captions."""

@@ -48,14 +48,14 @@ class CaptionCollator:
             "row": torch.tensor([row["row"] for row in rows]),
             "pixel_values": pixel_values,
             "image_index": torch.tensor(image_index),
-            **self._tokenize([f"{self.prompt.rstrip()} {caption}".strip() for row in rows for caption in row["captions"]]),
+            **self._tokenize(
+                [f"{self.prompt.rstrip()} {caption}".strip() for row in rows for caption in row["captions"]]
+            ),
         }
 
     def _tokenize(self, texts: list[str]) -> dict[str, torch.Tensor]:
         tokenizer = self.processor.tokenizer
-        batch = tokenizer(
-            texts, padding="longest", truncation=True, max_length=self.max_length, return_tensors="pt"
-        )
+        batch = tokenizer(texts, padding="longest", truncation=True, max_length=self.max_length, return_tensors="pt")
         input_ids = batch.input_ids
         input_ids[:, 0] = self.bos_token_id
         labels = input_ids.masked_fill(batch.attention_mask == 0, IGNORED)

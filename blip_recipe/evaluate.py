@@ -6,7 +6,6 @@ python -m blip_recipe.evaluate --predictions captions.json --references captions
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from blip_recipe.errors import RecipeError, run_command
 from blip_recipe.recipe import EvaluateOptions, Recipe, read_recipe
 
 if TYPE_CHECKING:
-    from blip_recipe.metrics import ImageId
+    from blip_recipe.adapters import CaptionSettings
 
 
 def main() -> None:
@@ -43,7 +42,12 @@ def score_file(recipe: Recipe[EvaluateOptions]) -> None:
     with CaptionScorer(recipe.generation.metrics) as scorer:
         scores = scorer.score(predictions, references)
     records = [
-        {"image_id": image_id, "caption": caption, "references": references[image_id], "scores": scores.per_image[image_id]}
+        {
+            "image_id": image_id,
+            "caption": caption,
+            "references": references[image_id],
+            "scores": scores.per_image[image_id],
+        }
         for image_id, caption in predictions.items()
     ]
     report(recipe, {f"eval_{name}": value for name, value in scores.corpus.items()}, records)
@@ -96,5 +100,12 @@ def report(recipe: Recipe[EvaluateOptions], results: dict[str, float], records: 
     from blip_recipe.results import write_json, write_predictions
 
     output_dir = Path(recipe.training.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    (output_dir / "all_results.json").write_text(json.dumps(results, indent=4, sort_keys=True) + "\n", encoding="utf-8")
+    write_json(output_dir / "all_results.json", dict(sorted(results.items())))
+    write_predictions(output_dir / "predictions.jsonl", records)
+    for name in ("loss", *recipe.generation.score_names()):
+        if f"eval_{name}" in results:
+            print(f"{name:<12}{results[f'eval_{name}']:.4f}")
+
+
+if __name__ == "__main__":
+    run_command(main)

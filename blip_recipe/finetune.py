@@ -6,13 +6,13 @@ accelerate launch -m blip_recipe.finetune recipes/coco_lora.json --num_train_epo
 
 from __future__ import annotations
 
-import json
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blip_recipe.errors import run_command
 from blip_recipe.recipe import FinetuneOptions, Recipe, check_recipe, read_recipe
+from blip_recipe.results import read_json, write_json, write_predictions
 
 if TYPE_CHECKING:
     from blip_recipe.data import CaptionDataset
@@ -65,7 +65,9 @@ def main() -> None:
 
 def score_baseline(trainer: CaptionTrainer, datasets: dict[str, CaptionDataset]) -> None:
     """Score the untouched base model, once a run, on the split that the finished model is scored on."""
-    if "test" in datasets and not any(key.startswith("baseline_") for key in read_results(trainer)):
+    if "test" in datasets and not any(
+        key.startswith("baseline_") for key in read_json(Path(trainer.args.output_dir) / "all_results.json")
+    ):
         logger.info("Scoring the untouched base model")
         trainer.save_metrics("baseline", trainer.evaluate(datasets["test"], metric_key_prefix="baseline"))
 
@@ -116,16 +118,8 @@ def save(trainer: CaptionTrainer, recipe: Recipe[FinetuneOptions], repo_id: str 
     if not trainer.is_world_process_zero():
         return
     output_dir = Path(trainer.args.output_dir)
-    lines = [json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in trainer.predictions]
-    (output_dir / "predictions.jsonl").write_text("".join(lines), encoding="utf-8")
-    resolved = recipe.to_json(hub_model_id=repo_id)
-    (output_dir / "recipe.json").write_text(json.dumps(resolved, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def read_results(trainer: CaptionTrainer) -> dict[str, float]:
-    """The scores of this run so far (`all_results.json`)."""
-    path = Path(trainer.args.output_dir) / "all_results.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    write_predictions(output_dir / "predictions.jsonl", trainer.predictions)
+    write_json(output_dir / "recipe.json", recipe.to_json(hub_model_id=repo_id))
 
 
 if __name__ == "__main__":

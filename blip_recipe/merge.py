@@ -14,7 +14,9 @@ from blip_recipe.errors import RecipeError, run_command
 
 def main() -> None:
     """Read the command line, merge, save."""
-    parser = argparse.ArgumentParser(prog="python -m blip_recipe.merge", description="Fold LoRA weights into a plain model.")
+    parser = argparse.ArgumentParser(
+        prog="python -m blip_recipe.merge", description="Fold LoRA weights into a plain model."
+    )
     parser.add_argument("adapter", metavar="ADAPTER_DIR", help="output directory of a LoRA run, or its Hub id")
     parser.add_argument("out", metavar="OUT", type=Path, help="directory of the merged model; must not exist yet")
     arguments = parser.parse_args()

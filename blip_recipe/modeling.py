@@ -141,9 +141,7 @@ class BlipForCaptioning(BlipForConditionalGeneration):
             return image_embeds
         return image_embeds[image_index]
 
-    def save_pretrained(
-        self, save_directory: str | PathLike[str], is_main_process: bool = True, **kwargs: Any
-    ) -> None:
+    def save_pretrained(self, save_directory: str | PathLike[str], is_main_process: bool = True, **kwargs: Any) -> None:
         """Save weights and configuration; the configuration names the stock class, which everybody has."""
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
@@ -172,7 +170,11 @@ def resize_position_embeddings(model: BlipForConditionalGeneration, image_size: 
 
 @torch.no_grad()
 def generate_token_ids(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, pixel_values: torch.Tensor, prompt: str, **generate_kwargs: Any
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    pixel_values: torch.Tensor,
+    prompt: str,
+    **generate_kwargs: Any,
 ) -> torch.Tensor:
     """Token ids `(images, tokens)` that follow `prompt`, from pixels and prompt alone.
 
@@ -197,9 +199,7 @@ def generate_captions(
 
     Lengths in `generate_kwargs` count the prompt, as in BLIP's own configuration.
     """
-    return decode_captions(
-        tokenizer, generate_token_ids(model, tokenizer, pixel_values, prompt, **generate_kwargs)
-    )
+    return decode_captions(tokenizer, generate_token_ids(model, tokenizer, pixel_values, prompt, **generate_kwargs))
 
 
 def decode_captions(tokenizer: PreTrainedTokenizerBase, token_ids: torch.Tensor) -> list[str]:

@@ -44,7 +44,9 @@ def format_plan(
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
     """How many parameters are trained, and how many there are; a 4-bit weight counts as what it stands for."""
-    sizes = [(p.requires_grad, p.numel() * (2 if p.__class__.__name__ == "Params4bit" else 1)) for p in model.parameters()]
+    sizes = [
+        (p.requires_grad, p.numel() * (2 if p.__class__.__name__ == "Params4bit" else 1)) for p in model.parameters()
+    ]
     return sum(size for trained, size in sizes if trained), sum(size for _, size in sizes)
 
 

@@ -260,7 +260,9 @@ def read_recipe(
         raise SystemExit(0 if words else 2)
     file = None if words[0].startswith("-") else _find_recipe(words[0])
     if recipe_needed and file is None:
-        raise RecipeError(f"The first argument is {words[0]!r}: expected a recipe file, such as recipes/shapes_tiny.json.")
+        raise RecipeError(
+            f"The first argument is {words[0]!r}: expected a recipe file, such as recipes/shapes_tiny.json."
+        )
 
     from blip_recipe.training_arguments import CaptionTrainingArguments
 
@@ -280,7 +282,9 @@ def read_recipe(
         action.default = SUPPRESS
     given = vars(parser.parse_known_args(words)[0])
     if given.get("hub_token"):
-        raise RecipeError("hub_token is given, but a token must not stand in a recipe: set HF_TOKEN or run `hf auth login`.")
+        raise RecipeError(
+            "hub_token is given, but a token must not stand in a recipe: set HF_TOKEN or run `hf auth login`."
+        )
     training = parts[-1]
     # Trainer's own push swallows its failures and uploads pickles: this package pushes, once, at the end.
     push_to_hub, training.push_to_hub = training.push_to_hub, False
@@ -297,16 +301,22 @@ def check_recipe(recipe: Recipe[FinetuneOptions]) -> None:
     if data.dataset_name is None:
         raise RecipeError("dataset_name is missing: expected a Hub id, a directory, a captions file or 'shapes'.")
     if (model.load_in_8bit or model.load_in_4bit) and not model.use_peft:
-        raise RecipeError("Quantised weights cannot be trained: set use_peft to true to train an adapter on top of them.")
+        raise RecipeError(
+            "Quantised weights cannot be trained: set use_peft to true to train an adapter on top of them."
+        )
     if model.use_peft and model.image_size is not None and not model.merge_adapter:
-        raise RecipeError("image_size changes position embeddings, which an adapter does not save: set merge_adapter too.")
+        raise RecipeError(
+            "image_size changes position embeddings, which an adapter does not save: set merge_adapter too."
+        )
     if recipe.push_to_hub and model.use_peft and not model.merge_adapter and Path(model.model_name_or_path).exists():
         raise RecipeError(
             f"model_name_or_path is the local {model.model_name_or_path!r}, which nobody else has: an adapter that is "
             "pushed needs a base model on the Hub. Push the base first, or set merge_adapter."
         )
     if str(training.eval_strategy.value) != "no" and data.eval_split is None:
-        raise RecipeError(f"eval_strategy is {training.eval_strategy.value!r}, but eval_split does not say what to score.")
+        raise RecipeError(
+            f"eval_strategy is {training.eval_strategy.value!r}, but eval_split does not say what to score."
+        )
     if training.resume_from_checkpoint in ("true", "True", "last"):
         training.resume_from_checkpoint = None  # resuming from the newest is what a rerun does anyway
     if training.resume_from_checkpoint and not Path(training.resume_from_checkpoint, "trainer_state.json").is_file():
@@ -380,5 +390,3 @@ def _unknown_key(key: str, names: list[str], where: str) -> RecipeError:
     nearest = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
     hint = f" Did you mean {nearest[0]!r}?" if nearest else " `--help` lists the keys."
     return RecipeError(f"{where}: there is no key {key!r}.{hint}")
-
-

@@ -103,7 +103,9 @@ class CaptionTrainer(Seq2SeqTrainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """As Trainer's, on what BLIP's forward takes: row numbers are for the scores."""
-        return super().compute_loss(model, {key: value for key, value in inputs.items() if key != "row"}, *args, **kwargs)
+        return super().compute_loss(
+            model, {key: value for key, value in inputs.items() if key != "row"}, *args, **kwargs
+        )
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Every parameter: the original decays biases and norms too (`train_caption.py`, one AdamW group)."""
@@ -131,7 +133,10 @@ class CaptionTrainer(Seq2SeqTrainer):
             token_ids = self.generate(inputs["pixel_values"])
         losses = token_losses(logits, labels, self.args.label_smoothing_factor).sum(1)
         counts = (labels[:, 1:] != IGNORED).sum(1)
-        sums = [torch.zeros_like(rows, dtype=each.dtype).index_add_(0, inputs["image_index"], each) for each in (losses, counts)]
+        sums = [
+            torch.zeros_like(rows, dtype=each.dtype).index_add_(0, inputs["image_index"], each)
+            for each in (losses, counts)
+        ]
         return None, token_ids, (rows, *sums)
 
     def generate(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -165,7 +170,12 @@ class CaptionTrainer(Seq2SeqTrainer):
         references = dict(zip(scored["image_id"], scored["captions"], strict=True))
         scores = self.scorer.score(dict(zip(scored["image_id"], captions, strict=True)), references)
         self.predictions = [
-            {"image_id": image_id, "caption": caption, "references": references[image_id], "scores": scores.per_image[image_id]}
+            {
+                "image_id": image_id,
+                "caption": caption,
+                "references": references[image_id],
+                "scores": scores.per_image[image_id],
+            }
             for image_id, caption in zip(scored["image_id"], captions, strict=True)
         ]
         return scores.corpus | self._sum_for_best_model(scores.corpus)
@@ -197,7 +207,8 @@ def build_trainer(
     """A trainer for `model` on the `train` and `eval` parts of `datasets`."""
     if recipe.training.n_gpu > 1:
         logger.warning(
-            "%d GPUs are there, 1 is used: start the command with `accelerate launch` to use all.", recipe.training.n_gpu
+            "%d GPUs are there, 1 is used: start the command with `accelerate launch` to use all.",
+            recipe.training.n_gpu,
         )
         # torch's DataParallel would cut captions and images at different places.
         recipe.training._n_gpu = 1

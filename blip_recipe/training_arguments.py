@@ -38,7 +38,9 @@ class CaptionTrainingArguments(Seq2SeqTrainingArguments):
 
     def __post_init__(self) -> None:
         if self.bf16 is None:
-            self.bf16 = not self.use_cpu and not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            self.bf16 = (
+                not self.use_cpu and not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+            )
         if self.gradient_checkpointing and self.gradient_checkpointing_kwargs is None:
             # The reentrant kind needs inputs with gradients, which pictures and frozen embeddings are not.
             self.gradient_checkpointing_kwargs = {"use_reentrant": False}

@@ -1,0 +1,298 @@
+"""The task `image-to-text` for transformers 5: registered when this module is imported (`import blip_recipe` sees to it)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import GeneratorType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import wrapt
+from PIL import Image
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    BlipConfig,
+    BlipImageProcessor,
+    ImageTextToTextPipeline,
+    Pipeline,
+    PreTrainedModel,
+    pipelines,
+)
+
+from blip_recipe.adapters import CaptionSettings, load_captioner, read_repository_json
+from blip_recipe.data import open_image
+from blip_recipe.errors import RecipeError
+from blip_recipe.modeling import generate_token_ids
+from blip_recipe.processing import load_processor
+
+TASK = "image-to-text"
+SINGLE_IMAGE = (str, bytes, Path, Mapping, Image.Image, np.ndarray)
+
+
+class ImageToTextPipeline(Pipeline):
+    """Captions pictures as the model's own evaluation did: with the prompt and decoding of its `recipe.json`.
+
+    Takes a path, URL, `PIL.Image`, array or `{"bytes", "path"}`, a list or column of these, a generator, a torch or
+    `datasets` data set (whose rows have an `image`). A picture gives `[{"generated_text": ...}, ...]`, one entry a caption;
+    lists give lists, generators and data sets give their results one by one.
+
+    Args to the constructor or to a call, where the call wins:
+        prompt: Words every caption starts with, instead of the recipe's; as in transformers 4.57 they are part of
+            `generated_text`, while a recipe's prompt is not.
+        max_new_tokens, num_beams, num_return_sequences, ... or `generate_kwargs`: decoding; what is left out is the recipe's.
+        timeout: Seconds to wait for a URL.
+        batch_size, num_workers: As in every pipeline.
+    """
+
+    # The model brings its own processor (AutoCaptioner): for an adapter, transformers would load the base model's.
+    _load_tokenizer = False
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_processor = False
+
+    def __new__(cls, model: torch.nn.Module, **kwargs: Any) -> Any:
+        """This pipeline for BLIP; for any other model what transformers 5 makes of this task: image-text-to-text."""
+        if isinstance(model.config, BlipConfig):
+            return super().__new__(cls)
+        kwargs["processor"] = kwargs.get("processor") or getattr(model, "captioning_processor", None)
+        return ImageTextToTextPipeline(model=model, **kwargs | {"task": "image-text-to-text"})
+
+    def __init__(self, model: torch.nn.Module, **kwargs: Any) -> None:
+        self.settings: CaptionSettings = getattr(model, "caption_settings", CaptionSettings())
+        parts = _choose_processor(
+            model, **{key: kwargs.pop(key, None) for key in ("tokenizer", "image_processor", "processor")}
+        )
+        kwargs.pop("local_files_only", None)
+        super().__init__(model=model, tokenizer=parts[0], image_processor=parts[1], **kwargs)
+        self.model.eval()
+
+    def __call__(self, images: Any = None, *, inputs: Any = None, **kwargs: Any) -> Any:
+        """Captions of `images` (also under the older name `inputs`)."""
+        images = inputs if images is None else images
+        if images is None:
+            raise ValueError("image-to-text needs pictures: a path, a URL, a PIL.Image, or several of them.")
+        if isinstance(images, (*SINGLE_IMAGE, GeneratorType, torch.utils.data.Dataset)):
+            return super().__call__(images, **kwargs)
+        if isinstance(images, list) and images:
+            return super().__call__(images, **kwargs)
+        # A generator is read picture by picture, where a column or data set would be decoded whole.
+        captions = super().__call__((image for image in images), **kwargs)
+        return list(captions) if isinstance(images, Sequence) else captions
+
+    def _sanitize_parameters(
+        self,
+        prompt: str | None = None,
+        timeout: float | None = None,
+        max_new_tokens: int | None = None,
+        generate_kwargs: dict[str, Any] | None = None,
+        **decoding: Any,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        decoding |= {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+        if twice := sorted(decoding.keys() & (generate_kwargs or {}).keys()):
+            raise ValueError(f"{', '.join(twice)} given twice: as an argument and in `generate_kwargs`. Use one.")
+        if prompt is not None and not isinstance(prompt, str):
+            raise ValueError(f"`prompt` is a {type(prompt).__name__}: expected one text, which all pictures share.")
+        forward = decoding | (generate_kwargs or {})
+        if prompt is not None:
+            forward["prompt"] = prompt
+        return {} if timeout is None else {"timeout": timeout}, forward, {}
+
+    def preprocess(self, image: Any, timeout: float | None = None) -> dict[str, torch.Tensor]:
+        """`pixel_values` `(1, 3, height, width)` of one picture, upright and in RGB."""
+        if isinstance(image, Mapping) and "image" in image:
+            image = image["image"]
+        return {
+            "pixel_values": self.image_processor(open_image(image, timeout=timeout), return_tensors="pt").pixel_values
+        }
+
+    def _forward(
+        self, model_inputs: dict[str, torch.Tensor], prompt: str | None = None, **decoding: Any
+    ) -> dict[str, torch.Tensor]:
+        """`token_ids` `(pictures, captions, tokens)`."""
+        pixel_values = model_inputs["pixel_values"]
+        recorded = prompt is None
+        prompt = self.settings.prompt if prompt is None else prompt
+        token_ids = generate_token_ids(
+            self.model, self.tokenizer, pixel_values, prompt, **decoding_arguments(self.settings, decoding)
+        )
+        if not recorded:
+            prompt_ids = self.tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
+            prompt_ids = prompt_ids.to(token_ids).expand(len(token_ids), -1)
+            token_ids = torch.cat([prompt_ids, token_ids], dim=1)
+        return {"token_ids": token_ids.view(len(pixel_values), -1, token_ids.shape[-1])}
+
+    def postprocess(self, model_outputs: dict[str, torch.Tensor]) -> list[dict[str, str]]:
+        """One `{"generated_text": ...}` a caption of the picture."""
+        captions = self.tokenizer.batch_decode(model_outputs["token_ids"][0], skip_special_tokens=True)
+        return [{"generated_text": caption.strip()} for caption in captions]
+
+
+def decoding_arguments(settings: CaptionSettings, explicit: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `generate`: those of `explicit`, and the model's own settings for what is left open."""
+    if "generation_config" in explicit:
+        return dict(explicit)
+    arguments: dict[str, Any] = {
+        # The original samples without beams (`models/blip.py`, BLIP_Decoder.generate).
+        "num_beams": 1 if explicit.get("do_sample") else settings.num_beams,
+        "max_length": settings.max_length,
+        "min_length": settings.min_length,
+    }
+    if "max_new_tokens" in explicit:
+        del arguments["max_length"]
+    if "min_new_tokens" in explicit:
+        del arguments["min_length"]
+    return arguments | dict(explicit)
+
+
+def caption_pipeline(
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    device: Any = None,
+    dtype: Any = "auto",
+    quantization: Literal["recorded", "8bit", "4bit"] | None = "recorded",
+    trust_remote_code: bool = False,
+    local_files_only: bool = False,
+    **arguments: Any,
+) -> ImageToTextPipeline:
+    """The pipeline for a BLIP captioner (a directory or Hub id; full or adapter), without touching transformers.
+
+    Args:
+        model: What was trained here, or any BLIP captioner.
+        device: Where it runs; the first accelerator, else the CPU, when left out.
+        dtype: Precision of the weights, `"auto"` for that of the files.
+        quantization: `"recorded"` puts an adapter on the base it was trained on (8-bit, 4-bit or full); `None` is full.
+        arguments: Those of `ImageToTextPipeline`: `batch_size`, `prompt`, `num_beams`, ...
+
+    Raises:
+        RecipeError: It cannot be loaded, or is not a BLIP captioner.
+    """
+    device = torch.device(device if device is not None else _first_device())
+    captioner, processor, settings = load_captioner(
+        str(model),
+        revision=revision,
+        token=token,
+        device=device,
+        dtype=dtype,
+        quantization=quantization,
+        trust_remote_code=trust_remote_code,
+        local_files_only=local_files_only,
+    )
+    captioner.caption_settings, captioner.captioning_processor = settings, processor
+    return ImageToTextPipeline(model=captioner, task=TASK, device=device, **arguments)
+
+
+class AutoCaptioner:
+    """How `transformers.pipeline` loads a model for this task: as training's own evaluation does."""
+
+    @classmethod
+    def from_pretrained(cls, name: str, **kwargs: Any) -> torch.nn.Module:
+        """The model `name`, with its `captioning_processor` and, for BLIP, its `caption_settings` set on it.
+
+        `kwargs` are those that `pipeline(model_kwargs=...)` hands to a model.
+
+        Raises:
+            RecipeError: It cannot be loaded.
+        """
+        # transformers resolves an adapter's revision for its base model: the plain name of it holds for both.
+        revision = None if kwargs.get("revision") is None else str(kwargs["revision"])
+        hub = {"revision": revision, "token": kwargs.pop("token", None)}
+        hub["local_files_only"] = kwargs.pop("local_files_only", False)
+        hub["trust_remote_code"] = bool(kwargs.pop("trust_remote_code", False))
+        kwargs = {key: value for key, value in kwargs.items() if key != "revision" and not key.startswith("_")}
+        try:
+            if _is_blip(name, **hub):
+                return _load_blip_captioner(name, hub, **kwargs)
+        except OSError as error:
+            # transformers answers an OSError with its stock class, which also reads pickle files.
+            raise RecipeError(f"{name!r} cannot be loaded: {error}") from error
+        model = AutoModelForImageTextToText.from_pretrained(name, **hub, **kwargs)
+        model.captioning_processor = AutoProcessor.from_pretrained(name, **hub)
+        return model
+
+
+def _load_blip_captioner(
+    name: str,
+    hub: dict[str, Any],
+    *,
+    dtype: Any = "auto",
+    device_map: Any = None,
+    quantization_config: Any = None,
+    **unknown: Any,
+) -> torch.nn.Module:
+    if unknown:
+        raise RecipeError(
+            f"model_kwargs has {', '.join(sorted(unknown))}: expected dtype, device_map or quantization_config. "
+            "Load the model yourself and hand it over: pipeline('image-to-text', model=model, processor=processor)."
+        )
+    quantization: Any = "recorded"
+    if quantization_config is not None:
+        quantization = "8bit" if quantization_config.load_in_8bit else "4bit"
+    # A quantised model is best loaded where it runs; the pipeline moves it if another device was asked for.
+    device = _device_of(device_map) or _first_device()
+    model, processor, settings = load_captioner(name, device=device, dtype=dtype, quantization=quantization, **hub)
+    model.captioning_processor, model.caption_settings = processor, settings
+    return model
+
+
+def _is_blip(name: str, *, revision: str | None, trust_remote_code: bool, **hub: Any) -> bool:
+    """Whether `name`, or the base model of the adapter `name`, is a BLIP model."""
+    adapter = read_repository_json(name, "adapter_config.json", revision=revision, **hub)
+    if adapter:
+        name, revision = adapter["base_model_name_or_path"], adapter.get("revision")
+    config = AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code, **hub)
+    return isinstance(config, BlipConfig)
+
+
+def _device_of(device_map: Any) -> str | None:
+    """The one device of a `device_map`; None when it leaves the choice open."""
+    device = device_map.get("") if isinstance(device_map, dict) else device_map
+    return None if device in (None, "auto", "balanced", "balanced_low_0", "sequential") else str(device)
+
+
+def _first_device() -> str:
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return "cpu" if accelerator is None else f"{accelerator.type}:0"
+
+
+def _choose_processor(
+    model: torch.nn.Module, *, tokenizer: Any, image_processor: Any, processor: Any
+) -> tuple[Any, Any]:
+    """Tokenizer and image processor: what the caller gave (objects or names), else what came with the model."""
+    if isinstance(processor, str):
+        processor = load_processor(processor)
+    processor = processor or getattr(model, "captioning_processor", None)
+    if isinstance(tokenizer, str):
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
+    if isinstance(image_processor, str):
+        image_processor = BlipImageProcessor.from_pretrained(image_processor)
+    if processor is None and (tokenizer is None or image_processor is None):
+        raise ValueError("A model that is loaded already needs `processor`, or `tokenizer` and `image_processor`.")
+    return tokenizer or processor.tokenizer, image_processor or processor.image_processor
+
+
+def _register() -> None:
+    """Offer the task to `transformers.pipeline`, and keep transformers 5.19 and later from renaming it first."""
+    pipelines.PIPELINE_REGISTRY.register_pipeline(
+        TASK,
+        pipeline_class=ImageToTextPipeline,
+        pt_model=AutoCaptioner,
+        default={"model": ("Salesforce/blip-image-captioning-base", "main")},
+        type="multimodal",
+    )
+    if hasattr(pipelines, "_resolve_deprecated_task"):
+
+        @wrapt.patch_function_wrapper(pipelines, "_resolve_deprecated_task")
+        def keep_image_to_text(
+            resolve: Callable[..., str], _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> str:
+            return TASK if TASK in (*args, *kwargs.values()) else resolve(*args, **kwargs)
+
+
+_register()
