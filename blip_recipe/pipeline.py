@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import GeneratorType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -24,12 +24,12 @@ from transformers import (
     pipelines,
 )
 
-from blip_recipe.adapters import CaptionSettings, load_captioner, read_repository_json
-from blip_recipe.data import open_image
 from blip_recipe.errors import RecipeError
-from blip_recipe.modeling import generate_token_ids
-from blip_recipe.processing import load_processor
 
+if TYPE_CHECKING:
+    from blip_recipe.adapters import CaptionSettings
+
+# The rest of blip_recipe is imported where it is used: this module comes along with every use of transformers' pipelines.
 TASK = "image-to-text"
 SINGLE_IMAGE = (str, bytes, Path, Mapping, Image.Image, np.ndarray)
 
@@ -63,6 +63,8 @@ class ImageToTextPipeline(Pipeline):
         return ImageTextToTextPipeline(model=model, **kwargs | {"task": "image-text-to-text"})
 
     def __init__(self, model: torch.nn.Module, **kwargs: Any) -> None:
+        from blip_recipe.adapters import CaptionSettings
+
         self.settings: CaptionSettings = getattr(model, "caption_settings", CaptionSettings())
         parts = _choose_processor(
             model, **{key: kwargs.pop(key, None) for key in ("tokenizer", "image_processor", "processor")}
@@ -104,6 +106,8 @@ class ImageToTextPipeline(Pipeline):
 
     def preprocess(self, image: Any, timeout: float | None = None) -> dict[str, torch.Tensor]:
         """`pixel_values` `(1, 3, height, width)` of one picture, upright and in RGB."""
+        from blip_recipe.data import open_image
+
         if isinstance(image, Mapping) and "image" in image:
             image = image["image"]
         return {
@@ -114,6 +118,8 @@ class ImageToTextPipeline(Pipeline):
         self, model_inputs: dict[str, torch.Tensor], prompt: str | None = None, **decoding: Any
     ) -> dict[str, torch.Tensor]:
         """`token_ids` `(pictures, captions, tokens)`."""
+        from blip_recipe.modeling import generate_token_ids
+
         pixel_values = model_inputs["pixel_values"]
         recorded = prompt is None
         prompt = self.settings.prompt if prompt is None else prompt
@@ -173,6 +179,8 @@ def caption_pipeline(
     Raises:
         RecipeError: It cannot be loaded, or is not a BLIP captioner.
     """
+    from blip_recipe.adapters import load_captioner
+
     device = torch.device(device if device is not None else _first_device())
     captioner, processor, settings = load_captioner(
         str(model),
@@ -226,6 +234,8 @@ def _load_blip_captioner(
     quantization_config: Any = None,
     **unknown: Any,
 ) -> torch.nn.Module:
+    from blip_recipe.adapters import load_captioner
+
     if unknown:
         raise RecipeError(
             f"model_kwargs has {', '.join(sorted(unknown))}: expected dtype, device_map or quantization_config. "
@@ -243,6 +253,8 @@ def _load_blip_captioner(
 
 def _is_blip(name: str, *, revision: str | None, trust_remote_code: bool, **hub: Any) -> bool:
     """Whether `name`, or the base model of the adapter `name`, is a BLIP model."""
+    from blip_recipe.adapters import read_repository_json
+
     adapter = read_repository_json(name, "adapter_config.json", revision=revision, **hub)
     if adapter:
         name, revision = adapter["base_model_name_or_path"], adapter.get("revision")
@@ -265,6 +277,8 @@ def _choose_processor(
     model: torch.nn.Module, *, tokenizer: Any, image_processor: Any, processor: Any
 ) -> tuple[Any, Any]:
     """Tokenizer and image processor: what the caller gave (objects or names), else what came with the model."""
+    from blip_recipe.processing import load_processor
+
     if isinstance(processor, str):
         processor = load_processor(processor)
     processor = processor or getattr(model, "captioning_processor", None)
