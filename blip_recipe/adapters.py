@@ -1,4 +1,4 @@
-"""LoRA and quantised loading: from a recipe's keys to a model that trains, and from a saved one to a model that captions."""
+"""LoRA and quantised loading: the model of a recipe, ready to train, and a saved captioner, ready to caption."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class CaptionSettings:
 
 
 def quantization_config(quantization: Quantization | None) -> BitsAndBytesConfig | None:
-    """bitsandbytes settings: LLM.int8() (arXiv 2208.07339) or NF4 with double quantisation (QLoRA, arXiv 2305.14314)."""
+    """bitsandbytes settings: LLM.int8() (arXiv 2208.07339), or QLoRA's NF4 with double quantisation (2305.14314)."""
     from transformers import BitsAndBytesConfig
 
     if quantization is None:
@@ -61,7 +61,8 @@ def load_blip(
 ) -> BlipForCaptioning:
     """A full BLIP captioner from a directory or a Hub id, on `device`.
 
-    `hub` goes to `from_pretrained`: `revision`, `token`, `local_files_only`, `trust_remote_code`. Only safetensors are read.
+    `hub` goes to `from_pretrained`: `revision`, `token`, `local_files_only`, `trust_remote_code`. Weights are read from
+    safetensors only.
     """
     if quantization is not None:
         place = {"": device or PartialState().device}

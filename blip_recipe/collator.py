@@ -25,7 +25,7 @@ class CaptionCollator:
 
     Args:
         processor: BLIP's image processor and tokenizer.
-        bos_token_id: `[DEC]`, the decoder's first token (`text_config.bos_token_id`; published tokenizers do not name it).
+        bos_token_id: `[DEC]`, the decoder's first token, as the model's `text_config` has it.
         prompt: Words every caption starts with.
         max_length: Longest caption in tokens, prompt included.
     """
@@ -39,8 +39,8 @@ class CaptionCollator:
         """A batch of `rows` (each `row`, `image`, `captions`).
 
         Returns:
-            `row` `(images,)`, `pixel_values` `(images, 3, height, width)`, `image_index` `(captions,)`, and `input_ids`,
-            `attention_mask` and `labels` `(captions, tokens)`.
+            `row` `(images,)`, `pixel_values` `(images, 3, height, width)`, `image_index` `(captions,)`, and
+            `input_ids`, `attention_mask` and `labels` `(captions, tokens)`.
         """
         image_index = [image for image, row in enumerate(rows) for _ in row["captions"]]
         pixel_values = self.processor.image_processor([row["image"] for row in rows], return_tensors="pt").pixel_values

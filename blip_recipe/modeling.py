@@ -20,7 +20,7 @@ IGNORED = -100
 
 
 class SdpaVisionAttention(BlipAttention):
-    """The image encoder's self-attention through `scaled_dot_product_attention`; equal to the stock one up to rounding."""
+    """The image encoder's self-attention through `scaled_dot_product_attention`; the stock one up to rounding."""
 
     def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, None]:
         """`(images, patches, width)` to the same shape; no attention map is kept."""
@@ -116,7 +116,7 @@ class BlipForCaptioning(BlipForConditionalGeneration):
             pixel_values: `(images, 3, height, width)`, each image once.
             input_ids: `(captions, tokens)`.
             attention_mask: `(captions, tokens)`, 0 on padding.
-            image_index: `(captions,)`, the image of each caption, ascending; left out when there is one caption an image.
+            image_index: `(captions,)`, the image of each caption, ascending; left out for one caption an image.
 
         Returns:
             `logits` of shape `(captions, tokens, vocabulary)` and `image_embeds` of shape `(images, patches, width)`.

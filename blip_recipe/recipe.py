@@ -321,8 +321,8 @@ def check_recipe(recipe: Recipe[FinetuneOptions]) -> None:
         training.resume_from_checkpoint = None  # resuming from the newest is what a rerun does anyway
     if training.resume_from_checkpoint and not Path(training.resume_from_checkpoint, "trainer_state.json").is_file():
         raise RecipeError(
-            f"resume_from_checkpoint is {training.resume_from_checkpoint!r}, which is no checkpoint: expected a directory "
-            "with trainer_state.json. Leave it out to go on from the newest checkpoint in output_dir."
+            f"resume_from_checkpoint is {training.resume_from_checkpoint!r}, which is no checkpoint: expected a "
+            "directory with trainer_state.json. Leave it out to go on from the newest checkpoint in output_dir."
         )
     best = (training.metric_for_best_model or "loss").removeprefix("eval_")
     known = {"loss", *recipe.generation.score_names()}

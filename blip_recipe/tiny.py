@@ -51,9 +51,9 @@ def build_tokenizer(captions: Iterable[str]) -> PreTrainedTokenizerBase:
 def tiny_config(tokenizer: PreTrainedTokenizerBase, image_size: int) -> BlipConfig:
     """BLIP's own choices at a size that learns on a laptop.
 
-    `BlipConfig()` defaults are not BLIP's: `[SEP]` as the end, `[DEC]` as the start, LayerNorm eps 1e-6 in the image encoder
-    and live initial weights are those of the original repository (`configs/med_config.json`, `models/vit.py`). Its dropout
-    of 0.1 is left out: drawn scenes are never seen twice often enough to be learnt by heart.
+    `BlipConfig()` defaults are not BLIP's: `[SEP]` as the end, `[DEC]` as the start, LayerNorm eps 1e-6 in the image
+    encoder and live initial weights are those of the original repository (`configs/med_config.json`, `models/vit.py`).
+    Its dropout of 0.1 is left out: the tiny model is too small to learn the scenes by heart.
     """
     shape = {
         "hidden_size": WIDTH,

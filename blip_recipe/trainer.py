@@ -123,8 +123,8 @@ class CaptionTrainer(Seq2SeqTrainer):
         """Generate from pixels and prompt alone, and sum the loss of each image.
 
         Returns:
-            Nothing for Trainer's mean of batch means; token ids `(images, generation_max_length)`; and, each `(images,)`,
-            row numbers, sums of token losses and numbers of predicted tokens.
+            Nothing for Trainer's mean of batch means; token ids `(images, generation_max_length)`; and, each of shape
+            `(images,)`, row numbers, sums of token losses and numbers of predicted tokens.
         """
         inputs = self._prepare_inputs(inputs)
         rows, labels = inputs.pop("row"), inputs.pop("labels")
