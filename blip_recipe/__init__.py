@@ -20,7 +20,7 @@ __all__ = ["caption_pipeline"]
 
 @wrapt.when_imported("transformers.pipelines")
 def _register_image_to_text(pipelines: ModuleType) -> None:
-    """Register the task once transformers is asked for pipelines: importing it here would cost every command seconds."""
+    """Register the task once transformers is asked for pipelines: importing it here would slow down every command."""
     if "image-to-text" not in pipelines.SUPPORTED_TASKS:  # transformers 4 has it
         import_module("blip_recipe.pipeline")
 

@@ -1,8 +1,8 @@
-"""The task `image-to-text` for transformers 5: registered when this module is imported (`import blip_recipe` sees to it)."""
+"""The task `image-to-text` for transformers 5: registered when this is imported (`import blip_recipe` sees to it)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +20,6 @@ from transformers import (
     BlipImageProcessor,
     ImageTextToTextPipeline,
     Pipeline,
-    PreTrainedModel,
     pipelines,
 )
 
@@ -29,7 +28,7 @@ from blip_recipe.errors import RecipeError
 if TYPE_CHECKING:
     from blip_recipe.adapters import CaptionSettings
 
-# The rest of blip_recipe is imported where it is used: this module comes along with every use of transformers' pipelines.
+# The rest of blip_recipe is imported where it is used: this module comes along with every `transformers.pipelines`.
 TASK = "image-to-text"
 SINGLE_IMAGE = (str, bytes, Path, Mapping, Image.Image, np.ndarray)
 
@@ -38,44 +37,51 @@ class ImageToTextPipeline(Pipeline):
     """Captions pictures as the model's own evaluation did: with the prompt and decoding of its `recipe.json`.
 
     Takes a path, URL, `PIL.Image`, array or `{"bytes", "path"}`, a list or column of these, a generator, a torch or
-    `datasets` data set (whose rows have an `image`). A picture gives `[{"generated_text": ...}, ...]`, one entry a caption;
-    lists give lists, generators and data sets give their results one by one.
+    `datasets` data set (whose rows have an `image`). A picture gives `[{"generated_text": ...}, ...]`, one entry a
+    caption; lists give lists, generators and data sets give their results one by one.
 
     Args to the constructor or to a call, where the call wins:
         prompt: Words every caption starts with, instead of the recipe's; as in transformers 4.57 they are part of
             `generated_text`, while a recipe's prompt is not.
-        max_new_tokens, num_beams, num_return_sequences, ... or `generate_kwargs`: decoding; what is left out is the recipe's.
-        timeout: Seconds to wait for a URL.
+        max_new_tokens, num_beams, num_return_sequences, ..., or a dictionary of them as `generate_kwargs`: decoding;
+            what is left out is the recipe's.
         batch_size, num_workers: As in every pipeline.
     """
 
     # The model brings its own processor (AutoCaptioner): for an adapter, transformers would load the base model's.
-    _load_tokenizer = False
-    _load_image_processor = False
-    _load_feature_extractor = False
-    _load_processor = False
+    _load_tokenizer: Any = False
+    _load_image_processor: Any = False
+    _load_feature_extractor: Any = False
+    _load_processor: Any = False
+    tokenizer: Any
+    image_processor: Any
 
-    def __new__(cls, model: torch.nn.Module, **kwargs: Any) -> Any:
+    def __new__(cls, model: Any, **kwargs: Any) -> Any:
         """This pipeline for BLIP; for any other model what transformers 5 makes of this task: image-text-to-text."""
         if isinstance(model.config, BlipConfig):
             return super().__new__(cls)
         kwargs["processor"] = kwargs.get("processor") or getattr(model, "captioning_processor", None)
         return ImageTextToTextPipeline(model=model, **kwargs | {"task": "image-text-to-text"})
 
-    def __init__(self, model: torch.nn.Module, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        image_processor: Any = None,
+        processor: Any = None,
+        local_files_only: bool = False,  # transformers hands it on when everything is loaded
+        **kwargs: Any,
+    ) -> None:
         from blip_recipe.adapters import CaptionSettings
 
         self.settings: CaptionSettings = getattr(model, "caption_settings", CaptionSettings())
-        parts = _choose_processor(
-            model, **{key: kwargs.pop(key, None) for key in ("tokenizer", "image_processor", "processor")}
-        )
-        kwargs.pop("local_files_only", None)
-        super().__init__(model=model, tokenizer=parts[0], image_processor=parts[1], **kwargs)
+        tokenizer, image_processor = _choose_processor(model, tokenizer, image_processor, processor)
+        super().__init__(model=model, tokenizer=tokenizer, image_processor=image_processor, **kwargs)
         self.model.eval()
 
-    def __call__(self, images: Any = None, *, inputs: Any = None, **kwargs: Any) -> Any:
-        """Captions of `images` (also under the older name `inputs`)."""
-        images = inputs if images is None else images
+    def __call__(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Captions of the pictures `inputs`, which may also be named `images`."""
+        images = kwargs.pop("images", inputs)
         if images is None:
             raise ValueError("image-to-text needs pictures: a path, a URL, a PIL.Image, or several of them.")
         if isinstance(images, (*SINGLE_IMAGE, GeneratorType, torch.utils.data.Dataset)):
@@ -89,7 +95,6 @@ class ImageToTextPipeline(Pipeline):
     def _sanitize_parameters(
         self,
         prompt: str | None = None,
-        timeout: float | None = None,
         max_new_tokens: int | None = None,
         generate_kwargs: dict[str, Any] | None = None,
         **decoding: Any,
@@ -102,19 +107,17 @@ class ImageToTextPipeline(Pipeline):
         forward = decoding | (generate_kwargs or {})
         if prompt is not None:
             forward["prompt"] = prompt
-        return {} if timeout is None else {"timeout": timeout}, forward, {}
+        return {}, forward, {}
 
-    def preprocess(self, image: Any, timeout: float | None = None) -> dict[str, torch.Tensor]:
+    def preprocess(self, image: Any) -> dict[str, Any]:  # type: ignore[override]
         """`pixel_values` `(1, 3, height, width)` of one picture, upright and in RGB."""
         from blip_recipe.data import open_image
 
         if isinstance(image, Mapping) and "image" in image:
             image = image["image"]
-        return {
-            "pixel_values": self.image_processor(open_image(image, timeout=timeout), return_tensors="pt").pixel_values
-        }
+        return {"pixel_values": self.image_processor(open_image(image), return_tensors="pt").pixel_values}
 
-    def _forward(
+    def _forward(  # type: ignore[override]
         self, model_inputs: dict[str, torch.Tensor], prompt: str | None = None, **decoding: Any
     ) -> dict[str, torch.Tensor]:
         """`token_ids` `(pictures, captions, tokens)`."""
@@ -132,7 +135,7 @@ class ImageToTextPipeline(Pipeline):
             token_ids = torch.cat([prompt_ids, token_ids], dim=1)
         return {"token_ids": token_ids.view(len(pixel_values), -1, token_ids.shape[-1])}
 
-    def postprocess(self, model_outputs: dict[str, torch.Tensor]) -> list[dict[str, str]]:
+    def postprocess(self, model_outputs: Any, **_: Any) -> list[dict[str, str]]:
         """One `{"generated_text": ...}` a caption of the picture."""
         captions = self.tokenizer.batch_decode(model_outputs["token_ids"][0], skip_special_tokens=True)
         return [{"generated_text": caption.strip()} for caption in captions]
@@ -192,7 +195,7 @@ def caption_pipeline(
         trust_remote_code=trust_remote_code,
         local_files_only=local_files_only,
     )
-    captioner.caption_settings, captioner.captioning_processor = settings, processor
+    captioner = _with_its_own(captioner, processor, settings)
     return ImageToTextPipeline(model=captioner, task=TASK, device=device, **arguments)
 
 
@@ -200,7 +203,7 @@ class AutoCaptioner:
     """How `transformers.pipeline` loads a model for this task: as training's own evaluation does."""
 
     @classmethod
-    def from_pretrained(cls, name: str, **kwargs: Any) -> torch.nn.Module:
+    def from_pretrained(cls, name: str, **kwargs: Any) -> Any:
         """The model `name`, with its `captioning_processor` and, for BLIP, its `caption_settings` set on it.
 
         `kwargs` are those that `pipeline(model_kwargs=...)` hands to a model.
@@ -210,7 +213,7 @@ class AutoCaptioner:
         """
         # transformers resolves an adapter's revision for its base model: the plain name of it holds for both.
         revision = None if kwargs.get("revision") is None else str(kwargs["revision"])
-        hub = {"revision": revision, "token": kwargs.pop("token", None)}
+        hub: dict[str, Any] = {"revision": revision, "token": kwargs.pop("token", None)}
         hub["local_files_only"] = kwargs.pop("local_files_only", False)
         hub["trust_remote_code"] = bool(kwargs.pop("trust_remote_code", False))
         kwargs = {key: value for key, value in kwargs.items() if key != "revision" and not key.startswith("_")}
@@ -221,8 +224,7 @@ class AutoCaptioner:
             # transformers answers an OSError with its stock class, which also reads pickle files.
             raise RecipeError(f"{name!r} cannot be loaded: {error}") from error
         model = AutoModelForImageTextToText.from_pretrained(name, **hub, **kwargs)
-        model.captioning_processor = AutoProcessor.from_pretrained(name, **hub)
-        return model
+        return _with_its_own(model, AutoProcessor.from_pretrained(name, **hub))
 
 
 def _load_blip_captioner(
@@ -233,7 +235,7 @@ def _load_blip_captioner(
     device_map: Any = None,
     quantization_config: Any = None,
     **unknown: Any,
-) -> torch.nn.Module:
+) -> Any:
     from blip_recipe.adapters import load_captioner
 
     if unknown:
@@ -247,7 +249,14 @@ def _load_blip_captioner(
     # A quantised model is best loaded where it runs; the pipeline moves it if another device was asked for.
     device = _device_of(device_map) or _first_device()
     model, processor, settings = load_captioner(name, device=device, dtype=dtype, quantization=quantization, **hub)
-    model.captioning_processor, model.caption_settings = processor, settings
+    return _with_its_own(model, processor, settings)
+
+
+def _with_its_own(model: Any, processor: Any, settings: CaptionSettings | None = None) -> Any:
+    """`model` with its processor and settings on it: transformers hands nothing but the model to a pipeline."""
+    model.captioning_processor = processor
+    if settings is not None:
+        model.caption_settings = settings
     return model
 
 
@@ -273,9 +282,7 @@ def _first_device() -> str:
     return "cpu" if accelerator is None else f"{accelerator.type}:0"
 
 
-def _choose_processor(
-    model: torch.nn.Module, *, tokenizer: Any, image_processor: Any, processor: Any
-) -> tuple[Any, Any]:
+def _choose_processor(model: Any, tokenizer: Any, image_processor: Any, processor: Any) -> tuple[Any, Any]:
     """Tokenizer and image processor: what the caller gave (objects or names), else what came with the model."""
     from blip_recipe.processing import load_processor
 

@@ -1,4 +1,4 @@
-"""Image processor and tokenizer: loaded from a model or adapter, saved so that transformers 4.57 and 5 both read them."""
+"""Image processor and tokenizer: loaded from a model or an adapter, saved so that transformers 4.57 and 5 read them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def load_processor(
     Raises:
         RecipeError: There is no processor, or its files cannot be read.
     """
-    hub = {"revision": revision, "token": token, "local_files_only": local_files_only}
+    hub: dict[str, Any] = {"revision": revision, "token": token, "local_files_only": local_files_only}
     adapter = None if _find(name, TOKENIZER_CONFIG, hub) else _find(name, "adapter_config.json", hub)
     if adapter:
         base = json.loads(Path(adapter).read_text(encoding="utf-8"))
@@ -51,7 +51,7 @@ def load_processor(
 def save_processor(processor: BlipProcessor, directory: str | PathLike[str]) -> None:
     """Write the files of `processor` into `directory` in the form that both transformers 4.57 and 5 read.
 
-    transformers 5 keeps the image processor inside `processor_config.json` and additional special tokens as a list named
+    transformers 5 keeps the image processor inside `processor_config.json` and additional special tokens in a list
     `extra_special_tokens`; 4.57 looks for `preprocessor_config.json` and fails on that list.
     """
     directory = Path(directory)
