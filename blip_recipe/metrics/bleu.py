@@ -1,0 +1,72 @@
+"""BLEU-1 to BLEU-4 (Papineni et al., 2002, https://aclanthology.org/P02-1040) as the COCO caption tools compute them.
+
+Against the paper: the closest reference length is the shorter one on a tie, and tiny constants stand for smoothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from blip_recipe.metrics.ngrams import MAX_N, Ngram, count_ngrams
+from blip_recipe.metrics.scores import Values
+
+# `bleu_scorer.py` of pycocoevalcap, `compute_score`: they keep precisions and length ratio from dividing by zero.
+SMALL, TINY = 1e-9, 1e-15
+
+
+class Bleu:
+    """BLEU against fixed references, whose n-gram counts are kept.
+
+    Args:
+        references: The tokenized references of each image.
+    """
+
+    def __init__(self, references: Sequence[Sequence[str]]) -> None:
+        self.lengths: list[list[int]] = []
+        self.max_counts: list[dict[Ngram, int]] = []
+        for captions in references:
+            words = [caption.split() for caption in captions]
+            self.lengths.append([len(each) for each in words])
+            max_counts: dict[Ngram, int] = {}
+            for each in words:
+                for counts in count_ngrams(each):
+                    for ngram, count in counts.items():
+                        if count > max_counts.get(ngram, 0):
+                            max_counts[ngram] = count
+            self.max_counts.append(max_counts)
+
+    def score(self, captions: Sequence[str]) -> Values:
+        """BLEU-1 to BLEU-4 of the tokenized `captions`, one an image."""
+        totals = [0] * (2 * MAX_N + 2)
+        rows = []
+        for caption, lengths, max_counts in zip(captions, self.lengths, self.max_counts, strict=True):
+            statistics = sentence_statistics(caption.split(), lengths, max_counts)
+            totals = [total + each for total, each in zip(totals, statistics, strict=True)]
+            rows.append(bleu_from_statistics(statistics))
+        names = [f"bleu_{n + 1}" for n in range(MAX_N)]
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        corpus = dict(zip(names, bleu_from_statistics(totals), strict=True))
+        return Values(corpus, dict(zip(names, columns, strict=True)))
+
+
+def sentence_statistics(words: list[str], lengths: list[int], max_counts: dict[Ngram, int]) -> list[int]:
+    """Caption length, closest reference length, n-grams found in a reference (clipped) and n-grams, for each n."""
+    length = len(words)
+    closest = min((abs(each - length), each) for each in lengths)[1]
+    correct = [
+        sum(min(count, max_counts.get(ngram, 0)) for ngram, count in counts.items()) for counts in count_ngrams(words)
+    ]
+    return [length, closest, *correct, *(max(0, length - n) for n in range(MAX_N))]
+
+
+def bleu_from_statistics(statistics: Sequence[int]) -> list[float]:
+    """BLEU-1 to BLEU-4: the geometric mean of the precisions, times the brevity penalty."""
+    length, closest, *counts = statistics
+    ratio = (length + TINY) / (closest + SMALL)
+    brevity = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
+    product, values = 1.0, []
+    for n in range(MAX_N):
+        product *= (counts[n] + TINY) / (counts[MAX_N + n] + SMALL)
+        values.append(product ** (1 / (n + 1)) * brevity)
+    return values

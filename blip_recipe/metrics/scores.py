@@ -1,0 +1,70 @@
+"""The names of the scores, and the values that a scorer returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from blip_recipe.errors import RecipeError
+
+ImageId = int | str
+
+METRICS: tuple[str, ...] = ("bleu", "meteor", "rouge_l", "cider", "spice", "exact_match")
+
+
+@dataclass
+class Scores:
+    """Scores as fractions (a CIDEr of 1.333 is the papers' 133.3).
+
+    Attributes:
+        corpus: Score of the whole set by name: `bleu_1` to `bleu_4`, `meteor`, `rouge_l`, `cider`, `spice`,
+            `exact_match`.
+        per_image: The same names for each image, by image id, in the order of the predictions.
+    """
+
+    corpus: dict[str, float]
+    per_image: dict[ImageId, dict[str, float]]
+
+
+class Values(NamedTuple):
+    """What one scorer returns: by score name the value of the corpus, and the values of its images in order."""
+
+    corpus: dict[str, float]
+    per_image: dict[str, list[float]]
+
+
+def mean_of_images(name: str, values: list[float]) -> Values:
+    """The scores of a metric whose corpus value is the mean over images."""
+    return Values({name: sum(values) / len(values)}, {name: values})
+
+
+def check_metrics(metrics: Sequence[str]) -> None:
+    """Raise `RecipeError` for a metric that does not exist."""
+    for name in metrics:
+        if name not in METRICS:
+            raise RecipeError(f"metrics names {name!r}, which does not exist; known are {', '.join(METRICS)}.")
+
+
+def check_same_images(predictions: Mapping[ImageId, str], references: Mapping[ImageId, Sequence[str]]) -> None:
+    """Raise `RecipeError` naming the images that have a caption and no reference, or the other way round."""
+    if not references:
+        raise RecipeError("there are no images to score: expected at least one caption with its references.")
+    missing = [image_id for image_id in references if image_id not in predictions]
+    unknown = [image_id for image_id in predictions if image_id not in references]
+    bare = [image_id for image_id, captions in references.items() if not captions]
+    for images, fault in (
+        (missing, "have references but no caption"),
+        (unknown, "have a caption but are not among the references"),
+        (bare, "have no reference"),
+    ):
+        if images:
+            raise RecipeError(f"{name_images(images)} {fault}: expected one caption for each image with references.")
+
+
+def name_images(image_ids: Sequence[ImageId]) -> str:
+    """`image 7`, or `12 images (7, 9, …)` with the first ten."""
+    if len(image_ids) == 1:
+        return f"image {image_ids[0]!r}"
+    shown = ", ".join(repr(image_id) for image_id in image_ids[:10])
+    return f"{len(image_ids)} images ({shown}{', …' if len(image_ids) > 10 else ''})"
