@@ -1,0 +1,88 @@
+"""Push a finished output directory to the Hub, from any machine and as often as you like: nothing is pushed twice.
+
+python -m blip_recipe.push outputs/shapes_tiny --repo_id ORG/NAME
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from blip_recipe.errors import PushError, RecipeError, run_command
+
+COMMIT_MESSAGE = "Upload a BLIP captioner fine-tuned with blip_recipe"
+
+PLACEHOLDER = "ORG/NAME"
+"""The repository that the card of a run without `push_to_hub` speaks of."""
+
+
+def main() -> None:
+    """Read the command line, let card and recipe speak of the repository, push, print its URL."""
+    arguments = parse_arguments()
+
+    from huggingface_hub import HfApi
+
+    from blip_recipe.hub import check_repo_id, preflight, published_files, push_folder
+
+    folder, private = arguments.folder, arguments.private or None
+    check_repo_id(arguments.repo_id, "--repo_id")
+    published_files(folder)
+    api = HfApi()
+    try:
+        repo_id = preflight(arguments.repo_id, folder.name, private, api)
+    except RecipeError as error:
+        # The directory is sound and the name is one: what is in the way is on the Hub's side.
+        raise PushError(str(error)) from error
+    retarget(folder, repo_id)
+    print(push_folder(folder, repo_id, private=private, message=arguments.commit_message, api=api).url)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line; a missing directory or name ends with code 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m blip_recipe.push",
+        description="Push a finished output directory to the Hub; nothing is pushed twice.",
+    )
+    parser.add_argument("folder", metavar="DIR", type=Path, help="output directory of a run")
+    parser.add_argument("--repo_id", metavar="ORG/NAME", required=True, help="repository; made if it does not exist")
+    parser.add_argument("--private", action="store_true", help="make the repository private, if it is made now")
+    parser.add_argument("--commit_message", default=COMMIT_MESSAGE, help="default: %(default)s")
+    return parser.parse_args()
+
+
+def retarget(folder: Path, repo_id: str) -> None:
+    """Let `recipe.json` and the card of an output directory speak of the repository that it is pushed to."""
+    from blip_recipe.results import read_json, write_json
+
+    recipe = read_json(folder / "recipe.json")
+    old = recipe.get("hub_model_id") or PLACEHOLDER
+    if old == repo_id:
+        return
+    readme = folder / "README.md"
+    if readme.exists():
+        card = readme.read_bytes().decode()
+        readme.write_bytes(retarget_card(card, old, repo_id).encode())
+    if recipe:
+        write_json(folder / "recipe.json", recipe | {"hub_model_id": repo_id})
+
+
+def retarget_card(card: str, old: str, new: str) -> str:
+    """A card with one repository's name for another's: in its text, and in the `name` of its model-index.
+
+    Other metadata stays: a base model or a data set may have the very name that the model had.
+    """
+    metadata, text = _split_card(card)
+    metadata = re.sub(rf"^- name: (['\"]?){re.escape(old)}\1$", rf"- name: \g<1>{new}\1", metadata, flags=re.MULTILINE)
+    # A longer name, or a longer namespace, is another repository.
+    return metadata + re.sub(rf"(?<![\w.-]){re.escape(old)}(?![\w-]|\.\w)", new, text)
+
+
+def _split_card(card: str) -> tuple[str, str]:
+    """The block of metadata at the top of a card, with its fences, and the rest."""
+    block = re.match(r"---\r?\n.*?\r?\n---(?=\r?\n|$)", card, flags=re.DOTALL)
+    return (card[: block.end()], card[block.end() :]) if block else ("", card)
+
+
+if __name__ == "__main__":
+    run_command(main)
