@@ -45,6 +45,7 @@ class ImageToTextPipeline(Pipeline):
             `generated_text`, while a recipe's prompt is not.
         max_new_tokens, num_beams, num_return_sequences, ..., or a dictionary of them as `generate_kwargs`: decoding;
             what is left out is the recipe's.
+        timeout: Seconds to wait for a URL (default 30).
         batch_size, num_workers: As in every pipeline.
     """
 
@@ -95,6 +96,7 @@ class ImageToTextPipeline(Pipeline):
     def _sanitize_parameters(
         self,
         prompt: str | None = None,
+        timeout: float | None = None,
         max_new_tokens: int | None = None,
         generate_kwargs: dict[str, Any] | None = None,
         **decoding: Any,
@@ -107,15 +109,19 @@ class ImageToTextPipeline(Pipeline):
         forward = decoding | (generate_kwargs or {})
         if prompt is not None:
             forward["prompt"] = prompt
-        return {}, forward, {}
+        return {} if timeout is None else {"timeout": timeout}, forward, {}
 
-    def preprocess(self, image: Any) -> dict[str, Any]:  # type: ignore[override]
+    def preprocess(  # type: ignore[override]
+        self, image: Any, timeout: float | None = None
+    ) -> dict[str, Any]:
         """`pixel_values` `(1, 3, height, width)` of one picture, upright and in RGB."""
         from blip_recipe.data import open_image
 
         if isinstance(image, Mapping) and "image" in image:
             image = image["image"]
-        return {"pixel_values": self.image_processor(open_image(image), return_tensors="pt").pixel_values}
+        return {
+            "pixel_values": self.image_processor(open_image(image, timeout=timeout), return_tensors="pt").pixel_values
+        }
 
     def _forward(  # type: ignore[override]
         self, model_inputs: dict[str, torch.Tensor], prompt: str | None = None, **decoding: Any
@@ -139,6 +145,11 @@ class ImageToTextPipeline(Pipeline):
         """One `{"generated_text": ...}` a caption of the picture."""
         captions = self.tokenizer.batch_decode(model_outputs["token_ids"][0], skip_special_tokens=True)
         return [{"generated_text": caption.strip()} for caption in captions]
+
+    def caption_pixels(self, pixel_values: torch.Tensor) -> list[str]:
+        """A caption for each of `pixel_values` `(pictures, 3, height, width)`, which `preprocess` has made."""
+        token_ids = self.forward({"pixel_values": pixel_values}, **self._forward_params)["token_ids"]
+        return [self.postprocess({"token_ids": each[None]})[0]["generated_text"] for each in token_ids]
 
 
 def decoding_arguments(settings: CaptionSettings, explicit: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,68 @@
+"""Tiny captioners and drawn pictures for tests: untrained, yet with another caption for another picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+
+from blip_recipe.modeling import BlipForCaptioning
+from blip_recipe.processing import save_processor
+from blip_recipe.tiny import build_tiny_blip
+
+CAPTIONS = ["a red square on a blue ground", "two green circles", "a picture of a small dog", "three yellow cats"]
+GAIN = 3.0
+"""Weights this much larger than fresh ones make an untrained model look at its picture."""
+
+
+def save_captioner(directory: Path, *, seed: int = 0, **recipe: Any) -> Path:
+    """A full captioner in `directory`, with `recipe.json` where `recipe` has keys."""
+    torch.manual_seed(seed)
+    model, processor = build_tiny_blip(CAPTIONS, image_size=32)
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.mul_(GAIN if weights.ndim > 1 else 1.0)
+    model.save_pretrained(directory)
+    save_processor(processor, directory)
+    if recipe:
+        write_recipe(directory, **recipe)
+    return directory
+
+
+def save_adapter(directory: Path, base: Path | str, *, base_directory: Path | None = None, **recipe: Any) -> Path:
+    """A LoRA adapter that changes captions, of the model `base`, whose weights may lie elsewhere."""
+    from peft import LoraConfig, get_peft_model
+
+    from blip_recipe.adapters import TEXT_LINEARS, name_stock_class
+    from blip_recipe.processing import load_processor
+
+    weights = base_directory or Path(base)
+    config = LoraConfig(r=4, target_modules=TEXT_LINEARS, task_type=None, init_lora_weights=False)
+    torch.manual_seed(1)
+    model = get_peft_model(BlipForCaptioning.from_pretrained(weights), config)
+    model.peft_config["default"].base_model_name_or_path = str(base)
+    model.save_pretrained(directory)
+    name_stock_class(directory)
+    save_processor(load_processor(str(weights)), directory)
+    write_recipe(directory, **recipe)
+    return directory
+
+
+def write_recipe(directory: Path, **recipe: Any) -> None:
+    """The keys of `recipe.json` that a captioner's users need."""
+    (directory / "recipe.json").write_text(json.dumps(recipe), encoding="utf-8")
+
+
+def draw_pictures(directory: Path, count: int, *, size: int = 40) -> list[Path]:
+    """`count` different PNG files named by number."""
+    directory.mkdir(parents=True, exist_ok=True)
+    paths = [directory / f"{number:04}.png" for number in range(count)]
+    for number, path in enumerate(paths):
+        picture = Image.new("RGB", (size, size), (37 * number % 256, 91 * number % 256, 151 * number % 256))
+        corner = 5 + 3 * number % (size - 10)
+        ImageDraw.Draw(picture).ellipse((2, 2, corner, size - 3), fill=(211 * number % 256, 255 - number % 256, 99))
+        picture.save(path)
+    return paths
