@@ -1,0 +1,108 @@
+"""The rows of a split as a trainer sees them: pictures opened and augmented, captions drawn and cleaned.
+
+Every random choice comes from a generator seeded with (seed, epoch, row). It depends neither on the number of worker
+processes nor on what was read before: a resumed run goes on as if it had never stopped, and runs with different numbers
+of workers are equal.
+
+The epoch is told by accelerate, which calls `set_epoch` on the data set of a loader at the start of each pass. It is
+kept in shared memory: workers that live on between epochs (`dataloader_persistent_workers`) hold copies of this object,
+and would otherwise repeat the first epoch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+
+from blip_recipe.data.augmentation import augment
+from blip_recipe.data.captions import normalize_caption
+from blip_recipe.data.images import open_image
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from datasets import Dataset
+    from transformers import ProcessorMixin
+
+    from blip_recipe.recipe import DataArguments
+
+
+class CaptionDataset(torch.utils.data.Dataset):
+    """Rows of `load_split` as `{"row", "image", "captions"}`.
+
+    Args:
+        rows: `image`, `image_id`, `captions`, as `load_split` gives them.
+        image_size: Side of an augmented picture in pixels.
+        captions_per_image: How many captions of an image are drawn, without replacement; None is all. An image that has
+            fewer gives all of them.
+        normalize_captions: Whether captions are cleaned as the original's (`normalize_caption`). `rows` keep them raw.
+        augmentation: `"blip"` is the original's (`augment`), `"none"` leaves pictures in their own size.
+        seed: What random choices start from.
+    """
+
+    def __init__(
+        self,
+        rows: Dataset,
+        *,
+        image_size: int,
+        captions_per_image: int | None,
+        normalize_captions: bool,
+        augmentation: Literal["blip", "none"],
+        seed: int,
+    ) -> None:
+        self.rows = rows
+        self.image_size = image_size
+        self.captions_per_image = captions_per_image
+        self.normalize_captions = normalize_captions
+        self.augmentation = augmentation
+        self.seed = seed
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the choices of `epoch` from now on, in the processes of workers too."""
+        self._epoch.fill_(epoch)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        """Row number, RGB picture (augmented: `image_size` square) and captions of a row.
+
+        Raises:
+            BadImageError: The picture cannot be read.
+        """
+        rng = np.random.default_rng([self.seed, int(self._epoch), row])
+        record = self.rows[row]
+        captions = self._draw_captions(record["captions"], rng)
+        image = open_image(record["image"])
+        if self.augmentation == "blip":
+            image = augment(image, self.image_size, rng)
+        return {"row": row, "image": image, "captions": captions}
+
+    def _draw_captions(self, captions: list[str], rng: np.random.Generator) -> list[str]:
+        if self.captions_per_image is not None and self.captions_per_image < len(captions):
+            drawn = rng.choice(len(captions), self.captions_per_image, replace=False)
+            captions = [captions[number] for number in drawn]
+        return [normalize_caption(caption) for caption in captions] if self.normalize_captions else captions
+
+
+def caption_datasets(
+    splits: Mapping[str, Dataset], arguments: DataArguments, processor: ProcessorMixin, seed: int
+) -> dict[str, CaptionDataset]:
+    """The splits of `load_splits` for a trainer: `train` as the recipe says, the others whole and as they are.
+
+    `eval_loss` is over all captions of a split, so scored splits never draw some, and see every picture unchanged.
+    """
+    return {
+        role: CaptionDataset(
+            rows,
+            image_size=processor.image_processor.size["height"],
+            captions_per_image=arguments.captions_per_image if role == "train" else None,
+            normalize_captions=arguments.normalize_captions,
+            augmentation=arguments.augmentation if role == "train" else "none",
+            seed=seed,
+        )
+        for role, rows in splits.items()
+    }

@@ -1,0 +1,121 @@
+"""Captions files: COCO's JSON, which has no splits, and Karpathy's, which names a split for each image."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blip_recipe.data.captions import read_captions
+from blip_recipe.data.columns import check_column
+from blip_recipe.data.rows import SplitColumns, images_from_paths, parse_split, resolve_path
+from blip_recipe.errors import RecipeError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from blip_recipe.recipe import DataArguments
+
+Record = dict[str, Any]
+
+PROBED = 100
+"""How many pictures are looked for before image_root is thought wrong."""
+
+
+def read_captions_file(arguments: DataArguments, split: str) -> SplitColumns:
+    """The pictures and captions that a COCO captions JSON (all of it) or a Karpathy JSON (the split) lists.
+
+    Paths are relative to `image_root`, else to the file's folder. Ids are COCO's `id`, Karpathy's `cocoid` or `imgid`,
+    unless `image_id_column` names another field.
+
+    Raises:
+        RecipeError: The file is not of these formats, has no such split or field, or no picture is where it says.
+    """
+    file = Path(str(arguments.dataset_name)).expanduser()
+    content = _load_json(file)
+    try:
+        if "annotations" in content:
+            columns = _read_coco(content, arguments, file)
+        else:
+            columns = _read_karpathy(content["images"], arguments, split, file)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RecipeError(f"{file} is not as expected ({type(error).__name__}: {error}). {EXPECTED}") from error
+    return columns
+
+
+EXPECTED = (
+    "Expected COCO captions JSON ('images' with id and file_name, 'annotations' with image_id and caption) or Karpathy "
+    "JSON ('images' with filename, split and sentences)."
+)
+
+
+def _load_json(file: Path) -> Record:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except (ValueError, OSError) as error:
+        raise RecipeError(f"{file} cannot be read as JSON: {error}. {EXPECTED}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
+        raise RecipeError(f"{file} has no list of 'images'. {EXPECTED}")
+    return content
+
+
+def _read_coco(content: Record, arguments: DataArguments, file: Path) -> SplitColumns:
+    images, annotations = content["images"], content["annotations"]
+    names = arguments.caption_column or ["caption"]
+    captions: defaultdict[int | str, list[str]] = defaultdict(list)
+    for annotation in annotations:
+        captions[annotation["image_id"]] += _captions_of(annotation, names, file)
+    # Annotations call `image_id` what images call `id`.
+    id_column = "id" if arguments.image_id_column in (None, "image_id") else arguments.image_id_column
+    return SplitColumns(
+        _images_of(images, arguments, ("file_name",), file),
+        [captions[image["id"]] for image in images],
+        _ids_of(images, id_column, file),
+    )
+
+
+def _read_karpathy(images: list[Record], arguments: DataArguments, split: str, file: Path) -> SplitColumns:
+    counts = Counter(image["split"] for image in images)
+    wanted = parse_split(split, counts, str(file))
+    images = [image for name in wanted for image in images if image["split"] == name]
+    names = arguments.caption_column or ["sentences"]
+    known_ids = (name for name in ("cocoid", "imgid") if all(name in image for image in images))
+    id_column = arguments.image_id_column or next(known_ids, None)
+    return SplitColumns(
+        _images_of(images, arguments, ("filepath", "filename"), file),
+        [_captions_of(image, names, file) for image in images],
+        None if id_column is None else _ids_of(images, id_column, file),
+    )
+
+
+def _captions_of(record: Record, names: Sequence[str], file: Path) -> list[str]:
+    for name in names:
+        check_column(record, name, "caption_column", str(file))
+    # As a list: a line break inside a sentence does not make it two.
+    return read_captions([record[name] for name in names])
+
+
+def _ids_of(images: list[Record], column: str, file: Path) -> list[int | str]:
+    for image in images:
+        check_column(image, column, "image_id_column", str(file))
+    return [image[column] for image in images]
+
+
+def _images_of(images: list[Record], arguments: DataArguments, default: tuple[str, ...], file: Path) -> Any:
+    """The column of paths; those in the fields `default` are joined, where the recipe names no other field."""
+    root = Path(arguments.image_root).expanduser() if arguments.image_root else file.parent
+    if arguments.image_column is None:
+        paths = [str(Path(*(image[field] for field in default if field in image))) for image in images]
+    else:
+        for image in images:
+            check_column(image, arguments.image_column, "image_column", str(file))
+        paths = [image[arguments.image_column] for image in images]
+    paths = [resolve_path(path, root) for path in paths]
+    if paths and not any("://" in path or Path(path).exists() for path in islice(paths, PROBED)):
+        raise RecipeError(
+            f"None of the pictures that {file} lists is there, such as {paths[0]}: set image_root to the directory "
+            "that their paths start at."
+        )
+    return images_from_paths(paths)

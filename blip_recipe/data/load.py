@@ -1,0 +1,92 @@
+"""A split of any source, as rows of `image`, `image_id` and `captions`."""
+
+from __future__ import annotations
+
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from blip_recipe.data.captions import normalize_caption
+from blip_recipe.data.files import read_captions_file
+from blip_recipe.data.images import check_images
+from blip_recipe.data.rows import SplitColumns, join_columns, parse_split
+from blip_recipe.data.shapes import SHAPES_SPLITS, SHAPES_STYLES, Style, load_shapes, shapes_vocabulary
+from blip_recipe.data.tables import read_table
+from blip_recipe.errors import RecipeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from datasets import Dataset
+
+    from blip_recipe.recipe import DataArguments
+
+SHAPES = "shapes"
+"""`dataset_name` of the embedded data set."""
+
+
+def load_split(arguments: DataArguments, split: str, *, max_samples: int | None = None) -> Dataset:
+    """A split of the recipe's data set.
+
+    Args:
+        arguments: The recipe's data keys. `dataset_name` is `shapes`, a Hub id, a directory, or a captions file.
+        split: The split, or a sum of them (`train+restval`).
+        max_samples: Only the first images.
+
+    Returns:
+        `image`: `{"bytes", "path"}` (`datasets.Image(decode=False)`), where `path` may be a URL; `open_image` opens it.
+        `image_id`: the data's own (int or str), else the row number.
+        `captions`: at least one, as written but stripped.
+
+    Raises:
+        RecipeError: There is no such data set, split or column, the split is empty, or an image has no caption.
+    """
+    columns = _read_columns(arguments, split)
+    rows = join_columns(columns, f"{arguments.dataset_name}, split {split!r},")
+    return rows if max_samples is None else rows.select(range(min(max_samples, len(rows))))
+
+
+def load_splits(arguments: DataArguments) -> dict[str, Dataset]:
+    """The splits of the recipe by role, `train` and, where the recipe names them, `eval` and `test`; pictures checked.
+
+    Raises:
+        RecipeError: As `load_split`; or pictures cannot be read.
+    """
+    splits = {
+        "train": (arguments.train_split, arguments.max_train_samples),
+        "eval": (arguments.eval_split, arguments.max_eval_samples),
+        "test": (arguments.test_split, arguments.max_eval_samples),
+    }
+    # All splits are found before the pictures of any are read, which takes minutes.
+    found = {
+        role: load_split(arguments, split, max_samples=max_samples)
+        for role, (split, max_samples) in splits.items()
+        if split is not None
+    }
+    return {role: check_images(rows, arguments.on_bad_image) for role, rows in found.items()}
+
+
+def texts(rows: Dataset, arguments: DataArguments) -> Iterable[str]:
+    """What a tokenizer for `rows` must know: captions as they are trained on, the prompt, all words of drawn scenes."""
+    captions: Iterable[str] = chain.from_iterable(rows["captions"])
+    if arguments.normalize_captions:
+        captions = map(normalize_caption, captions)
+    words = shapes_vocabulary() if arguments.dataset_name == SHAPES else []
+    return chain(captions, [arguments.prompt], words)
+
+
+def _read_columns(arguments: DataArguments, split: str) -> SplitColumns:
+    if arguments.dataset_name == SHAPES:
+        return _read_shapes(arguments, split)
+    file = Path(str(arguments.dataset_name)).expanduser()
+    if file.is_file():
+        return read_captions_file(arguments, split)
+    return read_table(arguments, split)
+
+
+def _read_shapes(arguments: DataArguments, split: str) -> SplitColumns:
+    style = arguments.dataset_config_name or SHAPES_STYLES[0]
+    if style not in SHAPES_STYLES:
+        raise RecipeError(f"dataset_config_name is {style!r}: the styles of {SHAPES!r} are {', '.join(SHAPES_STYLES)}.")
+    table = load_shapes(parse_split(split, SHAPES_SPLITS, SHAPES), cast("Style", style))
+    return SplitColumns(table.select_columns(["image"]), table["captions"][:], None)

@@ -1,0 +1,214 @@
+"""The embedded data set: drawn scenes with five true captions each, and combinations that training never shows.
+
+A scene is one to `MAX_OBJECTS` objects, each a colour, a form, a size and one of nine places, on a grey background.
+Some combinations of colour and form (`HELD_OUT`) occur only in validation and test: a model that names them has learnt
+colours and forms, not pictures. The constants below set how hard it is.
+"""
+
+from __future__ import annotations
+
+import io
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from typing import TYPE_CHECKING, Literal, get_args
+
+from PIL import Image, ImageDraw
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Style = Literal["plain", "telegraph"]
+SHAPES_STYLES: tuple[Style, ...] = get_args(Style)
+
+SHAPES_SPLITS = {"train": 4000, "validation": 200, "test": 400}
+"""Scenes in each split."""
+
+SIZE = 64
+"""Side of a picture in pixels."""
+SUPERSAMPLING = 2
+"""Scenes are drawn this many times larger and shrunk, for smooth edges."""
+CELL = SIZE / 3
+"""Side in pixels of the nine places."""
+
+MAX_OBJECTS = 2
+COLOURS = {
+    "red": (220, 40, 40),
+    "green": (40, 170, 60),
+    "blue": (50, 80, 220),
+    "yellow": (240, 210, 50),
+    "white": (250, 250, 250),
+}
+FORMS = ("circle", "square", "triangle", "cross")
+SIZES = {"small": 4.5, "large": 9.0}
+"""Half an object's width in pixels."""
+PLACES = tuple(
+    "centre" if (row, column) == ("middle", "centre") else f"{row} {column}"
+    for row, column in product(("top", "middle", "bottom"), ("left", "centre", "right"))
+)
+HELD_OUT = frozenset({("red", "square"), ("green", "cross"), ("blue", "circle"), ("yellow", "triangle")})
+"""Colours and forms that never meet in training: each form and all colours but white are in one."""
+BACKGROUNDS = (70, 130)
+"""Darkest and brightest grey of the background."""
+
+SENTENCES: dict[Style, tuple[tuple[str, str, str], ...]] = {
+    # What begins the caption, an object, what stands between objects.
+    "plain": (
+        ("", "a {size} {colour} {form} in the {place}", " and "),
+        ("there is ", "a {size} {colour} {form} in the {place}", " and "),
+        ("", "in the {place} is a {size} {colour} {form}", " and "),
+        ("the picture shows ", "one {colour} {form} of {size} size in the {place}", " next to "),
+        ("i see ", "a {form} that is {size} and {colour} in the {place}", " with "),
+    ),
+    "telegraph": (
+        ("", "{form} {colour} {size} {place}", " stop "),
+        ("", "{place} {size} {colour} {form}", " stop "),
+        ("seen ", "{size} {form} {colour} {place}", " also "),
+        ("report ", "{place} {form} {colour} {size}", " also "),
+        ("object ", "{colour} {form} {size} {place}", " then "),
+    ),
+}
+"""Five wordings of a scene in each style; every one of them says all there is."""
+
+
+@dataclass(frozen=True)
+class Thing:
+    """An object of a scene; `shift` is its distance in pixels from the middle of its place."""
+
+    colour: str
+    form: str
+    size: str
+    place: str
+    shift: tuple[int, int]
+
+    @property
+    def is_held_out(self) -> bool:
+        """Whether training never shows its colour and form together."""
+        return (self.colour, self.form) in HELD_OUT
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Things in reading order of their places, and the grey they stand on."""
+
+    things: tuple[Thing, ...]
+    background: int
+
+
+def make_scene(rng: random.Random, held_out: bool) -> Scene:
+    """A random scene: without held-out combinations, or with one and, where there are more things, any others."""
+    places = sorted(rng.sample(PLACES, rng.randint(1, MAX_OBJECTS)), key=PLACES.index)
+    kinds = list(product(COLOURS, FORMS))
+    seen = [kind for kind in kinds if kind not in HELD_OUT]
+    chosen = [rng.choice(kinds if held_out else seen) for _ in places]
+    if held_out:
+        chosen[rng.randrange(len(places))] = rng.choice(sorted(HELD_OUT))
+    return Scene(
+        tuple(_make_thing(rng, *kind, place) for kind, place in zip(chosen, places, strict=True)),
+        background=rng.randint(*BACKGROUNDS),
+    )
+
+
+def _make_thing(rng: random.Random, colour: str, form: str, place: str) -> Thing:
+    size = rng.choice(list(SIZES))
+    room = int(CELL / 2 - SIZES[size])
+    return Thing(colour, form, size, place, (rng.randint(-room, room), rng.randint(-room, room)))
+
+
+def draw_scene(scene: Scene) -> Image.Image:
+    """The picture of a scene, `(SIZE, SIZE)` in RGB."""
+    side = SIZE * SUPERSAMPLING
+    image = Image.new("RGB", (side, side), (scene.background,) * 3)
+    canvas = ImageDraw.Draw(image)
+    for thing in scene.things:
+        row, column = divmod(PLACES.index(thing.place), 3)
+        x = ((column + 0.5) * CELL + thing.shift[0]) * SUPERSAMPLING
+        y = ((row + 0.5) * CELL + thing.shift[1]) * SUPERSAMPLING
+        _draw_form(canvas, thing.form, x, y, SIZES[thing.size] * SUPERSAMPLING, COLOURS[thing.colour])
+    return image.reduce(SUPERSAMPLING)
+
+
+def _draw_form(
+    canvas: ImageDraw.ImageDraw, form: str, x: float, y: float, radius: float, colour: tuple[int, int, int]
+) -> None:
+    """Draw a form of half-width `radius` around `(x, y)`."""
+    if form == "circle":
+        canvas.ellipse((x - radius, y - radius, x + radius, y + radius), colour)
+    elif form == "square":
+        canvas.rectangle((x - radius, y - radius, x + radius, y + radius), colour)
+    elif form == "triangle":
+        canvas.polygon([(x, y - radius), (x - radius, y + radius), (x + radius, y + radius)], colour)
+    else:
+        arm = radius / 3
+        canvas.rectangle((x - arm, y - radius, x + arm, y + radius), colour)
+        canvas.rectangle((x - radius, y - arm, x + radius, y + arm), colour)
+
+
+def describe_scene(scene: Scene, style: Style = "plain") -> list[str]:
+    """Five captions of a scene, in lower case and without punctuation."""
+    return [
+        opening
+        + between.join(
+            thing_wording.format(colour=thing.colour, form=thing.form, size=thing.size, place=thing.place)
+            for thing in scene.things
+        )
+        for opening, thing_wording, between in SENTENCES[style]
+    ]
+
+
+def shapes_vocabulary() -> list[str]:
+    """Every word of every style, so that one tokenizer serves all."""
+    scenes = [
+        Scene((Thing(colour, form, size, place, (0, 0)),) * 2, 0)
+        for colour, form, size, place in product(COLOURS, FORMS, SIZES, PLACES)
+    ]
+    captions = (caption for style in SHAPES_STYLES for scene in scenes for caption in describe_scene(scene, style))
+    return sorted({word for caption in captions for word in caption.split()})
+
+
+@lru_cache
+def make_scenes(split: str) -> tuple[Scene, ...]:
+    """The scenes of a split, no two equal within or between splits.
+
+    Training has no held-out combination; of validation every second scene has one, and every scene of test.
+    """
+    taken = set[Scene]() if split == "train" else {scene for other in _before(split) for scene in make_scenes(other)}
+    rng = random.Random(f"shapes {split}")
+    scenes: list[Scene] = []
+    while len(scenes) < SHAPES_SPLITS[split]:
+        scene = make_scene(rng, held_out=split == "test" or (split == "validation" and len(scenes) % 2 == 1))
+        if scene not in taken:
+            taken.add(scene)
+            scenes.append(scene)
+    return tuple(scenes)
+
+
+def _before(split: str) -> Iterator[str]:
+    """The splits listed before `split`."""
+    for other in SHAPES_SPLITS:
+        if other == split:
+            return
+        yield other
+
+
+def load_shapes(splits: list[str], style: Style = "plain") -> Dataset:
+    """Splits of the drawn scenes, one after the other, as `image` (PNG) and `captions`."""
+    from datasets import Dataset, Features, List, Value
+    from datasets import Image as ImageFeature
+
+    scenes = [scene for split in splits for scene in make_scenes(split)]
+    return Dataset.from_dict(
+        {
+            "image": [{"bytes": _encode(draw_scene(scene)), "path": None} for scene in scenes],
+            "captions": [describe_scene(scene, style) for scene in scenes],
+        },
+        features=Features({"image": ImageFeature(decode=False), "captions": List(Value("string"))}),
+    )
+
+
+def _encode(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()

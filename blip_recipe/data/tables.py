@@ -1,0 +1,129 @@
+"""What Hugging Face's `datasets` reads: Hub ids and directories (imagefolder, parquet, webdataset tars)."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import datasets
+from datasets import Dataset, Image, Value
+from datasets.exceptions import DatasetNotFoundError, DatasetsError
+
+from blip_recipe.data.captions import read_captions
+from blip_recipe.data.columns import check_column, choose_caption_columns, choose_image_column
+from blip_recipe.data.rows import SplitColumns, images_from_paths, resolve_path
+from blip_recipe.errors import RecipeError
+
+if TYPE_CHECKING:
+    from blip_recipe.recipe import DataArguments
+
+
+def read_table(arguments: DataArguments, split: str) -> SplitColumns:
+    """The pictures, captions and ids of a split of a Hub data set or a directory.
+
+    Raises:
+        RecipeError: There is no such data set, split or column, or the columns hold something else.
+    """
+    table = load_table(arguments, split)
+    where = f"{arguments.dataset_name}, split {split!r},"
+    root = Path(arguments.image_root or (str(arguments.dataset_name) if is_directory(arguments) else ".")).expanduser()
+    image_column = choose_image_column(table.features, arguments.image_column, where)
+    caption_columns = choose_caption_columns(table.features, arguments.caption_column, where)
+    image_ids = None
+    if arguments.image_id_column is not None:
+        image_ids = _ids_of(table, arguments.image_id_column, where)
+    return SplitColumns(
+        _images_of(table, image_column, root, where), _captions_of(table, caption_columns, where), image_ids
+    )
+
+
+def is_directory(arguments: DataArguments) -> bool:
+    """Whether the data set is a directory on this machine, and not a Hub id."""
+    return Path(str(arguments.dataset_name)).expanduser().is_dir()
+
+
+def load_table(arguments: DataArguments, split: str) -> Dataset:
+    """A split with all its columns, as `datasets` reads it.
+
+    Raises:
+        RecipeError: It cannot be found or read; says which splits, configurations or neighbours there are.
+    """
+    name = str(arguments.dataset_name)
+    if is_directory(arguments):
+        name = str(Path(name).expanduser().resolve())
+    elif _looks_like_path(name):
+        raise RecipeError(f"There is no file or directory {name}.{_nearest(Path(name).expanduser())}")
+    try:
+        return datasets.load_dataset(
+            name, arguments.dataset_config_name, split=split, revision=arguments.dataset_revision
+        )
+    except (OSError, ValueError, TypeError, RuntimeError, DatasetsError) as error:
+        raise RecipeError(_explain(error, arguments, split)) from error
+
+
+def _looks_like_path(name: str) -> bool:
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or name.endswith(".json")
+
+
+def _nearest(path: Path) -> str:
+    """The end of a message about a missing path: what is there of a similar name."""
+    while not path.parent.exists():
+        path = path.parent
+    neighbours = [each.name for each in path.parent.iterdir()]
+    nearest = get_close_matches(path.name, neighbours, n=1)
+    return f" Did you mean {path.parent / nearest[0]}?" if nearest else f" {path.parent} has no {path.name}."
+
+
+def _explain(error: Exception, arguments: DataArguments, split: str) -> str:
+    """What to do about an error of `datasets.load_dataset`."""
+    name, reason = arguments.dataset_name, str(error.__cause__ or error)
+    if "corresponds to no data" in reason:
+        return f"{name}, split {split!r}, is empty: expected at least one picture with captions."
+    if "scripts are no longer supported" in reason:
+        return (
+            f"{name} has a loading script, which `datasets` no longer runs ({reason}). Look on the Hub for a copy in "
+            "parquet, or set dataset_revision to 'refs/convert/parquet'."
+        )
+    if isinstance(error, DatasetNotFoundError):
+        return (
+            f"{name} is neither a directory here nor a data set on the Hub that you may read: {reason} If it is "
+            "private or gated, ask for access on its page and log in with `hf auth login`."
+        )
+    return f"{name}, split {split!r}, cannot be read: {reason}"
+
+
+def _images_of(table: Dataset, column: str, root: Path, where: str) -> Dataset:
+    """The column of pictures as `image`, not decoded; relative paths start at `root`."""
+    feature = table.features[column]
+    images = table.select_columns([column])
+    if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
+        return images_from_paths([path and resolve_path(path, root) for path in images[column]])
+    is_struct = isinstance(feature, dict) and feature.keys() <= {"bytes", "path"}
+    if not (isinstance(feature, Image) or is_struct or (isinstance(feature, Value) and "binary" in feature.dtype)):
+        raise RecipeError(f"{where} column {column!r} holds {feature}: expected pictures, bytes, paths or URLs.")
+    images = images.cast_column(column, Image(decode=False))
+    return images if column == "image" else images.rename_column(column, "image")
+
+
+def _captions_of(table: Dataset, columns: list[str], where: str) -> list[list[str]]:
+    cells = table.select_columns(columns).to_list()
+    captions: list[list[str]] = []
+    for row, cell in enumerate(cells):
+        try:
+            # Of one column, text may have a caption a line; of several, each is one caption.
+            captions.append(read_captions(cell[columns[0]] if len(columns) == 1 else list(cell.values())))
+        except TypeError as error:
+            raise RecipeError(f"{where} row {row} holds {error}: expected captions as text.") from error
+    return captions
+
+
+def _ids_of(table: Dataset, column: str, where: str) -> list[Any]:
+    check_column(table.features, column, "image_id_column", where)
+    feature = table.features[column]
+    if not (isinstance(feature, Value) and ("int" in feature.dtype or "string" in feature.dtype)):
+        raise RecipeError(f"{where} image_id_column {column!r} holds {feature}: expected integers or text.")
+    image_ids = table.select_columns([column]).to_dict()[column]
+    if None in image_ids:
+        raise RecipeError(f"{where} row {image_ids.index(None)} has no {column!r}: expected an id in each row.")
+    return image_ids
