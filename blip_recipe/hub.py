@@ -121,14 +121,14 @@ def preflight(
             full_name = f"{me['name']}/{full_name}"
         existing = _with_retries(lambda: _find_model(full_name, api), waits)
     except LocalTokenNotFoundError as error:
-        raise RecipeError(f"push_to_hub is true, but there is no Hub token: {LOG_IN}.") from error
+        raise RecipeError(f"{repo_id or default_name} is to be pushed, but there is no Hub token: {LOG_IN}.") from error
     except HUB_ERRORS as error:
         raise RecipeError(_explain(error, api)) from error
     _check_write_access(full_name, me, exists=existing is not None)
     if existing and private and not existing.private:
         raise RecipeError(
-            f"hub_private_repo is true, but {full_name} exists and is public: make it private in its settings on the "
-            "Hub, or choose another hub_model_id."
+            f"{full_name} is to be private, but it exists and is public: make it private in its settings on the Hub, "
+            "or choose another name."
         )
     return full_name
 
@@ -157,8 +157,8 @@ def _check_write_access(repo_id: str, me: dict[str, Any], *, exists: bool) -> No
         standing = f"has the role {role!r} in" if role else "is no member of"
         writable = ", ".join(sorted(name for name, role in roles.items() if role in WRITER_ROLES))
         raise RecipeError(
-            f"hub_model_id is {repo_id}, but the Hub user {me['name']} {standing} {namespace}: choose a namespace that "
-            f"you may write to ({writable}), or log in as somebody else (`hf auth login`)."
+            f"The repository is to be {repo_id}, but the Hub user {me['name']} {standing} {namespace}: choose a "
+            f"namespace you may write to ({writable}), or log in as somebody else (`hf auth login`)."
         )
     token = me.get("auth", {}).get("accessToken", {})
     if token.get("role") == "read":
@@ -356,7 +356,7 @@ def _asked_wait(error: Exception) -> float | None:
 def _explain(error: Exception, api: HfApi) -> str:
     """An error of the client as a sentence that says what to do."""
     if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set, so nothing can be pushed: unset it, or set push_to_hub to false."
+        return "HF_HUB_OFFLINE is set, so nothing can be pushed: unset it, or do not push."
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
     if status == 401:
         return f"{api.endpoint} does not accept the Hub token: {LOG_IN}."
@@ -368,7 +368,8 @@ def _explain(error: Exception, api: HfApi) -> str:
 
 
 def _headline(error: Exception) -> str:
-    """The first line of an error that says something."""
-    server_message = getattr(error, "server_message", None)
-    lines = [line.strip() for line in (server_message or str(error)).splitlines() if line.strip()]
+    """The first line of an error that says something, with the status where the Hub gave one."""
+    if isinstance(error, HfHubHTTPError) and error.server_message:
+        return f"{error.response.status_code}: {error.server_message.splitlines()[0].rstrip('.')}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0].rstrip(".:") if lines else type(error).__name__

@@ -1,0 +1,106 @@
+"""The `push` command, in processes of its own, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from commands import run_module
+from hub_server import READ_TOKEN, HubServer
+from test_hub import write_output_dir
+
+from blip_recipe.push import retarget_card
+
+
+@pytest.fixture(name="hub")
+def fixture_hub() -> Iterator[HubServer]:
+    """A Hub of this test's own."""
+    with HubServer() as hub:
+        yield hub
+
+
+@pytest.fixture(name="folder")
+def fixture_folder(tmp_path: Path) -> Path:
+    """A finished output directory that was made for lab/flowers."""
+    return write_output_dir(tmp_path / "flowers")
+
+
+def test_push_prints_the_url_and_a_second_push_does_nothing(hub: HubServer, folder: Path) -> None:
+    for _ in range(2):
+        done = run_module("blip_recipe.push", folder, "--repo_id", "lab/flowers", env=hub.environment())
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == f"{hub.url}/lab/flowers\n"
+    assert len(hub.commits("lab/flowers")) == 2
+
+
+def test_two_machines_push_the_same_files(hub: HubServer, folder: Path, tmp_path: Path) -> None:
+    copy = write_output_dir(tmp_path / "elsewhere" / "copy")
+    for each, home in ((folder, "one"), (copy, "two")):
+        environment = hub.environment(home=tmp_path / home)
+        done = run_module("blip_recipe.push", each, "--repo_id", "lab/tulips", env=environment)
+        assert done.returncode == 0, done.stderr
+    assert len(hub.commits("lab/tulips")) == 2
+
+
+def test_card_and_recipe_speak_of_the_new_repository_here_and_there(hub: HubServer, folder: Path) -> None:
+    options = ["--repo_id", "tulips", "--private", "--commit_message", "For the fair"]
+    done = run_module("blip_recipe.push", folder, *options, env=hub.environment())
+    assert done.stdout == f"{hub.url}/tester/tulips\n", done.stderr
+    published = hub.files("tester/tulips")
+    assert published["README.md"] == (folder / "README.md").read_bytes()
+    assert b"- name: tester/tulips\n" in published["README.md"]
+    assert b'model="tester/tulips")' in published["README.md"]
+    assert b"lab/flowers-old" in published["README.md"]
+    assert json.loads(published["recipe.json"]) == {"hub_model_id": "tester/tulips", "seed": 1}
+    assert hub.repositories["model", "tester/tulips"].private
+    assert hub.commits("tester/tulips")[0].title == "For the fair"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "expected"),
+    [
+        (["nowhere", "--repo_id", "lab/x"], 2, "nowhere holds no finished model"),
+        (["FOLDER", "--repo_id", "a/b/c"], 2, "--repo_id is 'a/b/c'"),
+        (["FOLDER"], 2, "required: --repo_id"),
+        (["FOLDER", "--repo_id", "strangers/x"], 3, "is no member of strangers"),
+    ],
+)
+def test_wrong_arguments_end_with_2_and_a_push_that_failed_with_3(
+    hub: HubServer, folder: Path, arguments: list[str], code: int, expected: str
+) -> None:
+    words = [str(folder) if word == "FOLDER" else word for word in arguments]
+    done = run_module("blip_recipe.push", *words, env=hub.environment())
+    assert done.returncode == code
+    assert expected in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not done.stdout
+    assert not hub.repositories
+
+
+def test_a_refused_push_ends_with_3_and_says_how_to_finish(hub: HubServer, folder: Path) -> None:
+    hub.inject("POST .*/commit/", status=403, times=10)
+    done = run_module("blip_recipe.push", folder, "--repo_id", "lab/flowers", env=hub.environment())
+    assert done.returncode == 3
+    assert f"python -m blip_recipe.push {folder} --repo_id lab/flowers" in done.stderr
+    assert len(hub.requested("/commit/")) == 1
+
+
+def test_a_token_that_may_only_read_changes_nothing(hub: HubServer, folder: Path) -> None:
+    before = (folder / "README.md").read_bytes()
+    done = run_module("blip_recipe.push", folder, "--repo_id", "lab/other", env=hub.environment(READ_TOKEN))
+    assert done.returncode == 3
+    assert "may only read" in done.stderr
+    assert (folder / "README.md").read_bytes() == before
+
+
+def test_retargeting_spares_other_repositories_and_the_metadata_of_base_and_data() -> None:
+    card = (
+        "---\nbase_model: lab/a\ndatasets:\n- lab/a\nmodel-index:\n- name: lab/a\n  results: []\n---\n\n"
+        "# lab/a\n\nSee https://hub/lab/a, lab/a. Not lab/a-b, lab/a.1, mylab/a or our-lab/a.\r\n"
+    )
+    assert retarget_card(card, "lab/a", "org/new") == (
+        "---\nbase_model: lab/a\ndatasets:\n- lab/a\nmodel-index:\n- name: org/new\n  results: []\n---\n\n"
+        "# org/new\n\nSee https://hub/org/new, org/new. Not lab/a-b, lab/a.1, mylab/a or our-lab/a.\r\n"
+    )
