@@ -247,9 +247,13 @@ def open_output(path: Path | None, row_format: str) -> Iterator[IO[bytes]]:
     except OSError as error:
         raise RecipeError(f"--output {path} cannot be written: {error.strerror}.") from error
     with opened as output:
-        if row_format == "csv" and not (path and path.stat().st_size):
-            write_line(output, dict(zip(CSV_COLUMNS, CSV_COLUMNS, strict=True)), row_format)
-        yield output
+        try:
+            if row_format == "csv" and not (path and path.stat().st_size):
+                write_line(output, dict(zip(CSV_COLUMNS, CSV_COLUMNS, strict=True)), row_format)
+            yield output
+        except BrokenPipeError:
+            # Whoever reads stdout has seen enough (`| head`); Python would fail once more when it closes it.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def write_line(output: IO[bytes], row: dict[str, str], row_format: str) -> None:

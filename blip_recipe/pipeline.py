@@ -193,10 +193,8 @@ def caption_pipeline(
     Raises:
         RecipeError: It cannot be loaded, or is not a BLIP captioner.
     """
-    from blip_recipe.adapters import load_captioner
-
     device = torch.device(device if device is not None else _first_device())
-    captioner, processor, settings = load_captioner(
+    captioner = _load_captioner(
         str(model),
         revision=revision,
         token=token,
@@ -206,7 +204,6 @@ def caption_pipeline(
         trust_remote_code=trust_remote_code,
         local_files_only=local_files_only,
     )
-    captioner = _with_its_own(captioner, processor, settings)
     return ImageToTextPipeline(model=captioner, task=TASK, device=device, **arguments)
 
 
@@ -228,12 +225,8 @@ class AutoCaptioner:
         hub["local_files_only"] = kwargs.pop("local_files_only", False)
         hub["trust_remote_code"] = bool(kwargs.pop("trust_remote_code", False))
         kwargs = {key: value for key, value in kwargs.items() if key != "revision" and not key.startswith("_")}
-        try:
-            if _is_blip(name, **hub):
-                return _load_blip_captioner(name, hub, **kwargs)
-        except OSError as error:
-            # transformers answers an OSError with its stock class, which also reads pickle files.
-            raise RecipeError(f"{name!r} cannot be loaded: {error}") from error
+        if _is_blip(name, **hub):
+            return _load_blip_captioner(name, hub, **kwargs)
         model = AutoModelForImageTextToText.from_pretrained(name, **hub, **kwargs)
         return _with_its_own(model, AutoProcessor.from_pretrained(name, **hub))
 
@@ -247,8 +240,6 @@ def _load_blip_captioner(
     quantization_config: Any = None,
     **unknown: Any,
 ) -> Any:
-    from blip_recipe.adapters import load_captioner
-
     if unknown:
         raise RecipeError(
             f"model_kwargs has {', '.join(sorted(unknown))}: expected dtype, device_map or quantization_config. "
@@ -259,7 +250,21 @@ def _load_blip_captioner(
         quantization = "8bit" if quantization_config.load_in_8bit else "4bit"
     # A quantised model is best loaded where it runs; the pipeline moves it if another device was asked for.
     device = _device_of(device_map) or _first_device()
-    model, processor, settings = load_captioner(name, device=device, dtype=dtype, quantization=quantization, **hub)
+    return _load_captioner(name, device=device, dtype=dtype, quantization=quantization, **hub)
+
+
+def _load_captioner(name: str, **arguments: Any) -> Any:
+    """The model that `load_captioner` gives, with its processor and settings on it."""
+    from blip_recipe.adapters import load_captioner
+
+    try:
+        model, processor, settings = load_captioner(name, **arguments)
+    except OSError as error:
+        # transformers answers an OSError with another try by its stock class, which reads pickle files too.
+        raise RecipeError(
+            f"{name!r} cannot be loaded: {error} Expected a directory or Hub id with weights in safetensors files; "
+            "pickle files are not read, because they can run code."
+        ) from error
     return _with_its_own(model, processor, settings)
 
 

@@ -44,7 +44,7 @@ def save_adapter(directory: Path, base: Path | str, *, base_directory: Path | No
     torch.manual_seed(1)
     model = get_peft_model(BlipForCaptioning.from_pretrained(weights), config)
     model.peft_config["default"].base_model_name_or_path = str(base)
-    model.save_pretrained(directory)
+    model.save_pretrained(str(directory))
     name_stock_class(directory)
     save_processor(load_processor(str(weights)), directory)
     write_recipe(directory, **recipe)

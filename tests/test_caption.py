@@ -1,0 +1,328 @@
+"""`python -m blip_recipe.caption`: what it captions, what it writes, and that it can be killed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from captioners import draw_pictures, save_captioner
+from commands import CHECKOUT, run_module
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blip_recipe import caption_pipeline
+from blip_recipe.caption import finished_images, main, read_ahead, write_line
+from blip_recipe.errors import RecipeError
+
+Caption = Callable[..., list[dict[str, str]]]
+
+
+@pytest.fixture(scope="module")
+def captioner(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_captioner(tmp_path_factory.mktemp("captioner"), generation_max_length=8, generation_num_beams=1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    draw_pictures(tmp_path / "photos", 5)
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def caption(captioner: Path, monkeypatch: pytest.MonkeyPatch) -> Caption:
+    """Run the command on arguments and standard input; gives the rows on its standard output."""
+
+    def run(*arguments: str | Path, stdin: bytes = b"", model: Path = captioner) -> list[dict[str, str]]:
+        command = ["caption", str(model), *map(str, arguments), "--device", "cpu"]
+        monkeypatch.setattr(sys, "argv", command)
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        stdout = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stdout))
+        main()
+        return rows_of(stdout.getvalue())
+
+    return run
+
+
+def rows_of(content: bytes) -> list[dict[str, str]]:
+    assert content == b"" or content.endswith(b"\n")
+    return [json.loads(line) for line in content.splitlines()]
+
+
+def names_of(rows: list[dict[str, str]]) -> list[str]:
+    return [row["image"] for row in rows]
+
+
+def test_each_picture_gets_the_caption_of_the_pipeline_in_the_order_of_the_input(
+    caption: Caption, captioner: Path, folder: Path
+) -> None:
+    paths = [str(path) for path in sorted(folder.iterdir(), reverse=True)]
+    rows = caption(*paths, "--batch_size", "2")
+    results = caption_pipeline(captioner, device="cpu")(paths)
+    assert rows == [
+        {"image": path, "caption": result[0]["generated_text"]} for path, result in zip(paths, results, strict=True)
+    ]
+    assert len({row["caption"] for row in rows}) > 1, "the test needs captions that differ"
+
+
+def test_folders_are_searched_for_pictures_and_files_are_always_tried(caption: Caption, folder: Path) -> None:
+    one = (folder / "0000.png").read_bytes()
+    for name in ("b/deep/UPPER.PNG", ".hidden.png", ".git/no.png", "notes.txt", "b/metadata.jsonl", "odd.dat"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(one)
+    found = [str(folder / f"{number:04}.png") for number in range(5)] + [str(folder / "b" / "deep" / "UPPER.PNG")]
+    assert names_of(caption(folder / "**" / "*.PNG")) == [found[-1]]
+    (folder / "b" / "deep" / "round").symlink_to(folder)
+    assert names_of(caption(folder)) == found
+    explicit = [str(folder / ".hidden.png"), str(folder / "odd.dat")]
+    assert [set(row) for row in caption(*explicit)] == [{"image", "caption"}] * 2
+    assert names_of(caption(folder / "000[13].png")) == [found[1], found[3]]
+
+
+def test_names_come_from_standard_input_too(caption: Caption, folder: Path) -> None:
+    stdin = f"{folder}/0003.png\n\n{folder}/0001.png\n".encode()
+    assert names_of(caption("-", stdin=stdin)) == [f"{folder}/0003.png", f"{folder}/0001.png"]
+
+
+def test_pictures_are_fetched_from_addresses(caption: Caption, folder: Path) -> None:
+    class Handler(SimpleHTTPRequestHandler):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments, directory=str(folder))
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_address[1]}"
+        rows = caption(f"{address}/0002.png", f"{address}/none.png", folder / "0002.png", "--sidecar")
+        server.shutdown()
+    assert names_of(rows) == [f"{address}/0002.png", f"{address}/none.png", str(folder / "0002.png")]
+    assert rows[0]["caption"] == rows[2]["caption"]
+    assert "404" in rows[1]["error"]
+
+
+def test_names_are_data(caption: Caption, folder: Path, tmp_path: Path) -> None:
+    names = [
+        "*.png",
+        "[0].png",
+        "$(touch x).png",
+        "a\nb.png",
+        "-x.png",
+        "ü ✓.png",
+        "'\",.png",
+        os.fsdecode(b"\xff.png"),
+    ]
+    (tmp_path / "odd").mkdir()
+    for name in names:
+        shutil.copy(folder / "0000.png", tmp_path / "odd" / name)
+    for explicit in (True, False):
+        rows = caption(*([tmp_path / "odd" / name for name in names] if explicit else [tmp_path / "odd"]))
+        assert sorted(names_of(rows)) == sorted(str(tmp_path / "odd" / name) for name in names)
+        assert all("caption" in row for row in rows)
+    table = tmp_path / "captions.csv"
+    caption(tmp_path / "odd", "--output", table)
+    with table.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        written = list(csv.DictReader(file))
+    assert [(row["image"], row["caption"], row["error"]) for row in written] == [
+        (row["image"], row["caption"], "") for row in rows
+    ]
+    before = table.read_bytes()
+    caption(tmp_path / "odd", "--output", table)
+    assert table.read_bytes() == before, "names of several lines are not found again"
+
+
+def test_a_bad_file_is_one_line_and_not_the_end(captioner: Path, folder: Path) -> None:
+    (folder / "0001.png").write_bytes(b"no picture")
+    (folder / "0002.png").write_bytes(b"")
+    content = (folder / "0003.png").read_bytes()
+    (folder / "0003.png").write_bytes(content[: len(content) // 2])
+    done = run_module("blip_recipe.caption", captioner, folder, "none.png", "nul\\*.png", "--device", "cpu")
+    assert done.returncode == 0
+    rows = rows_of(done.stdout.encode())
+    good = [row["image"] for row in rows if "caption" in row]
+    bad = [row["image"] for row in rows if "error" in row]
+    assert good == [str(folder / "0000.png"), str(folder / "0004.png")]
+    assert bad == [*(str(folder / f"{number:04}.png") for number in (1, 2, 3)), "none.png", "nul\\*.png"]
+    assert all(name in done.stderr for name in bad)
+    assert "7/7" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_odd_files_of_the_world_are_captioned_or_named(caption: Caption, shared: Path) -> None:
+    rows = {Path(row["image"]).name: row for row in caption(shared / "data" / "weird")}
+    assert "caption" in rows["bomb_warning_10000x10000.png"]
+    bad = {name for name, row in rows.items() if "error" in row}
+    assert bad == {"bomb_20000x20000.png", "header_only.jpg", "text_named.jpg", "truncated.jpg", "zero_byte.jpg"}
+    assert len(rows) == 23
+
+
+def test_a_killed_run_goes_on_without_a_line_twice_or_missing(captioner: Path, tmp_path: Path) -> None:
+    paths = draw_pictures(tmp_path / "photos", 600, size=20)
+    output = tmp_path / "captions.jsonl"
+    command: list[str | Path] = [
+        captioner,
+        tmp_path / "photos",
+        "--output",
+        output,
+        "--batch_size",
+        "2",
+        "--device",
+        "cpu",
+        "--sidecar",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "blip_recipe.caption", *map(str, command)],
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if output.exists() and output.read_bytes().count(b"\n") >= 20:
+            break
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    finished = output.read_bytes()
+    assert 20 <= finished.count(b"\n") < 600, "the test needs a run that is killed half-way"
+    output.write_bytes(finished + b'{"image": "' + bytes(paths[-1])[:-3])
+    again = run_module("blip_recipe.caption", *command)
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert again.stdout == ""
+    assert output.read_bytes().startswith(finished)
+    rows = rows_of(output.read_bytes())
+    assert names_of(rows) == [str(path) for path in paths]
+    assert [path.with_suffix(".txt").read_text() for path in paths] == [row["caption"] + "\n" for row in rows]
+
+
+def test_a_finished_file_stays_as_it_is_and_repeated_names_get_one_line(caption: Caption, folder: Path) -> None:
+    output = folder / "out.jsonl"
+    assert caption(folder, folder / "0000.png", "--output", output) == []
+    before = output.read_bytes()
+    assert len(before.splitlines()) == 5
+    caption(folder, "--output", output)
+    assert output.read_bytes() == before
+
+
+def test_another_file_is_not_continued(caption: Caption, folder: Path, tmp_path: Path) -> None:
+    for content in ('{"image_id": 3}\n', "image,caption,error\na.png,text,\n", "[1]\n", "{"):
+        output = tmp_path / "other.jsonl"
+        output.write_text(content)
+        if content == "{":  # a torn first line is nobody's
+            caption(folder, "--output", output)
+            assert len(rows_of(output.read_bytes())) == 5
+            continue
+        with pytest.raises(RecipeError, match="line 1"):
+            caption(folder, "--output", output)
+        assert output.read_text() == content
+    with pytest.raises(RecipeError, match="no_folder"):
+        caption(folder, "--output", tmp_path / "no_folder" / "out.jsonl")
+
+
+row_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+
+
+@given(names=st.lists(row_text, min_size=1, max_size=4, unique=True), caption_text=row_text, data=st.data())
+@pytest.mark.parametrize("row_format", ["jsonl", "csv"])
+def test_a_file_cut_anywhere_keeps_its_whole_lines(
+    tmp_path_factory: pytest.TempPathFactory, row_format: str, names: list[str], caption_text: str, data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("cut") / "out"
+    ends = [0]
+    with path.open("wb") as file:
+        for name in names:
+            write_line(file, {"image": name, "caption": caption_text}, row_format)
+            ends.append(file.tell())
+    cut = data.draw(st.integers(0, ends[-1]))
+    os.truncate(path, cut)
+    whole = max(number for number, end in enumerate(ends) if end <= cut)
+    assert finished_images(path, row_format) == set(names[:whole]) - ({"image"} if row_format == "csv" else set())
+    assert path.stat().st_size == ends[whole]
+
+
+def test_a_sidecar_stands_beside_each_picture_and_texts_of_others_are_kept(
+    caption: Caption, folder: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    (folder / "0001.txt").write_text("by hand\n")
+    rows = caption(folder, "--sidecar")
+    assert names_of(rows) == [str(folder / f"{number:04}.png") for number in (0, 2, 3, 4)]
+    assert [Path(row["image"]).with_suffix(".txt").read_text() for row in rows] == [
+        row["caption"] + "\n" for row in rows
+    ]
+    assert (folder / "0001.txt").read_text() == "by hand\n"
+    assert caption(folder, "--sidecar") == []
+    caption(folder, "--sidecar", "--output", folder / "out.jsonl")
+    assert (folder / "0001.txt").read_text() == "by hand\n"
+    assert b"0001.png" in capfdbinary.readouterr().err
+    rows = caption(folder, "--sidecar", "--overwrite_sidecars")
+    assert (folder / "0001.txt").read_text() == rows[1]["caption"] + "\n" != "by hand\n"
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_decoding_and_prompt_are_those_asked_for(caption: Caption, folder: Path) -> None:
+    plain, long = caption(folder), caption(folder, "--max_length", "16", "--min_length", "16", "--num_beams", "2")
+    assert all(len(a["caption"]) < len(b["caption"]) for a, b in zip(plain, long, strict=True))
+    assert all(row["caption"].startswith("two green") for row in caption(folder, "--prompt", "two green"))
+
+
+def test_pictures_are_taken_as_they_are_needed() -> None:
+    taken = itertools.count()
+    results = read_ahead(lambda number: number * 2, taken, ahead=4)
+    assert list(itertools.islice(results, 100)) == [(number, number * 2) for number in range(100)]
+    assert next(taken) <= 105
+
+
+def test_an_endless_input_can_be_cut_off(captioner: Path, folder: Path) -> None:
+    command = f"yes {folder}/0000.png | {sys.executable} -m blip_recipe.caption {captioner} - --device cpu | head -n 40"
+    done = subprocess.run(
+        ["bash", "-c", command + "; echo ${PIPESTATUS[1]}"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"},
+        timeout=120,
+        check=True,
+    )
+    lines = done.stdout.splitlines()
+    assert len(set(lines[:40])) == 1
+    assert lines[40:] == ["0"]
+    assert "Traceback" not in done.stderr
+
+
+def test_a_model_that_cannot_caption_ends_with_one_message(captioner: Path, folder: Path, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    pickled = tmp_path / "pickled"
+    shutil.copytree(captioner, pickled)
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    output = tmp_path / "captions.jsonl"
+    done = run_module("blip_recipe.caption", pickled, folder, "--output", output)
+    assert done.returncode == 2
+    assert "safetensors" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not output.exists()
+
+
+def test_help_comes_at_once() -> None:
+    start = time.monotonic()
+    done = run_module("blip_recipe.caption", "--help")
+    assert time.monotonic() - start < 2
+    assert "--sidecar" in done.stdout
+
+
+@pytest.fixture(autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    """Threads of a run end with it."""
+    yield
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ThreadPoolExecutor")]
