@@ -202,10 +202,15 @@ def name_stock_class(adapter_dir: Path) -> None:
 
 
 def read_repository_json(name: str, filename: str, **hub: Any) -> dict[str, Any]:
-    """A JSON file of a model directory or Hub repository; empty where there is none."""
-    path = cached_file(
-        name, filename, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_gated_repo=False, **hub
-    )
+    """A JSON file of a model directory or Hub repository; empty where there is none.
+
+    Raises:
+        RecipeError: There is no such directory or repository.
+    """
+    try:
+        path = cached_file(name, filename, _raise_exceptions_for_missing_entries=False, **hub)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"The model {name!r} cannot be found: {_first_line(error)}") from error
     return json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
 
 

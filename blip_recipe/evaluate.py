@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from blip_recipe.adapters import CaptionSettings
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Score a model on a split, or a file of captions."""
     recipe = read_recipe(
         EvaluateOptions,
         prog="python -m blip_recipe.evaluate",
         description="Score a captioner, or a file of captions, against all references of each image.",
         recipe_needed=False,
+        argv=argv,
     )
     if recipe.options.predictions:
         score_file(recipe)

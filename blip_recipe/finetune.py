@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Do the main job, in order; what can be wrong is found before the first step."""
     recipe = read_recipe(
         FinetuneOptions,
         prog="python -m blip_recipe.finetune",
         description="Fine-tune BLIP for image captioning from one recipe, and publish the result.",
         recipe_needed=True,
+        argv=argv,
     )
     check_recipe(recipe)
 
@@ -35,14 +36,14 @@ def main() -> None:
 
     from blip_recipe.adapters import build_model
     from blip_recipe.data import caption_datasets, load_splits, texts
-    from blip_recipe.hub import find_repository
     from blip_recipe.logs import set_up_logs
     from blip_recipe.metrics import CaptionScorer
+    from blip_recipe.model_card import CardCallback
     from blip_recipe.plan import format_plan
     from blip_recipe.trainer import build_trainer
 
     set_up_logs(recipe.training)
-    repo_id = find_repository(recipe)
+    repo_id = find_repository(recipe) if recipe.push_to_hub else None
     with recipe.training.main_process_first(desc="reading the data"):
         splits = load_splits(recipe.data)
     set_seed(recipe.training.seed)
@@ -51,16 +52,30 @@ def main() -> None:
         print(format_plan(recipe, model, splits, repo_id))
         return
     datasets = caption_datasets(splits, recipe.data, processor, recipe.training.seed)
+    card = CardCallback()
     with CaptionScorer(recipe.generation.metrics) as scorer:
-        trainer = build_trainer(recipe, model, processor, scorer, datasets)
+        trainer = build_trainer(recipe, model, processor, scorer, datasets, callbacks=[card])
         score_baseline(trainer, datasets)
         train(trainer, recipe)
         if recipe.model.merge_adapter:
             trainer = merge(trainer, recipe, processor, scorer, datasets)
         score(trainer, datasets)
-    save(trainer, recipe, repo_id)
-    describe(trainer, recipe, splits, repo_id)
-    publish(trainer, recipe, repo_id)
+    trainer.save_model()
+    if trainer.is_world_process_zero():
+        write_record(trainer, recipe, repo_id)
+        write_card(trainer, recipe, splits, card, repo_id)
+        if repo_id:
+            push(trainer, recipe, repo_id)
+
+
+def find_repository(recipe: Recipe[FinetuneOptions]) -> str:
+    """The full name of the repository that the result will be pushed to, once it is sure that it can be."""
+    from huggingface_hub import HfApi
+
+    from blip_recipe.hub import preflight
+
+    training = recipe.training
+    return preflight(training.hub_model_id, Path(training.output_dir).name, training.hub_private_repo, HfApi())
 
 
 def score_baseline(trainer: CaptionTrainer, datasets: dict[str, CaptionDataset]) -> None:
@@ -112,14 +127,28 @@ def score(trainer: CaptionTrainer, datasets: dict[str, CaptionDataset]) -> None:
         trainer.save_metrics(split, metrics)
 
 
-def save(trainer: CaptionTrainer, recipe: Recipe[FinetuneOptions], repo_id: str | None) -> None:
-    """Write the model, the captions it was scored on, and the recipe that gives it again."""
-    trainer.save_model()
-    if not trainer.is_world_process_zero():
-        return
+def write_record(trainer: CaptionTrainer, recipe: Recipe[FinetuneOptions], repo_id: str | None) -> None:
+    """Write the captions that were scored, and the recipe that gives this run again."""
     output_dir = Path(trainer.args.output_dir)
     write_predictions(output_dir / "predictions.jsonl", trainer.predictions)
     write_json(output_dir / "recipe.json", recipe.to_json(hub_model_id=repo_id))
+
+
+def push(trainer: CaptionTrainer, recipe: Recipe[FinetuneOptions], repo_id: str) -> None:
+    """Publish the output directory in one commit, and see that what was published captions as before."""
+    from huggingface_hub import HfApi
+
+    from blip_recipe.hub import push_folder
+    from blip_recipe.push import COMMIT_MESSAGE
+
+    result = push_folder(
+        Path(trainer.args.output_dir),
+        repo_id,
+        private=recipe.training.hub_private_repo,
+        message=COMMIT_MESSAGE,
+        api=HfApi(),
+    )
+    print(result.url)
 
 
 if __name__ == "__main__":

@@ -231,7 +231,8 @@ class RecipeParser(HfArgumentParser):
 
 GROUPS = (ModelArguments, DataArguments, GenerationArguments)
 
-HELP_EPILOG = """Every argument of transformers.Seq2SeqTrainingArguments works too, in the recipe and here; the usual ones:
+HELP_EPILOG = """\
+Every argument of transformers.Seq2SeqTrainingArguments works too, in the recipe and here; the usual ones:
   --output_dir --num_train_epochs --max_steps --per_device_train_batch_size --per_device_eval_batch_size
   --gradient_accumulation_steps --learning_rate --weight_decay --lr_scheduler_type --warmup_steps --optim
   --label_smoothing_factor --bf16 --gradient_checkpointing --eval_strategy --save_strategy --save_total_limit

@@ -1,0 +1,123 @@
+"""Stand-ins for the model and data sets that the recipes name, published on the loopback Hub in their real shape."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from PIL import Image, ImageDraw
+
+from blip_recipe.processing import save_processor
+from blip_recipe.resources import resource_folder
+from blip_recipe.tiny import build_tiny_blip
+from tests.hub_server import HubServer
+
+BASE_MODEL = "Salesforce/blip-image-captioning-base"
+SPLITS = {"train": 12, "restval": 4, "val": 5, "test": 6}
+COLOURS = ("red", "green", "blue", "black", "orange", "purple")
+LANGUAGES = ("en", "de", "fr")
+
+
+def publish_base_model(hub: HubServer, folder: Path) -> None:
+    """A tiny BLIP with the name of the real one."""
+    torch.manual_seed(0)
+    captions = [caption for number in range(40) for caption in captions_of(number)]
+    model, processor = build_tiny_blip(["a picture of", *captions])
+    model.save_pretrained(folder)
+    save_processor(processor, folder)
+    hub.publish_model(BASE_MODEL, folder)
+
+
+def publish_coco(hub: HubServer, folder: Path) -> None:
+    """COCO's columns and splits as `coco_*.json` expect them, at the revision that they pin."""
+    files: dict[str, Any] = {}
+    number = 0
+    for split, size in SPLITS.items():
+        rows = [coco_row(number + row) for row in range(size)]
+        number += size
+        path = folder / f"{split}-00000-of-00001.parquet"
+        features = datasets.Features(
+            {
+                "cocoid": datasets.Value("int64"),
+                "filename": datasets.Value("string"),
+                **{language: datasets.List(datasets.Value("string")) for language in LANGUAGES},
+                "image": datasets.Image(),
+            }
+        )
+        datasets.Dataset.from_list(rows, features=features).to_parquet(path)
+        files[f"data/{path.name}"] = path
+    recipe = json.loads((resource_folder("recipes") / "coco_lora.json").read_text())
+    name, pinned = recipe["dataset_name"], recipe["dataset_revision"]
+    commit = hub.publish_dataset(name, files)
+    # The pinned revision is a commit of the real data set: give our commit its id.
+    repository = hub.repositories["dataset", name]
+    repository.commits[pinned] = repository.commits[commit]
+    repository.commits[pinned].oid = pinned
+    repository.branches["main"] = pinned
+
+
+def publish_flickr8k(hub: HubServer, folder: Path) -> None:
+    """Flickr8k's columns: one a caption."""
+    files: dict[str, Any] = {}
+    for first, split in enumerate(("train", "validation", "test")):
+        rows = [
+            {"image": picture(6 * first + row), **{f"caption_{i}": captions_of(6 * first + row)[i] for i in range(5)}}
+            for row in range(6)
+        ]
+        path = folder / f"{split}.parquet"
+        datasets.Dataset.from_list(rows).cast_column("image", datasets.Image()).to_parquet(path)
+        files[f"data/{split}-00000-of-00001.parquet"] = path
+    hub.publish_dataset("jxie/flickr8k", files)
+
+
+def write_image_folder(folder: Path) -> Path:
+    """An imagefolder with the three splits of `my_folder.json`."""
+    for first, split in enumerate(("train", "validation", "test")):
+        (folder / split).mkdir(parents=True)
+        lines = []
+        for row in range(4):
+            number = 4 * first + row
+            (folder / split / f"{number:04}.png").write_bytes(picture(number)["bytes"])
+            lines.append(json.dumps({"file_name": f"{number:04}.png", "captions": captions_of(number)}))
+        (folder / split / "metadata.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def coco_row(number: int) -> dict[str, Any]:
+    """One image with five English captions and the same in other languages."""
+    captions = captions_of(number)
+    return {
+        "cocoid": 1000 + number,
+        "filename": f"COCO_val2014_{1000 + number:012}.jpg",
+        **{
+            language: [caption if language == "en" else f"{language} {caption}" for caption in captions]
+            for language in LANGUAGES
+        },
+        "image": picture(number),
+    }
+
+
+def captions_of(number: int) -> list[str]:
+    """Five captions as people write them: capitals, full stops, a trailing space."""
+    colour, place = COLOURS[number % len(COLOURS)], ("left", "right")[number // len(COLOURS) % 2]
+    return [
+        f"A {colour} square on the {place}.",
+        f"There is a {colour} square on the {place} side ",
+        f"a square that is {colour}, on the {place}",
+        f"On the {place} stands a {colour} square.",
+        f"A picture with one {colour} square",
+    ]
+
+
+def picture(number: int) -> dict[str, Any]:
+    """A drawn square, as the struct of an image column."""
+    image = Image.new("RGB", (80, 64), "white")
+    left = 8 if number // len(COLOURS) % 2 == 0 else 48
+    ImageDraw.Draw(image).rectangle([left, 20, left + 24, 44], fill=COLOURS[number % len(COLOURS)])
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": None}

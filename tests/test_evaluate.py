@@ -1,0 +1,224 @@
+"""`evaluate` gives the original code's losses and captions, from any shape of data, and nothing leaks into captions."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from transformers import BertTokenizer, BlipImageProcessor, BlipProcessor
+
+from blip_recipe.errors import RecipeError
+from blip_recipe.evaluate import main
+from blip_recipe.modeling import BlipForCaptioning
+from blip_recipe.processing import save_processor
+from blip_recipe.tiny import tiny_config
+from tests.commands import run_module
+
+QUICK = ["--metrics", "bleu", "cider", "--dataloader_num_workers", "0"]
+
+
+def evaluate(output_dir: Path, model: Path, *arguments: str | Path) -> tuple[dict[str, float], dict[Any, str]]:
+    """The results and the captions by image id."""
+    main([*map(str, ["--model", model, "--output_dir", output_dir, *QUICK, *arguments])])
+    lines = (output_dir / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    captions = {line["image_id"]: line["caption"] for line in map(json.loads, lines)}
+    return json.loads((output_dir / "all_results.json").read_text()), captions
+
+
+@pytest.fixture(scope="module")
+def parity(shared: Path) -> dict[str, Any]:
+    folder = shared / "data" / "parity"
+    data = ["--dataset_name", folder / "images", "--eval_split", "test", "--image_id_column", "image_id"]
+    return {
+        "expected": json.loads((folder / "expected.json").read_text()),
+        "model": folder / "model",
+        "data": [*data, "--prompt", "a picture of "],
+    }
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8])
+def test_loss_and_greedy_captions_are_the_original_codes(
+    parity: dict[str, Any], tmp_path: Path, batch_size: int
+) -> None:
+    options = ["--per_device_eval_batch_size", str(batch_size), "--generation_num_beams", "1"]
+    results, captions = evaluate(tmp_path, parity["model"], *parity["data"], *options)
+    expected = parity["expected"]
+    assert results["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-5)
+    assert [captions[image_id] for image_id in expected["image_ids"]] == expected["captions_greedy"]
+
+
+def test_beam_captions_are_those_of_todays_library(parity: dict[str, Any], tmp_path: Path) -> None:
+    _, captions = evaluate(tmp_path, parity["model"], *parity["data"], "--generation_num_beams", "3")
+    expected = parity["expected"]
+    assert [captions[image_id] for image_id in expected["image_ids"]] == expected["captions_beam_transformers5"]
+
+
+@pytest.fixture(scope="module")
+def untrained(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A BLIP with random weights that knows BERT's words."""
+    folder = tmp_path_factory.mktemp("untrained")
+    words = (shared / "data" / "bert-base-uncased-vocab.txt").read_text(encoding="utf-8").splitlines()
+    tokenizer = BertTokenizer(
+        vocab={word: number for number, word in enumerate(words)},
+        bos_token="[DEC]",
+        additional_special_tokens=["[ENC]"],
+    )
+    torch.manual_seed(0)
+    BlipForCaptioning(tiny_config(tokenizer, 64)).save_pretrained(folder)
+    save_processor(BlipProcessor(BlipImageProcessor(size={"height": 64, "width": 64}), tokenizer), folder)
+    return folder
+
+
+def photo_rows(photos: Path) -> list[dict[str, Any]]:
+    """Image id, file and captions of the test photographs."""
+    lines = (photos / "test" / "metadata.jsonl").read_text(encoding="utf-8").splitlines()
+    return [
+        {"image_id": row["image_id"], "file": photos / "test" / row["file_name"], "captions": row["captions"]}
+        for row in map(json.loads, lines)
+    ]
+
+
+def as_imagefolder(photos: Path, _: Path) -> list[str | Path]:
+    return ["--dataset_name", photos, "--image_id_column", "image_id"]
+
+
+def as_karpathy(photos: Path, _: Path) -> list[str | Path]:
+    return ["--dataset_name", photos / "annotations" / "dataset_karpathy.json", "--image_root", photos]
+
+
+def as_coco(photos: Path, folder: Path) -> list[str | Path]:
+    """A COCO captions JSON has no splits: write one of the test photographs."""
+    captions = json.loads((photos / "annotations" / "captions_coco.json").read_text())
+    ids = {row["image_id"] for row in photo_rows(photos)}
+    captions["images"] = [image for image in captions["images"] if image["id"] in ids]
+    captions["annotations"] = [each for each in captions["annotations"] if each["image_id"] in ids]
+    (folder / "captions.json").write_text(json.dumps(captions))
+    return ["--dataset_name", folder / "captions.json", "--image_root", photos]
+
+
+def _write_parquet(folder: Path, rows: list[dict[str, Any]]) -> Path:
+    (folder / "data").mkdir()
+    datasets.Dataset.from_list(rows).cast_column("image", datasets.Image()).to_parquet(folder / "data" / "test.parquet")
+    return folder
+
+
+def as_parquet_of_lists(photos: Path, folder: Path) -> list[str | Path]:
+    rows = [{"cocoid": row["image_id"], "image": str(row["file"]), "en": row["captions"]} for row in photo_rows(photos)]
+    return ["--dataset_name", _write_parquet(folder, rows), "--image_id_column", "cocoid"]
+
+
+def as_parquet_of_columns(photos: Path, folder: Path) -> list[str | Path]:
+    rows = [
+        {"cocoid": row["image_id"], "image": str(row["file"])}
+        | {f"caption_{number}": caption for number, caption in enumerate(row["captions"])}
+        for row in photo_rows(photos)
+    ]
+    return ["--dataset_name", _write_parquet(folder, rows), "--image_id_column", "cocoid"]
+
+
+def as_long_parquet(photos: Path, folder: Path) -> list[str | Path]:
+    rows = [
+        {"cocoid": row["image_id"], "image": str(row["file"]), "sentences": {"raw": caption}}
+        for row in photo_rows(photos)
+        for caption in row["captions"]
+    ]
+    return ["--dataset_name", _write_parquet(folder, rows), "--image_id_column", "cocoid"]
+
+
+def as_webdataset(photos: Path, folder: Path) -> list[str | Path]:
+    with tarfile.open(folder / "test-0000.tar", "w") as tar:
+        for row in photo_rows(photos):
+            members = {"jpg": row["file"].read_bytes(), "txt": "\n".join(row["captions"]).encode()}
+            for extension, content in members.items():
+                member = tarfile.TarInfo(f"{row['image_id']}.{extension}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return [
+        "--dataset_name",
+        folder,
+        "--image_column",
+        "jpg",
+        "--caption_column",
+        "txt",
+        "--image_id_column",
+        "__key__",
+    ]
+
+
+SHAPES = [
+    as_imagefolder,
+    as_karpathy,
+    as_coco,
+    as_parquet_of_lists,
+    as_parquet_of_columns,
+    as_long_parquet,
+    as_webdataset,
+]
+
+
+@pytest.fixture(scope="module")
+def reference(shared: Path, untrained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    folder = tmp_path_factory.mktemp("reference")
+    photos = shared / "data" / "photos"
+    return evaluate(folder, untrained, *as_imagefolder(photos, folder), "--eval_split", "test")
+
+
+def test_an_untrained_model_scores_nothing(reference: tuple[dict[str, float], dict[int, str]]) -> None:
+    assert reference[0]["eval_cider"] < 0.05
+
+
+@pytest.mark.parametrize("shape", SHAPES[1:], ids=lambda shape: shape.__name__)
+def test_photographs_give_the_same_loss_and_captions_in_every_shape(
+    shared: Path, untrained: Path, reference: tuple[Any, Any], tmp_path: Path, shape: Any
+) -> None:
+    arguments = shape(shared / "data" / "photos", tmp_path)
+    results, captions = evaluate(tmp_path / "out", untrained, *arguments, "--eval_split", "test")
+    assert results["eval_loss"] == pytest.approx(reference[0]["eval_loss"], abs=1e-6)
+    assert {int(image_id): caption for image_id, caption in captions.items()} == reference[1]
+
+
+def test_generation_never_sees_the_reference(
+    shared: Path, untrained: Path, reference: tuple[Any, Any], tmp_path: Path
+) -> None:
+    """Other captions change the loss and no generated word."""
+    rows = [
+        {"cocoid": row["image_id"], "image": str(row["file"]), "text": f"another caption {number}"}
+        for number, row in enumerate(photo_rows(shared / "data" / "photos"))
+    ]
+    data = ["--dataset_name", _write_parquet(tmp_path, rows), "--image_id_column", "cocoid", "--eval_split", "test"]
+    results, captions = evaluate(tmp_path / "out", untrained, *data)
+    assert results["eval_loss"] != pytest.approx(reference[0]["eval_loss"], abs=1e-3)
+    assert captions == reference[1]
+
+
+WRONG = {
+    "no such split": (["--eval_split", "tests"], "validation"),
+    "no such column": (["--eval_split", "test", "--caption_column", "caption"], "captions"),
+    "no data set": (["--eval_split", "test", "--dataset_name", "nowhere/at/all"], "nowhere"),
+    "no such model": (["--eval_split", "test", "--model", "nowhere/at/all"], "nowhere"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_said_and_nothing_is_written(
+    shared: Path, untrained: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    arguments, expected = WRONG[name]
+    with pytest.raises(RecipeError, match=expected):
+        evaluate(tmp_path / "out", untrained, "--dataset_name", shared / "data" / "photos", *arguments)
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_the_command_ends_with_one_line_and_the_exit_code_of_wrong_input(untrained: Path, tmp_path: Path) -> None:
+    done = run_module("blip_recipe.evaluate", "--model", untrained, "--output_dir", tmp_path / "out")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: dataset_name")
+    assert len(done.stderr.splitlines()) == 1
+    assert not list(tmp_path.glob("out/*"))

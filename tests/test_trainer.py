@@ -1,0 +1,82 @@
+"""The loss is a token mean, generation sees no caption, and a step is a step however it is cut up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from blip_recipe.modeling import BlipForCaptioning
+from blip_recipe.tiny import build_tiny_blip
+from blip_recipe.trainer import caption_loss, token_losses
+from tests.commands import run_checked
+
+ONE_STEP = ["--max_steps", "1", "--optim", "sgd", "--learning_rate", "0.1", "--save_strategy", "no"]
+QUIET = ["--eval_strategy", "no", "--load_best_model_at_end", "false", "--dataloader_num_workers", "0"]
+SMALL = ["--max_train_samples", "24", "--max_eval_samples", "5", "--label_smoothing_factor", "0.1", "--seed", "3"]
+
+
+def test_the_loss_is_the_mean_over_predicted_tokens() -> None:
+    logits, labels = torch.randn(3, 4, 7), torch.tensor([[-100, 1, 2, 3], [-100, 4, -100, -100], [-100, -100, 5, 6]])
+    log_probabilities = logits.log_softmax(-1)
+    smoothed = [
+        0.9 * -log_probabilities[row, position - 1, label] + 0.1 * -log_probabilities[row, position - 1].mean()
+        for row, row_labels in enumerate(labels.tolist())
+        for position, label in enumerate(row_labels)
+        if label != -100
+    ]
+    by_hand = torch.stack(smoothed).mean()
+    outputs = type("Outputs", (), {"logits": logits})
+    torch.testing.assert_close(caption_loss(outputs, labels, label_smoothing=0.1), by_hand)
+    torch.testing.assert_close(caption_loss(outputs, labels, 12, label_smoothing=0.1), by_hand * len(smoothed) / 12)
+
+
+def test_padding_does_not_change_the_loss() -> None:
+    logits, labels = torch.randn(2, 5, 7), torch.tensor([[-100, 1, 2, 3, -100], [-100, 4, 5, -100, -100]])
+    torch.testing.assert_close(
+        token_losses(logits[:, :4], labels[:, :4], 0.1).sum(), token_losses(logits, labels, 0.1).sum()
+    )
+
+
+def weights_after_one_step(output_dir: Path, *arguments: str, processes: int = 1) -> dict[str, torch.Tensor]:
+    run_checked(
+        "blip_recipe.finetune",
+        "recipes/shapes_tiny.json",
+        *ONE_STEP,
+        *QUIET,
+        *SMALL,
+        *arguments,
+        "--output_dir",
+        output_dir,
+        processes=processes,
+    )
+    return load_file(output_dir / "model.safetensors")
+
+
+def test_one_step_is_the_same_step_for_any_batch_accumulation_and_number_of_processes(tmp_path: Path) -> None:
+    batch, steps = "--per_device_train_batch_size", "--gradient_accumulation_steps"
+    whole = weights_after_one_step(tmp_path / "whole", batch, "8")
+    cut: dict[str, Any] = {
+        "accumulated": weights_after_one_step(tmp_path / "accumulated", batch, "4", steps, "2"),
+        "two processes": weights_after_one_step(tmp_path / "processes", batch, "4", processes=2),
+    }
+    start = build_start()
+    assert max((whole[name] - start[name]).abs().max() for name in whole if name in start) > 1e-4
+    for name, weights in cut.items():
+        worst = max((whole[key] - weights[key]).abs().max().item() for key in whole)
+        assert worst < 1e-6, f"{name}: {worst}"
+    scores = [json.loads((tmp_path / run / "all_results.json").read_text()) for run in ("whole", "processes")]
+    assert scores[0]["test_loss"] == pytest.approx(scores[1]["test_loss"], abs=1e-6)
+    lines = [(tmp_path / run / "predictions.jsonl").read_text() for run in ("whole", "processes")]
+    assert lines[0] == lines[1]
+
+
+def build_start() -> dict[str, torch.Tensor]:
+    """The weights before the step: none are needed that the vocabulary decides."""
+    torch.manual_seed(3)
+    model: BlipForCaptioning = build_tiny_blip(["a"])[0]
+    return {name: torch.zeros_like(weight) for name, weight in model.state_dict().items() if "LayerNorm.bias" in name}
