@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from accelerate import PartialState
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from peft import PeftModel
-    from transformers import BitsAndBytesConfig, ProcessorMixin
+    from transformers import BitsAndBytesConfig, BlipProcessor
 
     from blip_recipe.recipe import GenerationArguments, ModelArguments
 
@@ -132,13 +132,13 @@ def add_lora(model: BlipForCaptioning, arguments: ModelArguments) -> PeftModel:
         raise RecipeError(
             f"lora_target_modules is {arguments.lora_target_modules}: {_first_line(error)} The layers are {names}."
         ) from error
-    config.revision = arguments.model_revision
+    config.revision = getattr(model.config, "_commit_hash", None)
     return peft_model
 
 
 def build_model(
     arguments: ModelArguments, generation: GenerationArguments, captions: Iterable[str]
-) -> tuple[BlipForCaptioning | PeftModel, ProcessorMixin]:
+) -> tuple[BlipForCaptioning | PeftModel, BlipProcessor]:
     """The model of a recipe, ready to train, and its processor; the embedded one learns its words from `captions`.
 
     Raises:
@@ -157,8 +157,9 @@ def build_model(
     return (add_lora(model, arguments) if arguments.use_peft else model), processor
 
 
-def _load_base(arguments: ModelArguments) -> tuple[BlipForCaptioning, ProcessorMixin]:
-    name, hub = arguments.model_name_or_path, {"revision": arguments.model_revision}
+def _load_base(arguments: ModelArguments) -> tuple[BlipForCaptioning, BlipProcessor]:
+    name = arguments.model_name_or_path
+    hub: dict[str, Any] = {"revision": arguments.model_revision}
     if read_repository_json(name, "adapter_config.json", **hub):
         raise RecipeError(
             f"model_name_or_path is {name!r}, an adapter: fold it into its base first with "
@@ -180,7 +181,7 @@ def _load_base(arguments: ModelArguments) -> tuple[BlipForCaptioning, ProcessorM
     return model, processor
 
 
-def merged_captioner(adapter: str, **hub: Any) -> tuple[BlipForCaptioning, ProcessorMixin]:
+def merged_captioner(adapter: str, **hub: Any) -> tuple[BlipForCaptioning, BlipProcessor]:
     """The adapter folded into its base in full precision, never into quantised weights.
 
     Raises:
@@ -189,7 +190,7 @@ def merged_captioner(adapter: str, **hub: Any) -> tuple[BlipForCaptioning, Proce
     if not read_repository_json(adapter, "adapter_config.json", **hub):
         raise RecipeError(f"{adapter!r} holds no adapter_config.json: expected the output directory of a LoRA run.")
     model, processor, _ = load_captioner(adapter, quantization=None, dtype=torch.float32, **hub)
-    return model.merge_and_unload(), processor
+    return cast("Any", model).merge_and_unload(), processor
 
 
 def name_stock_class(adapter_dir: Path) -> None:
@@ -231,7 +232,7 @@ def load_captioner(
     quantization: Literal["recorded", "8bit", "4bit"] | None = "recorded",
     trust_remote_code: bool = False,
     local_files_only: bool = False,
-) -> tuple[BlipForCaptioning | PeftModel, ProcessorMixin, CaptionSettings]:
+) -> tuple[BlipForCaptioning | PeftModel, BlipProcessor, CaptionSettings]:
     """A saved captioner, full or adapter, ready to caption, with its processor and the settings it was scored with.
 
     An adapter trained on an 8- or 4-bit base is put on the same base (`quantization="recorded"`), because that is the
@@ -240,7 +241,7 @@ def load_captioner(
     Raises:
         RecipeError: It cannot be loaded, or is not a BLIP captioner.
     """
-    hub = {"revision": revision, "token": token, "local_files_only": local_files_only}
+    hub: dict[str, Any] = {"revision": revision, "token": token, "local_files_only": local_files_only}
     recipe = read_repository_json(model_name_or_path, "recipe.json", **hub)
     adapter = read_repository_json(model_name_or_path, "adapter_config.json", **hub)
     settings = CaptionSettings(
@@ -251,12 +252,17 @@ def load_captioner(
     )
     if quantization == "recorded":
         quantization = recorded_quantization(recipe) if adapter else None
-    load = {"quantization": quantization, "dtype": dtype, "device": device, "trust_remote_code": trust_remote_code}
+    load: dict[str, Any] = {
+        "quantization": quantization,
+        "dtype": dtype,
+        "device": device,
+        "trust_remote_code": trust_remote_code,
+    }
     if adapter:
         base_hub = hub | {"revision": adapter.get("revision")}
         check_is_blip(adapter["base_model_name_or_path"], trust_remote_code=trust_remote_code, **base_hub)
         base = load_blip(adapter["base_model_name_or_path"], **load, **base_hub)
-        model = _with_adapter(base, model_name_or_path, device, **hub)
+        model: BlipForCaptioning | PeftModel = _with_adapter(base, model_name_or_path, device, **hub)
     else:
         check_is_blip(model_name_or_path, trust_remote_code=trust_remote_code, **hub)
         model = load_blip(model_name_or_path, **load, **hub)

@@ -100,9 +100,8 @@ def report(recipe: Recipe[EvaluateOptions], results: dict[str, float], records: 
     """Write `all_results.json` and `predictions.jsonl` into `output_dir`, and the scores on stdout."""
     from blip_recipe.results import write_json, write_predictions
 
-    output_dir = Path(recipe.training.output_dir)
-    write_json(output_dir / "all_results.json", dict(sorted(results.items())))
-    write_predictions(output_dir / "predictions.jsonl", records)
+    write_json(recipe.output_dir / "all_results.json", dict(sorted(results.items())))
+    write_predictions(recipe.output_dir / "predictions.jsonl", records)
     for name in ("loss", *recipe.generation.score_names()):
         if f"eval_{name}" in results:
             print(f"{name:<12}{results[f'eval_{name}']:.4f}")

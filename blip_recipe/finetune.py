@@ -10,12 +10,13 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blip_recipe.errors import run_command
-from blip_recipe.recipe import FinetuneOptions, Recipe, check_recipe, read_recipe
+from blip_recipe.errors import PushError, run_command
+from blip_recipe.recipe import DataArguments, FinetuneOptions, Recipe, check_recipe, read_recipe
 from blip_recipe.results import read_json, write_json, write_predictions
 
 if TYPE_CHECKING:
     from blip_recipe.data import CaptionDataset
+    from blip_recipe.hub import PushResult
     from blip_recipe.trainer import CaptionTrainer
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     card = CardCallback()
     with CaptionScorer(recipe.generation.metrics) as scorer:
         trainer = build_trainer(recipe, model, processor, scorer, datasets, callbacks=[card])
-        score_baseline(trainer, datasets)
+        score_baseline(trainer, recipe, datasets)
         train(trainer, recipe)
         if recipe.model.merge_adapter:
             trainer = merge(trainer, recipe, processor, scorer, datasets)
@@ -65,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
         write_record(trainer, recipe, repo_id)
         write_card(trainer, recipe, splits, card, repo_id)
         if repo_id:
-            push(trainer, recipe, repo_id)
+            push(trainer, recipe, repo_id, datasets)
 
 
 def find_repository(recipe: Recipe[FinetuneOptions]) -> str:
@@ -75,13 +76,15 @@ def find_repository(recipe: Recipe[FinetuneOptions]) -> str:
     from blip_recipe.hub import preflight
 
     training = recipe.training
-    return preflight(training.hub_model_id, Path(training.output_dir).name, training.hub_private_repo, HfApi())
+    return preflight(training.hub_model_id, recipe.output_dir.name, training.hub_private_repo, HfApi())
 
 
-def score_baseline(trainer: CaptionTrainer, datasets: dict[str, CaptionDataset]) -> None:
+def score_baseline(
+    trainer: CaptionTrainer, recipe: Recipe[FinetuneOptions], datasets: dict[str, CaptionDataset]
+) -> None:
     """Score the untouched base model, once a run, on the split that the finished model is scored on."""
     if "test" in datasets and not any(
-        key.startswith("baseline_") for key in read_json(Path(trainer.args.output_dir) / "all_results.json")
+        key.startswith("baseline_") for key in read_json(recipe.output_dir / "all_results.json")
     ):
         logger.info("Scoring the untouched base model")
         trainer.save_metrics("baseline", trainer.evaluate(datasets["test"], metric_key_prefix="baseline"))
@@ -96,7 +99,7 @@ def train(trainer: CaptionTrainer, recipe: Recipe[FinetuneOptions]) -> None:
     # The random state is the same whether or not this process scored the baseline first.
     set_seed(trainer.args.seed)
     named = recipe.training.resume_from_checkpoint
-    checkpoint = Path(named) if named else last_checkpoint(Path(trainer.args.output_dir))
+    checkpoint = Path(named) if named else last_checkpoint(recipe.output_dir)
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if checkpoint is None or result.global_step > checkpoint_step(checkpoint):
         trainer.save_metrics("train", result.metrics)
@@ -108,7 +111,7 @@ def merge(trainer: CaptionTrainer, recipe: Recipe[FinetuneOptions], *parts: Any)
     from blip_recipe.adapters import merged_captioner
     from blip_recipe.trainer import build_trainer
 
-    adapter = Path(trainer.args.output_dir) / "adapter"
+    adapter = recipe.output_dir / "adapter"
     trainer.save_model(str(adapter))
     trainer.accelerator.wait_for_everyone()
     model, _ = merged_captioner(str(adapter))
@@ -129,26 +132,83 @@ def score(trainer: CaptionTrainer, datasets: dict[str, CaptionDataset]) -> None:
 
 def write_record(trainer: CaptionTrainer, recipe: Recipe[FinetuneOptions], repo_id: str | None) -> None:
     """Write the captions that were scored, and the recipe that gives this run again."""
-    output_dir = Path(trainer.args.output_dir)
+    output_dir = recipe.output_dir
     write_predictions(output_dir / "predictions.jsonl", trainer.predictions)
-    write_json(output_dir / "recipe.json", recipe.to_json(hub_model_id=repo_id))
+    pinned = {
+        "model_revision": getattr(trainer.model.config, "_commit_hash", None),
+        "dataset_revision": find_dataset_revision(recipe.data),
+    }
+    write_json(output_dir / "recipe.json", recipe.to_json(hub_model_id=repo_id, **pinned))
 
 
-def push(trainer: CaptionTrainer, recipe: Recipe[FinetuneOptions], repo_id: str) -> None:
-    """Publish the output directory in one commit, and see that what was published captions as before."""
+def push(
+    trainer: CaptionTrainer, recipe: Recipe[FinetuneOptions], repo_id: str, datasets: dict[str, CaptionDataset]
+) -> None:
+    """Publish the output directory in one commit, and see that what was published captions as before.
+
+    Raises:
+        PushError: It was not pushed, or captions otherwise than the model that was scored.
+    """
     from huggingface_hub import HfApi
 
     from blip_recipe.hub import push_folder
     from blip_recipe.push import COMMIT_MESSAGE
 
     result = push_folder(
-        Path(trainer.args.output_dir),
+        recipe.output_dir,
         repo_id,
         private=recipe.training.hub_private_repo,
         message=COMMIT_MESSAGE,
         api=HfApi(),
     )
+    check_published(trainer, recipe, repo_id, result, datasets.get("test") or datasets["train"])
     print(result.url)
+
+
+def check_published(
+    trainer: CaptionTrainer,
+    recipe: Recipe[FinetuneOptions],
+    repo_id: str,
+    result: PushResult,
+    dataset: CaptionDataset,
+) -> None:
+    """Load the published revision and caption one picture: it must say what the trained model says.
+
+    Raises:
+        PushError: It says something else.
+    """
+    from blip_recipe.adapters import load_captioner
+    from blip_recipe.modeling import generate_captions
+
+    published, processor, settings = load_captioner(repo_id, revision=result.revision, device=trainer.args.device)
+    pixel_values = trainer.data_collator([dataset[0]])["pixel_values"].to(trainer.args.device)
+    decoding = recipe.generation.generate_kwargs()
+    trained_says, published_says = (
+        generate_captions(model.eval(), processor.tokenizer, pixel_values, prompt=prompt, **decoding)
+        for model, prompt in ((trainer.model, recipe.data.prompt), (published, settings.prompt))
+    )
+    if trained_says != published_says:
+        raise PushError(
+            f"{result.url} was pushed, but the model loaded from it says {published_says[0]!r} of a picture of which "
+            f"the trained model says {trained_says[0]!r}. Do not rely on it; pushing again is: "
+            f"python -m blip_recipe.push {recipe.output_dir} --repo_id {repo_id}"
+        )
+
+
+def find_dataset_revision(data: DataArguments) -> str | None:
+    """The commit of a Hub data set that was read, for the record; nothing for data that are not on the Hub."""
+    import httpx2
+    from huggingface_hub import HfApi
+
+    from blip_recipe.data.load import SHAPES
+
+    if data.dataset_name is None or data.dataset_name == SHAPES or Path(data.dataset_name).exists():
+        return None
+    try:
+        return HfApi().dataset_info(data.dataset_name, revision=data.dataset_revision).sha
+    except (OSError, httpx2.HTTPError) as error:
+        logger.warning("The revision of %s is not recorded: %s", data.dataset_name, error)
+        return data.dataset_revision
 
 
 if __name__ == "__main__":

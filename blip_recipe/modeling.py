@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -22,7 +22,9 @@ IGNORED = -100
 class SdpaVisionAttention(BlipAttention):
     """The image encoder's self-attention through `scaled_dot_product_attention`; the stock one up to rounding."""
 
-    def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> tuple[torch.Tensor, None]:
+    def forward(  # type: ignore[override]
+        self, hidden_states: torch.Tensor, **kwargs: Any
+    ) -> tuple[torch.Tensor, None]:
         """`(images, patches, width)` to the same shape; no attention map is kept."""
         images, patches, width = hidden_states.shape
         qkv = self.qkv(hidden_states).view(images, patches, 3, self.num_heads, self.head_dim)
@@ -141,7 +143,9 @@ class BlipForCaptioning(BlipForConditionalGeneration):
             return image_embeds
         return image_embeds[image_index]
 
-    def save_pretrained(self, save_directory: str | PathLike[str], is_main_process: bool = True, **kwargs: Any) -> None:
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | PathLike[str], is_main_process: bool = True, **kwargs: Any
+    ) -> None:
         """Save weights and configuration; the configuration names the stock class, which everybody has."""
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
@@ -155,7 +159,7 @@ def resize_position_embeddings(model: BlipForConditionalGeneration, image_size: 
     As in the original repository (`models/vit.py`, `interpolate_pos_embed`): bicubic, the class position untouched.
     """
     vision = model.vision_model
-    embeddings, config = vision.embeddings, vision.config
+    embeddings, config = vision.embeddings, cast("Any", vision.config)
     old, new = config.image_size // config.patch_size, image_size // config.patch_size
     if old != new:
         positions = embeddings.position_embedding.data
@@ -170,7 +174,7 @@ def resize_position_embeddings(model: BlipForConditionalGeneration, image_size: 
 
 @torch.no_grad()
 def generate_token_ids(
-    model: nn.Module,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     pixel_values: torch.Tensor,
     prompt: str,
@@ -188,7 +192,7 @@ def generate_token_ids(
 
 
 def generate_captions(
-    model: nn.Module,
+    model: Any,
     tokenizer: PreTrainedTokenizerBase,
     pixel_values: torch.Tensor,
     *,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +30,7 @@ def format_plan(
     if steps <= 0:
         steps = math.ceil(recipe.training.num_train_epochs * math.ceil(len(splits["train"]) / images))
     per_image = recipe.data.captions_per_image or captions["train"] / len(splits["train"])
-    memory = estimate_peak_bytes(model, model.config, recipe.training.train_batch_size, per_image)
+    memory = estimate_peak_bytes(model, cast("Any", model.config), recipe.training.train_batch_size, per_image)
     lines = {
         "model": f"{recipe.model.model_name_or_path}, {trainable:,} of {total:,} parameters trained",
         **{role: f"{len(rows):,} images, {captions[role]:,} captions" for role, rows in splits.items()},
@@ -59,7 +59,7 @@ def estimate_peak_bytes(model: nn.Module, config: BlipConfig, images: int, capti
     """
     stored = sum(p.numel() * p.element_size() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    vision, text = config.vision_config, config.text_config
+    vision, text = cast("Any", config.vision_config), cast("Any", config.text_config)
     patches = (vision.image_size // vision.patch_size) ** 2 + 1
     vision_trained = any(p.requires_grad for name, p in model.named_parameters() if "vision_model" in name)
     vision_layers = vision.num_hidden_layers if vision_trained else 1

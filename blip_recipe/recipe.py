@@ -215,11 +215,16 @@ class Recipe(Generic[Options]):
     given: dict[str, Any]
     push_to_hub: bool
 
+    @property
+    def output_dir(self) -> Path:
+        """Where the run leaves its files."""
+        return Path(str(self.training.output_dir))
+
     def to_json(self, **resolved: Any) -> dict[str, Any]:
         """The recipe to run again: what was given, with `resolved` values (pinned revisions, full repo name) put in."""
         recipe = self.given | {key: value for key, value in resolved.items() if value is not None}
         # Where the run was written is nobody's business but the user's; its last name is enough to run it again.
-        return recipe | {"output_dir": f"outputs/{Path(self.training.output_dir).name}"}
+        return recipe | {"output_dir": f"outputs/{self.output_dir.name}"}
 
 
 class RecipeParser(HfArgumentParser):
@@ -229,7 +234,7 @@ class RecipeParser(HfArgumentParser):
         raise RecipeError(message.replace("argument --", "", 1))
 
 
-GROUPS = (ModelArguments, DataArguments, GenerationArguments)
+GROUPS: tuple[Any, ...] = (ModelArguments, DataArguments, GenerationArguments)
 
 HELP_EPILOG = """\
 Every argument of transformers.Seq2SeqTrainingArguments works too, in the recipe and here; the usual ones:
@@ -255,7 +260,7 @@ def read_recipe(
     Raises:
         RecipeError: Something in it is unknown, of the wrong type or impossible.
     """
-    words = sys.argv[1:] if argv is None else argv
+    words: list[str] = sys.argv[1:] if argv is None else argv
     if not words or "-h" in words or "--help" in words:
         _print_help(options, prog, description, recipe_needed)
         raise SystemExit(0 if words else 2)
@@ -267,16 +272,18 @@ def read_recipe(
 
     from blip_recipe.training_arguments import CaptionTrainingArguments
 
-    parser = RecipeParser([*GROUPS, options, CaptionTrainingArguments], prog=prog, add_help=False, allow_abbrev=False)
-    names = [each.name for group in parser.dataclass_types for each in dataclasses.fields(group) if each.init]
+    groups: list[Any] = [*GROUPS, options, CaptionTrainingArguments]
+    parser = RecipeParser(groups, prog=prog, add_help=False, allow_abbrev=False)
+    names = [each.name for group in groups for each in dataclasses.fields(group) if each.init]
     words = (_to_words(_load_json(file), names, file) if file else []) + (words[1:] if file else words)
     default_dir = f"outputs/{file.stem}" if file else "outputs/evaluate"
     try:
-        *parts, unknown = parser.parse_args_into_dataclasses(
+        parsed: tuple[Any, ...] = parser.parse_args_into_dataclasses(
             [f"--output_dir={default_dir}", *words], return_remaining_strings=True, look_for_args_file=False
         )
     except (ValueError, ImportError) as error:
         raise RecipeError(str(error)) from error
+    model, data, generation, command, training, unknown = parsed
     if unknown:
         raise _unknown_key(unknown[0].lstrip("-").split("=")[0].replace("-", "_"), names, "the command line")
     for action in parser._actions:
@@ -286,10 +293,9 @@ def read_recipe(
         raise RecipeError(
             "hub_token is given, but a token must not stand in a recipe: set HF_TOKEN or run `hf auth login`."
         )
-    training = parts[-1]
     # Trainer's own push swallows its failures and uploads pickles: this package pushes, once, at the end.
     push_to_hub, training.push_to_hub = training.push_to_hub, False
-    return Recipe(*parts, given=given, push_to_hub=push_to_hub)
+    return Recipe(model, data, generation, command, training, given=given, push_to_hub=push_to_hub)
 
 
 def check_recipe(recipe: Recipe[FinetuneOptions]) -> None:
@@ -314,9 +320,9 @@ def check_recipe(recipe: Recipe[FinetuneOptions]) -> None:
             f"model_name_or_path is the local {model.model_name_or_path!r}, which nobody else has: an adapter that is "
             "pushed needs a base model on the Hub. Push the base first, or set merge_adapter."
         )
-    if str(training.eval_strategy.value) != "no" and data.eval_split is None:
+    if training.eval_strategy != "no" and data.eval_split is None:
         raise RecipeError(
-            f"eval_strategy is {training.eval_strategy.value!r}, but eval_split does not say what to score."
+            f"eval_strategy is {str(training.eval_strategy)!r}, but eval_split does not say what to score."
         )
     if training.resume_from_checkpoint in ("true", "True", "last"):
         training.resume_from_checkpoint = None  # resuming from the newest is what a rerun does anyway
@@ -333,7 +339,7 @@ def check_recipe(recipe: Recipe[FinetuneOptions]) -> None:
         )
 
 
-def _print_help(options: type, prog: str, description: str, recipe_needed: bool) -> None:
+def _print_help(options: Any, prog: str, description: str, recipe_needed: bool) -> None:
     parser = HfArgumentParser(
         [*GROUPS, options],
         prog=prog,

@@ -16,13 +16,14 @@ from transformers.trainer import TRAINING_ARGS_NAME
 
 from blip_recipe.adapters import name_stock_class
 from blip_recipe.collator import CaptionCollator
-from blip_recipe.modeling import IGNORED, decode_captions, generate_token_ids
+from blip_recipe.modeling import IGNORED, BlipForCaptioning, decode_captions, generate_token_ids
 from blip_recipe.processing import save_processor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from transformers import PreTrainedModel, ProcessorMixin, TrainerCallback
+    from peft import PeftModel
+    from transformers import BlipProcessor, TrainerCallback
 
     from blip_recipe.data import CaptionDataset
     from blip_recipe.metrics import CaptionScorer
@@ -78,16 +79,16 @@ class CaptionTrainer(Seq2SeqTrainer):
 
     def __init__(
         self,
-        model: PreTrainedModel | nn.Module,
+        model: BlipForCaptioning | PeftModel,
         args: CaptionTrainingArguments,
         *,
-        processor: ProcessorMixin,
+        processor: BlipProcessor,
         data: DataArguments,
         generation: GenerationArguments,
         scorer: CaptionScorer,
         **kwargs: Any,
     ) -> None:
-        self.prompt, self.generation, self.scorer = data.prompt, generation, scorer
+        self.processor, self.prompt, self.generation, self.scorer = processor, data.prompt, generation, scorer
         self.predictions: list[dict[str, Any]] = []
         super().__init__(
             model=model,
@@ -117,7 +118,7 @@ class CaptionTrainer(Seq2SeqTrainer):
         self.scored_dataset: CaptionDataset = dataloader.dataset
         return super().evaluation_loop(dataloader, *args, **kwargs)
 
-    def prediction_step(
+    def prediction_step(  # type: ignore[override]
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any
     ) -> tuple[None, torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
         """Generate from pixels and prompt alone, and sum the loss of each image.
@@ -143,20 +144,20 @@ class CaptionTrainer(Seq2SeqTrainer):
         """Token ids `(images, generation_max_length)` of the captions, padded, without the prompt."""
         token_ids = generate_token_ids(
             self.accelerator.unwrap_model(self.model, keep_torch_compile=False),
-            self.processing_class.tokenizer,
+            self.processor.tokenizer,
             pixel_values,
             self.prompt,
             **self.generation.generate_kwargs(),
         )
         padding = self.generation.generation_max_length - token_ids.shape[1]
-        return F.pad(token_ids, (0, padding), value=self.processing_class.tokenizer.pad_token_id)
+        return F.pad(token_ids, (0, padding), value=self.processor.tokenizer.pad_token_id)
 
     def score_captions(self, prediction: EvalPrediction) -> dict[str, float]:
         """The `compute_metrics` hook: token-mean loss and the scores of generated captions against all references.
 
         Fills `predictions` with one record an image: `image_id`, `caption`, `references`, `scores`.
         """
-        rows, loss_sums, counts = prediction.label_ids
+        rows, loss_sums, counts = prediction.label_ids  # type: ignore[misc]
         metrics = [{"loss": float(loss_sums.sum(dtype="float64") / counts.sum())}]
         if self.is_world_process_zero():
             metrics[0] |= self._score_on_this_process(rows, prediction.predictions)
@@ -166,7 +167,7 @@ class CaptionTrainer(Seq2SeqTrainer):
 
     def _score_on_this_process(self, rows: Any, token_ids: Any) -> dict[str, float]:
         scored = self.scored_dataset.rows.select_columns(["image_id", "captions"])[rows.tolist()]
-        captions = decode_captions(self.processing_class.tokenizer, token_ids)
+        captions = decode_captions(self.processor.tokenizer, token_ids)
         references = dict(zip(scored["image_id"], scored["captions"], strict=True))
         scores = self.scorer.score(dict(zip(scored["image_id"], captions, strict=True)), references)
         self.predictions = [
@@ -189,17 +190,17 @@ class CaptionTrainer(Seq2SeqTrainer):
         """As Trainer's, in the form that everybody can load and without the pickle of the arguments."""
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            directory = Path(output_dir or self.args.output_dir)
+            directory = Path(output_dir or str(self.args.output_dir))
             (directory / TRAINING_ARGS_NAME).unlink()
-            save_processor(self.processing_class, directory)
+            save_processor(self.processor, directory)
             if (directory / "adapter_config.json").exists():
                 name_stock_class(directory)
 
 
 def build_trainer(
     recipe: Recipe[Any],
-    model: PreTrainedModel | nn.Module,
-    processor: ProcessorMixin,
+    model: BlipForCaptioning | PeftModel,
+    processor: BlipProcessor,
     scorer: CaptionScorer,
     datasets: Mapping[str, CaptionDataset],
     callbacks: list[TrainerCallback] | None = None,

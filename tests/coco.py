@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from pathlib import Path
@@ -9,12 +10,12 @@ from typing import Any
 
 import datasets
 import torch
+from hub_server import HubServer
 from PIL import Image, ImageDraw
 
 from blip_recipe.processing import save_processor
 from blip_recipe.resources import resource_folder
 from blip_recipe.tiny import build_tiny_blip
-from tests.hub_server import HubServer
 
 BASE_MODEL = "Salesforce/blip-image-captioning-base"
 SPLITS = {"train": 12, "restval": 4, "val": 5, "test": 6}
@@ -55,8 +56,7 @@ def publish_coco(hub: HubServer, folder: Path) -> None:
     commit = hub.publish_dataset(name, files)
     # The pinned revision is a commit of the real data set: give our commit its id.
     repository = hub.repositories["dataset", name]
-    repository.commits[pinned] = repository.commits[commit]
-    repository.commits[pinned].oid = pinned
+    repository.commits[pinned] = dataclasses.replace(repository.commits[commit], oid=pinned)
     repository.branches["main"] = pinned
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from commands import run_module
 from transformers import BertTokenizer, BlipImageProcessor, BlipProcessor
 
 from blip_recipe.errors import RecipeError
@@ -18,7 +19,6 @@ from blip_recipe.evaluate import main
 from blip_recipe.modeling import BlipForCaptioning
 from blip_recipe.processing import save_processor
 from blip_recipe.tiny import tiny_config
-from tests.commands import run_module
 
 QUICK = ["--metrics", "bleu", "cider", "--dataloader_num_workers", "0"]
 
@@ -197,7 +197,7 @@ def test_generation_never_sees_the_reference(
     assert captions == reference[1]
 
 
-WRONG = {
+WRONG: dict[str, tuple[list[str], str]] = {
     "no such split": (["--eval_split", "tests"], "validation"),
     "no such column": (["--eval_split", "test", "--caption_column", "caption"], "captions"),
     "no data set": (["--eval_split", "test", "--dataset_name", "nowhere/at/all"], "nowhere"),

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from coco import picture, publish_base_model, publish_coco, publish_flickr8k, write_image_folder
+from commands import CHECKOUT, run_checked, run_module
+from hub_server import WRITE_TOKEN, HubServer
 from huggingface_hub import ModelCard
 
 from blip_recipe.adapters import load_captioner, merged_captioner
 from blip_recipe.resources import resource_folder
-from tests.coco import picture, publish_base_model, publish_coco, publish_flickr8k, write_image_folder
-from tests.commands import CHECKOUT, run_checked, run_module
-from tests.hub_server import WRITE_TOKEN, HubServer
 
 PUBLISHED = {
     "lora": {"adapter_config.json", "adapter_model.safetensors"},

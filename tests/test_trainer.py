@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from commands import run_checked
 from safetensors.torch import load_file
 
 from blip_recipe.modeling import BlipForCaptioning
 from blip_recipe.tiny import build_tiny_blip
 from blip_recipe.trainer import caption_loss, token_losses
-from tests.commands import run_checked
 
 ONE_STEP = ["--max_steps", "1", "--optim", "sgd", "--learning_rate", "0.1", "--save_strategy", "no"]
 QUIET = ["--eval_strategy", "no", "--load_best_model_at_end", "false", "--dataloader_num_workers", "0"]
