@@ -1,0 +1,379 @@
+"""The facts of a model card, gathered from a run: what the trainer saw, what the recipe says, what was scored."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import platform
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from blip_recipe.figures import SCORE_LABELS, choose_samples, ranking_score
+from blip_recipe.model_card import (
+    PLACEHOLDER,
+    UNKNOWN,
+    CardFacts,
+    Kind,
+    SampleFacts,
+    ScoreFacts,
+    SplitFacts,
+    format_code,
+)
+from blip_recipe.plan import count_parameters
+from blip_recipe.recipe import TINY_MODEL
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from blip_recipe.recipe import Recipe
+    from blip_recipe.training_arguments import CaptionTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+EMBEDDED = (TINY_MODEL, "shapes")
+"""Names of a model and a data set that come with the package."""
+
+SCORE_ORDER = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider", "spice", "exact_match")
+"""As papers list them."""
+
+ENGLISH = {"the", "and", "with", "of"}
+ENGLISH_SHARE = 0.25
+"""Captions are taken for English if this share has one of these words; of COCO's it is well over half."""
+
+PACKAGES = ("blip-recipe", "transformers", "torch", "datasets", "peft", "bitsandbytes")
+
+
+class CardCallback(TrainerCallback, ExportableState):
+    """Notes what only a trainer knows; time and memory survive in checkpoints, so that all sessions count.
+
+    Attributes:
+        seconds: Wall-clock time of the training, evaluations within included.
+        peak_memory: Most bytes this process held: of CUDA memory if it trained there, else of main memory.
+        hardware: What it ran on.
+        parameters, trained_parameters: Of the model that was trained.
+        image_size: Side of the pictures it saw, in pixels.
+        log_history: Trainer's at the end of training, without what is scored afterwards.
+        steps, epochs: How long it was trained.
+        best_step: Step of the best checkpoint, if one was chosen.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.peak_memory: int | None = None
+        self.hardware = ""
+        self.parameters = self.trained_parameters = 0
+        self.image_size = 0
+        self.log_history: list[dict[str, float]] = []
+        self.steps, self.epochs = 0, 0.0
+        self.best_step: int | None = None
+        self._resumed_at = time.monotonic()
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        self._count()
+        return {"args": {}, "attributes": {"seconds": self.seconds, "peak_memory": self.peak_memory}}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note the model and the machine, and go on counting where the checkpoint stopped."""
+        model = kwargs["model"]
+        self.trained_parameters, self.parameters = count_parameters(model)
+        self.image_size = model.config.vision_config.image_size
+        self.hardware = describe_hardware(args.device, args.world_size)
+        saved: dict[str, Any] = state.stateful_callbacks.get(type(self).__name__, {}) if state.global_step else {}
+        vars(self).update({"seconds": 0.0, "peak_memory": None} | saved.get("attributes", {}))
+        self._resumed_at = time.monotonic()
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note how long it was trained, and the curves."""
+        self._count()
+        self.log_history = list(state.log_history)
+        self.steps, self.epochs = state.global_step, state.epoch
+        self.best_step = state.best_global_step if args.load_best_model_at_end else None
+
+    def _count(self) -> None:
+        now = time.monotonic()
+        self.seconds += now - self._resumed_at
+        self._resumed_at = now
+        self.peak_memory = max(filter(None, (self.peak_memory, peak_memory())), default=None)
+
+
+def describe_hardware(device: torch.device, processes: int) -> str:
+    """The GPUs, or the processor and its cores."""
+    if device.type == "cuda":
+        return f"{processes} × {torch.cuda.get_device_name(device)}"
+    if device.type != "cpu":
+        return f"{processes} × {device.type}"
+    cores = f"{os.cpu_count()} cores" + (f", {processes} processes" if processes > 1 else "")
+    return f"{processor_name()} ({cores})"
+
+
+def processor_name() -> str:
+    """The processor's name as the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return (names or [platform.processor() or platform.machine()])[0]
+
+
+def peak_memory() -> int | None:
+    """Most bytes this process has held: of CUDA memory where there is some, else of main memory; None on Windows."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    # Linux counts in KiB, macOS in bytes (getrusage(2) of each).
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a base model or a data set comes from.
+
+    Attributes:
+        name: As the recipe names it: a Hub id, a local path, or what is embedded.
+        revision: The commit that was read, where it is known.
+        card: Metadata of its own card on the Hub (`license`, `language`, ...); empty where there is none.
+    """
+
+    name: str
+    revision: str | None = None
+    card: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether everybody can get it by this name."""
+        return self.name not in EMBEDDED and not Path(self.name).expanduser().exists()
+
+    @property
+    def shown(self) -> str:
+        """The name without the directory that a local one lies in, which is nobody's business."""
+        return self.name if self.on_hub else Path(self.name).expanduser().resolve().name
+
+    @property
+    def license(self) -> str:
+        """The licence that its card names."""
+        named = self.card.get("license") or UNKNOWN
+        return named if isinstance(named, str) else ", ".join(named)
+
+
+def read_source(name: str, kind: Literal["model", "dataset"], revision: str | None = None) -> Source:
+    """Look up the commit and the card of a Hub repository; a local or embedded name is taken as it is.
+
+    A repository that cannot be asked is a `Source` without them, and a warning says so: a finished training is worth a
+    card that names no licence.
+    """
+    from huggingface_hub import HfApi
+
+    from blip_recipe.hub import HUB_ERRORS
+
+    source = Source(name, revision)
+    if not source.on_hub:
+        return source
+    try:
+        info = HfApi().repo_info(name, repo_type=kind, revision=revision)
+    except HUB_ERRORS as error:
+        logger.warning("The card of %s cannot be read, so ours names no licence for it: %s", name, error)
+        return source
+    return Source(name, info.sha or revision, info.card_data.to_dict() if info.card_data else {})
+
+
+def gather_facts(
+    recipe: Recipe[Any],
+    *,
+    kind: Kind,
+    repo_id: str | None,
+    results: Mapping[str, float],
+    predictions: Sequence[Mapping[str, Any]],
+    counts: Mapping[str, tuple[int, int]],
+    callback: CardCallback,
+    base: Source,
+    dataset: Source,
+    tokenized_with_java: bool,
+) -> CardFacts:
+    """The facts of a finished run.
+
+    Args:
+        recipe: As it was run.
+        kind: What was saved.
+        repo_id: Where it will be pushed, if that is known.
+        results: `all_results.json`.
+        predictions: `predictions.jsonl`, of the split that was scored last.
+        counts: (images, captions) of each split that was read, by role.
+        callback: That was with the trainer.
+        base: The model that was fine-tuned.
+        dataset: The data.
+        tokenized_with_java: Whether the PTB tokenizer itself cut the captions before they were scored.
+    """
+    splits = split_facts(recipe, counts)
+    scored = next((split for role in ("test", "eval") for split in splits if split.role == role), None)
+    name = ranking_score(predictions) if predictions else None
+    return CardFacts(
+        kind=kind,
+        repo_id=repo_id or PLACEHOLDER,
+        base_model=base.shown,
+        base_on_hub=base.on_hub,
+        base_revision=base.revision,
+        base_license=base.license,
+        parameters=callback.parameters,
+        trained_parameters=callback.trained_parameters,
+        quantization=recipe.model.quantization,
+        dataset=dataset.shown,
+        dataset_on_hub=dataset.on_hub,
+        dataset_config=recipe.data.dataset_config_name,
+        dataset_revision=dataset.revision,
+        dataset_license=dataset.license,
+        language=find_language(recipe.data.caption_column, dataset.card, predictions),
+        splits=splits,
+        scored=scored,
+        scores=score_facts(results, scored.role) if scored else [],
+        distinct_captions=len({each["caption"] for each in predictions}),
+        samples=[sample_facts(title, each, name) for title, each in choose_samples(predictions).items()],
+        ranked_by=SCORE_LABELS[name] if name else None,
+        tokenization="the PTB tokenizer of the COCO caption tools"
+        if tokenized_with_java
+        else "in Python, as the COCO caption tools' PTB tokenizer does on ordinary captions (no Java was found)",
+        prompt=recipe.data.prompt,
+        num_beams=recipe.generation.generation_num_beams,
+        max_length=recipe.generation.generation_max_length,
+        min_length=recipe.generation.generation_min_length,
+        selected_by=recipe.training.metric_for_best_model if callback.best_step else None,
+        selected_step=callback.best_step or callback.steps,
+        steps=callback.steps,
+        hyperparameters=describe_training(recipe, counts["train"], callback),
+        hardware=callback.hardware,
+        train_seconds=callback.seconds,
+        peak_memory=callback.peak_memory,
+        date=datetime.now(timezone.utc).date().isoformat(),
+        versions={"Python": platform.python_version()} | installed_versions(PACKAGES),
+    )
+
+
+def split_facts(recipe: Recipe[Any], counts: Mapping[str, tuple[int, int]]) -> list[SplitFacts]:
+    """The splits by role, with the names that the recipe has for them."""
+    data = recipe.data
+    names = {"train": data.train_split, "eval": data.eval_split, "test": data.test_split}
+    limits = {"train": data.max_train_samples, "eval": data.max_eval_samples, "test": data.max_eval_samples}
+    return [
+        SplitFacts(role, str(names[role]), *counts[role], limited=counts[role][0] == limits[role])
+        for role in names
+        if role in counts
+    ]
+
+
+def score_facts(results: Mapping[str, float], role: str) -> list[ScoreFacts]:
+    """The scores of a role in `all_results.json`, each beside the base model's."""
+    labels = {name: SCORE_LABELS[name] for name in SCORE_ORDER} | {"loss": "Loss"}
+    return [
+        ScoreFacts(name, label, results[f"{role}_{name}"], results.get(f"baseline_{name}"))
+        for name, label in labels.items()
+        if f"{role}_{name}" in results
+    ]
+
+
+def sample_facts(title: str, prediction: Mapping[str, Any], score: str | None) -> SampleFacts:
+    """A prediction in words."""
+    value = f"{prediction['scores'][score]:.3f}" if score else ""
+    return SampleFacts(title, value, prediction["caption"], list(prediction["references"]))
+
+
+def find_language(
+    columns: Sequence[str] | None, card: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]
+) -> str | None:
+    """The ISO code of the captions: of a column named by it, of a data set of one language, or read off the words."""
+    listed = card.get("language") or []
+    languages = [listed] if isinstance(listed, str) else listed
+    for column in columns or []:
+        if column in languages:
+            return column
+    if len(languages) == 1:
+        return languages[0]
+    references = [caption.lower().split() for each in predictions for caption in each["references"]]
+    english = sum(not ENGLISH.isdisjoint(words) for words in references)
+    return "en" if references and english >= ENGLISH_SHARE * len(references) else None
+
+
+def describe_training(recipe: Recipe[Any], train: tuple[int, int], callback: CardCallback) -> dict[str, str]:
+    """Every setting that the result depends on, by label, in words; `train` is (images, captions) of the split."""
+    args: CaptionTrainingArguments = recipe.training
+    parts = (args.train_batch_size, args.gradient_accumulation_steps, args.world_size)
+    images, all_captions = math.prod(parts), train[1] / train[0]
+    per_image = min(recipe.data.captions_per_image or all_captions, all_captions)
+    settings = {
+        "images a step": f"{images:,} (batch {parts[0]} × accumulation {parts[1]} × processes {parts[2]})",
+        "image-caption pairs a step": f"about {images * per_image:,.0f}",
+        "captions of an image a step": str(recipe.data.captions_per_image or "all"),
+        "epochs, steps": f"{callback.epochs:g}, {callback.steps:,}",
+        "optimiser": _name(args.optim),
+        "learning rate": f"{args.learning_rate:g} at its peak, {_name(args.lr_scheduler_type)} schedule",
+        "warm-up": f"{args.get_warmup_steps(callback.steps):,} steps",
+        "weight decay": f"{args.weight_decay:g} on all trained parameters",
+        "gradient clipping": f"norm {args.max_grad_norm:g}" if args.max_grad_norm else "none",
+        "label smoothing": f"{args.label_smoothing_factor:g}",
+        "precision": "bfloat16 autocast" if args.bf16 else "float16 autocast" if args.fp16 else "float32",
+        "trained parameters": f"{callback.trained_parameters:,} of {callback.parameters:,}",
+        "image size": f"{callback.image_size} pixels square",
+        "augmentation": "random crop, flip and RandAugment" if recipe.data.augmentation == "blip" else "none",
+        "training captions": ("cleaned as BLIP's authors do" if recipe.data.normalize_captions else "as written")
+        + f", at most {recipe.data.max_caption_length} tokens",
+        "prompt": format_code(recipe.data.prompt) if recipe.data.prompt else "none",
+        "seed": str(args.seed),
+    }
+    return settings | describe_adaptation(recipe)
+
+
+def describe_adaptation(recipe: Recipe[Any]) -> dict[str, str]:
+    """The settings of LoRA, quantisation, frozen parts and memory saving, as far as they were used."""
+    model, args = recipe.model, recipe.training
+    settings: dict[str, str] = {}
+    if model.use_peft:
+        targets = (
+            ", ".join(map(format_code, model.lora_target_modules or [])) or "all linear layers of the text decoder"
+        )
+        kinds = [name for name, used in (("DoRA", model.use_dora), ("rank-stabilised", model.use_rslora)) if used]
+        settings["LoRA"] = ", ".join(
+            [f"rank {model.lora_r}", f"alpha {model.lora_alpha}", f"dropout {model.lora_dropout:g}", *kinds]
+        )
+        settings["LoRA layers"] = targets
+    if model.quantization:
+        settings["frozen base"] = {"8bit": "8 bits (LLM.int8())", "4bit": "4 bits (NF4)"}[model.quantization]
+    if model.freeze_vision and not model.use_peft:
+        settings["image encoder"] = "frozen"
+    if args.gradient_checkpointing:
+        settings["gradient checkpointing"] = "yes"
+    if args.torch_compile:
+        settings["torch.compile"] = "yes"
+    return settings
+
+
+def installed_versions(packages: Sequence[str]) -> dict[str, str]:
+    """Version by package, of those that are installed."""
+    versions: dict[str, str] = {}
+    for package in packages:
+        with suppress(PackageNotFoundError):  # this package itself may be used from its checkout
+            versions[package] = version(package)
+    return versions
+
+
+def _name(value: Any) -> str:
+    """The plain name of an option that Trainer keeps as text or as an enumeration."""
+    return str(getattr(value, "value", value))

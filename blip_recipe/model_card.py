@@ -1,0 +1,242 @@
+"""The model card: facts of a run, rendered with the template of its kind of model.
+
+`CardFacts` is all that a template may use. A template that asks for anything else is an error, so that no card is ever
+published with a hole in it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from blip_recipe.resources import resource_folder
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
+
+Kind = Literal["full", "lora", "merged"]
+
+PLACEHOLDER = "ORG/NAME"
+"""The repository that the card of a run without `push_to_hub` speaks of; `push` puts the real one in."""
+
+TASK = "image-to-text"
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class SplitFacts:
+    """A split that the run read.
+
+    Attributes:
+        role: `train`, `eval` or `test`.
+        name: Its name in the data set.
+        images, captions: How many were read.
+        limited: Whether the recipe asked for the first ones only.
+    """
+
+    role: str
+    name: str
+    images: int
+    captions: int
+    limited: bool
+
+
+@dataclass(frozen=True)
+class ScoreFacts:
+    """A score of the finished model: its name in results, its label, its value and the untouched base model's value."""
+
+    name: str
+    label: str
+    value: float
+    baseline: float | None
+
+
+@dataclass(frozen=True)
+class SampleFacts:
+    """A scored caption in words, as `samples.png` shows it: `title` is `best`, `median` or `worst`."""
+
+    title: str
+    score: str
+    caption: str
+    references: list[str]
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """Everything that a card may say. Plain values, each measured or read in the run; no local path, no secret.
+
+    Attributes:
+        kind: All weights, an adapter, or an adapter folded into its base.
+        repo_id: `namespace/name` that the card speaks of, or `PLACEHOLDER`.
+        base_model: Hub id of the base; without `base_on_hub` the last name of a local one, or `tiny`.
+        base_revision: Commit of the base, where it is known.
+        base_license: The base's licence as its own card names it, or `unknown`.
+        parameters, trained_parameters: How many there are, and how many were trained.
+        quantization: Precision of the frozen base while training, `8bit` or `4bit`; None is full.
+        dataset: Hub id of the data; without `dataset_on_hub` the last name of a local file or folder, or `shapes`.
+        dataset_config, dataset_revision: The data set's configuration and commit, where there is one.
+        dataset_license: As `base_license`.
+        language: ISO code of the captions; None where nothing tells.
+        splits: What was read, by role.
+        scored: The split with the role whose scores follow; None where the recipe names neither `test` nor `eval`.
+        scores: Loss and scores of the finished model.
+        distinct_captions: How many different captions the model gave for the images of `scored`.
+        samples: Best, median and worst caption.
+        ranked_by: Label of the score that they were ranked by; None where no image has a score.
+        tokenization: How captions were tokenized before they were scored.
+        prompt, num_beams, max_length, min_length: Decoding; lengths in tokens, prompt included.
+        selected_by: What the best checkpoint was chosen by; None where the last one was kept.
+        selected_step, steps: The step of the published weights, and how many there were.
+        hyperparameters: What the training depended on, by label.
+        hardware: What it ran on.
+        train_seconds: Wall-clock time of the training, evaluations within included, over all its sessions.
+        peak_memory: Most bytes that one process held: of the accelerator, or else of main memory.
+        date: The day it was finished (`2026-01-31`).
+        versions: Version by package.
+    """
+
+    kind: Kind
+    repo_id: str
+    base_model: str
+    base_on_hub: bool
+    base_revision: str | None
+    base_license: str
+    parameters: int
+    trained_parameters: int
+    quantization: str | None
+    dataset: str
+    dataset_on_hub: bool
+    dataset_config: str | None
+    dataset_revision: str | None
+    dataset_license: str
+    language: str | None
+    splits: list[SplitFacts]
+    scored: SplitFacts | None
+    scores: list[ScoreFacts]
+    distinct_captions: int
+    samples: list[SampleFacts]
+    ranked_by: str | None
+    tokenization: str
+    prompt: str
+    num_beams: int
+    max_length: int
+    min_length: int
+    selected_by: str | None
+    selected_step: int
+    steps: int
+    hyperparameters: dict[str, str]
+    hardware: str
+    train_seconds: float
+    peak_memory: int | None
+    date: str
+    versions: dict[str, str]
+
+    def score(self, name: str) -> ScoreFacts | None:
+        """The score of this name, if the run has it."""
+        return next((each for each in self.scores if each.name == name), None)
+
+
+def write_card(facts: CardFacts, output_dir: Path) -> Path:
+    """Write `README.md` into an output directory, over one that another tool may have left there."""
+    path = output_dir / "README.md"
+    path.write_text(render_card(facts), encoding="utf-8", newline="\n")
+    return path
+
+
+def render_card(facts: CardFacts, templates: Path | None = None) -> str:
+    """The whole card: a block of metadata, and the text of the template `<kind>.md.jinja`.
+
+    Args:
+        facts: Of the run.
+        templates: The folder of templates; default: `model_cards` of the package.
+
+    Raises:
+        jinja2.UndefinedError: The template uses what is not among the facts.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(templates or resource_folder("model_cards")),
+        undefined=StrictUndefined,
+        autoescape=False,  # it is Markdown: what people wrote goes through the filter `text`
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"text": escape_markdown, "code": format_code, "quote": quote, "duration": format_duration}
+    body = environment.get_template(f"{facts.kind}.md.jinja").render(vars(facts) | {"score": facts.score})
+    return f"---\n{build_metadata(facts).to_yaml()}\n---\n\n{body.strip()}\n"
+
+
+def build_metadata(facts: CardFacts) -> ModelCardData:
+    """What the Hub reads of a card: task, library, base, data and, in `model-index`, every score unrounded."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    results = [
+        EvalResult(
+            task_type=TASK,
+            task_name="Image captioning",
+            dataset_type=facts.dataset,
+            dataset_name=facts.dataset,
+            dataset_config=facts.dataset_config,
+            dataset_split=facts.scored.name,
+            dataset_revision=facts.dataset_revision,
+            metric_type=score.name,
+            metric_name=score.label,
+            metric_value=score.value,
+        )
+        for score in facts.scores
+        if facts.scored
+    ]
+    tags = ["blip", "image-captioning", "blip_recipe"]
+    return ModelCardData(
+        language=facts.language,
+        license=facts.base_license,
+        library_name="peft" if facts.kind == "lora" else "transformers",
+        pipeline_tag=TASK,
+        tags=tags if facts.kind == "full" else [*tags, "lora"],
+        base_model=facts.base_model if facts.base_on_hub else None,
+        base_model_relation=("adapter" if facts.kind == "lora" else "finetune") if facts.base_on_hub else None,
+        datasets=[facts.dataset] if facts.dataset_on_hub else None,
+        metrics=list(dict.fromkeys(_hub_metric(score.name) for score in facts.scores if score.name != "loss")) or None,
+        widget=[{"src": "samples.png", "example_title": "Scored pictures"}] if facts.samples else None,
+        model_name=facts.repo_id,
+        eval_results=results or None,
+    )
+
+
+def _hub_metric(score: str) -> str:
+    """The Hub's name for the metric that a score belongs to."""
+    return re.sub("_.$", "", score)
+
+
+def escape_markdown(text: str) -> str:
+    """Text of people and models as one line that Markdown shows as it is, in tables too."""
+    folded = " ".join(text.encode("utf-8", "replace").decode().split())
+    return "".join(f"\\{c}" if c in r"\`*_{}[]<>()#|~$&!" else c for c in folded)
+
+
+def format_code(text: str) -> str:
+    """Text as inline code, with its spaces at the ends, in a fence longer than any run of backticks in it."""
+    text = " ".join(text.splitlines())
+    fence = "`"
+    while fence in text:
+        fence += "`"
+    # Markdown strips one space from each side where both have one.
+    pad = " " if text.startswith(("`", " ")) and text.endswith(("`", " ")) else ""
+    return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def quote(text: str) -> str:
+    """Text as a Python string literal, in double quotes."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def format_duration(seconds: float) -> str:
+    """`2 h 05 min`, `3 min 20 s` or `12.3 s`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
