@@ -11,10 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blip_recipe.errors import PushError, run_command
-from blip_recipe.recipe import DataArguments, FinetuneOptions, Recipe, check_recipe, read_recipe
+from blip_recipe.recipe import FinetuneOptions, Recipe, check_recipe, read_recipe
 from blip_recipe.results import read_json, write_json, write_predictions
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from datasets import Dataset
+
+    from blip_recipe.card_facts import CardCallback
     from blip_recipe.data import CaptionDataset
     from blip_recipe.hub import PushResult
     from blip_recipe.trainer import CaptionTrainer
@@ -36,10 +41,12 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import set_seed
 
     from blip_recipe.adapters import build_model
+    from blip_recipe.card_facts import CardCallback
+    from blip_recipe.checkpoints import clear_output_dir
     from blip_recipe.data import caption_datasets, load_splits, texts
+    from blip_recipe.hub import PUBLISHED_FILES
     from blip_recipe.logs import set_up_logs
     from blip_recipe.metrics import CaptionScorer
-    from blip_recipe.model_card import CardCallback
     from blip_recipe.plan import format_plan
     from blip_recipe.trainer import build_trainer
 
@@ -53,6 +60,8 @@ def main(argv: list[str] | None = None) -> None:
         print(format_plan(recipe, model, splits, repo_id))
         return
     datasets = caption_datasets(splits, recipe.data, processor, recipe.training.seed)
+    if recipe.options.overwrite_output_dir:
+        clear_output_dir(recipe.output_dir, PUBLISHED_FILES)
     card = CardCallback()
     with CaptionScorer(recipe.generation.metrics) as scorer:
         trainer = build_trainer(recipe, model, processor, scorer, datasets, callbacks=[card])
@@ -63,8 +72,7 @@ def main(argv: list[str] | None = None) -> None:
         score(trainer, datasets)
     trainer.save_model()
     if trainer.is_world_process_zero():
-        write_record(trainer, recipe, repo_id)
-        write_card(trainer, recipe, splits, card, repo_id)
+        describe(trainer, recipe, splits, card, repo_id)
         if repo_id:
             push(trainer, recipe, repo_id, datasets)
 
@@ -83,11 +91,16 @@ def score_baseline(
     trainer: CaptionTrainer, recipe: Recipe[FinetuneOptions], datasets: dict[str, CaptionDataset]
 ) -> None:
     """Score the untouched base model, once a run, on the split that the finished model is scored on."""
-    if "test" in datasets and not any(
-        key.startswith("baseline_") for key in read_json(recipe.output_dir / "all_results.json")
-    ):
+    role = scored_role(datasets)
+    done = any(key.startswith("baseline_") for key in read_json(recipe.output_dir / "all_results.json"))
+    if role and not done:
         logger.info("Scoring the untouched base model")
-        trainer.save_metrics("baseline", trainer.evaluate(datasets["test"], metric_key_prefix="baseline"))
+        trainer.save_metrics("baseline", trainer.evaluate(datasets[role], metric_key_prefix="baseline"))
+
+
+def scored_role(datasets: Mapping[str, CaptionDataset]) -> str | None:
+    """The split that finished models are scored on: `test`, or `eval` where there is no other."""
+    return next((role for role in ("test", "eval") if role in datasets), None)
 
 
 def train(trainer: CaptionTrainer, recipe: Recipe[FinetuneOptions]) -> None:
@@ -103,6 +116,11 @@ def train(trainer: CaptionTrainer, recipe: Recipe[FinetuneOptions]) -> None:
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if checkpoint is None or result.global_step > checkpoint_step(checkpoint):
         trainer.save_metrics("train", result.metrics)
+    state = trainer.state
+    kept_step = state.best_global_step if trainer.args.load_best_model_at_end else state.global_step
+    for entry in state.log_history:
+        if "eval_loss" in entry and entry["step"] == kept_step:
+            trainer.save_metrics("eval", {key: value for key, value in entry.items() if key != "step"})
     trainer.save_state()
 
 
@@ -121,24 +139,70 @@ def merge(trainer: CaptionTrainer, recipe: Recipe[FinetuneOptions], *parts: Any)
 
 
 def score(trainer: CaptionTrainer, datasets: dict[str, CaptionDataset]) -> None:
-    """Score the finished model on the test split, or on the evaluation split where there is no other."""
-    split = "test" if "test" in datasets else "eval"
-    if split in datasets:
+    """Score the finished model."""
+    role = scored_role(datasets)
+    if role:
         logger.info("Scoring the finished model")
-        metrics = trainer.evaluate(datasets[split], metric_key_prefix=split)
-        trainer.log_metrics(split, metrics)
-        trainer.save_metrics(split, metrics)
+        metrics = trainer.evaluate(datasets[role], metric_key_prefix=role)
+        trainer.log_metrics(role, metrics)
+        trainer.save_metrics(role, metrics)
 
 
-def write_record(trainer: CaptionTrainer, recipe: Recipe[FinetuneOptions], repo_id: str | None) -> None:
-    """Write the captions that were scored, and the recipe that gives this run again."""
-    output_dir = recipe.output_dir
+def describe(
+    trainer: CaptionTrainer,
+    recipe: Recipe[FinetuneOptions],
+    splits: Mapping[str, Dataset],
+    card: CardCallback,
+    repo_id: str | None,
+) -> None:
+    """Write what the run leaves beside the model: captions, recipe, pictures and, last, the card."""
+    from blip_recipe.card_facts import gather_facts, read_source
+    from blip_recipe.figures import draw_training_curves
+    from blip_recipe.model_card import write_card
+
+    model, data, output_dir = recipe.model, recipe.data, recipe.output_dir
+    commit = getattr(trainer.model.config, "_commit_hash", None)
+    base = read_source(model.model_name_or_path, "model", commit or model.model_revision)
+    dataset = read_source(str(data.dataset_name), "dataset", data.dataset_revision)
+    resolved = {"hub_model_id": repo_id, "model_revision": base.revision, "dataset_revision": dataset.revision}
+    write_json(output_dir / "recipe.json", recipe.to_json(**resolved))
     write_predictions(output_dir / "predictions.jsonl", trainer.predictions)
-    pinned = {
-        "model_revision": getattr(trainer.model.config, "_commit_hash", None),
-        "dataset_revision": find_dataset_revision(recipe.data),
-    }
-    write_json(output_dir / "recipe.json", recipe.to_json(hub_model_id=repo_id, **pinned))
+    draw_training_curves(card.log_history, output_dir / "training_curves.png")
+    if trainer.predictions:
+        draw_scored_samples(trainer, output_dir / "samples.png")
+    facts = gather_facts(
+        recipe,
+        kind="merged" if model.merge_adapter else "lora" if model.use_peft else "full",
+        repo_id=repo_id,
+        results=read_json(output_dir / "all_results.json"),
+        predictions=trainer.predictions,
+        counts={role: (len(rows), sum(map(len, rows["captions"]))) for role, rows in splits.items()},
+        callback=card,
+        base=base,
+        dataset=dataset,
+        tokenized_with_java=trainer.scorer.java is not None,
+    )
+    write_card(facts, output_dir)
+
+
+def draw_scored_samples(trainer: CaptionTrainer, path: Path) -> None:
+    """Draw the best, the median and the worst of the captions that were scored last, with their pictures."""
+    from blip_recipe.data import open_image
+    from blip_recipe.figures import SCORE_LABELS, Sample, choose_samples, draw_samples, ranking_score
+
+    rows, name = trainer.scored_dataset.rows, ranking_score(trainer.predictions)
+    row_of = {image_id: row for row, image_id in enumerate(rows["image_id"])}
+    samples = [
+        Sample(
+            title=title,
+            image=open_image(rows[row_of[prediction["image_id"]]]["image"]),
+            caption=prediction["caption"],
+            references=prediction["references"],
+            score=f"{SCORE_LABELS[name]} {prediction['scores'][name]:.3f}" if name else "",
+        )
+        for title, prediction in choose_samples(trainer.predictions).items()
+    ]
+    draw_samples(samples, path)
 
 
 def push(
@@ -193,22 +257,6 @@ def check_published(
             f"the trained model says {trained_says[0]!r}. Do not rely on it; pushing again is: "
             f"python -m blip_recipe.push {recipe.output_dir} --repo_id {repo_id}"
         )
-
-
-def find_dataset_revision(data: DataArguments) -> str | None:
-    """The commit of a Hub data set that was read, for the record; nothing for data that are not on the Hub."""
-    import httpx2
-    from huggingface_hub import HfApi
-
-    from blip_recipe.data.load import SHAPES
-
-    if data.dataset_name is None or data.dataset_name == SHAPES or Path(data.dataset_name).exists():
-        return None
-    try:
-        return HfApi().dataset_info(data.dataset_name, revision=data.dataset_revision).sha
-    except (OSError, httpx2.HTTPError) as error:
-        logger.warning("The revision of %s is not recorded: %s", data.dataset_name, error)
-        return data.dataset_revision
 
 
 if __name__ == "__main__":
