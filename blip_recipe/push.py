@@ -13,8 +13,8 @@ from blip_recipe.errors import PushError, RecipeError, run_command
 
 COMMIT_MESSAGE = "Upload a BLIP captioner fine-tuned with blip_recipe"
 
-PLACEHOLDER = "ORG/NAME"
-"""The repository that the card of a run without `push_to_hub` speaks of."""
+CODE = re.compile(r"^```.*?^```|`[^`\n]+ [^`\n]+`", flags=re.DOTALL | re.MULTILINE)
+"""Code blocks, and code of several words in a line: where a card says how its repository is used."""
 
 
 def main() -> None:
@@ -53,6 +53,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def retarget(folder: Path, repo_id: str) -> None:
     """Let `recipe.json` and the card of an output directory speak of the repository that it is pushed to."""
+    from blip_recipe.model_card import PLACEHOLDER
     from blip_recipe.results import read_json, write_json
 
     recipe = read_json(folder / "recipe.json")
@@ -68,14 +69,15 @@ def retarget(folder: Path, repo_id: str) -> None:
 
 
 def retarget_card(card: str, old: str, new: str) -> str:
-    """A card with one repository's name for another's: in its text, and in the `name` of its model-index.
+    """A card with one repository's name for another's: in its code, and in the `name` of its model-index.
 
-    Other metadata stays: a base model or a data set may have the very name that the model had.
+    Prose and other metadata stay: the base model or the data set may have the very name that the model had.
     """
     metadata, text = _split_card(card)
     metadata = re.sub(rf"^- name: (['\"]?){re.escape(old)}\1$", rf"- name: \g<1>{new}\1", metadata, flags=re.MULTILINE)
     # A longer name, or a longer namespace, is another repository.
-    return metadata + re.sub(rf"(?<![\w.-]){re.escape(old)}(?![\w-]|\.\w)", new, text)
+    name = re.compile(rf"(?<![\w.-]){re.escape(old)}(?![\w-]|\.\w)")
+    return metadata + CODE.sub(lambda code: name.sub(new, code[0]), text)
 
 
 def _split_card(card: str) -> tuple[str, str]:

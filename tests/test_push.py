@@ -95,12 +95,27 @@ def test_a_token_that_may_only_read_changes_nothing(hub: HubServer, folder: Path
     assert (folder / "README.md").read_bytes() == before
 
 
-def test_retargeting_spares_other_repositories_and_the_metadata_of_base_and_data() -> None:
+@pytest.mark.parametrize("kind", ["full", "lora", "merged"])
+def test_every_kind_of_card_is_retargeted_whole_and_can_be_turned_back(kind: str) -> None:
+    card = (Path(__file__).parent / "golden" / f"card_{kind}.md").read_text(encoding="utf-8")
+    retargeted = retarget_card(card, "lab/blip-coco", "org/new")
+    assert "lab/blip-coco" not in retargeted
+    assert retarget_card(retargeted, "org/new", "lab/blip-coco") == card
+
+
+def test_a_card_that_spoke_of_no_repository_yet_speaks_of_this_one(hub: HubServer, folder: Path) -> None:
+    (folder / "recipe.json").write_text('{"seed": 1}')
+    (folder / "README.md").write_text('# Flowers\n\n```python\npipeline("image-to-text", model="ORG/NAME")\n```\n')
+    done = run_module("blip_recipe.push", folder, "--repo_id", "lab/tulips", env=hub.environment())
+    assert done.returncode == 0, done.stderr
+    assert b'model="lab/tulips"' in hub.files("lab/tulips")["README.md"]
+    assert json.loads(hub.files("lab/tulips")["recipe.json"])["hub_model_id"] == "lab/tulips"
+
+
+def test_retargeting_spares_other_repositories_base_and_data() -> None:
     card = (
-        "---\nbase_model: lab/a\ndatasets:\n- lab/a\nmodel-index:\n- name: lab/a\n  results: []\n---\n\n"
-        "# lab/a\n\nSee https://hub/lab/a, lab/a. Not lab/a-b, lab/a.1, mylab/a or our-lab/a.\r\n"
+        "---\nbase_model: lab/a\ndatasets:\n- lab/a\nmodel-index:\n- name: {model}\n  results: []\n---\n\n"
+        "Made from lab/a on `lab/a`; `push DIR --repo_id {model}`.\r\n```\nhf download {model}\n"
+        '{model}.\n"{model}" lab/a-b lab/a.1 mylab/a our-lab/a\n```\n'
     )
-    assert retarget_card(card, "lab/a", "org/new") == (
-        "---\nbase_model: lab/a\ndatasets:\n- lab/a\nmodel-index:\n- name: org/new\n  results: []\n---\n\n"
-        "# org/new\n\nSee https://hub/org/new, org/new. Not lab/a-b, lab/a.1, mylab/a or our-lab/a.\r\n"
-    )
+    assert retarget_card(card.format(model="lab/a"), "lab/a", "org/new") == card.format(model="org/new")
