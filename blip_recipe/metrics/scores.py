@@ -62,6 +62,17 @@ def check_same_images(predictions: Mapping[ImageId, str], references: Mapping[Im
             raise RecipeError(f"{name_images(images)} {fault}: expected one caption for each image with references.")
 
 
+def check_texts(predictions: Mapping[ImageId, str], references: Mapping[ImageId, Sequence[str]]) -> None:
+    """Raise `RecipeError` naming the image of a caption that is no text, or of references that are no list of texts."""
+    for image_id, caption in predictions.items():
+        known = references[image_id]
+        if isinstance(known, str) or not all(isinstance(text, str) for text in (caption, *known)):
+            raise RecipeError(
+                f"image {image_id!r} has the caption {caption!r} and the references {known!r}: expected a text and "
+                "a list of texts."
+            )
+
+
 def name_images(image_ids: Sequence[ImageId]) -> str:
     """`image 7`, or `12 images (7, 9, …)` with the first ten."""
     if len(image_ids) == 1:

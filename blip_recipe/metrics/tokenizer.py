@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Sequence
 
 from blip_recipe.metrics.errors import MetricTimeoutError, TokenizerError
-from blip_recipe.metrics.java import jar_of_pycocoevalcap, java_command, last_words
+from blip_recipe.metrics.java import java_command, last_words, pycocoevalcap_file
 
 # `ptbtokenizer.py` of pycocoevalcap, `PUNCTUATIONS`. Brackets never match, since tokens are in lower case: they stay.
 PUNCTUATION = frozenset(
@@ -33,7 +33,7 @@ def tokenize_with_java(java: str, captions: Sequence[str]) -> list[str]:
         TokenizerError: Java failed, or did not give back one line a caption.
         MetricTimeoutError: It took over a minute and 50 µs a character.
     """
-    jar = jar_of_pycocoevalcap("tokenizer", "stanford-corenlp-3.4.1.jar")
+    jar = pycocoevalcap_file("tokenizer", "stanford-corenlp-3.4.1.jar")
     main = ["-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
     text = "\n".join(captions)
     limit = SECONDS_TO_START + len(text) / CHARACTERS_A_SECOND

@@ -1,0 +1,133 @@
+"""Captions and references from files, and scores as a table."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from blip_recipe.errors import RecipeError
+from blip_recipe.metrics.scores import ImageId, Scores, check_same_images, name_images
+
+__all__ = ["check_same_images", "format_table", "read_predictions", "read_references"]
+
+PREDICTIONS = 'a COCO results list [{"image_id": 7, "caption": "…"}, …] or one such object a line'
+REFERENCES = (
+    'COCO captions {"images": […], "annotations": [{"image_id": 7, "caption": "…"}, …]} or one object '
+    '{"image_id": 7, "references": ["…", …]} a line'
+)
+
+
+def read_predictions(path: Path) -> dict[ImageId, str]:
+    """The caption of each image, from COCO results JSON or JSON lines (`image_id`, `caption`).
+
+    Raises:
+        RecipeError: The file cannot be read so, or names an image twice.
+    """
+    content = read_json_or_lines(path, PREDICTIONS)
+    if not isinstance(content, list):
+        raise RecipeError(f"{path} holds one JSON object: expected {PREDICTIONS}.")
+    pairs = [(image_id_of(row, path, PREDICTIONS), text_of(row, path, PREDICTIONS)) for row in content]
+    check_unique((image_id for image_id, _ in pairs), f"in {path}: expected one caption an image")
+    return dict(pairs)
+
+
+def read_references(path: Path) -> dict[ImageId, list[str]]:
+    """All references of each image, from COCO captions JSON or JSON lines (`image_id`, `references` or `captions`).
+
+    Raises:
+        RecipeError: The file cannot be read so, or names an image twice.
+    """
+    content = read_json_or_lines(path, REFERENCES)
+    if isinstance(content, dict):
+        return references_of_coco(content, path)
+    rows = [(image_id_of(row, path, REFERENCES), captions_of(row, path)) for row in content]
+    check_unique((image_id for image_id, _ in rows), f"in {path}: expected one line an image")
+    return dict(rows)
+
+
+def references_of_coco(content: dict[str, Any], path: Path) -> dict[ImageId, list[str]]:
+    """The captions of COCO's `annotations` by image, in the order of `images`."""
+    images, annotations = content.get("images"), content.get("annotations")
+    if not isinstance(images, list) or not isinstance(annotations, list):
+        raise RecipeError(f"{path} lacks images or annotations: expected {REFERENCES}.")
+    ids = [image_id_of(image, path, REFERENCES, key="id") for image in images]
+    check_unique(ids, f"among the images of {path}: expected each once")
+    references: dict[ImageId, list[str]] = {image_id: [] for image_id in ids}
+    unknown = [row for row in annotations if image_id_of(row, path, REFERENCES) not in references]
+    if unknown:
+        names = name_images(list(dict.fromkeys(row["image_id"] for row in unknown)))
+        raise RecipeError(f"{path} has annotations for {names}, which its images do not list.")
+    for row in annotations:
+        references[row["image_id"]].append(text_of(row, path, REFERENCES))
+    return references
+
+
+def read_json_or_lines(path: Path, expected: str) -> Any:
+    """The content of a JSON file, or the list of objects of a JSON lines file."""
+    try:
+        text = path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read ({error}): expected {expected}.") from error
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return list(parse_lines(text, path, expected))
+    # A file of one line is JSON and JSON lines at once.
+    return [content] if isinstance(content, dict) and "image_id" in content else content
+
+
+def parse_lines(text: str, path: Path, expected: str) -> Iterator[Any]:
+    """The object of each line that is not empty. (Lines end at `\\n` alone: captions may hold other separators.)"""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise RecipeError(f"line {number} of {path} is no JSON ({error}): expected {expected}.") from error
+
+
+def image_id_of(row: Any, path: Path, expected: str, key: str = "image_id") -> ImageId:
+    """The image id of a row, which has to be a number or text."""
+    image_id = row.get(key) if isinstance(row, dict) else None
+    if not isinstance(image_id, int | str) or isinstance(image_id, bool):
+        raise RecipeError(f"{path} has the entry {shorten(row)} without {key}: expected {expected}.")
+    return image_id
+
+
+def text_of(row: dict[str, Any], path: Path, expected: str) -> str:
+    """The caption of a row."""
+    caption = row.get("caption")
+    if not isinstance(caption, str):
+        raise RecipeError(f"{path} has the entry {shorten(row)} without caption: expected {expected}.")
+    return caption
+
+
+def captions_of(row: dict[str, Any], path: Path) -> list[str]:
+    """The references of a row of JSON lines."""
+    captions = row.get("references", row.get("captions"))
+    if not isinstance(captions, list) or not captions or not all(isinstance(each, str) for each in captions):
+        raise RecipeError(f"{path} has the entry {shorten(row)} without references: expected {REFERENCES}.")
+    return captions
+
+
+def check_unique(image_ids: Iterable[ImageId], where: str) -> None:
+    """Raise `RecipeError` naming the image ids that come twice."""
+    twice = [image_id for image_id, count in Counter(image_ids).items() if count > 1]
+    if twice:
+        raise RecipeError(f"{name_images(twice)} {'comes' if len(twice) == 1 else 'come'} more than once {where}.")
+
+
+def shorten(row: Any) -> str:
+    """The beginning of an entry, for a message."""
+    text = json.dumps(row, ensure_ascii=False)
+    return text if len(text) <= 120 else text[:120] + "…"
+
+
+def format_table(scores: Scores) -> str:
+    """The corpus scores as a table of two columns, with the number of images above it."""
+    width = max(map(len, scores.corpus))
+    rows = [f"{name:<{width}}  {value:.4f}" for name, value in scores.corpus.items()]
+    return "\n".join([f"{len(scores.per_image)} images", *rows])
