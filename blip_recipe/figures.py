@@ -18,6 +18,7 @@ from blip_recipe.text_layout import Typesetter
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from datasets import Dataset
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from PIL.Image import Image
@@ -88,6 +89,32 @@ def choose_samples(predictions: Sequence[Mapping[str, Any]]) -> dict[str, Mappin
     for title in ("best", "worst", "median"):
         taken.setdefault(places[title], title)
     return {title: ranked[place] for place, title in sorted(taken.items()) if ranked}
+
+
+def load_samples(predictions: Sequence[Mapping[str, Any]], rows: Dataset) -> list[Sample]:
+    """The samples that `choose_samples` names, with their pictures.
+
+    Args:
+        predictions: Lines of `predictions.jsonl`.
+        rows: The split that they were made for, as `load_split` gives it.
+
+    Raises:
+        BadImageError: A picture cannot be read any more.
+    """
+    from blip_recipe.data import open_image
+
+    name = ranking_score(predictions)
+    row_numbers = {image_id: row for row, image_id in enumerate(rows["image_id"])}
+    return [
+        Sample(
+            title,
+            open_image(rows[row_numbers[each["image_id"]]]["image"]),
+            each["caption"],
+            each["references"],
+            f"{SCORE_LABELS[name]} {each['scores'][name]:.3f}" if name else "",
+        )
+        for title, each in choose_samples(predictions).items()
+    ]
 
 
 def draw_samples(samples: Sequence[Sample], path: Path) -> None:

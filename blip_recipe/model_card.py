@@ -6,6 +6,7 @@ published with a hole in it.
 
 from __future__ import annotations
 
+import html
 import json
 import re
 from dataclasses import dataclass
@@ -215,7 +216,7 @@ def _hub_metric(score: str) -> str:
 def escape_markdown(text: str) -> str:
     """Text of people and models as one line that Markdown shows as it is, in tables too."""
     folded = " ".join(text.encode("utf-8", "replace").decode().split())
-    return "".join(f"\\{c}" if c in r"\`*_{}[]<>()#|~$&!" else c for c in folded)
+    return "".join(f"\\{c}" if c in r"\`*_{}[]()#|~$!" else c for c in html.escape(folded, quote=False))
 
 
 def format_code(text: str) -> str:

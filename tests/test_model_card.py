@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from captioners import draw_pictures, save_adapter, save_captioner
+from huggingface_hub import ModelCard
+from jinja2 import UndefinedError
 
-from blip_recipe.card_facts import CardCallback, Source, gather_facts
-from blip_recipe.model_card import CardFacts, render_card
+from blip_recipe.card_facts import CardCallback, Source, gather_facts, read_source
+from blip_recipe.model_card import CardFacts, build_metadata, render_card, write_card
 from blip_recipe.recipe import FinetuneOptions, Recipe, read_recipe
 from blip_recipe.resources import resource_folder
 
@@ -98,6 +104,11 @@ def make_facts(name: str, *words: str, **changes: Any) -> CardFacts:
     return dataclasses.replace(facts, date="2026-01-31", versions={"Python": "3.11.4", "transformers": "5.24.0"})
 
 
+def metadata(card: str) -> Any:
+    """What the Hub's own client reads at the top of a card."""
+    return ModelCard(card).data
+
+
 @pytest.mark.parametrize(
     ("golden", "recipe", "words"),
     [
@@ -112,3 +123,186 @@ def test_a_whole_card_of_each_kind(golden: str, recipe: str, words: list[str]) -
     if "BLIP_RECIPE_WRITE_GOLDEN" in os.environ:
         path.write_text(card, encoding="utf-8")
     assert card == path.read_text(encoding="utf-8")
+
+
+def test_metadata_is_what_the_hub_reads(tmp_path: Path) -> None:
+    facts = make_facts("coco_qlora_4bit")
+    data = metadata(write_card(facts, tmp_path).read_text(encoding="utf-8"))
+    assert data.to_dict() == build_metadata(facts).to_dict()
+    assert data.base_model == BASE.name
+    assert data.base_model_relation == "adapter"
+    assert (data.library_name, data.pipeline_tag, data.license) == ("peft", "image-to-text", "bsd-3-clause")
+    assert (data.language, data.datasets) == ("en", [COCO.name])
+    assert data.model_name == "lab/blip-coco"
+
+
+def test_the_model_index_holds_every_score_of_the_test_split_unrounded() -> None:
+    data = metadata(render_card(make_facts("coco_full")))
+    assert {each.metric_type: each.metric_value for each in data.eval_results} == SCORES
+    assert {(each.dataset_type, each.dataset_split, each.dataset_revision) for each in data.eval_results} == {
+        (COCO.name, "test", COCO.revision)
+    }
+
+
+def test_every_number_of_the_score_table_is_in_the_results() -> None:
+    rows = re.findall(
+        r"^\| [\w-]+ \| (\d\.\d+) \| \*\*(\d\.\d+)\*\* \|$", render_card(make_facts("coco_full")), re.MULTILINE
+    )
+    assert sorted(rows) == sorted((f"{value / 2:.4f}", f"{value:.4f}") for value in SCORES.values())
+
+
+def test_without_a_test_split_the_card_shows_the_evaluation_split_and_says_so() -> None:
+    results = {f"eval_{key}": value for key, value in SCORES.items()}
+    counts = {role: COUNTS[role] for role in ("train", "eval")}
+    card = render_card(make_facts("coco_full", results=results, counts=counts))
+    assert "There was no test split" in card
+    assert "| score | this model |" in card
+    assert metadata(card).eval_results[0].dataset_split == "val"
+
+
+def test_a_run_without_any_split_to_score_claims_nothing() -> None:
+    card = render_card(make_facts("coco_full", results={}, counts={"train": (10, 50)}, predictions=[]))
+    assert "nothing is known of the quality" in card
+    assert "samples.png" not in card
+    assert metadata(card).eval_results is None
+
+
+def test_a_model_whose_captions_all_agree_is_called_out() -> None:
+    warning = "the same caption, “a dog”: it does not describe what it sees"
+    same = [each | {"caption": "a dog"} for each in PREDICTIONS]
+    assert warning in render_card(make_facts("coco_full", predictions=same))
+    assert "the same caption" not in render_card(make_facts("coco_full"))
+
+
+def test_a_model_worse_than_its_base_is_called_out() -> None:
+    results = {f"{role}_cider": value for role, value in (("test", 0.5), ("baseline", 0.6))}
+    assert "worse than the base model" in render_card(make_facts("coco_full", results=results))
+    assert "worse than the base model" not in render_card(make_facts("coco_full"))
+
+
+def test_local_names_are_shown_without_their_place(tmp_path: Path) -> None:
+    model, folder = tmp_path / "secret" / "my_model", tmp_path / "secret" / "my_folder"
+    model.mkdir(parents=True)
+    folder.mkdir()
+    card = render_card(make_facts("coco_full", base=Source(str(model)), dataset=Source(f"{folder}/")))
+    assert "`my_model`" in card
+    assert "`my_folder` (local)" in card
+    assert "secret" not in card
+    data = metadata(card)
+    assert data.base_model is None
+    assert data.datasets is None
+    assert data.license == "unknown"
+
+
+def test_the_embedded_model_and_data_need_no_source() -> None:
+    assert read_source("tiny", "model") == Source("tiny")
+    facts = make_facts("shapes_tiny", base=Source("tiny"), dataset=Source("shapes"))
+    card = render_card(facts)
+    assert "a tiny BLIP with new weights" in card
+    assert "scenes drawn by `blip_recipe` itself" in card
+    assert not facts.base_on_hub
+
+
+def test_only_the_first_images_of_a_split_are_said_to_be_the_first() -> None:
+    card = render_card(make_facts("coco_full", "--max_eval_samples=3"))
+    assert "on the first 3 images with 6 reference captions" in card
+    assert "| test | `test` | the first 3 | 6 |" in card
+
+
+def test_the_language_is_read_off_columns_cards_or_words() -> None:
+    german = Source("lab/bilder", None, {"language": ["de"]})
+    assert make_facts("flickr8k_lora", dataset=german).language == "de"
+    unknown = Source("lab/pictures")
+    assert make_facts("flickr8k_lora", dataset=unknown).language == "en"
+    words = [each | {"references": ["ein hund am strand"]} for each in PREDICTIONS]
+    assert make_facts("flickr8k_lora", dataset=unknown, predictions=words).language is None
+
+
+def test_captions_cannot_break_the_card() -> None:
+    wild = [each | {"caption": "``` | <img src=x> {{ repo_id }}\n---\n# title \ud800"} for each in PREDICTIONS]
+    card = render_card(make_facts("coco_full", predictions=wild))
+    assert "\n# title" not in card
+    assert "<img" not in card
+    assert "\n---\n" not in card.split("\n---\n", 1)[1]
+    card.encode()
+    assert r"\{\{ repo\_id \}\}" in card
+
+
+def test_a_template_that_asks_for_more_than_the_facts_is_an_error(tmp_path: Path) -> None:
+    folder = shutil.copytree(resource_folder("model_cards"), tmp_path / "model_cards")
+    with (folder / "base.md.jinja").open("a") as file:
+        file.write("{{ carbon_footprint }}")
+    with pytest.raises(UndefinedError, match="carbon_footprint"):
+        render_card(make_facts("coco_full"), folder)
+
+
+@pytest.mark.parametrize("prompt", ["", "a picture of "])
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_the_calls_that_a_card_names_caption_a_picture(
+    kind: str, prompt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each block of Python on the card, word for word, beside a photo."""
+    keys: dict[str, Any] = {
+        "prompt": prompt,
+        "generation_num_beams": 3,
+        "generation_max_length": 20,
+        "generation_min_length": 5,
+    }
+    repository = save_captioner(tmp_path / "model", **keys)
+    if kind == "lora":
+        repository = save_adapter(tmp_path / "adapter", repository, **keys)
+    draw_pictures(tmp_path, 1)[0].rename(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    card = render_card(make_facts(f"coco_{kind}", f"--prompt={prompt}", repo_id=str(repository)))
+    captions = []
+    for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
+        capsys.readouterr()
+        exec(block, {})
+        captions.append(capsys.readouterr().out.strip())
+    own, portable = captions
+    assert own
+    # An untrained model begins with a piece of a word, which sticks to the prompt.
+    assert portable.removeprefix(prompt.strip()).strip(" #") == own.strip(" #")
+
+
+@pytest.mark.parametrize("words", [[], ["--use_peft=true"]])
+def test_the_callback_counts_all_sessions_of_a_resumed_training(words: list[str], tmp_path: Path) -> None:
+    first, second = (train(tmp_path, steps, *words) for steps in (2, 4))
+    assert (first.steps, second.steps) == (2, 4)
+    assert 0 < first.trained_parameters <= first.parameters
+    assert (first.trained_parameters < first.parameters) == bool(words)
+    assert first.image_size == 64
+    assert first.peak_memory is not None
+    assert second.seconds > first_session(tmp_path) > 0
+    assert [entry["step"] for entry in second.log_history if "loss" in entry] == [1, 2, 3, 4]
+    assert second.hardware.endswith("cores)")
+
+
+def first_session(folder: Path) -> float:
+    """Seconds that the first checkpoint counted."""
+    state = json.loads((folder / "checkpoint-2" / "trainer_state.json").read_text())
+    return state["stateful_callbacks"]["CardCallback"]["attributes"]["seconds"]
+
+
+def train(folder: Path, steps: int, *words: str) -> CardCallback:
+    """Train the tiny model up to a step, from the checkpoint that is there."""
+    from blip_recipe.adapters import build_model
+    from blip_recipe.checkpoints import last_checkpoint
+    from blip_recipe.data import caption_datasets, load_splits, texts
+    from blip_recipe.metrics import CaptionScorer
+    from blip_recipe.trainer import build_trainer
+
+    settings = "--max_steps={} --save_steps=2 --save_strategy=steps --eval_strategy=no --load_best_model_at_end=false"
+    small = "--max_train_samples=8 --per_device_train_batch_size=2 --logging_steps=1 --dataloader_num_workers=0"
+    recipe = make_recipe(
+        "shapes_tiny", *settings.format(steps).split(), *small.split(), f"--output_dir={folder}", *words
+    )
+    recipe.data.eval_split = recipe.data.test_split = None
+    splits = load_splits(recipe.data)
+    model, processor = build_model(recipe.model, recipe.generation, texts(splits["train"], recipe.data))
+    datasets = caption_datasets(splits, recipe.data, processor, seed=0)
+    callback = CardCallback()
+    trainer = build_trainer(recipe, model, processor, CaptionScorer(["bleu"]), datasets, callbacks=[callback])
+    checkpoint = last_checkpoint(folder)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    return callback
