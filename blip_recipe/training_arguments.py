@@ -37,6 +37,9 @@ class CaptionTrainingArguments(Seq2SeqTrainingArguments):
     generation_num_beams: int | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
+        if not torch.accelerator.is_available():
+            # Unless told so, accelerate takes the processes of `torchrun` on a machine without GPU for strangers.
+            self.use_cpu = True
         if self.bf16 is None:
             self.bf16 = (
                 not self.use_cpu and not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()

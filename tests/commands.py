@@ -18,11 +18,10 @@ def run_module(
     processes: int = 1,
     timeout: float = 300,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python -m module arguments`, or the same under `accelerate launch` with several CPU processes."""
+    """Run `python -m module arguments`, or the same under `torchrun` with several processes."""
     launcher = [sys.executable, "-m"]
     if processes > 1:
-        options = ["--cpu", "--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"]
-        launcher += ["accelerate.commands.launch", *options, "--dynamo_backend", "no", "-m"]
+        launcher += ["torch.distributed.run", "--nproc_per_node", str(processes), "-m"]
     return subprocess.run(
         [*launcher, module, *map(str, arguments)],
         capture_output=True,

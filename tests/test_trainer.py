@@ -15,8 +15,28 @@ from blip_recipe.modeling import BlipForCaptioning
 from blip_recipe.tiny import build_tiny_blip
 from blip_recipe.trainer import caption_loss, token_losses
 
-ONE_STEP = ["--max_steps", "1", "--optim", "sgd", "--learning_rate", "0.1", "--save_strategy", "no"]
-QUIET = ["--eval_strategy", "no", "--load_best_model_at_end", "false", "--dataloader_num_workers", "0"]
+ONE_STEP = [
+    "--max_steps",
+    "1",
+    "--optim",
+    "sgd",
+    "--learning_rate",
+    "0.1",
+    "--warmup_steps",
+    "0",
+    "--save_strategy",
+    "no",
+]
+QUIET = [
+    "--eval_strategy",
+    "no",
+    "--load_best_model_at_end",
+    "false",
+    "--dataloader_num_workers",
+    "0",
+    "--use_cpu",
+    "true",
+]
 SMALL = ["--max_train_samples", "24", "--max_eval_samples", "5", "--label_smoothing_factor", "0.1", "--seed", "3"]
 
 
