@@ -1,13 +1,10 @@
-"""The facts of a model card, gathered from a run: what the trainer saw, what the recipe says, what was scored."""
+"""The facts of a model card, gathered from a run: what the recipe says, what the trainer noted, what was scored."""
 
 from __future__ import annotations
 
 import logging
 import math
-import os
 import platform
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,10 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from transformers import TrainerCallback
-from transformers.trainer_callback import ExportableState
-
+from blip_recipe.card_callback import CardCallback
 from blip_recipe.figures import SCORE_LABELS, choose_samples, ranking_score
 from blip_recipe.model_card import (
     PLACEHOLDER,
@@ -31,12 +25,9 @@ from blip_recipe.model_card import (
     SplitFacts,
     format_code,
 )
-from blip_recipe.plan import count_parameters
 from blip_recipe.recipe import TINY_MODEL
 
 if TYPE_CHECKING:
-    from transformers import TrainerControl, TrainerState, TrainingArguments
-
     from blip_recipe.recipe import Recipe
     from blip_recipe.training_arguments import CaptionTrainingArguments
 
@@ -53,96 +44,6 @@ ENGLISH_SHARE = 0.25
 """Captions are taken for English if this share has one of these words; of COCO's it is well over half."""
 
 PACKAGES = ("blip-recipe", "transformers", "torch", "datasets", "peft", "bitsandbytes")
-
-
-class CardCallback(TrainerCallback, ExportableState):
-    """Notes what only a trainer knows; time and memory survive in checkpoints, so that all sessions count.
-
-    Attributes:
-        seconds: Wall-clock time of the training, evaluations within included.
-        peak_memory: Most bytes this process held: of CUDA memory if it trained there, else of main memory.
-        hardware: What it ran on.
-        parameters, trained_parameters: Of the model that was trained.
-        image_size: Side of the pictures it saw, in pixels.
-        log_history: Trainer's at the end of training, without what is scored afterwards.
-        steps, epochs: How long it was trained.
-        best_step: Step of the best checkpoint, if one was chosen.
-    """
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self.peak_memory: int | None = None
-        self.hardware = ""
-        self.parameters = self.trained_parameters = 0
-        self.image_size = 0
-        self.log_history: list[dict[str, float]] = []
-        self.steps, self.epochs = 0, 0.0
-        self.best_step: int | None = None
-        self._resumed_at = time.monotonic()
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
-        self._count()
-        return {"args": {}, "attributes": {"seconds": self.seconds, "peak_memory": self.peak_memory}}
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Note the model and the machine, and go on counting where the checkpoint stopped."""
-        model = kwargs["model"]
-        self.trained_parameters, self.parameters = count_parameters(model)
-        self.image_size = model.config.vision_config.image_size
-        self.hardware = describe_hardware(args.device, args.world_size)
-        saved: dict[str, Any] = state.stateful_callbacks.get(type(self).__name__, {}) if state.global_step else {}
-        vars(self).update({"seconds": 0.0, "peak_memory": None} | saved.get("attributes", {}))
-        self._resumed_at = time.monotonic()
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Note how long it was trained, and the curves."""
-        self._count()
-        self.log_history = list(state.log_history)
-        self.steps, self.epochs = state.global_step, state.epoch
-        self.best_step = state.best_global_step if args.load_best_model_at_end else None
-
-    def _count(self) -> None:
-        now = time.monotonic()
-        self.seconds += now - self._resumed_at
-        self._resumed_at = now
-        self.peak_memory = max(filter(None, (self.peak_memory, peak_memory())), default=None)
-
-
-def describe_hardware(device: torch.device, processes: int) -> str:
-    """The GPUs, or the processor and its cores."""
-    if device.type == "cuda":
-        return f"{processes} × {torch.cuda.get_device_name(device)}"
-    if device.type != "cpu":
-        return f"{processes} × {device.type}"
-    cores = f"{os.cpu_count()} cores" + (f", {processes} processes" if processes > 1 else "")
-    return f"{processor_name()} ({cores})"
-
-
-def processor_name() -> str:
-    """The processor's name as the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return (names or [platform.processor() or platform.machine()])[0]
-
-
-def peak_memory() -> int | None:
-    """Most bytes this process has held: of CUDA memory where there is some, else of main memory; None on Windows."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    if sys.platform == "win32":
-        return None
-    import resource
-
-    # Linux counts in KiB, macOS in bytes (getrusage(2) of each).
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 @dataclass(frozen=True)
@@ -225,7 +126,8 @@ def gather_facts(
         tokenized_with_java: Whether the PTB tokenizer itself cut the captions before they were scored.
     """
     splits = split_facts(recipe, counts)
-    scored = next((split for role in ("test", "eval") for split in splits if split.role == role), None)
+    measured = [split for split in splits if any(key.startswith(f"{split.role}_") for key in results)]
+    scored = next((split for role in ("test", "eval") for split in measured if split.role == role), None)
     name = ranking_score(predictions) if predictions else None
     return CardFacts(
         kind=kind,

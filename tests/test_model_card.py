@@ -15,8 +15,10 @@ from captioners import draw_pictures, save_adapter, save_captioner
 from huggingface_hub import ModelCard
 from jinja2 import UndefinedError
 
-from blip_recipe.card_facts import CardCallback, Source, gather_facts, read_source
-from blip_recipe.model_card import CardFacts, build_metadata, render_card, write_card
+from blip_recipe.card_callback import CardCallback
+from blip_recipe.card_facts import Source, gather_facts, read_source
+from blip_recipe.model_card import PLACEHOLDER, CardFacts, build_metadata, render_card, write_card
+from blip_recipe.push import retarget_card
 from blip_recipe.recipe import FinetuneOptions, Recipe, read_recipe
 from blip_recipe.resources import resource_folder
 
@@ -216,6 +218,12 @@ def test_the_language_is_read_off_columns_cards_or_words() -> None:
     assert make_facts("flickr8k_lora", dataset=unknown).language == "en"
     words = [each | {"references": ["ein hund am strand"]} for each in PREDICTIONS]
     assert make_facts("flickr8k_lora", dataset=unknown, predictions=words).language is None
+
+
+@pytest.mark.parametrize("recipe", ["coco_full", "coco_lora"])
+def test_a_card_can_be_made_to_speak_of_another_repository(recipe: str) -> None:
+    card = retarget_card(render_card(make_facts(recipe, repo_id=None)), PLACEHOLDER, "org/captioner")
+    assert card == render_card(make_facts(recipe, repo_id="org/captioner"))
 
 
 def test_captions_cannot_break_the_card() -> None:
