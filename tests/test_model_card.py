@@ -7,11 +7,15 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from captioners import draw_pictures, save_adapter, save_captioner
+from commands import CHECKOUT
+from hub_server import HubServer
 from huggingface_hub import ModelCard
 from jinja2 import UndefinedError
 
@@ -203,6 +207,36 @@ def test_the_embedded_model_and_data_need_no_source() -> None:
     assert "a tiny BLIP with new weights" in card
     assert "scenes drawn by `blip_recipe` itself" in card
     assert not facts.base_on_hub
+
+
+READ_SOURCE = """
+import logging
+logging.basicConfig()
+from blip_recipe.card_facts import read_source
+source = read_source("lab/base", "model")
+print(source.revision, source.license, source.card.get("language"))
+"""
+
+
+def test_licence_and_commit_are_read_from_the_hub() -> None:
+    with HubServer() as hub:
+        readme = b"---\nlicense: bsd-3-clause\nlanguage: en\n---\n# Base\n"
+        commit = hub.publish_model("lab/base", {"README.md": readme, "config.json": b"{}"})
+        assert run_python(READ_SOURCE, hub.environment()).stdout.split() == [commit, "bsd-3-clause", "en"]
+
+
+def test_a_hub_that_does_not_know_the_base_costs_the_licence_and_not_the_card() -> None:
+    with HubServer() as hub:
+        done = run_python(READ_SOURCE, hub.environment())
+    assert done.stdout.split() == ["None", "unknown", "None"]
+    assert "The card of lab/base cannot be read" in done.stderr
+
+
+def run_python(code: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
 
 
 def test_only_the_first_images_of_a_split_are_said_to_be_the_first() -> None:
