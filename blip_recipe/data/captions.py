@@ -32,7 +32,7 @@ def read_captions(cell: Any) -> list[str]:
     Raises:
         TypeError: It is none of these.
     """
-    found = cell.splitlines() if isinstance(cell, str) else _flatten(cell)
+    found = cell.split("\n") if isinstance(cell, str) else _flatten(cell)
     return [caption.strip() for caption in found if caption.strip()]
 
 

@@ -16,6 +16,8 @@ from blip_recipe.errors import RecipeError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from datasets import Dataset
+
     from blip_recipe.recipe import DataArguments
 
 Record = dict[str, Any]
@@ -37,12 +39,10 @@ def read_captions_file(arguments: DataArguments, split: str) -> SplitColumns:
     content = _load_json(file)
     try:
         if "annotations" in content:
-            columns = _read_coco(content, arguments, file)
-        else:
-            columns = _read_karpathy(content["images"], arguments, split, file)
+            return _read_coco(content, arguments, file)
+        return _read_karpathy(content["images"], arguments, split, file)
     except (KeyError, TypeError, AttributeError) as error:
         raise RecipeError(f"{file} is not as expected ({type(error).__name__}: {error}). {EXPECTED}") from error
-    return columns
 
 
 EXPECTED = (
@@ -81,11 +81,12 @@ def _read_karpathy(images: list[Record], arguments: DataArguments, split: str, f
     wanted = parse_split(split, counts, str(file))
     images = [image for name in wanted for image in images if image["split"] == name]
     names = arguments.caption_column or ["sentences"]
+    captions = [_captions_of(image, names, file) for image in images]
     known_ids = (name for name in ("cocoid", "imgid") if all(name in image for image in images))
     id_column = arguments.image_id_column or next(known_ids, None)
     return SplitColumns(
         _images_of(images, arguments, ("filepath", "filename"), file),
-        [_captions_of(image, names, file) for image in images],
+        captions,
         None if id_column is None else _ids_of(images, id_column, file),
     )
 
@@ -103,7 +104,7 @@ def _ids_of(images: list[Record], column: str, file: Path) -> list[int | str]:
     return [image[column] for image in images]
 
 
-def _images_of(images: list[Record], arguments: DataArguments, default: tuple[str, ...], file: Path) -> Any:
+def _images_of(images: list[Record], arguments: DataArguments, default: tuple[str, ...], file: Path) -> Dataset:
     """The column of paths; those in the fields `default` are joined, where the recipe names no other field."""
     root = Path(arguments.image_root).expanduser() if arguments.image_root else file.parent
     if arguments.image_column is None:

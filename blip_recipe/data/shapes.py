@@ -42,8 +42,10 @@ COLOURS = {
     "white": (250, 250, 250),
 }
 FORMS = ("circle", "square", "triangle", "cross")
-SIZES = {"small": 4.5, "large": 9.0}
+SIZES = {"small": 5.0, "large": 9.0}
 """Half an object's width in pixels."""
+MAX_SHIFT = 2
+"""How far in pixels an object may be from the middle of its place."""
 PLACES = tuple(
     "centre" if (row, column) == ("middle", "centre") else f"{row} {column}"
     for row, column in product(("top", "middle", "bottom"), ("left", "centre", "right"))
@@ -113,7 +115,7 @@ def make_scene(rng: random.Random, held_out: bool) -> Scene:
 
 def _make_thing(rng: random.Random, colour: str, form: str, place: str) -> Thing:
     size = rng.choice(list(SIZES))
-    room = int(CELL / 2 - SIZES[size])
+    room = min(MAX_SHIFT, int(CELL / 2 - SIZES[size]))
     return Thing(colour, form, size, place, (rng.randint(-room, room), rng.randint(-room, room)))
 
 

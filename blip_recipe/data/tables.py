@@ -90,7 +90,8 @@ def _explain(error: Exception, arguments: DataArguments, split: str) -> str:
             f"{name} is neither a directory here nor a data set on the Hub that you may read: {reason} If it is "
             "private or gated, ask for access on its page and log in with `hf auth login`."
         )
-    return f"{name}, split {split!r}, cannot be read: {reason}"
+    expected = "an imagefolder (pictures and metadata.jsonl), parquet files or webdataset tars"
+    return f"{name}, split {split!r}, cannot be read: {reason} Expected {expected}."
 
 
 def _images_of(table: Dataset, column: str, root: Path, where: str) -> Dataset:
