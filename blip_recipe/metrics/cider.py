@@ -63,15 +63,19 @@ class ReferenceVectors:
     __slots__ = ("bigrams", "inverse_norms", "occurrences")
 
     def __init__(self, captions: list[tuple[Counter[Ngram], ...]], weights: Mapping[Ngram, float]) -> None:
-        self.occurrences: dict[Ngram, list[tuple[int, int]]] = {}
+        self.occurrences: dict[Ngram, tuple[tuple[int, int], ...]] = {}
         self.inverse_norms: list[list[float]] = [[] for _ in range(MAX_N)]
         self.bigrams = [counts[1].total() for counts in captions]
         for reference, by_length in enumerate(captions):
+            once = ((reference, 1),)  # shared: nearly all n-grams occur once
             for counts, norms in zip(by_length, self.inverse_norms, strict=True):
-                norm = math.sqrt(sum((count * weights[ngram]) ** 2 for ngram, count in counts.items()))
-                norms.append(1 / norm if norm else 0.0)
+                norm = 0.0
                 for ngram, count in counts.items():
-                    self.occurrences.setdefault(ngram, []).append((reference, count))
+                    norm += (count * weights[ngram]) ** 2
+                    here = once if count == 1 else ((reference, count),)
+                    known = self.occurrences.get(ngram)
+                    self.occurrences[ngram] = known + here if known else here
+                norms.append(1 / math.sqrt(norm) if norm else 0.0)
 
 
 def ngrams_of_image(captions: list[tuple[Counter[Ngram], ...]]) -> set[Ngram]:

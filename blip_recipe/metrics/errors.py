@@ -12,7 +12,15 @@ class JavaNotFoundError(MetricError):
 
 
 class JavaEndedError(MetricError):
-    """A Java process ended before it had answered; the message carries its exit status and what it said."""
+    """A Java process ended before it had answered; the message carries its exit status and what it said.
+
+    Attributes:
+        killed: Whether a signal from outside ended it.
+    """
+
+    def __init__(self, message: str, killed: bool) -> None:
+        super().__init__(message)
+        self.killed = killed
 
 
 class TokenizerError(MetricError):

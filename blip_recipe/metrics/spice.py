@@ -36,7 +36,11 @@ SECONDS_TO_START, SECONDS_A_CAPTION, SECONDS_FOR_100_WORDS = 300, 1, 100
 
 
 def spice(
-    java: str, image_ids: Sequence[ImageId], captions: Sequence[str], references: Sequence[Sequence[str]]
+    java: str,
+    image_ids: Sequence[ImageId],
+    captions: Sequence[str],
+    references: Sequence[Sequence[str]],
+    patience: float = 1.0,
 ) -> Values:
     """SPICE of the tokenized `captions`, one an image.
 
@@ -44,9 +48,10 @@ def spice(
         CaptionTooLongError: A caption or reference has over 200 words; the message names its image.
         SpiceJarsError: The parser is not here and cannot be fetched.
         SpiceError: Java or the disk failed; the message carries Java's.
-        MetricTimeoutError: It took ten times as long as it should; the message names the longest caption.
+        MetricTimeoutError: It took `patience` times ten times as long as it should; the message names the longest
+            caption.
     """
-    limit = seconds_allowed(image_ids, captions, references)
+    limit = patience * seconds_allowed(image_ids, captions, references)
     rows = zip(captions, references, strict=True)
     # Numbers for ids: SPICE gives back what it is given, and sorts nothing.
     items = [{"image_id": index, "test": test, "refs": list(refs)} for index, (test, refs) in enumerate(rows)]
@@ -78,7 +83,7 @@ def seconds_allowed(
             if words > MAX_WORDS:
                 raise CaptionTooLongError(
                     f"SPICE parses captions of up to {MAX_WORDS} words, longer ones would take it minutes to hours: "
-                    f"image {image_id!r} has one of {words} words ({text[:80]!r}). Drop it, or leave spice out of metrics."
+                    f"image {image_id!r} has one of {words} words ({text[:80]!r}). Drop it, or leave out spice."
                 )
             seconds += SECONDS_A_CAPTION + SECONDS_FOR_100_WORDS * (words / 100) ** 3
     return seconds

@@ -26,17 +26,17 @@ def clean_caption(caption: str) -> str:
     return caption.translate(CLEAN)
 
 
-def tokenize_with_java(java: str, captions: Sequence[str]) -> list[str]:
+def tokenize_with_java(java: str, captions: Sequence[str], patience: float = 1.0) -> list[str]:
     """Tokenize `captions` (each of one line) with the jar of the COCO tools.
 
     Raises:
         TokenizerError: Java failed, or did not give back one line a caption.
-        MetricTimeoutError: It took over a minute and 50 µs a character.
+        MetricTimeoutError: It took over `patience` times a minute and 50 µs a character.
     """
     jar = pycocoevalcap_file("tokenizer", "stanford-corenlp-3.4.1.jar")
     main = ["-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
     text = "\n".join(captions)
-    limit = SECONDS_TO_START + len(text) / CHARACTERS_A_SECOND
+    limit = patience * (SECONDS_TO_START + len(text) / CHARACTERS_A_SECOND)
     try:
         answer = subprocess.run(
             java_command(java, OPTIONS, main), input=text.encode(), capture_output=True, timeout=limit
