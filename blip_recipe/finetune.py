@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
     from datasets import Dataset
 
-    from blip_recipe.card_facts import CardCallback
+    from blip_recipe.card_callback import CardCallback
+    from blip_recipe.card_facts import Source
     from blip_recipe.data import CaptionDataset
     from blip_recipe.hub import PushResult
     from blip_recipe.trainer import CaptionTrainer
@@ -41,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import set_seed
 
     from blip_recipe.adapters import build_model
-    from blip_recipe.card_facts import CardCallback
+    from blip_recipe.card_callback import CardCallback
     from blip_recipe.checkpoints import clear_output_dir
     from blip_recipe.data import caption_datasets, load_splits, texts
     from blip_recipe.hub import PUBLISHED_FILES
@@ -52,6 +53,7 @@ def main(argv: list[str] | None = None) -> None:
 
     set_up_logs(recipe.training)
     repo_id = find_repository(recipe) if recipe.push_to_hub else None
+    sources = pin_sources(recipe)
     with recipe.training.main_process_first(desc="reading the data"):
         splits = load_splits(recipe.data)
     set_seed(recipe.training.seed)
@@ -72,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
         score(trainer, datasets)
     trainer.save_model()
     if trainer.is_world_process_zero():
-        describe(trainer, recipe, splits, card, repo_id)
+        describe(trainer, recipe, splits, sources, card, repo_id)
         if repo_id:
             push(trainer, recipe, repo_id, datasets)
 
@@ -85,6 +87,17 @@ def find_repository(recipe: Recipe[FinetuneOptions]) -> str:
 
     training = recipe.training
     return preflight(training.hub_model_id, recipe.output_dir.name, training.hub_private_repo, HfApi())
+
+
+def pin_sources(recipe: Recipe[FinetuneOptions]) -> tuple[Source, Source]:
+    """Where model and data come from; what is loaded from the Hub is loaded at the commit that is there now."""
+    from blip_recipe.card_facts import read_source
+
+    model, data = recipe.model, recipe.data
+    base = read_source(model.model_name_or_path, "model", model.model_revision)
+    dataset = read_source(str(data.dataset_name), "dataset", data.dataset_revision)
+    model.model_revision, data.dataset_revision = base.revision, dataset.revision
+    return base, dataset
 
 
 def score_baseline(
@@ -152,24 +165,23 @@ def describe(
     trainer: CaptionTrainer,
     recipe: Recipe[FinetuneOptions],
     splits: Mapping[str, Dataset],
+    sources: tuple[Source, Source],
     card: CardCallback,
     repo_id: str | None,
 ) -> None:
     """Write what the run leaves beside the model: captions, recipe, pictures and, last, the card."""
-    from blip_recipe.card_facts import gather_facts, read_source
-    from blip_recipe.figures import draw_training_curves
+    from blip_recipe.card_facts import gather_facts
+    from blip_recipe.figures import draw_samples, draw_training_curves, load_samples
     from blip_recipe.model_card import write_card
 
-    model, data, output_dir = recipe.model, recipe.data, recipe.output_dir
-    commit = getattr(trainer.model.config, "_commit_hash", None)
-    base = read_source(model.model_name_or_path, "model", commit or model.model_revision)
-    dataset = read_source(str(data.dataset_name), "dataset", data.dataset_revision)
+    model, output_dir = recipe.model, recipe.output_dir
+    base, dataset = sources
     resolved = {"hub_model_id": repo_id, "model_revision": base.revision, "dataset_revision": dataset.revision}
     write_json(output_dir / "recipe.json", recipe.to_json(**resolved))
     write_predictions(output_dir / "predictions.jsonl", trainer.predictions)
     draw_training_curves(card.log_history, output_dir / "training_curves.png")
     if trainer.predictions:
-        draw_scored_samples(trainer, output_dir / "samples.png")
+        draw_samples(load_samples(trainer.predictions, trainer.scored_dataset.rows), output_dir / "samples.png")
     facts = gather_facts(
         recipe,
         kind="merged" if model.merge_adapter else "lora" if model.use_peft else "full",
@@ -183,26 +195,6 @@ def describe(
         tokenized_with_java=trainer.scorer.java is not None,
     )
     write_card(facts, output_dir)
-
-
-def draw_scored_samples(trainer: CaptionTrainer, path: Path) -> None:
-    """Draw the best, the median and the worst of the captions that were scored last, with their pictures."""
-    from blip_recipe.data import open_image
-    from blip_recipe.figures import SCORE_LABELS, Sample, choose_samples, draw_samples, ranking_score
-
-    rows, name = trainer.scored_dataset.rows, ranking_score(trainer.predictions)
-    row_of = {image_id: row for row, image_id in enumerate(rows["image_id"])}
-    samples = [
-        Sample(
-            title=title,
-            image=open_image(rows[row_of[prediction["image_id"]]]["image"]),
-            caption=prediction["caption"],
-            references=prediction["references"],
-            score=f"{SCORE_LABELS[name]} {prediction['scores'][name]:.3f}" if name else "",
-        )
-        for title, prediction in choose_samples(trainer.predictions).items()
-    ]
-    draw_samples(samples, path)
 
 
 def push(
