@@ -71,6 +71,8 @@ def read_json_or_lines(path: Path, expected: str) -> Any:
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} cannot be read ({error}): expected {expected}.") from error
+    if not text.strip():
+        raise RecipeError(f"{path} is empty: expected {expected}.")
     try:
         content = json.loads(text)
     except ValueError:

@@ -1,0 +1,151 @@
+"""How long it takes to score captions, next to pycocoevalcap in the same run.
+
+python benchmarks/scoring.py                                   # 1,000 and 5,000 images of COCO
+python benchmarks/scoring.py --predictions P --references R    # your own captions
+
+Every time includes tokenization, and ours the start of METEOR. The captions of COCO are those that pycocoevalcap carries
+for SPICE: an image's first caption, less one word that changes from evaluation to evaluation, is scored against the
+others. pycocoevalcap is run before and after ours, and its faster run counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+from blip_recipe.errors import run_command
+from blip_recipe.metrics import CaptionScorer, ImageId
+from blip_recipe.metrics.files import check_same_images, read_predictions, read_references
+from blip_recipe.metrics.java import find_java, pycocoevalcap_file
+
+Captions = dict[ImageId, str]
+References = dict[ImageId, list[str]]
+
+GROUPS = {"bleu, rouge_l, cider": ["bleu", "rouge_l", "cider"], "meteor": ["meteor"]}
+EVALUATIONS = 3
+
+
+def main() -> None:
+    """Time both, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, nargs="+", default=[1000, 5000], help="Sizes of the sets of COCO.")
+    parser.add_argument("--predictions", type=Path, help="Your captions, instead of COCO's.")
+    parser.add_argument("--references", type=Path, help="Their references; by default in the file of predictions.")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "scoring_cpu.json")
+    options = parser.parse_args()
+    if options.predictions:
+        captions = read_predictions(options.predictions)
+        references = read_references(options.references or options.predictions)
+        check_same_images(captions, references)
+        sets = [(captions, references)]
+    else:
+        sets = [coco_set(count) for count in options.images]
+    results = [row for captions, references in sets for row in compare(captions, references)]
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps({"machine": machine(), "seconds": results}, indent=1) + "\n", "utf-8")
+    print_table(results)
+
+
+def coco_set(count: int) -> tuple[Captions, References]:
+    """The first captions of `count` images of COCO's validation set of 2014, and the others as references."""
+    with zipfile.ZipFile(pycocoevalcap_file("spice", "spice-1.0.jar")) as jar:
+        annotations = json.loads(jar.read("coco/annotations/captions_val2014.json"))["annotations"]
+    captions: References = {}
+    for row in annotations:
+        captions.setdefault(row["image_id"], []).append(row["caption"])
+    chosen = sorted(captions, key=str)[:count]
+    return {each: captions[each][0] for each in chosen}, {each: captions[each][1:] for each in chosen}
+
+
+def compare(captions: Captions, references: References) -> list[dict[str, float | int | str]]:
+    """Seconds of both for each group of metrics."""
+    rows: list[dict[str, float | int | str]] = []
+    for name, metrics in GROUPS.items():
+        before = seconds_of(lambda metrics=metrics: score_with_pycocoevalcap(captions, references, metrics))
+        with CaptionScorer(metrics) as scorer:
+            ours = [
+                seconds_of(lambda number=number: scorer.score(without_word(captions, number), references))
+                for number in range(EVALUATIONS)
+            ]
+        after = seconds_of(lambda metrics=metrics: score_with_pycocoevalcap(captions, references, metrics))
+        theirs, later = min(before, after), sum(ours[1:]) / (EVALUATIONS - 1)
+        rows.append(
+            {
+                "metrics": name,
+                "images": len(captions),
+                "pycocoevalcap": round(theirs, 3),
+                "first evaluation": round(ours[0], 3),
+                "later evaluations": round(later, 3),
+                "first / pycocoevalcap": round(ours[0] / theirs, 3),
+                "later / pycocoevalcap": round(later / theirs, 3),
+            }
+        )
+    return rows
+
+
+def without_word(captions: Captions, number: int) -> Captions:
+    """The captions less a word each, so that no evaluation repeats another."""
+    changed = {}
+    for image_id, caption in captions.items():
+        words = caption.split()
+        del words[number : number + 1]
+        changed[image_id] = " ".join(words)
+    return changed
+
+
+def score_with_pycocoevalcap(captions: Captions, references: References, metrics: list[str]) -> None:
+    """What a script that uses pycocoevalcap does at every evaluation."""
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.meteor.meteor import Meteor
+    from pycocoevalcap.rouge.rouge import Rouge
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    known = PTBTokenizer().tokenize({key: [{"caption": text} for text in texts] for key, texts in references.items()})
+    told = PTBTokenizer().tokenize({key: [{"caption": text}] for key, text in captions.items()})
+    scorers = {"bleu": Bleu, "rouge_l": Rouge, "cider": Cider, "meteor": Meteor}
+    with contextlib.redirect_stdout(sys.stderr):
+        for metric in metrics:
+            scorers[metric]().compute_score(known, told)
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Wall-clock seconds of a call."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def machine() -> dict[str, str | int | float | None]:
+    """What the times were taken on."""
+    java = subprocess.run([find_java(), "-version"], capture_output=True, text=True, check=True).stderr.splitlines()[0]
+    return {
+        "system": platform.platform(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "load before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "python": platform.python_version(),
+        "java": java,
+        "pycocoevalcap": version("pycocoevalcap"),
+    }
+
+
+def print_table(rows: list[dict[str, float | int | str]]) -> None:
+    """The results on the terminal."""
+    print(" | ".join(rows[0]))
+    for row in rows:
+        print(" | ".join(str(value) for value in row.values()))
+
+
+if __name__ == "__main__":
+    run_command(main)
