@@ -1,11 +1,11 @@
-"""How long it takes to score captions, next to pycocoevalcap in the same run.
+"""How long it takes to score captions, next to pycocoevalcap in the same run. From the folder of the checkout:
 
-python benchmarks/scoring.py                                   # 1,000 and 5,000 images of COCO
-python benchmarks/scoring.py --predictions P --references R    # your own captions
+python -m benchmarks.scoring                                   # 1,000 and 5,000 images of COCO
+python -m benchmarks.scoring --predictions P --references R    # your own captions
 
-Every time includes tokenization, and ours the start of METEOR. The captions of COCO are those that pycocoevalcap carries
-for SPICE: an image's first caption, less one word that changes from evaluation to evaluation, is scored against the
-others. pycocoevalcap is run before and after ours, and its faster run counts.
+Every time includes tokenization, and METEOR's its start. The captions of COCO are those that pycocoevalcap carries for
+SPICE: an image's first caption, less one word that changes from evaluation to evaluation, is scored against the others.
+pycocoevalcap is run before and after ours, and its faster run counts.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -71,13 +72,13 @@ def compare(captions: Captions, references: References) -> list[dict[str, float 
     """Seconds of both for each group of metrics."""
     rows: list[dict[str, float | int | str]] = []
     for name, metrics in GROUPS.items():
-        before = seconds_of(lambda metrics=metrics: score_with_pycocoevalcap(captions, references, metrics))
+        before = seconds_of(partial(score_with_pycocoevalcap, captions, references, metrics))
         with CaptionScorer(metrics) as scorer:
             ours = [
-                seconds_of(lambda number=number: scorer.score(without_word(captions, number), references))
+                seconds_of(partial(scorer.score, without_word(captions, number), references))
                 for number in range(EVALUATIONS)
             ]
-        after = seconds_of(lambda metrics=metrics: score_with_pycocoevalcap(captions, references, metrics))
+        after = seconds_of(partial(score_with_pycocoevalcap, captions, references, metrics))
         theirs, later = min(before, after), sum(ours[1:]) / (EVALUATIONS - 1)
         rows.append(
             {
