@@ -15,6 +15,7 @@ from datasets import Dataset
 from PIL import Image
 
 from blip_recipe.data import BadImageError, CaptionDataset, caption_datasets, load_split, open_image
+from blip_recipe.data.shapes import SIZE
 from blip_recipe.recipe import DataArguments
 from blip_recipe.tiny import build_tiny_blip
 
@@ -53,7 +54,7 @@ def test_a_row_is_its_number_its_picture_and_its_captions(rows: Dataset) -> None
 
 def test_augmented_pictures_have_the_models_size(rows: Dataset) -> None:
     assert make_dataset(rows)[0]["image"].size == (32, 32)
-    assert make_dataset(rows, augmentation="none")[0]["image"].size == (64, 64)
+    assert make_dataset(rows, augmentation="none")[0]["image"].size == (SIZE, SIZE)
 
 
 def test_choices_follow_seed_epoch_and_row(rows: Dataset) -> None:
@@ -137,7 +138,7 @@ def test_only_training_is_augmented_and_draws_captions(rows: Dataset) -> None:
     )
     train, test = made["train"][0], made["test"][0]
     assert (train["image"].size, len(train["captions"])) == ((48, 48), 1)
-    assert (test["image"].size, len(test["captions"])) == ((64, 64), 5)
+    assert (test["image"].size, len(test["captions"])) == ((SIZE, SIZE), 5)
 
 
 def test_a_picture_that_breaks_while_training_is_named(rows: Dataset) -> None:
