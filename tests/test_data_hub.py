@@ -23,7 +23,8 @@ from blip_recipe.errors import RecipeError
 from blip_recipe.recipe import DataArguments
 for keys, split in json.loads(sys.argv[1]):
     try:
-        rows = load_split(DataArguments(**keys), split)
+        max_samples = keys.pop("max_samples", None)
+        rows = load_split(DataArguments(**keys), split, max_samples=max_samples)
     except RecipeError as error:
         print(json.dumps({"error": str(error)}))
     else:
@@ -66,11 +67,11 @@ def hub() -> Iterator[HubServer]:
         yield server
 
 
-def read(hub: HubServer, *requests: tuple[dict[str, Any], str], token: str | None = None) -> list[dict[str, Any]]:
+def read(hub: HubServer, *requests: tuple[dict[str, Any], str], home: Path | None = None) -> list[dict[str, Any]]:
     """What `load_split` gives in a process that knows this Hub alone."""
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(requests)],
-        env=hub.environment(token),
+        env=hub.environment(None, home),
         capture_output=True,
         text=True,
         cwd=Path(__file__).parent.parent,
@@ -94,6 +95,20 @@ def test_splits_revisions_and_columns_are_read_as_the_recipe_says(hub: HubServer
     assert added["sizes"] == [[1, 2], [2, 2], [3, 2]]
     assert newest["captions"] == [["new 10", "other"]]
     assert german["captions"] == [["Bild", "Foto"]]
+
+
+def test_streaming_fetches_the_rows_that_are_used_and_no_other_split(hub: HubServer, tmp_path: Path) -> None:
+    hub.requests.clear()
+    revision = hub.commits("lab/coco", kind="dataset")[1].oid
+    keys: dict[str, Any] = {"dataset_name": "lab/coco", "dataset_revision": revision, "image_id_column": "cocoid"}
+    keys["streaming"] = True
+    first, added, wrong = read(
+        hub, ({**keys, "max_samples": 1}, "train"), (keys, "train+restval"), (keys, "valid"), home=tmp_path
+    )
+    assert (first["ids"], first["captions"], first["sizes"]) == ([0], [["first 0", "other"]], [[1, 2]])
+    assert (added["ids"], added["sizes"]) == ([0, 1, 2], [[1, 2], [2, 2], [3, 2]])
+    assert "train, restval, val" in wrong["error"].replace("'", "")
+    assert not hub.requested("GET .*/val-0")
 
 
 def test_what_is_wrong_with_a_data_set_on_the_hub_is_said(hub: HubServer) -> None:

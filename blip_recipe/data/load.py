@@ -31,7 +31,7 @@ def load_split(arguments: DataArguments, split: str, *, max_samples: int | None 
     Args:
         arguments: The recipe's data keys. `dataset_name` is `shapes`, a Hub id, a directory, or a captions file.
         split: The split, or a sum of them (`train+restval`).
-        max_samples: Only the first images.
+        max_samples: Only the first images; with `streaming`, the images of as many rows.
 
     Returns:
         `image`: `{"bytes", "path"}` (`datasets.Image(decode=False)`), where `path` may be a URL; `open_image` opens it.
@@ -41,7 +41,7 @@ def load_split(arguments: DataArguments, split: str, *, max_samples: int | None 
     Raises:
         RecipeError: There is no such data set, split or column, the split is empty, or an image has no caption.
     """
-    columns = _read_columns(arguments, split)
+    columns = _read_columns(arguments, split, max_samples)
     rows = join_columns(columns, f"{arguments.dataset_name}, split {split!r},")
     return rows if max_samples is None else rows.select(range(min(max_samples, len(rows))))
 
@@ -75,13 +75,13 @@ def texts(rows: Dataset, arguments: DataArguments) -> Iterable[str]:
     return chain(captions, [arguments.prompt], words)
 
 
-def _read_columns(arguments: DataArguments, split: str) -> SplitColumns:
+def _read_columns(arguments: DataArguments, split: str, max_samples: int | None) -> SplitColumns:
     if arguments.dataset_name == SHAPES:
         return _read_shapes(arguments, split)
     file = Path(str(arguments.dataset_name)).expanduser()
     if file.is_file():
         return read_captions_file(arguments, split)
-    return read_table(arguments, split)
+    return read_table(arguments, split, max_samples)
 
 
 def _read_shapes(arguments: DataArguments, split: str) -> SplitColumns:

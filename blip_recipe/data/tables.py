@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
-from datasets import Dataset, Image, Value
+from datasets import Dataset, Image, IterableDataset, Value
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
 from blip_recipe.data.captions import read_captions
@@ -16,16 +16,23 @@ from blip_recipe.data.rows import SplitColumns, images_from_paths, resolve_path
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from blip_recipe.recipe import DataArguments
 
 
-def read_table(arguments: DataArguments, split: str) -> SplitColumns:
+def read_table(arguments: DataArguments, split: str, max_rows: int | None = None) -> SplitColumns:
     """The pictures, captions and ids of a split of a Hub data set or a directory.
+
+    Args:
+        arguments: The recipe's data keys.
+        split: The split, or a sum of them.
+        max_rows: How many rows are fetched where `streaming` is on.
 
     Raises:
         RecipeError: There is no such data set, split or column, or the columns hold something else.
     """
-    table = load_table(arguments, split)
+    table = load_table(arguments, split, max_rows)
     where = f"{arguments.dataset_name}, split {split!r},"
     root = Path(arguments.image_root or (str(arguments.dataset_name) if is_directory(arguments) else ".")).expanduser()
     image_column = choose_image_column(table.features, arguments.image_column, where)
@@ -43,8 +50,10 @@ def is_directory(arguments: DataArguments) -> bool:
     return Path(str(arguments.dataset_name)).expanduser().is_dir()
 
 
-def load_table(arguments: DataArguments, split: str) -> Dataset:
+def load_table(arguments: DataArguments, split: str, max_rows: int | None = None) -> Dataset:
     """A split with all its columns, as `datasets` reads it.
+
+    With `streaming`, only the first `max_rows` rows of this split are fetched from the Hub, and no other split.
 
     Raises:
         RecipeError: It cannot be found or read; says which splits, configurations or neighbours there are.
@@ -55,11 +64,38 @@ def load_table(arguments: DataArguments, split: str) -> Dataset:
     elif _looks_like_path(name):
         raise RecipeError(f"There is no file or directory {name}.{_nearest(Path(name).expanduser())}")
     try:
+        if arguments.streaming and not is_directory(arguments):
+            return _fetch_rows(arguments, split, max_rows)
         return datasets.load_dataset(
             name, arguments.dataset_config_name, split=split, revision=arguments.dataset_revision
         )
     except (OSError, ValueError, TypeError, RuntimeError, DatasetsError) as error:
         raise RecipeError(_explain(error, arguments, split)) from error
+
+
+def _fetch_rows(arguments: DataArguments, split: str, max_rows: int | None) -> Dataset:
+    """The first rows of a split, written down once as they arrive; pictures are not decoded."""
+    streams = [
+        datasets.load_dataset(
+            arguments.dataset_name,
+            arguments.dataset_config_name,
+            split=name.strip(),
+            revision=arguments.dataset_revision,
+            streaming=True,
+        )
+        for name in split.split("+")
+    ]
+    stream = datasets.concatenate_datasets(streams)
+    for name, feature in (stream.features or {}).items():
+        if isinstance(feature, Image):
+            stream = stream.cast_column(name, Image(decode=False))
+    if max_rows is not None:
+        stream = stream.take(max_rows)
+    return Dataset.from_generator(_yield_rows, features=stream.features, gen_kwargs={"stream": stream})
+
+
+def _yield_rows(stream: IterableDataset) -> Iterator[dict[str, Any]]:
+    yield from stream
 
 
 def _looks_like_path(name: str) -> bool:
