@@ -252,11 +252,11 @@ def test_unknown_metrics_and_unlike_images_are_named() -> None:
     with pytest.raises(RecipeError, match=r"'ciderr'.*known are bleu, meteor"):
         CaptionScorer(["ciderr"])
     with CaptionScorer(CHEAP) as scorer:
-        with pytest.raises(RecipeError, match="image 2 have references but no caption"):
+        with pytest.raises(RecipeError, match="there is no caption for image 2"):
             scorer.score({1: "a"}, {1: ["a"], 2: ["b"]})
-        with pytest.raises(RecipeError, match="image 'x' have a caption"):
+        with pytest.raises(RecipeError, match="no list of references for image 'x'"):
             scorer.score({1: "a", "x": "b"}, {1: ["a"]})
-        with pytest.raises(RecipeError, match="image 1 have no reference"):
+        with pytest.raises(RecipeError, match="there is no reference for image 1"):
             scorer.score({1: "a"}, {1: []})
         with pytest.raises(RecipeError, match="no images"):
             scorer.score({}, {})

@@ -98,9 +98,9 @@ def test_a_missing_file_and_a_picture_are_no_captions(tmp_path: Path) -> None:
 
 
 def test_missing_and_unknown_images_are_named() -> None:
-    with pytest.raises(RecipeError, match="image 2 have references but no caption"):
+    with pytest.raises(RecipeError, match="there is no caption for image 2"):
         check_same_images({1: "a"}, {1: ["a"], 2: ["b"]})
-    with pytest.raises(RecipeError, match=r"2 images \('3', 4\) have a caption but are not among the references"):
+    with pytest.raises(RecipeError, match=r"no list of references for 2 images \('3', 4\)"):
         check_same_images({1: "a", "3": "b", 4: "c"}, {1: ["a"]})
 
 

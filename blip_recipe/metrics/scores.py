@@ -53,13 +53,13 @@ def check_same_images(predictions: Mapping[ImageId, str], references: Mapping[Im
     missing = [image_id for image_id in references if image_id not in predictions]
     unknown = [image_id for image_id in predictions if image_id not in references]
     bare = [image_id for image_id, captions in references.items() if not captions]
-    for images, fault in (
-        (missing, "have references but no caption"),
-        (unknown, "have a caption but are not among the references"),
-        (bare, "have no reference"),
+    for fault, images in (
+        ("there is no caption for", missing),
+        ("there is a caption but no list of references for", unknown),
+        ("there is no reference for", bare),
     ):
         if images:
-            raise RecipeError(f"{name_images(images)} {fault}: expected one caption for each image with references.")
+            raise RecipeError(f"{fault} {name_images(images)}: expected one caption for each image with references.")
 
 
 def check_texts(predictions: Mapping[ImageId, str], references: Mapping[ImageId, Sequence[str]]) -> None:
