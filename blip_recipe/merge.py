@@ -12,14 +12,14 @@ from pathlib import Path
 from blip_recipe.errors import RecipeError, run_command
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Read the command line, merge, save."""
     parser = argparse.ArgumentParser(
         prog="python -m blip_recipe.merge", description="Fold LoRA weights into a plain model."
     )
     parser.add_argument("adapter", metavar="ADAPTER_DIR", help="output directory of a LoRA run, or its Hub id")
     parser.add_argument("out", metavar="OUT", type=Path, help="directory of the merged model; must not exist yet")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.out.exists() and any(arguments.out.iterdir()):
         raise RecipeError(f"{arguments.out} is not empty: name a directory that does not exist yet.")
 
