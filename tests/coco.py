@@ -74,6 +74,13 @@ def publish_flickr8k(hub: HubServer, folder: Path) -> None:
     hub.publish_dataset("jxie/flickr8k", files)
 
 
+def publish_empty_dataset(hub: HubServer, repo_id: str, folder: Path) -> None:
+    """COCO's splits without a row."""
+    rows = datasets.Dataset.from_list([coco_row(0)]).cast_column("image", datasets.Image()).select([])
+    rows.to_parquet(folder / "empty.parquet")
+    hub.publish_dataset(repo_id, {f"data/{split}-00000-of-00001.parquet": folder / "empty.parquet" for split in SPLITS})
+
+
 def write_image_folder(folder: Path) -> Path:
     """An imagefolder with the three splits of `my_folder.json`."""
     for first, split in enumerate(("train", "validation", "test")):

@@ -38,3 +38,12 @@ def run_checked(module: str, *arguments: str | Path, **options: object) -> subpr
     done = run_module(module, *arguments, **options)  # type: ignore[arg-type]
     assert done.returncode == 0, f"{module} ended with {done.returncode}:\n{done.stderr[-4000:]}"
     return done
+
+
+def run_script(script: Path, *arguments: str | Path, env: dict[str, str], cwd: Path | None = None) -> str:
+    """What a script prints that must end well, in a process of its own."""
+    command = [sys.executable, str(script), *map(str, arguments)]
+    environment = {**env, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, check=False)
+    assert done.returncode == 0, f"{script.name} ended with {done.returncode}:\n{done.stderr[-4000:]}"
+    return done.stdout

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from coco import picture, publish_base_model, publish_coco, publish_flickr8k, write_image_folder
-from commands import CHECKOUT, run_checked, run_module
+from coco import (
+    picture,
+    publish_base_model,
+    publish_coco,
+    publish_empty_dataset,
+    publish_flickr8k,
+    write_image_folder,
+)
+from commands import CHECKOUT, run_checked, run_module, run_script
 from hub_server import WRITE_TOKEN, HubServer
 from huggingface_hub import ModelCard
 
-from blip_recipe.adapters import load_captioner, merged_captioner
 from blip_recipe.resources import resource_folder
 
 PUBLISHED = {
@@ -110,20 +114,9 @@ def test_the_published_model_gives_the_captions_that_were_scored(
     script = tmp_path / "captions.py"
     script.write_text(SAME_CAPTIONS)
     env = hub.environment(token=None, home=tmp_path / "home")
-    captions = [json.loads(line) for line in _run_script(script, run["repo_id"], images, env=env).splitlines()]
+    captions = [json.loads(line) for line in run_script(script, run["repo_id"], images, env=env).splitlines()]
     lines = (run["output_dir"] / "predictions.jsonl").read_text().splitlines()
     assert captions == [json.loads(line)["caption"] for line in lines]
-
-
-def _run_script(script: Path, *arguments: str | Path, env: dict[str, str]) -> str:
-    import subprocess
-
-    command = [sys.executable, str(script), *map(str, arguments)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**env, "PYTHONPATH": str(CHECKOUT)}, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 def test_progress_is_seen_without_a_terminal(run: dict[str, Any]) -> None:
@@ -138,3 +131,80 @@ def test_a_rerun_trains_nothing_again_and_pushes_nothing_twice(run: dict[str, An
     place = run["output_dir"].parent.parent
     run_checked("blip_recipe.finetune", "recipes/coco_lora.json", cwd=place, env=hub.environment())
     assert (run["output_dir"] / "adapter_model.safetensors").read_bytes() == before
+
+
+DRY_RUNS = """
+import sys
+from blip_recipe.finetune import main
+for recipe in sys.argv[2:]:
+    options = {"my_folder": ["--dataset_name", sys.argv[1]], "shapes_lora": ["--model_name_or_path", "lab/tiny"]}
+    main([f"recipes/{recipe}.json", "--dry_run", "true", *options.get(recipe, [])])
+    print("---")
+"""
+
+
+def test_every_recipe_can_be_dry_run_and_writes_nothing(hub: HubServer, tmp_path: Path) -> None:
+    names = sorted(path.stem for path in resource_folder("recipes").glob("*.json"))
+    hub.publish_model("lab/tiny", hub.files("Salesforce/blip-image-captioning-base"))
+    before = len(hub.repositories)
+    script, place = tmp_path / "dry_runs.py", tmp_path / "place"
+    script.write_text(DRY_RUNS)
+    place.mkdir()
+    folder = write_image_folder(tmp_path / "pictures")
+    plans = run_script(script, folder, *names, env=hub.environment(), cwd=place).split("---\n")[:-1]
+    assert len(plans) == len(names) == 8
+    for name, plan in zip(names, plans, strict=True):
+        facts = dict(line.split(None, 1) for line in plan.splitlines())
+        assert {"model", "train", "steps", "memory", "output", "push"} <= facts.keys()
+        assert facts["output"] == f"outputs/{name}"
+        assert facts["push"].startswith("tester/") == name.startswith(("coco", "flickr"))
+    assert len(hub.repositories) == before
+    assert not [path for path in place.rglob("*") if path.is_file()]
+
+
+SMALL_RUN = ["--max_train_samples", "8", "--max_eval_samples", "4", "--num_train_epochs", "1", "--eval_strategy", "no"]
+NO_BEST = ["--load_best_model_at_end", "false", "--save_strategy", "no", "--metrics", "bleu", "cider"]
+
+
+def test_a_push_that_fails_leaves_everything_saved_and_says_how_to_finish(hub: HubServer, tmp_path: Path) -> None:
+    hub.inject("POST .*/commit/", status=403, times=1)
+    push = ["--push_to_hub", "true", "--hub_model_id", "lab/refused", "--output_dir", "out"]
+    arguments = ["recipes/shapes_tiny.json", *SMALL_RUN, *NO_BEST, *push]
+    done = run_module("blip_recipe.finetune", *arguments, cwd=tmp_path, env=hub.environment())
+    assert done.returncode == 3, done.stderr[-2000:]
+    command = "python -m blip_recipe.push out --repo_id lab/refused"
+    assert command in done.stderr
+    assert "Traceback" not in done.stderr
+    assert {"model.safetensors", "README.md", "recipe.json"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    run_checked("blip_recipe.push", *command.split()[3:], cwd=tmp_path, env=hub.environment())
+    assert hub.files("lab/refused")["model.safetensors"] == (tmp_path / "out" / "model.safetensors").read_bytes()
+
+
+WRONG: dict[str, tuple[list[str], str]] = {
+    "unknown key": (["recipes/coco_lora.json", "--lora_rank", "4"], "lora_r"),
+    "missing column": (["recipes/coco_lora.json", "--caption_column", "english"], "filename"),
+    "quantised without adapter": (["recipes/coco_lora_8bit.json", "--use_peft", "false"], "use_peft"),
+    "not a BLIP": (["recipes/coco_lora.json", "--model_name_or_path", "lab/not-blip"], "vit"),
+    "empty split": (["recipes/coco_lora.json", "--dataset_name", "lab/empty", "--dataset_revision", "main"], "empty"),
+    "no such metric": (["recipes/coco_lora.json", "--metrics", "blue"], "blue"),
+    "minimum over maximum": (["recipes/coco_lora.json", "--generation_min_length", "30"], "generation_min_length"),
+    "a token that may only read": (["recipes/coco_lora.json", "--hub_model_id", "library/blip"], "library"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_ends_with_exit_code_2_and_one_message_before_any_training(
+    hub: HubServer, tmp_path: Path, name: str
+) -> None:
+    hub.publish_model("lab/not-blip", {"config.json": b'{"model_type": "vit", "architectures": ["ViTModel"]}'})
+    publish_empty_dataset(hub, "lab/empty", tmp_path)
+    place = tmp_path / "place"
+    place.mkdir()
+    arguments, expected = WRONG[name]
+    done = run_module("blip_recipe.finetune", *arguments, cwd=place, env=hub.environment())
+    assert done.returncode == 2, done.stderr[-2000:]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert expected in done.stderr[done.stderr.index(errors[0]) :]
+    assert "Traceback" not in done.stderr
+    assert not [path for path in place.rglob("*") if path.is_file()]
