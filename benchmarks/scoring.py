@@ -131,7 +131,7 @@ def machine() -> dict[str, str | int | float | None]:
     """What the times were taken on."""
     java = subprocess.run([find_java(), "-version"], capture_output=True, text=True, check=True).stderr.splitlines()[0]
     return {
-        "system": platform.platform(),
+        "system": platform.system(),
         "processor": platform.machine(),
         "cores": os.cpu_count(),
         "load before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
