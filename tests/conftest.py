@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# The loopback Hub speaks plain HTTP; read when huggingface_hub is imported.
+os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
+
 CHECKOUT = Path(__file__).parent.parent
 
 

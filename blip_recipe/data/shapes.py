@@ -1,6 +1,6 @@
 """The embedded data set: drawn scenes with five true captions each, and combinations that training never shows.
 
-A scene is one to `MAX_OBJECTS` objects, each a colour, a form, a size and one of nine places, on a dark background.
+A scene is one to `MAX_OBJECTS` objects, each a colour, a form, a size and one of four places, on a dark background.
 Some pairs of objects (`is_held_out`) stand together only in validation and test: a model that describes them has
 learnt to look at each object, and not scenes by heart. The constants below set how hard it is.
 """
@@ -30,8 +30,8 @@ SIZE = 96
 """Side of a picture in pixels."""
 SUPERSAMPLING = 2
 """Scenes are drawn this many times larger and shrunk, for smooth edges."""
-CELL = SIZE / 3
-"""Side in pixels of the nine places."""
+CELL = SIZE / 2
+"""Side in pixels of the four places."""
 
 MAX_OBJECTS = 2
 COLOURS = {
@@ -43,14 +43,12 @@ COLOURS = {
     "cyan": (50, 220, 220),
 }
 FORMS = ("circle", "square", "triangle", "cross")
-SIZES = {"small": 7.0, "large": 13.0}
+SIZES = {"small": 10.0, "large": 18.0}
 """Half an object's width in pixels."""
-MAX_SHIFT = 2
+MAX_SHIFT = 4
 """How far in pixels an object may be from the middle of its place."""
-PLACES = tuple(
-    "centre" if (row, column) == ("middle", "centre") else f"{row} {column}"
-    for row, column in product(("top", "middle", "bottom"), ("left", "centre", "right"))
-)
+PLACES = ("top left", "top right", "bottom left", "bottom right")
+"""In reading order."""
 KINDS = tuple(product(COLOURS, FORMS))
 """Objects by colour and form, of which held-out pairs are made."""
 HELD_OUT_SHARE = 5
@@ -126,7 +124,7 @@ def draw_scene(scene: Scene) -> Image.Image:
     image = Image.new("RGB", (side, side), (scene.background,) * 3)
     canvas = ImageDraw.Draw(image)
     for thing in scene.things:
-        row, column = divmod(PLACES.index(thing.place), 3)
+        row, column = divmod(PLACES.index(thing.place), 2)
         x = ((column + 0.5) * CELL + thing.shift[0]) * SUPERSAMPLING
         y = ((row + 0.5) * CELL + thing.shift[1]) * SUPERSAMPLING
         _draw_form(canvas, thing.form, x, y, SIZES[thing.size] * SUPERSAMPLING, COLOURS[thing.colour])
