@@ -7,10 +7,12 @@ accelerate launch -m blip_recipe.finetune recipes/coco_lora.json --num_train_epo
 from __future__ import annotations
 
 import logging
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blip_recipe.errors import PushError, run_command
+from blip_recipe.model_card import PLACEHOLDER
 from blip_recipe.recipe import FinetuneOptions, Recipe, check_recipe, read_recipe
 from blip_recipe.results import read_json, write_json, write_predictions
 
@@ -75,6 +77,7 @@ def main(argv: list[str] | None = None) -> None:
     trainer.save_model()
     if trainer.is_world_process_zero():
         describe(trainer, recipe, splits, sources, card, repo_id)
+        print(format_next_steps(recipe, repo_id))
         if repo_id:
             push(trainer, recipe, repo_id, datasets)
 
@@ -195,6 +198,19 @@ def describe(
         tokenized_with_java=trainer.scorer.java is not None,
     )
     write_card(facts, output_dir)
+
+
+def format_next_steps(recipe: Recipe[FinetuneOptions], repo_id: str | None) -> str:
+    """What a person may want to do with the result, one thing a line."""
+    folder = shlex.quote(str(recipe.output_dir))
+    steps = {
+        "read": f"{folder}/README.md (the model card) and {folder}/samples.png",
+        "caption": f"python -m blip_recipe.caption {folder} PICTURE_OR_FOLDER...",
+        "publish": f"python -m blip_recipe.push {folder} --repo_id {repo_id or PLACEHOLDER}",
+    }
+    return "\n".join(
+        [f"The model is in {folder}. What to do next:", *(f"  {name:<9}{what}" for name, what in steps.items())]
+    )
 
 
 def push(

@@ -52,7 +52,7 @@ def save_adapter(base: Path, folder: Path, **options: Any) -> Path:
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
-    model.save_pretrained(folder)
+    model.save_pretrained(str(folder))
     name_stock_class(folder)
     recipe = {"prompt": "a ", "load_in_8bit": arguments.load_in_8bit, "load_in_4bit": arguments.load_in_4bit}
     (folder / "recipe.json").write_text(json.dumps(recipe))
@@ -78,7 +78,8 @@ def test_the_merged_model_computes_what_the_adapter_computes(base: Path, tmp_pat
 @pytest.mark.parametrize("bits", ["8bit", "4bit"])
 def test_an_adapter_is_loaded_on_the_base_it_was_trained_on(base: Path, tmp_path: Path, bits: str) -> None:
     adapter = save_adapter(base, tmp_path, **KINDS[bits])
-    linear = type(load_captioner(str(adapter))[0].get_base_model().vision_model.encoder.layers[0].mlp.fc1).__name__
+    model: Any = load_captioner(str(adapter))[0]
+    linear = type(model.get_base_model().vision_model.encoder.layers[0].mlp.fc1).__name__
     assert linear == {"8bit": "Linear8bitLt", "4bit": "Linear4bit"}[bits]
 
 

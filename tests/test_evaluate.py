@@ -191,7 +191,8 @@ def test_generation_never_sees_the_reference(
         {"cocoid": row["image_id"], "image": str(row["file"]), "text": f"another caption {number}"}
         for number, row in enumerate(photo_rows(shared / "data" / "photos"))
     ]
-    data = ["--dataset_name", _write_parquet(tmp_path, rows), "--image_id_column", "cocoid", "--eval_split", "test"]
+    data: list[str | Path] = ["--dataset_name", _write_parquet(tmp_path, rows)]
+    data += ["--image_id_column", "cocoid", "--eval_split", "test"]
     results, captions = evaluate(tmp_path / "out", untrained, *data)
     assert results["eval_loss"] != pytest.approx(reference[0]["eval_loss"], abs=1e-3)
     assert captions == reference[1]

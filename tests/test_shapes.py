@@ -74,9 +74,11 @@ def test_held_out_pairs_never_occur_in_training() -> None:
 def test_a_pair_is_held_out_whatever_its_order_sizes_and_places() -> None:
     scene = next(scene for scene in make_scenes("test") if len(scene.things) == 2)
     first, second = scene.things
-    other = Scene(
-        (Thing(*kind_of(second), "small", "top left", (0, 0)), Thing(*kind_of(first), "large", "bottom right", (1, 1))), 0
+    swapped = (
+        Thing(*kind_of(second), "small", "top left", (0, 0)),
+        Thing(*kind_of(first), "large", "bottom right", (1, 1)),
     )
+    other = Scene(swapped, background=0)
     assert other.is_held_out
 
 
