@@ -27,7 +27,7 @@ test: lint
 	$(BIN)/python -m pytest -q
 
 bench: install
-	$(BIN)/python benchmarks/scoring.py
+	$(BIN)/python -m benchmarks.scoring
 
 clean:
 	rm -rf .venv outputs

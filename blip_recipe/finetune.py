@@ -68,13 +68,14 @@ def main(argv: list[str] | None = None) -> None:
         clear_output_dir(recipe.output_dir, PUBLISHED_FILES)
     card = CardCallback()
     with CaptionScorer(recipe.generation.metrics) as scorer:
+        scorer.prepare()
         trainer = build_trainer(recipe, model, processor, scorer, datasets, callbacks=[card])
         score_baseline(trainer, recipe, datasets)
         train(trainer, recipe)
         if recipe.model.merge_adapter:
             trainer = merge(trainer, recipe, processor, scorer, datasets)
+        trainer.save_model()
         score(trainer, datasets)
-    trainer.save_model()
     if trainer.is_world_process_zero():
         describe(trainer, recipe, splits, sources, card, repo_id)
         print(format_next_steps(recipe, repo_id))

@@ -22,6 +22,8 @@ from blip_recipe.metrics import METRICS
 from blip_recipe.resources import resource_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from blip_recipe.training_arguments import CaptionTrainingArguments
 
 Quantization = Literal["8bit", "4bit"]
@@ -150,6 +152,9 @@ class GenerationArguments:
         default_factory=lambda: ["bleu", "cider"],
         metadata={"help": f"Scores of generated captions: {' '.join(METRICS)}."},
     )
+    eval_metrics: list[str] | None = field(
+        default=None, metadata={"help": "Scores while training; default: `metrics` without SPICE, which takes minutes."}
+    )
     generation_num_beams: int = field(default=3, metadata={"help": "Beams; 1 is greedy search."})
     generation_max_length: int = field(default=20, metadata={"help": "Longest caption in tokens, prompt included."})
     generation_min_length: int = field(default=5, metadata={"help": "Shortest caption in tokens, prompt included."})
@@ -158,6 +163,8 @@ class GenerationArguments:
         unknown = [name for name in self.metrics if name not in METRICS]
         if unknown:
             raise RecipeError(f"metrics names {unknown[0]!r}, which does not exist; known are {', '.join(METRICS)}.")
+        if extra := [name for name in self.metrics_while_training() if name not in self.metrics]:
+            raise RecipeError(f"eval_metrics names {extra[0]!r}, which metrics does not: {', '.join(self.metrics)}.")
         if self.generation_num_beams < 1:
             raise RecipeError(f"generation_num_beams is {self.generation_num_beams}: expected at least 1.")
         if not 0 <= self.generation_min_length <= self.generation_max_length:
@@ -166,9 +173,14 @@ class GenerationArguments:
                 f"{self.generation_max_length}: the minimum may not be over the maximum."
             )
 
-    def score_names(self) -> list[str]:
-        """The scores that `metrics` brings, as they are named in results."""
-        return [name for metric in self.metrics for name in SCORE_NAMES.get(metric, (metric,))]
+    def metrics_while_training(self) -> list[str]:
+        """The metrics of evaluations between training steps."""
+        return [name for name in self.metrics if name != "spice"] if self.eval_metrics is None else self.eval_metrics
+
+    def score_names(self, metrics: Sequence[str] | None = None) -> list[str]:
+        """The scores that `metrics` (default: all of the recipe's) bring, as they are named in results."""
+        asked = self.metrics if metrics is None else metrics
+        return [name for metric in asked for name in SCORE_NAMES.get(metric, (metric,))]
 
     def generate_kwargs(self) -> dict[str, Any]:
         """What `generate` is called with: beam search without sampling."""
@@ -332,10 +344,11 @@ def check_recipe(recipe: Recipe[FinetuneOptions]) -> None:
             "directory with trainer_state.json. Leave it out to go on from the newest checkpoint in output_dir."
         )
     best = (training.metric_for_best_model or "loss").removeprefix("eval_")
-    known = {"loss", *recipe.generation.score_names()}
+    scores = recipe.generation.score_names(recipe.generation.metrics_while_training())
+    known = scores if "+" in best else ["loss", *scores]
     if unknown := [part for part in best.split("+") if part not in known]:
         raise RecipeError(
-            f"metric_for_best_model names {unknown[0]!r}, which metrics does not bring: {', '.join(sorted(known))}."
+            f"metric_for_best_model names {unknown[0]!r}, which is not scored while training: {', '.join(known)}."
         )
 
 

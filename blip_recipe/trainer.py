@@ -176,7 +176,8 @@ class CaptionTrainer(Seq2SeqTrainer):
         scored = self.scored_dataset.rows.select_columns(["image_id", "captions"])[rows.tolist()]
         captions = decode_captions(self.processor.tokenizer, token_ids)
         references = dict(zip(scored["image_id"], scored["captions"], strict=True))
-        scores = self.scorer.score(dict(zip(scored["image_id"], captions, strict=True)), references)
+        metrics = self.generation.metrics_while_training() if self.is_in_train else self.generation.metrics
+        scores = self.scorer.score(dict(zip(scored["image_id"], captions, strict=True)), references, metrics)
         self.predictions = [
             {
                 "image_id": image_id,
@@ -191,7 +192,7 @@ class CaptionTrainer(Seq2SeqTrainer):
     def _sum_for_best_model(self, corpus: dict[str, float]) -> dict[str, float]:
         """`metric_for_best_model` may be a sum, such as the original's `bleu_4+cider` (`train_caption.py`)."""
         name = (self.args.metric_for_best_model or "").removeprefix("eval_")
-        return {name: sum(corpus[part] for part in name.split("+"))} if "+" in name else {}
+        return {name: sum(corpus[part] for part in name.split("+"))} if "+" in name and self.is_in_train else {}
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """As Trainer's, in the form that everybody can load and without the pickle of the arguments."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from blip_recipe.errors import RecipeError
+
 
 class MetricError(RuntimeError):
     """A scorer could not finish. The next call starts afresh."""
 
 
-class JavaNotFoundError(MetricError):
-    """No working Java runtime: the message lists where it was sought and what to install."""
+class JavaNotFoundError(MetricError, RecipeError):
+    """A metric was asked for that this machine cannot run yet: no working Java runtime: the message lists where it was sought and what to install."""
 
 
 class JavaEndedError(MetricError):
@@ -35,8 +37,8 @@ class SpiceError(MetricError):
     """SPICE failed, or the disk it writes to; the message carries Java's."""
 
 
-class SpiceJarsError(SpiceError):
-    """SPICE's parser is not here and could not be fetched; the message says how to put it there by hand."""
+class SpiceJarsError(SpiceError, RecipeError):
+    """SPICE was asked for and its parser could not be fetched: the message says how to put it there by hand."""
 
 
 class CaptionTooLongError(MetricError):

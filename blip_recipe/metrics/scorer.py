@@ -25,6 +25,7 @@ from blip_recipe.metrics.scores import (
     mean_of_images,
 )
 from blip_recipe.metrics.spice import spice
+from blip_recipe.metrics.spice_jars import spice_jars
 from blip_recipe.metrics.tokenizer import clean_caption, tokenize_with_java
 
 logger = logging.getLogger(__name__)
@@ -83,12 +84,27 @@ class CaptionScorer:
             self.meteor.close()
         self._known.clear()
 
-    def score(self, predictions: Mapping[ImageId, str], references: Mapping[ImageId, Sequence[str]]) -> Scores:
+    def prepare(self) -> None:
+        """Fetch what SPICE needs, if it will be asked for: not after hours of training.
+
+        Raises:
+            SpiceJarsError: It cannot be fetched; the message says how to put it in place by hand.
+        """
+        if "spice" in self.metrics:
+            spice_jars()
+
+    def score(
+        self,
+        predictions: Mapping[ImageId, str],
+        references: Mapping[ImageId, Sequence[str]],
+        metrics: Sequence[str] | None = None,
+    ) -> Scores:
         """Score one caption an image against all references of the image.
 
         Args:
             predictions: The caption of each image.
             references: The references of each image, at least one; the same images as in `predictions`.
+            metrics: Only these of the scorer's metrics.
 
         Raises:
             RecipeError: The two name different images, or an image has no reference, or a caption is not text.
@@ -96,14 +112,15 @@ class CaptionScorer:
         """
         check_same_images(predictions, references)
         check_texts(predictions, references)
-        if self.meteor:
+        wanted = self.metrics if metrics is None else tuple(metrics)
+        if self.meteor and "meteor" in wanted:
             self.meteor.start()
         image_ids = list(references)
         known = self._references(image_ids, references)
         captions = self._tokenize([clean_caption(predictions[image_id]) for image_id in image_ids])
         corpus: dict[str, float] = {}
         per_image: dict[ImageId, dict[str, float]] = {image_id: {} for image_id in predictions}
-        for metric in self.metrics:
+        for metric in wanted:
             values = self._score_metric(metric, image_ids, captions, known)
             corpus |= values.corpus
             for name, column in values.per_image.items():
