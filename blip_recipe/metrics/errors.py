@@ -10,7 +10,7 @@ class MetricError(RuntimeError):
 
 
 class JavaNotFoundError(MetricError, RecipeError):
-    """A metric was asked for that this machine cannot run yet: no working Java runtime: the message lists where it was sought and what to install."""
+    """There is no working Java runtime: the message lists where it was sought and what to install."""
 
 
 class JavaEndedError(MetricError):
