@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install quickstart test lint bench clean
+.PHONY: install quickstart test lint bench examples clean
 
 install: .venv/installed
 
@@ -31,3 +31,6 @@ bench: install
 
 clean:
 	rm -rf .venv outputs
+
+examples: quickstart  ## the example cards, from the run that they describe
+	cp outputs/shapes_tiny/README.md outputs/shapes_tiny/*.png model_cards/examples/shapes_tiny/

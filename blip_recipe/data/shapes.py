@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Style = Literal["plain", "telegraph"]
 SHAPES_STYLES: tuple[Style, ...] = get_args(Style)
 
-SHAPES_SPLITS = {"train": 4000, "validation": 200, "test": 400}
+SHAPES_SPLITS = {"train": 16000, "validation": 200, "test": 400}
 """Scenes in each split."""
 
 SIZE = 96
@@ -34,6 +34,8 @@ CELL = SIZE / 2
 """Side in pixels of the four places."""
 
 MAX_OBJECTS = 2
+OBJECTS_WEIGHTS = (1, 3)
+"""How often a scene has one object, two, ..."""
 COLOURS = {
     "red": (230, 40, 40),
     "green": (40, 200, 40),
@@ -104,7 +106,8 @@ class Scene:
 def make_scene(rng: random.Random, held_out: bool) -> Scene:
     """A random scene, of things that are held out together or of others."""
     while True:
-        places = sorted(rng.sample(PLACES, rng.randint(1, MAX_OBJECTS)), key=PLACES.index)
+        count = rng.choices(range(1, MAX_OBJECTS + 1), weights=OBJECTS_WEIGHTS)[0]
+        places = sorted(rng.sample(PLACES, count), key=PLACES.index)
         kinds = rng.sample(KINDS, len(places))
         things = tuple(_make_thing(rng, *kind, place) for kind, place in zip(kinds, places, strict=True))
         scene = Scene(things, background=rng.randint(*BACKGROUNDS))
