@@ -114,7 +114,9 @@ class DataArguments:
         default=None, metadata={"help": "Column that names the image; rows that share it are one image."}
     )
     image_root: str | None = field(default=None, metadata={"help": "Directory that relative image paths start at."})
-    streaming: bool = field(default=False, metadata={"help": "Fetch only the rows that are used, and no other split, of a Hub data set."})
+    streaming: bool = field(
+        default=False, metadata={"help": "Fetch only the rows that are used, and no other split, of a Hub data set."}
+    )
     on_bad_image: Literal["fail", "skip"] = field(
         default="fail", metadata={"help": "Stop before training, or go on without the pictures that cannot be read."}
     )
