@@ -21,7 +21,7 @@ GAIN = 3.0
 def save_captioner(directory: Path, *, seed: int = 0, **recipe: Any) -> Path:
     """A full captioner in `directory`, with `recipe.json` where `recipe` has keys."""
     torch.manual_seed(seed)
-    model, processor = build_tiny_blip(CAPTIONS, image_size=32)
+    model, processor = build_tiny_blip(CAPTIONS)
     with torch.no_grad():
         for weights in model.parameters():
             weights.mul_(GAIN if weights.ndim > 1 else 1.0)

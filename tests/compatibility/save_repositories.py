@@ -1,0 +1,48 @@
+"""Save what a run leaves, a full model and a LoRA adapter, with the captions that our own pipeline gives.
+
+python tests/compatibility/save_repositories.py FOLDER   (with the transformers that blip_recipe asks for)
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from transformers import GenerationConfig
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
+
+from captioners import draw_pictures, save_adapter, save_captioner
+
+import blip_recipe
+
+RECORDED = {"num_beams": 3, "max_length": 20, "min_length": 5}
+ASKED_FOR = {"num_beams": 2, "max_new_tokens": 9, "min_length": 8}
+PROMPT = "two green circles"
+
+
+def main() -> None:
+    """Write `full/`, `lora/`, `pictures/` and `expected.json` into the folder named on the command line."""
+    folder = Path(sys.argv[1]).resolve()
+    pictures = draw_pictures(folder / "pictures", 6)
+    repositories = [save_captioner(folder / "full"), save_adapter(folder / "lora", folder / "full")]
+    GenerationConfig(**RECORDED).save_pretrained(folder / "full")
+    expected = {}
+    for repository in repositories:
+        pipe = blip_recipe.caption_pipeline(repository, device="cpu")
+        results = {
+            "as recorded": pipe(pictures, **RECORDED),
+            "without a prompt": pipe(pictures, **ASKED_FOR),
+            "with a prompt": pipe(pictures, prompt=PROMPT, **ASKED_FOR),
+        }
+        expected[repository.name] = {
+            kind: [captions[0]["generated_text"] for captions in result] for kind, result in results.items()
+        }
+    settings = {"decoding": ASKED_FOR, "prompt": PROMPT, "captions": expected}
+    (folder / "expected.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+    print(f"saved {', '.join(expected)} in {folder}")
+
+
+if __name__ == "__main__":
+    main()
