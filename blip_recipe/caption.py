@@ -263,7 +263,7 @@ def write_line(output: IO[bytes], row: dict[str, str], row_format: str) -> None:
         line = (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
     else:
         text = io.StringIO(newline="")
-        csv.DictWriter(text, CSV_COLUMNS, lineterminator="\n").writerow(row)
+        csv.DictWriter(text, CSV_COLUMNS).writerow(row)  # lines end in CR LF, so that a CR in a name is quoted too
         line = text.getvalue().encode("utf-8", "surrogateescape")
     output.write(line)
     output.flush()

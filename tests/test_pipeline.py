@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import shutil
 import subprocess
 import sys
 import threading
@@ -332,6 +333,22 @@ def test_weights_in_pickle_files_are_refused(tmp_path: Path, captioner: Path, pi
             load(str(tmp_path))
 
 
+def test_code_that_comes_with_a_model_is_not_run(tmp_path: Path, captioner: Path) -> None:
+    import json
+
+    shutil.copytree(captioner, tmp_path, dirs_exist_ok=True)
+    ran = tmp_path / "ran"
+    (tmp_path / "code.py").write_text(f"open({str(ran)!r}, 'w')\nfrom transformers import BlipConfig as Own\n")
+    config = json.loads((tmp_path / "config.json").read_text())
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "code.Own", "AutoModel": "code.Own"}}
+    (tmp_path / "config.json").write_text(json.dumps(config | own))
+    with pytest.raises(RecipeError, match="custom code"):
+        blip_recipe.caption_pipeline(tmp_path)
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        pipeline("image-to-text", model=tmp_path)
+    assert not ran.exists()
+
+
 def test_repositories_on_the_hub_load_by_name_in_a_fresh_process(
     tmp_path: Path, captioner: Path, pictures: list[Path], captions: list[str]
 ) -> None:
@@ -372,7 +389,9 @@ def test_saved_processors_have_the_form_that_older_transformers_read(tmp_path: P
     assert config["additional_special_tokens"] == ["[ENC]"]
     assert config["model_input_names"] == ["input_ids", "attention_mask"]
     processor = load_processor(str(captioner))
-    assert json.loads((captioner / "preprocessor_config.json").read_text())["size"] == dict(processor.image_processor.size)
+    assert json.loads((captioner / "preprocessor_config.json").read_text())["size"] == dict(
+        processor.image_processor.size
+    )
     save_processor(processor, tmp_path)
     for file in tmp_path.iterdir():
         assert file.read_bytes() == (captioner / file.name).read_bytes(), f"{file.name} changes when it is saved again"

@@ -9,21 +9,20 @@ import json
 import sys
 from pathlib import Path
 
-from transformers import GenerationConfig
-
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
 
-from captioners import draw_pictures, save_adapter, save_captioner
-
-import blip_recipe
-
-RECORDED = {"num_beams": 3, "max_length": 20, "min_length": 5}
+RECORDED = {"num_beams": 3, "max_length": 16, "min_length": 5}
 ASKED_FOR = {"num_beams": 2, "max_new_tokens": 9, "min_length": 8}
 PROMPT = "two green circles"
 
 
 def main() -> None:
     """Write `full/`, `lora/`, `pictures/` and `expected.json` into the folder named on the command line."""
+    from captioners import draw_pictures, save_adapter, save_captioner
+    from transformers import GenerationConfig
+
+    import blip_recipe
+
     folder = Path(sys.argv[1]).resolve()
     pictures = draw_pictures(folder / "pictures", 6)
     repositories = [save_captioner(folder / "full"), save_adapter(folder / "lora", folder / "full")]
