@@ -39,6 +39,15 @@ class CaptionSettings:
     max_length: int = 20
     min_length: int = 5
 
+    def generate_kwargs(self) -> dict[str, Any]:
+        """What `generate` is called with: beam search without sampling."""
+        return {
+            "num_beams": self.num_beams,
+            "max_length": self.max_length,
+            "min_length": self.min_length,
+            "do_sample": False,
+        }
+
 
 def quantization_config(quantization: Quantization | None) -> BitsAndBytesConfig | None:
     """bitsandbytes settings: LLM.int8() (arXiv 2208.07339), or QLoRA's NF4 with double quantisation (2305.14314)."""
@@ -189,8 +198,10 @@ def merged_captioner(adapter: str, **hub: Any) -> tuple[BlipForCaptioning, BlipP
     """
     if not read_repository_json(adapter, "adapter_config.json", **hub):
         raise RecipeError(f"{adapter!r} holds no adapter_config.json: expected the output directory of a LoRA run.")
-    model, processor, _ = load_captioner(adapter, quantization=None, dtype=torch.float32, **hub)
-    return cast("Any", model).merge_and_unload(), processor
+    model, processor, settings = load_captioner(adapter, quantization=None, dtype=torch.float32, **hub)
+    merged = cast("Any", model).merge_and_unload()
+    merged.generation_config.update(**settings.generate_kwargs(), _from_model_config=False)
+    return merged, processor
 
 
 def name_stock_class(adapter_dir: Path) -> None:
@@ -252,6 +263,7 @@ def load_captioner(
     )
     if quantization == "recorded":
         quantization = recorded_quantization(recipe) if adapter else None
+    processor = load_processor(model_name_or_path, **hub)
     load: dict[str, Any] = {
         "quantization": quantization,
         "dtype": dtype,
@@ -262,12 +274,14 @@ def load_captioner(
         base_hub = hub | {"revision": adapter.get("revision")}
         check_is_blip(adapter["base_model_name_or_path"], trust_remote_code=trust_remote_code, **base_hub)
         base = load_blip(adapter["base_model_name_or_path"], **load, **base_hub)
+        if processor.image_processor.size["height"] != base.config.vision_config.image_size:
+            resize_position_embeddings(base, processor.image_processor.size["height"])
         model: BlipForCaptioning | PeftModel = _with_adapter(base, model_name_or_path, device, **hub)
     else:
         check_is_blip(model_name_or_path, trust_remote_code=trust_remote_code, **hub)
         model = load_blip(model_name_or_path, **load, **hub)
     model.use_sdpa()
-    return model.eval(), load_processor(model_name_or_path, **hub), settings
+    return model.eval(), processor, settings
 
 
 def _with_adapter(base: BlipForCaptioning, adapter: str, device: Any, **hub: Any) -> PeftModel:

@@ -51,9 +51,9 @@ def clear_output_dir(output_dir: Path, published_files: tuple[str, ...]) -> None
 
 def checkpoint_step(checkpoint: Path) -> int:
     """The optimiser steps done when `checkpoint` was written."""
-    return int(checkpoint.name.rpartition("-")[2])
+    return json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"]
 
 
 def _checkpoints(output_dir: Path) -> list[Path]:
     found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(found, key=checkpoint_step)
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]))

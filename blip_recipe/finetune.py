@@ -11,7 +11,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blip_recipe.errors import PushError, run_command
+from blip_recipe.errors import PushError, RecipeError, run_command
 from blip_recipe.model_card import PLACEHOLDER
 from blip_recipe.recipe import FinetuneOptions, Recipe, check_recipe, read_recipe
 from blip_recipe.results import read_json, write_json, write_predictions
@@ -64,17 +64,18 @@ def main(argv: list[str] | None = None) -> None:
         print(format_plan(recipe, model, splits, repo_id))
         return
     datasets = caption_datasets(splits, recipe.data, processor, recipe.training.seed)
-    if recipe.options.overwrite_output_dir:
-        clear_output_dir(recipe.output_dir, PUBLISHED_FILES)
     card = CardCallback()
     with CaptionScorer(recipe.generation.metrics) as scorer:
         scorer.prepare()
+        with recipe.training.main_process_first(local=False, desc="clearing the output directory"):
+            if recipe.options.overwrite_output_dir and recipe.training.process_index == 0:
+                clear_output_dir(recipe.output_dir, PUBLISHED_FILES)
         trainer = build_trainer(recipe, model, processor, scorer, datasets, callbacks=[card])
         score_baseline(trainer, recipe, datasets)
         train(trainer, recipe)
         if recipe.model.merge_adapter:
             trainer = merge(trainer, recipe, processor, scorer, datasets)
-        trainer.save_model()
+        save_model(trainer, recipe)
         score(trainer, datasets)
     if trainer.is_world_process_zero():
         describe(trainer, recipe, splits, sources, card, repo_id)
@@ -109,10 +110,18 @@ def score_baseline(
 ) -> None:
     """Score the untouched base model, once a run, on the split that the finished model is scored on."""
     role = scored_role(datasets)
-    done = any(key.startswith("baseline_") for key in read_json(recipe.output_dir / "all_results.json"))
-    if role and not done:
+    names = ["loss", *recipe.generation.score_names()]
+    done = {f"baseline_{name}" for name in names} <= read_json(recipe.output_dir / "all_results.json").keys()
+    if role and not (done and same_as_before(recipe)):
         logger.info("Scoring the untouched base model")
         trainer.save_metrics("baseline", trainer.evaluate(datasets[role], metric_key_prefix="baseline"))
+
+
+def same_as_before(recipe: Recipe[FinetuneOptions]) -> bool:
+    """Whether an earlier run in this directory scored the base model in the same way."""
+    before, now = read_json(recipe.output_dir / "recipe.json"), recipe.to_json()
+    keys = ("model_name_or_path", "dataset_name", "test_split", "eval_split", "max_eval_samples", "prompt")
+    return not before or all(before.get(key) == now.get(key) for key in keys)
 
 
 def scored_role(datasets: Mapping[str, CaptionDataset]) -> str | None:
@@ -153,6 +162,16 @@ def merge(trainer: CaptionTrainer, recipe: Recipe[FinetuneOptions], *parts: Any)
     merged = build_trainer(recipe, model, *parts)
     merged.state = trainer.state
     return merged
+
+
+def save_model(trainer: CaptionTrainer, recipe: Recipe[FinetuneOptions]) -> None:
+    """Save the finished model, without what an earlier run of the other kind left in its place."""
+    if trainer.is_world_process_zero():
+        plain = recipe.model.merge_adapter or not recipe.model.use_peft
+        for pattern in ("adapter_*",) if plain else ("config.json", "generation_config.json", "model*.safetensors*"):
+            for path in recipe.output_dir.glob(pattern):
+                path.unlink()
+    trainer.save_model()
 
 
 def score(trainer: CaptionTrainer, datasets: dict[str, CaptionDataset]) -> None:
@@ -204,11 +223,15 @@ def describe(
 def format_next_steps(recipe: Recipe[FinetuneOptions], repo_id: str | None) -> str:
     """What a person may want to do with the result, one thing a line."""
     folder = shlex.quote(str(recipe.output_dir))
+    local_base = recipe.model.use_peft and Path(recipe.model.model_name_or_path).expanduser().exists()
     steps = {
         "read": f"{folder}/README.md (the model card) and {folder}/samples.png",
         "caption": f"python -m blip_recipe.caption {folder} PICTURE_OR_FOLDER...",
         "publish": f"python -m blip_recipe.push {folder} --repo_id {repo_id or PLACEHOLDER}",
     }
+    if local_base and not recipe.model.merge_adapter:
+        # Only a merged model can be published: nobody else has this base.
+        steps["publish"] = f"python -m blip_recipe.merge {folder} {folder}_merged, then push {folder}_merged"
     return "\n".join(
         [f"The model is in {folder}. What to do next:", *(f"  {name:<9}{what}" for name, what in steps.items())]
     )
@@ -234,7 +257,10 @@ def push(
         message=COMMIT_MESSAGE,
         api=HfApi(),
     )
-    check_published(trainer, recipe, repo_id, result, datasets.get("test") or datasets["train"])
+    try:
+        check_published(trainer, recipe, repo_id, result, datasets.get("test") or datasets["train"])
+    except (RecipeError, OSError) as error:
+        raise PushError(f"{result.url} was pushed, but could not be loaded back to check it: {error}") from error
     print(result.url)
 
 

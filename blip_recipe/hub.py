@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import mmap
 import shlex
@@ -192,7 +193,19 @@ def published_files(folder: Path) -> dict[str, Path]:
             f"{folder} holds no finished model: expected model.safetensors and config.json, or "
             "adapter_model.safetensors and adapter_config.json, as a run leaves them in its output_dir."
         )
+    if "adapter_config.json" in files:
+        _check_base(json.loads(files["adapter_config.json"].read_text(encoding="utf-8")), folder)
     return files
+
+
+def _check_base(adapter: dict[str, Any], folder: Path) -> None:
+    """Refuse an adapter whose base model nobody else can load."""
+    base = adapter.get("base_model_name_or_path")
+    if not base or Path(base).expanduser().exists() or Path(base).is_absolute():
+        raise RecipeError(
+            f"{folder} is an adapter of {base!r}, which is not on the Hub, so nobody else could load it: fold it into "
+            f"a plain model with `python -m blip_recipe.merge {folder} OUT`, and push OUT."
+        )
 
 
 def push_folder(

@@ -20,7 +20,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("adapter", metavar="ADAPTER_DIR", help="output directory of a LoRA run, or its Hub id")
     parser.add_argument("out", metavar="OUT", type=Path, help="directory of the merged model; must not exist yet")
     arguments = parser.parse_args(argv)
-    if arguments.out.exists() and any(arguments.out.iterdir()):
+    if arguments.out.is_file() or (arguments.out.exists() and any(arguments.out.iterdir())):
         raise RecipeError(f"{arguments.out} is not empty: name a directory that does not exist yet.")
 
     from blip_recipe.adapters import merged_captioner, read_repository_json
@@ -29,8 +29,8 @@ def main(argv: list[str] | None = None) -> None:
     model, processor = merged_captioner(arguments.adapter)
     model.save_pretrained(arguments.out)
     save_processor(processor, arguments.out)
-    recipe = read_repository_json(arguments.adapter, "recipe.json")
-    (arguments.out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+    if recipe := read_repository_json(arguments.adapter, "recipe.json"):
+        (arguments.out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
     print(arguments.out)
 
 

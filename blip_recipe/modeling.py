@@ -12,6 +12,8 @@ from transformers import BlipForConditionalGeneration
 from transformers.models.blip.modeling_blip import BlipAttention, BlipForConditionalGenerationModelOutput
 from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 
+from blip_recipe.errors import RecipeError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -157,9 +159,16 @@ def resize_position_embeddings(model: BlipForConditionalGeneration, image_size: 
     """Interpolate the image encoder's position embeddings, in place, to pictures of `image_size` pixels a side.
 
     As in the original repository (`models/vit.py`, `interpolate_pos_embed`): bicubic, the class position untouched.
+
+    Raises:
+        RecipeError: `image_size` is no multiple of the patches.
     """
     vision = model.vision_model
     embeddings, config = vision.embeddings, cast("Any", vision.config)
+    if image_size % config.patch_size:
+        raise RecipeError(
+            f"image_size is {image_size}: expected a multiple of the patches of {config.patch_size} pixels."
+        )
     old, new = config.image_size // config.patch_size, image_size // config.patch_size
     if old != new:
         positions = embeddings.position_embedding.data

@@ -79,6 +79,11 @@ class ModelArguments:
         for key in ("load_in_8bit", "load_in_4bit"):
             if getattr(self, key) and self.model_name_or_path == TINY_MODEL:
                 raise RecipeError(f"{key} needs a trained model to quantise, but model_name_or_path is '{TINY_MODEL}'.")
+        if self.use_peft and self.model_name_or_path == TINY_MODEL:
+            raise RecipeError(
+                f"use_peft needs a trained model to adapt, but model_name_or_path is {TINY_MODEL!r}, which is new each "
+                "time: train it first, as recipes/shapes_lora.json expects."
+            )
         if self.merge_adapter and not self.use_peft:
             raise RecipeError("merge_adapter is true, but use_peft is false: there will be no adapter to merge.")
 
@@ -236,9 +241,14 @@ class Recipe(Generic[Options]):
 
     def to_json(self, **resolved: Any) -> dict[str, Any]:
         """The recipe to run again: what was given, with `resolved` values (pinned revisions, full repo name) put in."""
-        recipe = self.given | {key: value for key, value in resolved.items() if value is not None}
+        lasting = {key: value for key, value in self.given.items() if key not in OF_ONE_RUN}
+        recipe = lasting | {key: value for key, value in resolved.items() if value is not None}
         # Where the run was written is nobody's business but the user's; its last name is enough to run it again.
         return recipe | {"output_dir": f"outputs/{self.output_dir.name}"}
+
+
+OF_ONE_RUN = ("dry_run", "overwrite_output_dir", "resume_from_checkpoint", "logging_dir", "predictions", "references")
+"""Keys that steer one start of a command and are no part of the recipe to run again."""
 
 
 class RecipeParser(HfArgumentParser):
@@ -278,7 +288,7 @@ def read_recipe(
     if not words or "-h" in words or "--help" in words:
         _print_help(options, prog, description, recipe_needed)
         raise SystemExit(0 if words else 2)
-    file = None if words[0].startswith("-") else _find_recipe(words[0])
+    file: Path | None = None if words[0].startswith("-") else _find_recipe(words[0])
     if recipe_needed and file is None:
         raise RecipeError(
             f"The first argument is {words[0]!r}: expected a recipe file, such as recipes/shapes_tiny.json."
@@ -288,9 +298,13 @@ def read_recipe(
 
     groups: list[Any] = [*GROUPS, options, CaptionTrainingArguments]
     parser = RecipeParser(groups, prog=prog, add_help=False, allow_abbrev=False)
-    names = [each.name for group in groups for each in dataclasses.fields(group) if each.init]
-    words = (_to_words(_load_json(file), names, file) if file else []) + (words[1:] if file else words)
-    default_dir = f"outputs/{file.stem}" if file else "outputs/evaluate"
+    names: list[str] = [each.name for group in groups for each in dataclasses.fields(group) if each.init]
+    content: dict[str, Any] = _load_json(file) if file else {}
+    if not recipe_needed:
+        # Scores of an evaluation do not belong into the run that the recipe describes.
+        content = {key: value for key, value in content.items() if key not in ("output_dir", *OF_ONE_RUN)}
+    words = [*_to_words(content, names, words[0]), *words[1:]] if file else words
+    default_dir = f"outputs/{file.stem}" if file and recipe_needed else "outputs/evaluate"
     try:
         parsed: tuple[Any, ...] = parser.parse_args_into_dataclasses(
             [f"--output_dir={default_dir}", *words], return_remaining_strings=True, look_for_args_file=False
@@ -329,7 +343,12 @@ def check_recipe(recipe: Recipe[FinetuneOptions]) -> None:
         raise RecipeError(
             "image_size changes position embeddings, which an adapter does not save: set merge_adapter too."
         )
-    if recipe.push_to_hub and model.use_peft and not model.merge_adapter and Path(model.model_name_or_path).exists():
+    if (
+        recipe.push_to_hub
+        and model.use_peft
+        and not model.merge_adapter
+        and Path(model.model_name_or_path).expanduser().exists()
+    ):
         raise RecipeError(
             f"model_name_or_path is the local {model.model_name_or_path!r}, which nobody else has: an adapter that is "
             "pushed needs a base model on the Hub. Push the base first, or set merge_adapter."
@@ -338,7 +357,7 @@ def check_recipe(recipe: Recipe[FinetuneOptions]) -> None:
         raise RecipeError(
             f"eval_strategy is {str(training.eval_strategy)!r}, but eval_split does not say what to score."
         )
-    if training.resume_from_checkpoint in ("true", "True", "last"):
+    if training.resume_from_checkpoint in ("true", "True", "last", "false", "False"):
         training.resume_from_checkpoint = None  # resuming from the newest is what a rerun does anyway
     if training.resume_from_checkpoint and not Path(training.resume_from_checkpoint, "trainer_state.json").is_file():
         raise RecipeError(
@@ -372,9 +391,11 @@ class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter)
 
 def _find_recipe(name: str) -> Path:
     """The file `name`, or the one of that name that travels with the package."""
-    for path in (Path(name), resource_folder("recipes") / Path(name).name):
-        if path.is_file():
-            return path
+    path, packaged = Path(name), resource_folder("recipes") / Path(name).name
+    if path.is_file():
+        return path
+    if path.parent in (Path(), Path("recipes")) and packaged.is_file():
+        return packaged
     known = sorted(path.name for path in resource_folder("recipes").glob("*.json"))
     raise RecipeError(f"There is no recipe {name!r}. The package brings: {', '.join(known)}.")
 
@@ -389,12 +410,12 @@ def _load_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _to_words(recipe: dict[str, Any], names: list[str], file: Path) -> list[str]:
+def _to_words(recipe: dict[str, Any], names: list[str], file: str) -> list[str]:
     """The recipe as command-line words, so that JSON and command line are read, typed and refused in one way."""
     words: list[str] = []
     for key, value in recipe.items():
         if key not in names:
-            raise _unknown_key(key, names, str(file))
+            raise _unknown_key(key, names, file)
         if isinstance(value, list):
             words += [f"--{key}", *map(_to_word, value)]
         elif value is not None:

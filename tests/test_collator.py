@@ -28,7 +28,7 @@ def collate(processor: BlipProcessor, *rows: dict[str, object], **options: objec
 
 def test_each_image_is_there_once_and_every_caption_knows_its_image(processor: BlipProcessor) -> None:
     batch = collate(processor, row(7, *CAPTIONS[:2]), row(3, CAPTIONS[2]))
-    assert batch["pixel_values"].shape == (2, 3, 64, 64)
+    assert batch["pixel_values"].shape == (2, 3, 96, 96)
     assert batch["image_index"].tolist() == [0, 0, 1]
     assert batch["row"].tolist() == [7, 3]
     assert len(batch["input_ids"]) == 3

@@ -70,8 +70,8 @@ def untrained(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         additional_special_tokens=["[ENC]"],
     )
     torch.manual_seed(0)
-    BlipForCaptioning(tiny_config(tokenizer, 64)).save_pretrained(folder)
-    save_processor(BlipProcessor(BlipImageProcessor(size={"height": 64, "width": 64}), tokenizer), folder)
+    BlipForCaptioning(tiny_config(tokenizer, 96)).save_pretrained(folder)
+    save_processor(BlipProcessor(BlipImageProcessor(size={"height": 96, "width": 96}), tokenizer), folder)
     return folder
 
 

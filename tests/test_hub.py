@@ -68,7 +68,7 @@ def write_output_dir(folder: Path, adapter: bool = False, value: float = 0.0) ->
     prefix = "adapter_" if adapter else ""
     weights = folder / ("adapter_model.safetensors" if adapter else "model.safetensors")
     save_file({"weight": numpy.full((64, 64), value, dtype=numpy.float32)}, weights)
-    (folder / f"{prefix}config.json").write_text('{"model_type": "blip"}\n')
+    (folder / f"{prefix}config.json").write_text('{"model_type": "blip", "base_model_name_or_path": "lab/base"}\n')
     (folder / "README.md").write_text(CARD)
     (folder / "recipe.json").write_text(json.dumps({"hub_model_id": "lab/flowers", "seed": 1}))
     (folder / "all_results.json").write_text('{"test_cider": 1.333}\n')
@@ -273,6 +273,14 @@ def test_a_commit_that_came_in_between_is_kept(hub: HubServer, api: HfApi, folde
     assert b"1.4" in files["all_results.json"]
     assert [request.status for request in hub.requested(COMMIT)] == [200, 412, 200]
     assert [commit.title for commit in hub.commits("lab/flowers")] == ["Upload", "Publish", "Upload", "initial commit"]
+
+
+@pytest.mark.parametrize("base", ["/home/somebody/base", None, "."])
+def test_an_adapter_of_a_base_that_nobody_else_has_is_refused(api: HfApi, tmp_path: Path, base: str | None) -> None:
+    folder = write_output_dir(tmp_path / "adapter", adapter=True)
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    with pytest.raises(RecipeError, match=r"blip_recipe\.merge"):
+        push(folder, api)
 
 
 def test_files_of_another_kind_of_model_go_and_others_stay(hub: HubServer, api: HfApi, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def batch(counts: list[int], vocabulary: int) -> dict[str, torch.Tensor]:
     lengths = torch.randint(3, 10, (captions,), generator=generator)
     mask = (torch.arange(9) < lengths[:, None]).long()
     return {
-        "pixel_values": torch.randn(len(counts), 3, 64, 64, generator=generator),
+        "pixel_values": torch.randn(len(counts), 3, 96, 96, generator=generator),
         "input_ids": torch.randint(5, vocabulary, (captions, 9), generator=generator) * mask,
         "attention_mask": mask,
         "image_index": torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts)),
@@ -97,9 +97,9 @@ def test_resized_position_embeddings_fit_the_new_pictures() -> None:
     torch.manual_seed(0)
     model, _ = build_tiny_blip(WORDS)
     before = model.vision_model.embeddings.position_embedding.detach().clone()
-    resize_position_embeddings(model, 96)
+    resize_position_embeddings(model, 144)
     after = model.vision_model.embeddings.position_embedding
-    assert after.shape[1] == 12 * 12 + 1
+    assert after.shape[1] == 3 * 3 + 1
     assert torch.equal(after[:, 0], before[:, 0])
-    assert model.config.vision_config.image_size == 96
-    assert model.vision_model(torch.zeros(1, 3, 96, 96)).last_hidden_state.shape[1] == 145
+    assert model.config.vision_config.image_size == 144
+    assert model.vision_model(torch.zeros(1, 3, 144, 144)).last_hidden_state.shape[1] == 10

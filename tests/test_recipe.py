@@ -35,8 +35,8 @@ def test_every_recipe_that_travels_with_the_package_is_sound(path: Path) -> None
 
 
 def test_the_command_line_overrides_the_file(write: Any) -> None:
-    recipe = parse(write(lora_r=4, num_train_epochs=2, use_peft=True), "--lora_r", "8", "--num-train-epochs=1.5")
-    assert (recipe.model.lora_r, recipe.training.num_train_epochs, recipe.model.use_peft) == (8, 1.5, True)
+    recipe = parse(write(lora_r=4, num_train_epochs=2, freeze_vision=True), "--lora_r", "8", "--num-train-epochs=1.5")
+    assert (recipe.model.lora_r, recipe.training.num_train_epochs, recipe.model.freeze_vision) == (8, 1.5, True)
 
 
 def test_values_keep_their_types(write: Any) -> None:
@@ -87,6 +87,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "token in a recipe": ({"hub_token": "hf_x"}, "HF_TOKEN"),
     "both precisions": ({"load_in_8bit": True, "load_in_4bit": True, "model_name_or_path": "x"}, "choose one"),
     "quantised without adapter": ({"load_in_8bit": True, "model_name_or_path": "x"}, "use_peft"),
+    "adapter of a new model": ({"use_peft": True}, "shapes_lora"),
     "nothing to merge": ({"merge_adapter": True}, "use_peft"),
     "no data": ({"dataset_name": None}, "dataset_name"),
     "evaluation without split": ({"eval_strategy": "epoch"}, "eval_split"),
