@@ -30,7 +30,7 @@ bench: install
 	$(BIN)/python -m benchmarks.scoring
 
 clean:
-	rm -rf .venv outputs
+	rm -rf .venv
 
 examples: quickstart  ## the example cards, from the run that they describe
 	cp outputs/shapes_tiny/README.md outputs/shapes_tiny/*.png model_cards/examples/shapes_tiny/
