@@ -7,13 +7,10 @@ python -m blip_recipe.evaluate --predictions captions.json --references captions
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from blip_recipe.errors import RecipeError, run_command
 from blip_recipe.recipe import EvaluateOptions, Recipe, read_recipe
-
-if TYPE_CHECKING:
-    from blip_recipe.adapters import CaptionSettings
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -59,7 +56,7 @@ def score_model(recipe: Recipe[EvaluateOptions]) -> None:
     if recipe.data.dataset_name is None or recipe.data.eval_split is None:
         raise RecipeError("dataset_name and eval_split say what to score; --predictions scores a file instead.")
 
-    from blip_recipe.adapters import load_captioner
+    from blip_recipe.adapters import load_captioner, read_repository_json
     from blip_recipe.data import caption_datasets, check_images, load_split
     from blip_recipe.logs import set_up_logs
     from blip_recipe.metrics import CaptionScorer
@@ -68,13 +65,16 @@ def score_model(recipe: Recipe[EvaluateOptions]) -> None:
     set_up_logs(recipe.training)
     rows = load_split(recipe.data, recipe.data.eval_split, max_samples=recipe.data.max_eval_samples)
     rows = check_images(rows, recipe.data.on_bad_image)
-    model, processor, settings = load_captioner(
+    model, processor, _ = load_captioner(
         recipe.model.model_name_or_path,
         revision=recipe.model.model_revision,
         quantization=recipe.model.quantization or "recorded",
         trust_remote_code=recipe.model.trust_remote_code,
     )
-    take_recorded_settings(recipe, settings)
+    take_recorded_settings(
+        recipe,
+        read_repository_json(recipe.model.model_name_or_path, "recipe.json", revision=recipe.model.model_revision),
+    )
     datasets = caption_datasets({"eval": rows}, recipe.data, processor, recipe.training.seed)
     with CaptionScorer(recipe.generation.metrics) as scorer:
         trainer = build_trainer(recipe, model, processor, scorer, datasets)
@@ -83,17 +83,20 @@ def score_model(recipe: Recipe[EvaluateOptions]) -> None:
         report(recipe, metrics, trainer.predictions)
 
 
-def take_recorded_settings(recipe: Recipe[EvaluateOptions], settings: CaptionSettings) -> None:
-    """Caption as the model was scored, in whatever the command line leaves open."""
-    recorded = {
-        "prompt": settings.prompt,
-        "generation_num_beams": settings.num_beams,
-        "generation_max_length": settings.max_length,
-        "generation_min_length": settings.min_length,
-    }
-    for key, value in recorded.items():
-        if key not in recipe.given:
-            setattr(recipe.data if key == "prompt" else recipe.generation, key, value)
+RECORDED = {
+    "data": ("prompt", "normalize_captions", "max_caption_length"),
+    "generation": ("generation_num_beams", "generation_max_length", "generation_min_length"),
+    "training": ("label_smoothing_factor",),
+}
+"""Keys of a model's own recipe that its scores depend on."""
+
+
+def take_recorded_settings(recipe: Recipe[EvaluateOptions], recorded: dict[str, Any]) -> None:
+    """Score as the model was scored (`recorded`: its `recipe.json`), in whatever the command line leaves open."""
+    for part, keys in RECORDED.items():
+        for key in keys:
+            if key in recorded and key not in recipe.given:
+                setattr(getattr(recipe, part), key, recorded[key])
 
 
 def report(recipe: Recipe[EvaluateOptions], results: dict[str, float], records: list[dict[str, Any]]) -> None:
