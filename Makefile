@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install quickstart test lint bench examples clean
+.PHONY: install quickstart test lint compatibility bench examples clean
 
 install: .venv/installed
 
@@ -25,6 +25,16 @@ lint: install
 
 test: lint
 	$(BIN)/python -m pytest -q
+
+# What a run saves, loaded by plain transformers: the newest 5, and 4.57 beside it in a folder of its own.
+compatibility: install
+	rm -rf build/compatibility
+	$(BIN)/pip install --quiet --no-deps --target build/compatibility/transformers4 \
+		"transformers==4.57.*" "huggingface-hub>=0.36,<1" "tokenizers>=0.22,<0.23"
+	$(BIN)/python tests/compatibility/save_repositories.py build/compatibility/saved
+	$(BIN)/python tests/compatibility/check_repositories.py build/compatibility/saved
+	PYTHONPATH=build/compatibility/transformers4:. \
+		$(BIN)/python tests/compatibility/check_repositories.py build/compatibility/saved
 
 bench: install
 	$(BIN)/python -m benchmarks.scoring

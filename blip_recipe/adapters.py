@@ -263,7 +263,6 @@ def load_captioner(
     )
     if quantization == "recorded":
         quantization = recorded_quantization(recipe) if adapter else None
-    processor = load_processor(model_name_or_path, **hub)
     load: dict[str, Any] = {
         "quantization": quantization,
         "dtype": dtype,
@@ -273,12 +272,14 @@ def load_captioner(
     if adapter:
         base_hub = hub | {"revision": adapter.get("revision")}
         check_is_blip(adapter["base_model_name_or_path"], trust_remote_code=trust_remote_code, **base_hub)
+        processor = load_processor(model_name_or_path, **hub)
         base = load_blip(adapter["base_model_name_or_path"], **load, **base_hub)
         if processor.image_processor.size["height"] != base.config.vision_config.image_size:
             resize_position_embeddings(base, processor.image_processor.size["height"])
         model: BlipForCaptioning | PeftModel = _with_adapter(base, model_name_or_path, device, **hub)
     else:
         check_is_blip(model_name_or_path, trust_remote_code=trust_remote_code, **hub)
+        processor = load_processor(model_name_or_path, **hub)
         model = load_blip(model_name_or_path, **load, **hub)
     model.use_sdpa()
     return model.eval(), processor, settings
