@@ -119,6 +119,30 @@ def test_the_published_model_gives_the_captions_that_were_scored(
     assert captions == [json.loads(line)["caption"] for line in lines]
 
 
+def test_a_merged_run_publishes_a_plain_model_of_its_own_image_size(
+    hub: HubServer, images: Path, tmp_path: Path
+) -> None:
+    options = [
+        "--merge_adapter",
+        "true",
+        "--image_size",
+        "144",
+        "--hub_model_id",
+        "lab/merged",
+        "--metrics",
+        "bleu",
+        "cider",
+    ]
+    run_checked("blip_recipe.finetune", "recipes/coco_lora_8bit.json", *options, cwd=tmp_path, env=hub.environment())
+    assert set(hub.files("lab/merged")) == ALWAYS_PUBLISHED | PUBLISHED["full"]
+    script = tmp_path / "captions.py"
+    script.write_text(SAME_CAPTIONS)
+    env = hub.environment(token=None, home=tmp_path / "home")
+    captions = [json.loads(line) for line in run_script(script, "lab/merged", images, env=env).splitlines()]
+    lines = (tmp_path / "outputs" / "coco_lora_8bit" / "predictions.jsonl").read_text().splitlines()
+    assert captions == [json.loads(line)["caption"] for line in lines]
+
+
 def test_progress_is_seen_without_a_terminal(run: dict[str, Any]) -> None:
     steps = json.loads((run["output_dir"] / "trainer_state.json").read_text())["max_steps"]
     assert f"{steps}/{steps}" in run["stderr"]
