@@ -8,7 +8,7 @@ import platform
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -165,7 +165,7 @@ def gather_facts(
         hardware=callback.hardware,
         train_seconds=callback.seconds,
         peak_memory=callback.peak_memory,
-        date=datetime.now(timezone.utc).date().isoformat(),
+        date=datetime.now(UTC).date().isoformat(),
         versions={"Python": platform.python_version()} | installed_versions(PACKAGES),
     )
 

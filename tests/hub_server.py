@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
@@ -255,7 +255,7 @@ class HubServer:
         parent = repository.branches.get(branch)
         files = {} if parent is None else repository.commits[parent].files
         files = {name: file for name, file in files.items() if not deleted(name)} | dict(added)
-        date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+        date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.000Z")
         oid = hashlib.sha1(f"{parent} {title} {sorted(files)} {time.time_ns()}".encode()).hexdigest()
         commit = repository.commits[oid] = Commit(oid, parent, title, date, files)
         repository.branches[branch] = oid
