@@ -307,13 +307,13 @@ def test_the_calls_that_a_card_names_caption_a_picture(
     assert portable.removeprefix(prompt.strip()).strip(" #") == own.strip(" #")
 
 
-@pytest.mark.parametrize("words", [[], ["--use_peft=true"]])
+@pytest.mark.parametrize("words", [[], ["--freeze_vision=true"]])
 def test_the_callback_counts_all_sessions_of_a_resumed_training(words: list[str], tmp_path: Path) -> None:
     first, second = (train(tmp_path, steps, *words) for steps in (2, 4))
     assert (first.steps, second.steps) == (2, 4)
     assert 0 < first.trained_parameters <= first.parameters
     assert (first.trained_parameters < first.parameters) == bool(words)
-    assert first.image_size == 64
+    assert first.image_size == 96
     assert first.peak_memory is not None
     assert second.seconds > first_session(tmp_path) > 0
     assert [entry["step"] for entry in second.log_history if "loss" in entry] == [1, 2, 3, 4]
