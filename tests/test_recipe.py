@@ -31,7 +31,9 @@ def write(tmp_path: Path) -> Any:
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_that_travels_with_the_package_is_sound(path: Path) -> None:
-    check_recipe(parse(path))
+    recipe = parse(path)
+    check_recipe(recipe)
+    assert recipe.output_dir == Path("outputs", path.stem)
 
 
 def test_the_command_line_overrides_the_file(write: Any) -> None:
