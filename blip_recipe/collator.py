@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 
 from blip_recipe.modeling import IGNORED
 
@@ -17,11 +20,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class CaptionCollator:
-    """Batches rows of `CaptionDataset`: each image once, all captions of the batch one under the other.
+    """Batches rows of `CaptionDataset`: one row an image, its captions one after the other.
 
-    As in the original repository (`models/blip.py`, `BLIP_Decoder.forward`): prompt and caption are tokenised as one
-    text, cut at `max_length` tokens and padded to the longest; the first token is `[DEC]`; padding and prompt are not
-    predicted, `[SEP]` is.
+    Each caption is tokenised as in the original repository (`models/blip.py`, `BLIP_Decoder.forward`): prompt and
+    caption are one text, cut at `max_length` tokens; the first token is `[DEC]`; padding and prompt are not predicted,
+    `[SEP]` is. Laid end to end, the captions of an image share its keys and values in cross-attention, and padding is
+    what an image has less than the one with most words.
 
     Args:
         processor: BLIP's image processor and tokenizer.
@@ -39,30 +43,32 @@ class CaptionCollator:
         """A batch of `rows` (each `row`, `image`, `captions`).
 
         Returns:
-            `row` `(images,)`, `pixel_values` `(images, 3, height, width)`, `image_index` `(captions,)`, and
-            `input_ids`, `attention_mask` and `labels` `(captions, tokens)`.
+            `row` `(images,)`, `pixel_values` `(images, 3, height, width)`, and, each `(images, tokens)`, `input_ids`,
+            `position_ids` counted anew in each caption, and `labels`. Padding is at position 0.
         """
-        image_index = [image for image, row in enumerate(rows) for _ in row["captions"]]
         pixel_values = self.processor.image_processor([row["image"] for row in rows], return_tensors="pt").pixel_values
         return {
             "row": torch.tensor([row["row"] for row in rows]),
             "pixel_values": pixel_values,
-            "image_index": torch.tensor(image_index),
-            **self._tokenize(
-                [f"{self.prompt.rstrip()} {caption}".strip() for row in rows for caption in row["captions"]]
-            ),
+            **self._tokenize([row["captions"] for row in rows]),
         }
 
-    def _tokenize(self, texts: list[str]) -> dict[str, torch.Tensor]:
-        tokenizer = self.processor.tokenizer
-        batch = tokenizer(texts, padding="longest", truncation=True, max_length=self.max_length, return_tensors="pt")
-        input_ids = batch.input_ids
-        input_ids[:, 0] = self.bos_token_id
-        labels = input_ids.masked_fill(batch.attention_mask == 0, IGNORED)
-        labels[:, : self.prompt_length] = IGNORED
-        return {"input_ids": input_ids, "attention_mask": batch.attention_mask, "labels": labels}
+    def _tokenize(self, captions: list[list[str]]) -> dict[str, torch.Tensor]:
+        texts = [f"{self.prompt.rstrip()} {caption}".strip() for each in captions for caption in each]
+        encoded = iter(self.processor.tokenizer(texts, truncation=True, max_length=self.max_length).input_ids)
+        padding = {"input_ids": self.processor.tokenizer.pad_token_id, "position_ids": 0, "labels": IGNORED}
+        batch: dict[str, list[torch.Tensor]] = {name: [] for name in padding}
+        for each in captions:
+            ids = [[self.bos_token_id, *next(encoded)[1:]] for _ in each]
+            labels = [[IGNORED] * self.prompt_length + caption[self.prompt_length :] for caption in ids]
+            batch["input_ids"].append(torch.tensor(list(chain(*ids))))
+            batch["position_ids"].append(torch.cat([torch.arange(len(caption)) for caption in ids]))
+            batch["labels"].append(torch.tensor(list(chain(*labels))))
+        return {
+            name: pad_sequence(batch[name], batch_first=True, padding_value=value) for name, value in padding.items()
+        }
 
-    @property
+    @cached_property
     def prompt_length(self) -> int:
         """Tokens of the prompt with `[DEC]` and without `[SEP]`: 1 for an empty prompt."""
         return len(self.processor.tokenizer(self.prompt).input_ids) - 1

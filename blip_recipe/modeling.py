@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import BlipForConditionalGeneration
-from transformers.models.blip.modeling_blip import BlipAttention, BlipForConditionalGenerationModelOutput
+from transformers import BlipForConditionalGeneration, DynamicCache, EncoderDecoderCache
+from transformers.modeling_outputs import ModelOutput
+from transformers.models.blip.modeling_blip import BlipAttention
 from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
@@ -39,8 +43,8 @@ class SdpaVisionAttention(BlipAttention):
 class SdpaTextAttention(BlipTextSelfAttention):
     """Self- and cross-attention of the text decoder through `scaled_dot_product_attention`.
 
-    In training, cross-attention may get `images * k` captions and `images` encoded images: the `k` captions of an image
-    are then folded into the query axis, so that its keys and values are projected once.
+    While generating, cross-attention may find keys and values of `images` in its cache for `images * k` captions: the
+    `k` beams or samples of an image are then folded into the query axis.
     """
 
     def forward(
@@ -52,48 +56,83 @@ class SdpaTextAttention(BlipTextSelfAttention):
         cache: Any | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
-        """`(captions, tokens, width)` to the same shape; no attention map is kept."""
-        captions, tokens, width = hidden_states.shape
-        query = self.query(hidden_states)
-        if encoder_hidden_states is not None:
-            query = query.view(encoder_hidden_states.shape[0], -1, width)
+        """`(rows, tokens, width)` to the same shape; no attention map is kept."""
         key, value = self._keys_and_values(hidden_states, encoder_hidden_states, cache)
+        query = self._heads(self.query(hidden_states).view(len(key), -1, hidden_states.shape[-1]))
         context = F.scaled_dot_product_attention(
-            self._heads(query),
+            query,
             key,
             value,
             # The stock class never hands an image mask to cross-attention: pictures have no padding.
             attn_mask=attention_mask if encoder_hidden_states is None else None,
             dropout_p=self.dropout.p if self.training else 0.0,
         )
-        return context.transpose(1, 2).reshape(captions, tokens, width), None
+        return context.transpose(1, 2).reshape(hidden_states.shape), None
 
     def _heads(self, states: torch.Tensor) -> torch.Tensor:
         return states.view(*states.shape[:-1], self.num_attention_heads, self.attention_head_size).transpose(1, 2)
 
+    def project(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values `(rows, heads, positions, width of a head)` of `states` `(rows, positions, width)`."""
+        return self._heads(self.key(states)), self._heads(self.value(states))
+
     def _keys_and_values(
         self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None, cache: Any | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values `(batch, heads, positions, width of a head)`, kept in `cache` while generating."""
-        is_cross = encoder_hidden_states is not None
-        if cache is not None and is_cross and cache.is_updated.get(self.layer_idx):
+        """Those of text or image, kept in `cache` while generating."""
+        if encoder_hidden_states is None:
+            key, value = self.project(hidden_states)
+            return (key, value) if cache is None else cache.self_attention_cache.update(key, value, self.layer_idx)
+        if cache is not None and cache.is_updated.get(self.layer_idx):
             layer = cache.cross_attention_cache.layers[self.layer_idx]
             return layer.keys, layer.values
-        states = encoder_hidden_states if is_cross else hidden_states
-        key, value = self._heads(self.key(states)), self._heads(self.value(states))
+        key, value = self.project(encoder_hidden_states)
         if cache is None:
             return key, value
-        if not is_cross:
-            return cache.self_attention_cache.update(key, value, self.layer_idx)
         cache.is_updated[self.layer_idx] = True
         return cache.cross_attention_cache.update(key, value, self.layer_idx)
 
 
+class SharedImageCache(EncoderDecoderCache):
+    """A generation cache whose cross-attention part has one row an image, whatever the number of beams.
+
+    Beams change places within their image, so that its keys and values stay where they are.
+    """
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Follow the chosen beams; the images' part is the same for all of them."""
+        self.self_attention_cache.reorder_cache(beam_idx)
+
+
 SDPA_CLASSES = {BlipAttention: SdpaVisionAttention, BlipTextSelfAttention: SdpaTextAttention}
+EAGER_CLASSES = {sdpa: eager for eager, sdpa in SDPA_CLASSES.items()}
+
+
+@dataclass
+class CaptioningOutput(ModelOutput):
+    """What `BlipForCaptioning` computes.
+
+    Attributes:
+        token_losses: `(images, tokens - 1)` in float32, the cross entropy of each next token, 0 where it is not
+            predicted; with `labels`.
+        logits: `(images, tokens, vocabulary)`; without `labels`.
+        image_embeds: `(images, patches, width)`.
+        attentions: One map a layer of the image encoder, `(images, heads, patches, patches)`; when asked for.
+        cross_attentions: One map a layer of the text decoder, `(images, heads, tokens, patches)`; when asked for.
+    """
+
+    token_losses: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class BlipForCaptioning(BlipForConditionalGeneration):
-    """`BlipForConditionalGeneration` for several captions an image.
+    """`BlipForConditionalGeneration` for several captions an image, laid end to end in one row.
+
+    All that is computed once a row, the image encoder and the keys and values of cross-attention, is computed once an
+    image, however many captions it has. Each caption counts its positions from 0 and sees only itself.
 
     Loads and saves the stock weights under the stock names, and saves the stock class name, so that what it writes
     loads without this package.
@@ -101,49 +140,127 @@ class BlipForCaptioning(BlipForConditionalGeneration):
 
     def use_sdpa(self) -> BlipForCaptioning:
         """Switch every attention to `scaled_dot_product_attention` (the stock class only has eager attention)."""
+        return self._switch_attention(SDPA_CLASSES)
+
+    def _switch_attention(self, classes: Mapping[type, type]) -> BlipForCaptioning:
         for module in self.modules():
             # Another class on the same module keeps weights, names, adapters and quantised layers as they are.
-            module.__class__ = SDPA_CLASSES.get(type(module), type(module))
+            module.__class__ = classes.get(type(module), type(module))
         return self
+
+    @property
+    def uses_sdpa(self) -> bool:
+        """Whether attention goes through `scaled_dot_product_attention`."""
+        return isinstance(self.text_decoder.bert.encoder.layer[0].crossattention.self, SdpaTextAttention)
 
     def forward(
         self,
-        pixel_values: torch.Tensor,
-        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        image_index: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        image_embeds: torch.Tensor | None = None,
+        label_smoothing: float = 0.0,
+        output_attentions: bool = False,
         **kwargs: Any,
-    ) -> BlipForConditionalGenerationModelOutput:
-        """Logits of every caption token given its image and the tokens before it.
+    ) -> CaptioningOutput:
+        """Each caption token given its image and the tokens before it.
 
         Args:
-            pixel_values: `(images, 3, height, width)`, each image once.
-            input_ids: `(captions, tokens)`.
-            attention_mask: `(captions, tokens)`, 0 on padding.
-            image_index: `(captions,)`, the image of each caption, ascending; left out for one caption an image.
-
-        Returns:
-            `logits` of shape `(captions, tokens, vocabulary)` and `image_embeds` of shape `(images, patches, width)`.
+            pixel_values: `(images, 3, height, width)`.
+            input_ids: `(images, tokens)`, the captions of an image one after the other.
+            attention_mask: `(images, tokens)`, 0 on padding, where a row is one caption and `position_ids` are left
+                out.
+            position_ids: `(images, tokens)`, counted anew from 0 in each caption; padding is 0.
+            labels: `(images, tokens)`, not shifted; `-100` is not predicted. Asks for losses in place of logits: the
+                vocabulary is then spread out over predicted tokens only.
+            image_embeds: `(images, patches, width)`, in place of `pixel_values`.
+            label_smoothing: Share of the target spread over the vocabulary (BLIP: 0.1).
+            output_attentions: Whether attention maps are kept, for which attention is computed eagerly.
         """
-        image_embeds = self.vision_model(pixel_values=pixel_values).last_hidden_state
-        outputs = self.text_decoder(
+        if output_attentions and self.uses_sdpa:
+            self._switch_attention(EAGER_CLASSES)
+            try:
+                return self.forward(
+                    pixel_values, input_ids, attention_mask, position_ids, labels, image_embeds, label_smoothing, True
+                )
+            finally:
+                self.use_sdpa()
+        # First, as it waits for the device, which has nothing else to do yet.
+        predicted = None if labels is None else (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+        vision = None
+        if image_embeds is None:
+            vision = self.vision_model(pixel_values=pixel_values, output_attentions=output_attentions)
+            image_embeds = vision.last_hidden_state
+        if position_ids is not None:
+            attention_mask = caption_mask(position_ids, self.text_decoder.dtype)
+        text = self.text_decoder.bert(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            encoder_hidden_states=self._embeds_for_captions(image_embeds, image_index),
+            position_ids=position_ids,
+            encoder_hidden_states=image_embeds,
             use_cache=False,
-            **kwargs,
+            is_decoder=True,
+            output_attentions=output_attentions,
         )
-        return BlipForConditionalGenerationModelOutput(logits=outputs.logits, image_embeds=image_embeds)
+        output = CaptioningOutput(
+            image_embeds=image_embeds,
+            attentions=vision.attentions if vision else None,
+            cross_attentions=text.cross_attentions,
+        )
+        if labels is None or predicted is None:
+            output.logits = self.text_decoder.cls(text.last_hidden_state)
+            return output
+        targets = labels[:, 1:]
+        logits = self.text_decoder.cls(text.last_hidden_state[:, :-1][predicted]).float()
+        losses = F.cross_entropy(logits, targets[predicted], reduction="none", label_smoothing=label_smoothing)
+        output.token_losses = losses.new_zeros(targets.shape).index_put(predicted, losses)
+        return output
 
-    def _embeds_for_captions(self, image_embeds: torch.Tensor, image_index: torch.Tensor | None) -> torch.Tensor:
-        """`image_embeds` as they are where cross-attention can fold captions, else one row a caption."""
-        if image_index is None:
-            return image_embeds
-        foldable = isinstance(self.text_decoder.bert.encoder.layer[0].crossattention.self, SdpaTextAttention)
-        counts = torch.bincount(image_index, minlength=len(image_embeds))
-        if foldable and bool((counts == counts[0]).all()):
-            return image_embeds
-        return image_embeds[image_index]
+    @torch.no_grad()
+    def generate(  # type: ignore[override]
+        self,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        image_embeds: torch.Tensor | None = None,
+        **generate_kwargs: Any,
+    ) -> torch.Tensor:
+        """As the stock class, from `pixel_values` or from `image_embeds` `(images, patches, width)`.
+
+        With `use_sdpa`, the keys and values of an image are computed once for all its beams and samples.
+        """
+        if image_embeds is None:
+            image_embeds = self.vision_model(
+                pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding
+            ).last_hidden_state
+        text_config = cast("Any", self.config.text_config)
+        if input_ids is None:
+            input_ids = torch.tensor([[text_config.bos_token_id, text_config.sep_token_id]], device=image_embeds.device)
+            input_ids = input_ids.repeat(len(image_embeds), 1)
+        prompt = input_ids[:, :-1].clone()
+        prompt[:, 0] = text_config.bos_token_id
+        if self.uses_sdpa:
+            generate_kwargs["cache"] = self._image_cache(image_embeds)
+            # Only asks for cross-attention, whose keys and values lie in the cache.
+            image_embeds = image_embeds[:, :1]
+        return cast("Any", self.text_decoder).generate(
+            input_ids=prompt,
+            attention_mask=None if attention_mask is None else attention_mask[:, :-1],
+            encoder_hidden_states=image_embeds,
+            eos_token_id=text_config.sep_token_id,
+            pad_token_id=text_config.pad_token_id,
+            **generate_kwargs,
+        )
+
+    def _image_cache(self, image_embeds: torch.Tensor) -> SharedImageCache:
+        keys_and_values = DynamicCache()
+        layers = cast("Any", self.text_decoder.bert.encoder.layer)
+        for number, layer in enumerate(layers):
+            keys_and_values.update(*layer.crossattention.self.project(image_embeds), number)
+        return SharedImageCache(DynamicCache(), keys_and_values)
 
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | PathLike[str], is_main_process: bool = True, **kwargs: Any
@@ -153,6 +270,17 @@ class BlipForCaptioning(BlipForConditionalGeneration):
         if is_main_process:
             self.config.architectures = [BlipForConditionalGeneration.__name__]
             self.config.save_pretrained(save_directory)
+
+
+def caption_mask(position_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The mask `(images, 1, tokens, tokens)`, added to scores, that lets a token see its own caption up to itself.
+
+    A caption begins where `position_ids` `(images, tokens)` are 0; so does each padding token, which sees only itself.
+    """
+    caption = (position_ids == 0).cumsum(1)
+    position = torch.arange(position_ids.shape[1], device=position_ids.device)
+    seen = (caption[:, :, None] == caption[:, None]) & (position[:, None] >= position)
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
 
 
 def resize_position_embeddings(model: BlipForConditionalGeneration, image_size: int) -> None:
@@ -185,18 +313,22 @@ def resize_position_embeddings(model: BlipForConditionalGeneration, image_size: 
 def generate_token_ids(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
-    pixel_values: torch.Tensor,
+    images: torch.Tensor,
     prompt: str,
     **generate_kwargs: Any,
 ) -> torch.Tensor:
     """Token ids `(images, tokens)` that follow `prompt`, from pixels and prompt alone.
 
+    `images` are `pixel_values` `(images, 3, height, width)`, or, encoded already, `image_embeds`
+    `(images, patches, width)`, which only `BlipForCaptioning` takes.
+
     The prompt goes in with its `[SEP]`, which BLIP's `generate` drops. Everything about decoding is passed: BLIP takes
     its defaults from the text decoder's own generation configuration, not from the one saved beside the model.
     """
-    prompt_ids = tokenizer(prompt, return_tensors="pt").input_ids.to(pixel_values.device)
-    input_ids = prompt_ids.repeat(len(pixel_values), 1)
-    generated = model.generate(pixel_values=pixel_values, input_ids=input_ids, **generate_kwargs)
+    prompt_ids = tokenizer(prompt, return_tensors="pt").input_ids.to(images.device)
+    input_ids = prompt_ids.repeat(len(images), 1)
+    kind = "pixel_values" if images.ndim == 4 else "image_embeds"
+    generated = model.generate(**{kind: images}, input_ids=input_ids, **generate_kwargs)
     return generated[:, input_ids.shape[1] - 1 :]
 
 

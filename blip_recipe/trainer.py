@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,35 +32,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def token_losses(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float) -> torch.Tensor:
-    """Cross entropy of each next token, 0 where it is not predicted.
-
-    Args:
-        logits: `(captions, tokens, vocabulary)`.
-        labels: `(captions, tokens)`, not shifted; `-100` is not predicted.
-        label_smoothing: Share of the target spread over the vocabulary (BLIP: 0.1).
-
-    Returns:
-        `(captions, tokens - 1)` in float32.
-    """
-    logits, targets = logits[:, :-1].float(), labels[:, 1:]
-    losses = F.cross_entropy(
-        logits.transpose(1, 2), targets, reduction="none", ignore_index=IGNORED, label_smoothing=label_smoothing
-    )
-    return losses.masked_fill(targets == IGNORED, 0.0)
-
-
-def caption_loss(
-    outputs: Any, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None, *, label_smoothing: float
-) -> torch.Tensor:
-    """The sum of token losses over `num_items_in_batch`, the predicted tokens of the whole optimiser step.
-
-    Dividing by the tokens of the step, and not of the batch, makes the loss and its gradient independent of batch size,
-    gradient accumulation and number of processes.
-    """
-    if num_items_in_batch is None:
-        num_items_in_batch = (labels[:, 1:] != IGNORED).sum()
-    return token_losses(outputs.logits, labels, label_smoothing).sum() / num_items_in_batch
+def predicted_tokens(labels: torch.Tensor) -> torch.Tensor:
+    """How many tokens of each row of `labels` `(images, tokens)` are predicted."""
+    return (labels[:, 1:] != IGNORED).sum(1)
 
 
 class CaptionTrainer(Seq2SeqTrainer):
@@ -69,7 +42,7 @@ class CaptionTrainer(Seq2SeqTrainer):
 
     Args:
         model: `BlipForCaptioning`, or peft's wrapper of it.
-        args: Trainer's arguments; `label_smoothing_factor` is applied in `caption_loss`.
+        args: Trainer's arguments; `label_smoothing_factor` is applied by the model.
         processor: BLIP's image processor and tokenizer.
         data: The recipe's data keys (`prompt`, `max_caption_length`).
         generation: The recipe's generation keys.
@@ -90,6 +63,8 @@ class CaptionTrainer(Seq2SeqTrainer):
     ) -> None:
         self.processor, self.prompt, self.generation, self.scorer = processor, data.prompt, generation, scorer
         self.predictions: list[dict[str, Any]] = []
+        # `compute_loss` divides by the tokens of all accumulated batches.
+        self.loss_is_scaled_for_ga = True
         super().__init__(
             model=model,
             args=args,
@@ -97,16 +72,35 @@ class CaptionTrainer(Seq2SeqTrainer):
             data_collator=CaptionCollator(
                 processor, model.config.text_config.bos_token_id, data.prompt, data.max_caption_length
             ),
-            compute_loss_func=partial(caption_loss, label_smoothing=args.label_smoothing_factor),
             compute_metrics=self.score_captions,
             **kwargs,
         )
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """As Trainer's, on what BLIP's forward takes: row numbers are for the scores."""
-        return super().compute_loss(
-            model, {key: value for key, value in inputs.items() if key != "row"}, *args, **kwargs
-        )
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The sum of token losses over `num_items_in_batch`, the predicted tokens of the whole optimiser step.
+
+        Dividing by the tokens of the step, and not of the batch, makes the loss and its gradient independent of batch
+        size, gradient accumulation and number of processes.
+        """
+        outputs = self._run(model, inputs)
+        if num_items_in_batch is None:
+            num_items_in_batch = predicted_tokens(inputs["labels"]).sum()
+        elif self.args.average_tokens_across_devices:
+            # The tokens of all processes, over which DistributedDataParallel takes the mean of gradients.
+            num_items_in_batch = num_items_in_batch / self.accelerator.num_processes
+        loss = outputs.token_losses.sum() / num_items_in_batch
+        return (loss, outputs) if return_outputs else loss
+
+    def _run(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
+        """`CaptioningOutput` of the model for a batch; row numbers are for the scores."""
+        batch = {key: value for key, value in inputs.items() if key != "row"}
+        return model(**batch, label_smoothing=self.args.label_smoothing_factor)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Every parameter: the original decays biases and norms too (`train_caption.py`, one AdamW group)."""
@@ -135,24 +129,20 @@ class CaptionTrainer(Seq2SeqTrainer):
             `(images,)`, row numbers, sums of token losses and numbers of predicted tokens.
         """
         inputs = self._prepare_inputs(inputs)
-        rows, labels = inputs.pop("row"), inputs.pop("labels")
         with torch.no_grad(), self.accelerator.autocast():
-            logits = model(**inputs).logits
-            token_ids = self.generate(inputs["pixel_values"])
-        losses = token_losses(logits, labels, self.args.label_smoothing_factor).sum(1)
-        counts = (labels[:, 1:] != IGNORED).sum(1)
-        sums = [
-            torch.zeros_like(rows, dtype=each.dtype).index_add_(0, inputs["image_index"], each)
-            for each in (losses, counts)
-        ]
-        return None, token_ids, (rows, *sums)
+            outputs = self._run(model, inputs)
+            token_ids = self.generate(outputs.image_embeds)
+        return None, token_ids, (inputs["row"], outputs.token_losses.sum(1), predicted_tokens(inputs["labels"]))
 
-    def generate(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """Token ids `(images, generation_max_length)` of the captions, padded, without the prompt."""
+    def generate(self, image_embeds: torch.Tensor) -> torch.Tensor:
+        """Token ids `(images, generation_max_length)` of the captions, padded, without the prompt.
+
+        `image_embeds` `(images, patches, width)` are those of the loss: an image is encoded once.
+        """
         token_ids = generate_token_ids(
             self.accelerator.unwrap_model(self.model, keep_torch_compile=False),
             self.processor.tokenizer,
-            pixel_values,
+            image_embeds,
             self.prompt,
             **self.generation.generate_kwargs(),
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from PIL import Image
@@ -26,30 +28,44 @@ def collate(processor: BlipProcessor, *rows: dict[str, object], **options: objec
     return CaptionCollator(processor, processor.tokenizer.bos_token_id, **options)(rows)  # type: ignore[arg-type]
 
 
-def test_each_image_is_there_once_and_every_caption_knows_its_image(processor: BlipProcessor) -> None:
+def captions_of(batch: dict[str, torch.Tensor], image: int, name: str) -> list[torch.Tensor]:
+    """`batch[name]` of each caption of an image, padding left out."""
+    length = int((batch["labels"][image] != -100).nonzero()[-1]) + 1
+    starts = [*(batch["position_ids"][image, :length] == 0).nonzero().flatten().tolist(), length]
+    return [batch[name][image, start:end] for start, end in pairwise(starts)]
+
+
+def test_each_image_is_a_row_with_its_captions_end_to_end(processor: BlipProcessor) -> None:
     batch = collate(processor, row(7, *CAPTIONS[:2]), row(3, CAPTIONS[2]))
     assert batch["pixel_values"].shape == (2, 3, 96, 96)
-    assert batch["image_index"].tolist() == [0, 0, 1]
     assert batch["row"].tolist() == [7, 3]
-    assert len(batch["input_ids"]) == 3
+    assert [len(captions_of(batch, image, "labels")) for image in (0, 1)] == [2, 1]
+    assert captions_of(batch, 0, "position_ids")[1].tolist() == list(range(8))
 
 
 def test_captions_begin_with_dec_and_end_with_a_predicted_sep(processor: BlipProcessor) -> None:
     batch = collate(processor, row(0, *CAPTIONS))
     tokenizer = processor.tokenizer
-    for ids, labels, caption in zip(batch["input_ids"], batch["labels"], CAPTIONS, strict=True):
+    every = zip(captions_of(batch, 0, "input_ids"), captions_of(batch, 0, "labels"), CAPTIONS, strict=True)
+    for ids, labels, caption in every:
         assert ids[0] == tokenizer.bos_token_id
-        predicted = labels[labels != -100]
-        assert tokenizer.decode(predicted[:-1]) == caption
-        assert predicted[-1] == tokenizer.sep_token_id
+        assert labels[0] == -100
+        assert tokenizer.decode(labels[1:-1]) == caption
+        assert labels[-1] == tokenizer.sep_token_id
 
 
 def test_padding_and_prompt_are_not_predicted(processor: BlipProcessor) -> None:
-    batch = collate(processor, row(0, *CAPTIONS[:2]), prompt="a picture of ")
-    assert (batch["labels"][batch["attention_mask"] == 0] == -100).all()
-    assert (batch["labels"][:, :4] == -100).all()
-    assert processor.tokenizer.decode(batch["input_ids"][0, 1:7]) == "a picture of a red circle"
-    assert (batch["labels"][:, 4] != -100).all()
+    batch = collate(processor, row(0, *CAPTIONS[:2]), row(1, CAPTIONS[0]), prompt="a picture of ")
+    padding = batch["input_ids"] == processor.tokenizer.pad_token_id
+    assert padding[1].any()
+    assert (batch["labels"][padding] == -100).all()
+    assert (batch["position_ids"][padding] == 0).all()
+    for ids, labels, caption in zip(
+        captions_of(batch, 0, "input_ids"), captions_of(batch, 0, "labels"), CAPTIONS[:2], strict=True
+    ):
+        assert (labels[:4] == -100).all()
+        assert processor.tokenizer.decode(ids[1:-1]) == f"a picture of {caption}"
+        assert (labels[4:] != -100).all()
 
 
 @pytest.mark.parametrize("prompt", ["a picture of", "a picture of ", "A picture of  "])

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 from commands import run_checked
+from PIL import Image
 from safetensors.torch import load_file
 
+from blip_recipe.collator import CaptionCollator
 from blip_recipe.modeling import BlipForCaptioning
 from blip_recipe.tiny import build_tiny_blip
-from blip_recipe.trainer import caption_loss, token_losses
 
 ONE_STEP = [
     "--max_steps",
@@ -40,26 +41,20 @@ QUIET = [
 SMALL = ["--max_train_samples", "24", "--max_eval_samples", "5", "--label_smoothing_factor", "0.1", "--seed", "3"]
 
 
-def test_the_loss_is_the_mean_over_predicted_tokens() -> None:
-    logits, labels = torch.randn(3, 4, 7), torch.tensor([[-100, 1, 2, 3], [-100, 4, -100, -100], [-100, -100, 5, 6]])
-    log_probabilities = logits.log_softmax(-1)
-    smoothed = [
-        0.9 * -log_probabilities[row, position - 1, label] + 0.1 * -log_probabilities[row, position - 1].mean()
-        for row, row_labels in enumerate(labels.tolist())
-        for position, label in enumerate(row_labels)
-        if label != -100
-    ]
-    by_hand = torch.stack(smoothed).mean()
-    outputs = type("Outputs", (), {"logits": logits})
-    torch.testing.assert_close(caption_loss(outputs, labels, label_smoothing=0.1), by_hand)
-    torch.testing.assert_close(caption_loss(outputs, labels, 12, label_smoothing=0.1), by_hand * len(smoothed) / 12)
-
-
-def test_padding_does_not_change_the_loss() -> None:
-    logits, labels = torch.randn(2, 5, 7), torch.tensor([[-100, 1, 2, 3, -100], [-100, 4, 5, -100, -100]])
-    torch.testing.assert_close(
-        token_losses(logits[:, :4], labels[:, :4], 0.1).sum(), token_losses(logits, labels, 0.1).sum()
-    )
+def test_the_loss_of_a_token_is_its_smoothed_cross_entropy() -> None:
+    torch.manual_seed(0)
+    model, processor = build_tiny_blip(["a red circle", "two blue squares"])
+    row = {"row": 0, "image": Image.new("RGB", (40, 30), "red"), "captions": ["a red circle", "two blue squares"]}
+    batch = CaptionCollator(processor, processor.tokenizer.bos_token_id)([row])
+    labels, inputs = batch.pop("labels"), {name: batch[name] for name in batch.keys() - {"row"}}
+    model.eval()
+    log_probabilities = model(**inputs).logits[0].log_softmax(-1)
+    losses = model(**inputs, labels=labels, label_smoothing=0.1).token_losses[0]
+    for position, label in enumerate(labels[0, 1:].tolist()):
+        told = log_probabilities[position]
+        by_hand = 0.0 if label == -100 else 0.9 * -told[label].item() + 0.1 * -told.mean().item()
+        assert losses[position].item() == pytest.approx(by_hand, abs=1e-6)
+    assert (losses > 0).sum() == 8
 
 
 def weights_after_one_step(output_dir: Path, *arguments: str, processes: int = 1) -> dict[str, torch.Tensor]:
