@@ -13,17 +13,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
-import platform
 import subprocess
 import sys
-import time
 import zipfile
-from collections.abc import Callable
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 
+from benchmarks.common import RESULTS, machine, seconds_of, write_results
 from blip_recipe.errors import run_command
 from blip_recipe.metrics import CaptionScorer, ImageId
 from blip_recipe.metrics.files import check_same_images, read_predictions, read_references
@@ -42,7 +38,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[1000, 5000], help="Sizes of the sets of COCO.")
     parser.add_argument("--predictions", type=Path, help="Your captions, instead of COCO's.")
     parser.add_argument("--references", type=Path, help="Their references; by default in the file of predictions.")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "scoring_cpu.json")
+    parser.add_argument("--output", type=Path, default=RESULTS / "scoring_cpu.json")
     options = parser.parse_args()
     if options.predictions:
         captions = read_predictions(options.predictions)
@@ -52,9 +48,8 @@ def main() -> None:
     else:
         sets = [coco_set(count) for count in options.images]
     results = [row for captions, references in sets for row in compare(captions, references)]
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps({"machine": machine(), "seconds": results}, indent=1) + "\n", "utf-8")
-    print_table(results)
+    java = subprocess.run([find_java(), "-version"], capture_output=True, text=True, check=True).stderr.splitlines()[0]
+    write_results(options.output, machine(["pycocoevalcap"], java=java), results)
 
 
 def coco_set(count: int) -> tuple[Captions, References]:
@@ -118,34 +113,6 @@ def score_with_pycocoevalcap(captions: Captions, references: References, metrics
     with contextlib.redirect_stdout(sys.stderr):
         for metric in metrics:
             scorers[metric]().compute_score(known, told)
-
-
-def seconds_of(work: Callable[[], object]) -> float:
-    """Wall-clock seconds of a call."""
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
-def machine() -> dict[str, str | int | float | None]:
-    """What the times were taken on."""
-    java = subprocess.run([find_java(), "-version"], capture_output=True, text=True, check=True).stderr.splitlines()[0]
-    return {
-        "system": platform.system(),
-        "processor": platform.machine(),
-        "cores": os.cpu_count(),
-        "load before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
-        "python": platform.python_version(),
-        "java": java,
-        "pycocoevalcap": version("pycocoevalcap"),
-    }
-
-
-def print_table(rows: list[dict[str, float | int | str]]) -> None:
-    """The results on the terminal."""
-    print(" | ".join(rows[0]))
-    for row in rows:
-        print(" | ".join(str(value) for value in row.values()))
 
 
 if __name__ == "__main__":

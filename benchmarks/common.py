@@ -1,0 +1,51 @@
+"""What the benchmarks share: seconds, the machine they were taken on, and the table and JSON that they leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Wall-clock seconds of a call."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def machine(packages: Iterable[str], **more: Any) -> dict[str, Any]:
+    """What the times were taken on, with the versions of `packages`."""
+    return {
+        "system": platform.system(),
+        "processor": platform.machine(),
+        "cores": os.cpu_count(),
+        "load before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "python": platform.python_version(),
+        **{package: installed_version(package) for package in packages},
+        **more,
+    }
+
+
+def installed_version(package: str) -> str | None:
+    """The version of `package`, if it is installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def write_results(path: Path, machine: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+    """The results as JSON, and as a table on the terminal."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"machine": machine, "results": rows}, indent=1) + "\n", encoding="utf-8")
+    print(" | ".join(rows[0]))
+    for row in rows:
+        print(" | ".join(str(value) for value in row.values()))

@@ -1,0 +1,93 @@
+"""How fast captions are generated, next to the stock class, in the same run. From the checkout:
+
+python -m benchmarks.generation                                 # CPU: base width, 4+4 layers, 384 pixels
+python -m benchmarks.generation --size base --images 5000       # one GPU: ViT-B, bf16
+
+Weights are random and pictures made, so that every caption runs to its full length; both sides must write the same
+captions. They take turns; the median of their turns counts. Times are from pixels to token ids.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import BlipForConditionalGeneration
+
+from benchmarks.common import RESULTS, machine, seconds_of, write_results
+from benchmarks.workload import SIZES, made_images, synchronise
+from blip_recipe.errors import run_command
+from blip_recipe.modeling import BlipForCaptioning
+
+DECODING = {"max_length": 20, "min_length": 5, "do_sample": False}
+
+
+def main() -> None:
+    """Time both sides for each number of beams, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="small", help="small is base width with 4+4 layers.")
+    parser.add_argument("--images", type=int, default=8, help="Pictures of a turn.")
+    parser.add_argument("--batch_size", type=int, default=None, help="Pictures at once: 8 on a CPU, 64 on a GPU.")
+    parser.add_argument("--beams", type=int, nargs="+", default=[1, 3])
+    parser.add_argument("--turns", type=int, default=3, help="Turns of each side.")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    stock, ours = build(options.size, device, dtype)
+    batch = made_images(min(options.images, options.batch_size or (64 if device.type == "cuda" else 8)))
+    rows = [compare(stock, ours, batch.to(device, dtype), beams, options) for beams in options.beams]
+    about = {
+        "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+    output = options.output or RESULTS / f"generation_{options.size}_{device.type}.json"
+    write_results(output, machine(["torch", "transformers"], **about), rows)
+
+
+def build(size: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
+    """The stock class and ours, with the same random weights."""
+    torch.manual_seed(0)
+    config = SIZES[size].config()
+    stock = BlipForConditionalGeneration(config).eval().to(device, dtype)
+    ours = BlipForCaptioning(config).eval().to(device, dtype)
+    ours.load_state_dict(stock.state_dict())
+    return stock, ours.use_sdpa()
+
+
+def compare(stock: Any, ours: Any, batch: torch.Tensor, beams: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Captions a second of both."""
+    batches = -(-options.images // len(batch))
+    written: dict[str, torch.Tensor] = {}
+    seconds: dict[str, list[float]] = {"stock": [], "ours": []}
+
+    def caption(side: str, model: Any, times: int) -> None:
+        for _ in range(times):
+            written[side] = model.generate(pixel_values=batch, num_beams=beams, **DECODING)
+        synchronise(batch.device)
+
+    sides = {"stock": stock, "ours": ours}
+    for side, model in sides.items():
+        caption(side, model, 1)
+    for _ in range(options.turns):
+        for side, model in sides.items():
+            seconds[side].append(seconds_of(partial(caption, side, model, batches)))
+    same = sum(map(torch.equal, written["stock"], written["ours"]))
+    rates = {side: batches * len(batch) / statistics.median(times) for side, times in seconds.items()}
+    return {
+        "beams": beams,
+        "images": batches * len(batch),
+        **{f"{side}: captions/s": round(rate, 3) for side, rate in rates.items()},
+        "ours / stock": round(rates["ours"] / rates["stock"], 2),
+        "ours: seconds for 5,000 captions": round(5000 / rates["ours"], 1),
+        "same captions": f"{same} of {len(batch)}",
+    }
+
+
+if __name__ == "__main__":
+    run_command(main)

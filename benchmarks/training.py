@@ -1,0 +1,243 @@
+"""How fast BLIP is trained, next to what a user of transformers writes alone, in the same run. From the checkout:
+
+python -m benchmarks.training                                        # CPU: base width, 4+4 layers, 384 pixels, fp32
+python -m benchmarks.training --size base --batch_sizes 32 64 128    # one GPU: ViT-B, bf16
+python -m benchmarks.training --size large --batch_sizes 16 32 64    # one GPU: ViT-L, bf16
+
+Weights are random, pictures made, and every picture has five captions. On the other side is `Seq2SeqTrainer` with the
+stock class, every caption a row and padding masked. Both sides take turns with the same pairs; the median of their
+steps counts. The floor is the arithmetic that cannot be saved (`workload.Size.step_flop`) at the rate of a large matrix
+product, measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any, cast, get_args
+
+import torch
+from transformers import (
+    BlipForConditionalGeneration,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    Trainer,
+    TrainerCallback,
+    default_data_collator,
+)
+
+from benchmarks.common import RESULTS, machine, write_results
+from benchmarks.workload import (
+    CAPTION_LENGTHS,
+    SIZES,
+    Mode,
+    made_captions,
+    made_images,
+    matmul_flop_rate,
+    saved_bytes,
+    synchronise,
+)
+from blip_recipe.adapters import add_lora, quantization_config
+from blip_recipe.errors import run_command
+from blip_recipe.modeling import IGNORED, BlipForCaptioning
+from blip_recipe.recipe import DataArguments, GenerationArguments, ModelArguments
+from blip_recipe.tiny import build_tiny_blip
+from blip_recipe.trainer import CaptionTrainer
+from blip_recipe.training_arguments import CaptionTrainingArguments
+
+CAPTIONS = len(CAPTION_LENGTHS)
+WARM_UP_STEPS = 1
+Measured = dict[str, float]
+
+
+def main() -> None:
+    """Time both sides in each mode, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="small", help="small is base width with 4+4 layers.")
+    parser.add_argument(
+        "--modes", nargs="+", choices=get_args(Mode), default=["full", "frozen", "lora"], help="The first is full."
+    )
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[2], help="Images a step; the best one counts.")
+    parser.add_argument("--steps", type=int, default=3, help="Timed steps of a turn.")
+    parser.add_argument("--turns", type=int, default=2, help="Turns of each side.")
+    parser.add_argument("--torch_compile", action="store_true", help="Compile the model, on both sides.")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rate = matmul_flop_rate(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        BlipForConditionalGeneration(SIZES[options.size].config()).save_pretrained(folder)
+        rows = [compare(mode, folder, options, device, rate) for mode in options.modes]
+    for row in rows:
+        row["ours / stock trained in full: pairs/s"] = round(row["ours: pairs/s"] / rows[0]["stock: pairs/s"], 2)
+    output = options.output or RESULTS / f"training_{options.size}_{device.type}.json"
+    about = {
+        "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None,
+        "threads": torch.get_num_threads(),
+        "matmul TFLOP/s": round(rate / 1e12, 3),
+    }
+    write_results(output, machine(["torch", "transformers", "peft", "bitsandbytes"], **about), rows)
+
+
+def compare(mode: Mode, folder: str, options: argparse.Namespace, device: torch.device, rate: float) -> dict[str, Any]:
+    """Both sides, each at its best batch size."""
+    measured: dict[str, list[Measured]] = {side: [] for side in SIDES}
+    for images in options.batch_sizes:
+        turns: dict[str, list[Measured]] = defaultdict(list)
+        for _ in range(options.turns):
+            for side in SIDES:
+                turns[side] += run_turn(side, mode, folder, images, options, device)
+        for side, each in turns.items():
+            if len(each) == options.turns:
+                seconds = statistics.median(turn["seconds"] for turn in each)
+                measured[side].append(each[0] | {"seconds": seconds / images, "images": images})
+    stock, ours = (min(measured[side], key=lambda each: each["seconds"]) for side in SIDES)
+    floor = SIZES[options.size].step_flop(mode, 1) / rate
+    row: dict[str, Any] = {"mode": mode}
+    for side, best in (("stock", stock), ("ours", ours)):
+        row |= {
+            f"{side}: pairs/s": round(CAPTIONS / best["seconds"], 3),
+            f"{side}: images a step": best["images"],
+            f"{side}: activations MiB an image": round(best["activations"] / best["images"] / 2**20, 1),
+            f"{side}: peak GiB": round(best["peak"] / 2**30, 2) or None,
+        }
+    return row | {
+        "ours / stock: pairs/s": round(stock["seconds"] / ours["seconds"], 2),
+        "ours / stock: activations": round(
+            ours["activations"] / ours["images"] / (stock["activations"] / stock["images"]), 3
+        ),
+        "floor: pairs/s": round(CAPTIONS / floor, 3),
+        "ours: share of matmul rate": round(floor / ours["seconds"], 3),
+        "stock: share of matmul rate": round(floor / stock["seconds"], 3),
+    }
+
+
+def run_turn(
+    side: str, mode: Mode, folder: str, images: int, options: argparse.Namespace, device: torch.device
+) -> list[Measured]:
+    """What is measured of one side; nothing where it does not fit."""
+    arguments: dict[str, Any] = {
+        "output_dir": folder,
+        "max_steps": WARM_UP_STEPS + options.steps,
+        "report_to": [],
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "disable_tqdm": True,
+        "bf16": device.type == "cuda",
+        "torch_compile": options.torch_compile,
+        "dataloader_num_workers": 0,
+    }
+    try:
+        return [measure(SIDES[side](mode, folder, images, arguments), device)]
+    except torch.OutOfMemoryError:
+        return []
+    finally:
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def measure(trainer: Trainer, device: torch.device) -> Measured:
+    """Median seconds of a step, bytes of activations, and peak memory of a GPU."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    times = StepTimes(device)
+    trainer.add_callback(times)
+    trainer.train()
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else 0
+    batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
+    with trainer.accelerator.autocast():
+        activations = saved_bytes(model, lambda: trainer.compute_loss(model, batch))
+    return {"seconds": statistics.median(times.seconds[WARM_UP_STEPS:]), "activations": activations, "peak": peak}
+
+
+def stock_trainer(mode: Mode, folder: str, images: int, arguments: dict[str, Any]) -> Trainer:
+    """What a user of transformers writes: every caption a row, `[DEC]` first, padding masked."""
+    model = prepare(BlipForConditionalGeneration, mode, folder)
+    length = max(CAPTION_LENGTHS)
+    rows = []
+    for picture, captions in zip(made_images(images), made_captions(images), strict=True):
+        for ids in captions:
+            padded = torch.nn.functional.pad(ids, (0, length - len(ids)))
+            mask = (torch.arange(length) < len(ids)).long()
+            labels = padded.masked_fill(mask == 0, IGNORED)
+            rows.append({"pixel_values": picture, "input_ids": padded, "attention_mask": mask, "labels": labels})
+    training = Seq2SeqTrainingArguments(
+        per_device_train_batch_size=images * CAPTIONS, remove_unused_columns=False, **arguments
+    )
+    return Seq2SeqTrainer(
+        model=model, args=training, train_dataset=cast("Any", rows), data_collator=default_data_collator
+    )
+
+
+def our_trainer(mode: Mode, folder: str, images: int, arguments: dict[str, Any]) -> Trainer:
+    """`CaptionTrainer` as `blip_recipe.finetune` builds it, on batches as its collator lays them out."""
+    model = prepare(BlipForCaptioning, mode, folder)
+    model.use_sdpa()
+    rows = []
+    for picture, captions in zip(made_images(images), made_captions(images), strict=True):
+        labels = torch.cat(captions)
+        positions = torch.cat([torch.arange(len(ids)) for ids in captions])
+        rows.append(
+            {
+                "pixel_values": picture,
+                "input_ids": labels,
+                "position_ids": positions,
+                "labels": labels.masked_fill(positions == 0, IGNORED),
+            }
+        )
+    trainer = CaptionTrainer(
+        cast("Any", model),
+        CaptionTrainingArguments(per_device_train_batch_size=images, **arguments),
+        processor=build_tiny_blip(["a"])[1],
+        data=DataArguments(),
+        generation=GenerationArguments(),
+        scorer=cast("Any", None),
+        train_dataset=rows,
+    )
+    trainer.data_collator = default_data_collator
+    return trainer
+
+
+SIDES = {"stock": stock_trainer, "ours": our_trainer}
+
+
+def prepare(model_class: Any, mode: Mode, folder: str) -> Any:
+    """The model of a mode, as a user would prepare it with either class."""
+    quantized = mode == "8bit"
+    place: dict[str, Any] = {"device_map": {"": "cuda" if torch.cuda.is_available() else "cpu"}} if quantized else {}
+    model = model_class.from_pretrained(
+        folder, quantization_config=quantization_config("8bit" if quantized else None), **place
+    )
+    if mode == "frozen":
+        model.vision_model.requires_grad_(False)
+    if mode in ("lora", "8bit"):
+        model = add_lora(model, ModelArguments(use_peft=True, load_in_8bit=quantized))
+    return model
+
+
+class StepTimes(TrainerCallback):
+    """Seconds of each step, from the batch on the device to the updated weights."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.began = device, 0.0
+        self.seconds: list[float] = []
+
+    def on_step_begin(self, *args: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        synchronise(self.device)
+        self.began = time.perf_counter()
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+        """Stop it."""
+        synchronise(self.device)
+        self.seconds.append(time.perf_counter() - self.began)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,150 @@
+"""BLIP at full and at small size, made pictures and captions for it, and the arithmetic that a step needs at least."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from transformers import BlipConfig
+
+Mode = Literal["full", "frozen", "lora", "8bit"]
+IMAGE_SIZE, PATCH, VOCABULARY = 384, 16, 30524
+PATCHES = (IMAGE_SIZE // PATCH) ** 2 + 1
+TEXT_WIDTH = 768
+CAPTION_LENGTHS = (11, 12, 13, 13, 14)
+"""Tokens of the five captions of a made picture, `[DEC]` and `[SEP]` included; COCO's median is 13."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Layers and width of the image encoder, layers of the text decoder."""
+
+    vision_layers: int
+    vision_width: int
+    text_layers: int
+
+    def config(self) -> BlipConfig:
+        """The configuration of the original with ViT-B or ViT-L, at this size (`configs/med_config.json`)."""
+        ids = {"bos_token_id": 30522, "eos_token_id": 102, "sep_token_id": 102, "pad_token_id": 0}
+        return BlipConfig(
+            text_config={
+                "hidden_size": TEXT_WIDTH,
+                "encoder_hidden_size": self.vision_width,
+                "intermediate_size": 4 * TEXT_WIDTH,
+                "num_hidden_layers": self.text_layers,
+                "num_attention_heads": 12,
+                "vocab_size": VOCABULARY,
+                "hidden_dropout_prob": 0.1,
+                "attention_probs_dropout_prob": 0.1,
+                "label_smoothing": 0.1,
+                **ids,
+            },
+            vision_config={
+                "hidden_size": self.vision_width,
+                "intermediate_size": 4 * self.vision_width,
+                "num_hidden_layers": self.vision_layers,
+                "num_attention_heads": self.vision_width // 64,
+                "image_size": IMAGE_SIZE,
+                "patch_size": PATCH,
+                "layer_norm_eps": 1e-6,
+                "initializer_range": 0.02,
+            },
+        )
+
+    def step_flop(self, mode: Mode, images: int) -> float:
+        """Floating-point operations that a training step on `images` cannot do without: an image once, no padding.
+
+        Two for each weight and token, forwards; as many again for the gradient of a layer's input, and for that of its
+        weights, where they are asked for.
+        """
+        vision_back, keys_back, text_back = {
+            "full": (3, 3, 3),
+            "frozen": (1, 2, 3),
+            "lora": (1, 1, 2),
+            "8bit": (1, 1, 2),
+        }[mode]
+        parts = self.forward_flop()
+        return images * (
+            vision_back * parts["vision"] + keys_back * parts["cross keys and values"] + text_back * parts["text"]
+        )
+
+    def forward_flop(self) -> dict[str, float]:
+        """Floating-point operations of one image with its five captions, forwards, attention included."""
+        wide, text = self.vision_width, TEXT_WIDTH
+        tokens = sum(CAPTION_LENGTHS)
+        within = sum(length**2 for length in CAPTION_LENGTHS)
+        vision_layer = 24 * PATCHES * wide**2 + 4 * PATCHES**2 * wide
+        text_layer = 28 * tokens * text**2 + 4 * text * (within + tokens * PATCHES)
+        predicted = tokens - len(CAPTION_LENGTHS)
+        return {
+            "vision": self.vision_layers * vision_layer + 2 * PATCHES * 3 * PATCH**2 * wide,
+            "cross keys and values": self.text_layers * 4 * PATCHES * wide * text,
+            "text": self.text_layers * text_layer + 2 * predicted * text * (text + VOCABULARY),
+        }
+
+
+SIZES = {"small": Size(4, 768, 4), "base": Size(12, 768, 12), "large": Size(24, 1024, 12)}
+
+
+def made_images(images: int, size: int = IMAGE_SIZE) -> torch.Tensor:
+    """`(images, 3, size, size)` numbers of about the spread of normalised pictures."""
+    return torch.randn(images, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def made_captions(images: int) -> list[list[torch.Tensor]]:
+    """Token ids of five captions for each picture."""
+    generator = torch.Generator().manual_seed(1)
+    return [
+        [
+            torch.cat(
+                [
+                    torch.tensor([30522]),
+                    torch.randint(1000, 20000, (length - 2,), generator=generator),
+                    torch.tensor([102]),
+                ]
+            )
+            for length in CAPTION_LENGTHS
+        ]
+        for _ in range(images)
+    ]
+
+
+def matmul_flop_rate(device: torch.device, dtype: torch.dtype, width: int = 4096) -> float:
+    """Floating-point operations a second of a large matrix product: the best of several."""
+    width = width if device.type == "cuda" else 2048
+    left, right = (torch.randn(width, width, device=device).to(dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(10):
+        synchronise(device)
+        began = time.perf_counter()
+        product = left @ right
+        synchronise(device)
+        best = min(best, time.perf_counter() - began)
+    return 2.0 * width**3 / best if product.numel() else 0.0
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the device."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def saved_bytes(model: nn.Module, loss: Any) -> int:
+    """Bytes of what `loss()` keeps for its gradient, weights not counted: the activations at their peak."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        value = loss()
+    total = sum(kept.values())
+    del value
+    return total
