@@ -47,10 +47,10 @@ def main(argv: list[str] | None = None) -> None:
     from blip_recipe.card_callback import CardCallback
     from blip_recipe.checkpoints import clear_output_dir
     from blip_recipe.data import caption_datasets, load_splits, texts
-    from blip_recipe.hub import PUBLISHED_FILES
     from blip_recipe.logs import set_up_logs
     from blip_recipe.metrics import CaptionScorer
     from blip_recipe.plan import format_plan
+    from blip_recipe.published_files import PUBLISHED_FILES
     from blip_recipe.trainer import build_trainer
 
     set_up_logs(recipe.training)

@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import mmap
 import shlex
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
-from fnmatch import fnmatchcase
-from json import JSONDecodeError
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import httpx2
-import yaml
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, ModelCard, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from huggingface_hub.errors import (
-    HfHubHTTPError,
     HFValidationError,
     LocalTokenNotFoundError,
-    OfflineModeIsEnabled,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import parse_ratelimit_headers, validate_repo_id
+from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 from blip_recipe.errors import PushError, RecipeError
+from blip_recipe.hub_retries import HUB_ERRORS, LOG_IN, WAITS_BEFORE, WAITS_PUSH, explain, with_retries
+from blip_recipe.published_files import MODEL_FILES, PUBLISHED_FILES, check_contents, is_in, published_files
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -37,48 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-MODEL_FILES = (
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "model-*-of-*.safetensors",
-    "model.safetensors.index.json",
-    "adapter_config.json",
-    "adapter_model.safetensors",
-    "processor_config.json",
-    "preprocessor_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "recipe.json",
-    "samples.png",
-    "training_curves.png",
-    "all_results.json",
-)
-"""Patterns of the files that a run makes anew, and that are deleted from a repository when a new run lacks them."""
-
-PUBLISHED_FILES = (*MODEL_FILES, "README.md")
-"""Patterns of the files of an output directory that are published; nothing else ever is."""
-
-WAITS_BEFORE = (0.5, 1.0, 2.0)
-"""Seconds between attempts before training, when a person is waiting and nothing is lost."""
-
-WAITS_PUSH = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-"""Seconds between attempts to push, unless the Hub names its own (`Retry-After`)."""
-
-LONGEST_WAIT = 300.0
-"""Seconds after which we ask again whatever the Hub says: its rate limits are counted in windows of five minutes."""
-
-HUB_ERRORS = (OSError, httpx2.HTTPError, RuntimeError, ValueError)
-"""What the client raises: `HfHubHTTPError` is an `OSError`, the transfer library raises `RuntimeError`, an invalid card
-or an answer that is no JSON is a `ValueError`."""
-
 WRITER_ROLES = ("admin", "write", "contributor")
-LOG_IN = "run `hf auth login` or set HF_TOKEN to a token with write access"
 
 
 @dataclass(frozen=True)
@@ -107,7 +59,8 @@ def preflight(
         waits: Seconds between attempts to reach the Hub.
 
     Returns:
-        The full `namespace/name`.
+        The full `namespace/name` as the Hub writes it: renamed repositories by their new name, and in its own capitals,
+        because uploads do not find a name in others'.
 
     Raises:
         RecipeError: The name is invalid, there is no valid token, it may not write there, or the Hub is out of reach.
@@ -116,15 +69,16 @@ def preflight(
         repo_id or default_name, "hub_model_id" if repo_id else "hub_model_id is not given; output_dir's name"
     )
     try:
-        me = _with_retries(api.whoami, waits)
-        full_name = repo_id or default_name
-        if "/" not in full_name:
-            full_name = f"{me['name']}/{full_name}"
-        existing = _with_retries(lambda: _find_model(full_name, api), waits)
+        me = with_retries(api.whoami, waits)
+        full_name = _with_namespace(repo_id or default_name, me)
+        existing = with_retries(lambda: _find_model(full_name, api), waits)
     except LocalTokenNotFoundError as error:
         raise RecipeError(f"{repo_id or default_name} is to be pushed, but there is no Hub token: {LOG_IN}.") from error
     except HUB_ERRORS as error:
-        raise RecipeError(_explain(error, api)) from error
+        raise RecipeError(explain(error, api)) from error
+    if existing and existing.id != full_name:
+        logger.warning("%s is called %s on the Hub, and is pushed there", full_name, existing.id)
+        full_name = existing.id
     _check_write_access(full_name, me, exists=existing is not None)
     if existing and private and not existing.private:
         raise RecipeError(
@@ -132,6 +86,13 @@ def preflight(
             "or choose another name."
         )
     return full_name
+
+
+def _with_namespace(repo_id: str, me: dict[str, Any]) -> str:
+    """`namespace/name`, with the namespaces that `whoami` tells in their own capitals."""
+    namespace, _, name = repo_id.rpartition("/")
+    known = {each["name"].lower(): each["name"] for each in (*me.get("orgs", []), me)}
+    return f"{known.get(namespace.lower(), namespace) or me['name']}/{name}"
 
 
 def check_repo_id(repo_id: str, key: str) -> None:
@@ -177,43 +138,13 @@ def _check_write_access(repo_id: str, me: dict[str, Any], *, exists: bool) -> No
             )
 
 
-def published_files(folder: Path) -> dict[str, Path]:
-    """The files of an output directory that are published, by name.
-
-    Raises:
-        RecipeError: The directory is no finished output directory: it has no weights, or nothing that says of what.
-    """
-    files = {
-        path.name: path for path in sorted(folder.glob("*")) if path.is_file() and _is_in(path.name, PUBLISHED_FILES)
-    }
-    if not any(name.endswith(".safetensors") for name in files) or not {"config.json", "adapter_config.json"} & set(
-        files
-    ):
-        raise RecipeError(
-            f"{folder} holds no finished model: expected model.safetensors and config.json, or "
-            "adapter_model.safetensors and adapter_config.json, as a run leaves them in its output_dir."
-        )
-    if "adapter_config.json" in files:
-        _check_base(json.loads(files["adapter_config.json"].read_text(encoding="utf-8")), folder)
-    return files
-
-
-def _check_base(adapter: dict[str, Any], folder: Path) -> None:
-    """Refuse an adapter whose base model nobody else can load."""
-    base = adapter.get("base_model_name_or_path")
-    if not base or Path(base).expanduser().exists() or Path(base).is_absolute():
-        raise RecipeError(
-            f"{folder} is an adapter of {base!r}, which is not on the Hub, so nobody else could load it: fold it into "
-            f"a plain model with `python -m blip_recipe.merge {folder} OUT`, and push OUT."
-        )
-
-
 def push_folder(
     folder: Path,
     repo_id: str,
     *,
     private: bool | None,
     message: str,
+    tag: str | None = None,
     api: HfApi,
     waits: Sequence[float] = WAITS_PUSH,
 ) -> PushResult:
@@ -229,6 +160,7 @@ def push_folder(
         repo_id: `namespace/name`.
         private: Whether a repository that is made now is private; `None` is the namespace's default.
         message: The commit message.
+        tag: A tag for the commit; one that stands elsewhere is refused before anything is pushed.
         api: The client, with the token if it is not the one of the environment.
         waits: Seconds between attempts.
 
@@ -237,17 +169,50 @@ def push_folder(
         PushError: The files may not be published, or the Hub did not take them; says how to finish.
     """
     files = published_files(folder)
+    finish = push_command(folder, repo_id, private=private, tag=tag)
+    url = f"{api.endpoint}/{repo_id}"
     try:
-        _check_contents(files, api)
-        before = _with_retries(lambda: published_revision(repo_id, api), waits)
-        revision = _with_retries(lambda: _push_once(files, repo_id, private, message, api), waits)
+        check_contents(files, api)
+        before = with_retries(lambda: published_revision(repo_id, api), waits)
+        revision = with_retries(lambda: _push_once(files, repo_id, private, message, tag, api), waits)
     except (PushError, *HUB_ERRORS) as error:
-        reason = str(error) if isinstance(error, PushError) else _explain(error, api)
-        raise PushError(
-            f"{folder} was not pushed to {repo_id}. {reason}\nThe model is saved; when that is put right, finish with: "
-            f"python -m blip_recipe.push {shlex.quote(str(folder))} --repo_id {repo_id}"
-        ) from error
-    return PushResult(f"{api.endpoint}/{repo_id}", revision, committed=revision != before)
+        raise not_pushed(f"{folder} was not pushed to {repo_id}.", error, finish, api) from error
+    try:
+        if tag:
+            with_retries(lambda: _tag_once(files, repo_id, revision, tag, api), waits)
+    except (PushError, *HUB_ERRORS) as error:
+        raise not_pushed(f"{url} was pushed, but not tagged {tag}.", error, finish, api) from error
+    return PushResult(url, revision, committed=revision != before)
+
+
+def push_command(folder: Path, repo_id: str, *, private: bool | None = None, tag: str | None = None) -> str:
+    """The command line that pushes (again) a finished output directory."""
+    options = [*(["--private"] if private else []), *(["--tag", tag] if tag else [])]
+    return shlex.join(["python", "-m", "blip_recipe.push", str(folder), "--repo_id", repo_id, *options])
+
+
+def not_pushed(what: str, error: Exception, finish: str, api: HfApi) -> PushError:
+    """The one message of a push that failed: what did not happen, why, and the command that finishes the job."""
+    reason = str(error) if isinstance(error, (PushError, RecipeError)) else explain(error, api)
+    return PushError(f"{what} {reason}\nThe model is saved; when that is put right, finish with: {finish}")
+
+
+def commit_to_branch(
+    files: Mapping[str, Path], repo_id: str, branch: str, *, private: bool | None, message: str, api: HfApi
+) -> str:
+    """Make the top of a branch hold `files`, and no other published file, by one commit on it; returns the commit.
+
+    Repository and branch are made where they are missing, the branch from the head of `main`. One attempt: see
+    `with_retries`.
+    """
+    _find_or_create(repo_id, private, api)
+    try:
+        info = api.model_info(repo_id, revision=branch)
+    except RevisionNotFoundError:
+        api.create_branch(repo_id, branch=branch, exist_ok=True)
+        info = api.model_info(repo_id, revision=branch)
+    operations = _difference(files, repo_id, info, PUBLISHED_FILES, api)
+    return _commit(operations, repo_id, branch, info, message, api)
 
 
 def published_revision(repo_id: str, api: HfApi) -> str | None:
@@ -256,32 +221,94 @@ def published_revision(repo_id: str, api: HfApi) -> str | None:
     return info.sha if info else None
 
 
-def _push_once(files: dict[str, Path], repo_id: str, private: bool | None, message: str, api: HfApi) -> str:
+def _push_once(
+    files: Mapping[str, Path], repo_id: str, private: bool | None, message: str, tag: str | None, api: HfApi
+) -> str:
     """Compare, and commit the difference if there is one; returns the commit that holds the files."""
+    info = _find_or_create(repo_id, private, api)
+    if tag:
+        _is_tagged(files, repo_id, tag, api)
+    operations = _difference(files, repo_id, info, MODEL_FILES, api)
+    return _commit(operations, repo_id, "main", info, message, api)
+
+
+def _tag_once(files: Mapping[str, Path], repo_id: str, revision: str, tag: str, api: HfApi) -> None:
+    """Tag a commit, unless the tag is there."""
+    if not _is_tagged(files, repo_id, tag, api):
+        api.create_tag(repo_id, tag=tag, revision=revision)
+
+
+def _is_tagged(files: Mapping[str, Path], repo_id: str, tag: str, api: HfApi) -> bool:
+    """Whether the tag is there and holds the files.
+
+    Raises:
+        PushError: It holds others, or is a branch.
+    """
+    references = api.list_repo_refs(repo_id)
+    if tag in [branch.name for branch in references.branches]:
+        raise PushError(f"{tag} is a branch of {repo_id}, and cannot be a tag too: choose another name.")
+    if tag not in [each.name for each in references.tags]:
+        return False
+    tagged = api.model_info(repo_id, revision=tag)
+    if _difference(files, repo_id, tagged, MODEL_FILES, api):
+        raise PushError(
+            f"The tag {tag} stands at commit {tagged.sha}, which holds other files: choose another name for it, or "
+            "delete that tag on the Hub."
+        )
+    return True
+
+
+def _find_or_create(repo_id: str, private: bool | None, api: HfApi) -> ModelInfo:
+    """What the Hub knows of a model, which is made now where there is none.
+
+    Raises:
+        PushError: It is to be private, but it is there and public.
+    """
     info = _find_model(repo_id, api)
     if info is None:
         api.create_repo(repo_id, private=private, exist_ok=True)
-        info = api.model_info(repo_id)
-    elif private and not info.private:
+        return api.model_info(repo_id)
+    if private and not info.private:
         raise PushError("A private repository was asked for, but it exists and is public.")
-    tree = api.list_repo_tree(repo_id, revision=info.sha) if info.sha else ()
-    there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
-    operations: list[CommitOperationAdd | CommitOperationDelete] = [
-        CommitOperationAdd(name, path) for name, path in files.items() if not _is_same(path, there.get(name))
-    ]
-    operations += [CommitOperationDelete(name) for name in there if name not in files and _is_in(name, MODEL_FILES)]
-    if not operations and info.sha:
-        return info.sha
-    logger.info("Pushing %d files to %s", len(operations), repo_id)
-    return api.create_commit(repo_id, operations, commit_message=message, parent_commit=info.sha).oid
+    return info
 
 
 def _find_model(repo_id: str, api: HfApi) -> ModelInfo | None:
     """What the Hub knows of a model; `None` where it does not exist, or not for this token."""
     try:
         return api.model_info(repo_id)
-    except RepositoryNotFoundError:
+    except RepositoryNotFoundError as error:
+        if error.response.status_code == 401:
+            # Said of an expired token too; a valid one is told 404.
+            raise
         return None
+
+
+def _difference(
+    files: Mapping[str, Path], repo_id: str, info: ModelInfo, managed: Sequence[str], api: HfApi
+) -> list[CommitOperationAdd | CommitOperationDelete]:
+    """What makes a revision hold `files`, and nothing else of the patterns in `managed`."""
+    tree = api.list_repo_tree(repo_id, revision=info.sha) if info.sha else ()
+    there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
+    added = [CommitOperationAdd(name, path) for name, path in files.items() if not _is_same(path, there.get(name))]
+    stale = [CommitOperationDelete(name) for name in there if name not in files and is_in(name, managed)]
+    return [*added, *stale]
+
+
+def _commit(
+    operations: list[CommitOperationAdd | CommitOperationDelete],
+    repo_id: str,
+    branch: str,
+    info: ModelInfo,
+    message: str,
+    api: HfApi,
+) -> str:
+    """One commit on top of `info`, or none where there is nothing to do; returns the commit that holds the files."""
+    if not operations and info.sha:
+        return info.sha
+    logger.info("Pushing %d files to %s", len(operations), repo_id)
+    commit = api.create_commit(repo_id, operations, commit_message=message, revision=branch, parent_commit=info.sha)
+    return commit.oid
 
 
 def _is_same(path: Path, there: RepoFile | None) -> bool:
@@ -292,97 +319,3 @@ def _is_same(path: Path, there: RepoFile | None) -> bool:
         return git_hash(path.read_bytes()) == there.blob_id
     with path.open("rb") as file:
         return sha_fileobj(file).hex() == there.lfs.sha256
-
-
-def _is_in(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _check_contents(files: dict[str, Path], api: HfApi) -> None:
-    """Refuse to publish the token, a pickle under another name, or a card that the Hub would refuse."""
-    token = api.token if isinstance(api.token, str) else get_token()
-    for name, path in files.items():
-        if token and _contains(path, token.encode()):
-            raise PushError(f"{name} contains the Hub token of this session: remove it, and have the token replaced.")
-        if _is_pickle(path):
-            raise PushError(f"{name} is not the file its name says, but a pickle or damaged: save the model again.")
-    if "README.md" in files:
-        try:
-            ModelCard.load(files["README.md"])
-        except (ValueError, TypeError, yaml.YAMLError) as error:
-            raise PushError(f"The metadata of README.md cannot be read: {error}") from error
-
-
-def _contains(path: Path, secret: bytes) -> bool:
-    """Whether the bytes stand anywhere in a file, weights of any size included."""
-    if path.stat().st_size == 0:
-        return False
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return content.find(secret) >= 0
-
-
-def _is_pickle(path: Path) -> bool:
-    """Whether a file is a pickle (protocol 2 and later) or the zip archive of `torch.save`, whatever its name."""
-    with path.open("rb") as file:
-        head = file.read(9)
-    if path.suffix == ".safetensors":
-        # Eight bytes of length, any of them, then a JSON object.
-        return head[8:] != b"{"
-    return head.startswith(b"PK\x03\x04") or (head[:1] == b"\x80" and head[1:2] <= b"\x05")
-
-
-def _with_retries(call: Callable[[], T], waits: Sequence[float]) -> T:
-    """Call until it succeeds, fails for good, or failed once more than there are waits."""
-    for wait in waits:
-        try:
-            return call()
-        except HUB_ERRORS as error:
-            if not _may_pass(error):
-                raise
-            seconds = min(LONGEST_WAIT, _asked_wait(error) or wait)
-            logger.warning("The Hub did not answer as it should (%s); trying again in %g s", _headline(error), seconds)
-            time.sleep(seconds)
-    return call()
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether trying again may help: the network, the server, a rate limit, or a commit that came in between."""
-    if isinstance(error, HfHubHTTPError):
-        return error.response.status_code in (408, 409, 412, 429) or error.response.status_code >= 500
-    if isinstance(error, OfflineModeIsEnabled):
-        return False
-    # A gateway's error page instead of JSON is the network's fault too.
-    return isinstance(error, (httpx2.TransportError, ConnectionError, TimeoutError, RuntimeError, JSONDecodeError))
-
-
-def _asked_wait(error: Exception) -> float | None:
-    """The seconds that the Hub asks us to wait: `Retry-After` as a number or a date, or its own `ratelimit` header."""
-    if not isinstance(error, HfHubHTTPError):
-        return None
-    headers = error.response.headers
-    if asked := headers.get("Retry-After"):
-        return float(asked) if asked.isdecimal() else max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
-    limit = parse_ratelimit_headers(headers)
-    return float(limit.reset_in_seconds) if limit and limit.remaining == 0 else None
-
-
-def _explain(error: Exception, api: HfApi) -> str:
-    """An error of the client as a sentence that says what to do."""
-    if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set, so nothing can be pushed: unset it, or do not push."
-    status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    if status == 401:
-        return f"{api.endpoint} does not accept the Hub token: {LOG_IN}."
-    if status == 403:
-        return f"{api.endpoint} refuses it ({_headline(error)}): {LOG_IN}, or choose a repository you may write to."
-    if isinstance(error, (httpx2.TransportError, ConnectionError, TimeoutError)):
-        return f"{api.endpoint} cannot be reached ({_headline(error)}): check the network and HF_ENDPOINT."
-    return f"{api.endpoint} answered with an error: {_headline(error)}."
-
-
-def _headline(error: Exception) -> str:
-    """The first line of an error that says something, with the status where the Hub gave one."""
-    if isinstance(error, HfHubHTTPError) and error.server_message:
-        return f"{error.response.status_code}: {error.server_message.splitlines()[0].rstrip('.')}"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0].rstrip(".:") if lines else type(error).__name__

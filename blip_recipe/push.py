@@ -9,7 +9,7 @@ import argparse
 import re
 from pathlib import Path
 
-from blip_recipe.errors import PushError, RecipeError, run_command
+from blip_recipe.errors import RecipeError, run_command
 
 COMMIT_MESSAGE = "Upload a BLIP captioner fine-tuned with blip_recipe"
 
@@ -23,9 +23,10 @@ def main() -> None:
 
     from huggingface_hub import HfApi
 
-    from blip_recipe.hub import check_repo_id, preflight, published_files, push_folder
+    from blip_recipe.hub import check_repo_id, not_pushed, preflight, push_command, push_folder
+    from blip_recipe.published_files import published_files
 
-    folder, private = arguments.folder, arguments.private or None
+    folder, private, tag = arguments.folder, arguments.private or None, arguments.tag
     check_repo_id(arguments.repo_id, "--repo_id")
     published_files(folder)
     api = HfApi()
@@ -33,9 +34,10 @@ def main() -> None:
         repo_id = preflight(arguments.repo_id, folder.name, private, api)
     except RecipeError as error:
         # The directory is sound and the name is one: what is in the way is on the Hub's side.
-        raise PushError(str(error)) from error
+        finish = push_command(folder, arguments.repo_id, private=private, tag=tag)
+        raise not_pushed(f"{folder} was not pushed to {arguments.repo_id}.", error, finish, api) from error
     retarget(folder, repo_id)
-    print(push_folder(folder, repo_id, private=private, message=arguments.commit_message, api=api).url)
+    print(push_folder(folder, repo_id, private=private, message=arguments.commit_message, tag=tag, api=api).url)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -47,12 +49,19 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("folder", metavar="DIR", type=Path, help="output directory of a run")
     parser.add_argument("--repo_id", metavar="ORG/NAME", required=True, help="repository; made if it does not exist")
     parser.add_argument("--private", action="store_true", help="make the repository private, if it is made now")
+    parser.add_argument(
+        "--tag", help="tag for the published commit; the same files may have it already, others may not"
+    )
     parser.add_argument("--commit_message", default=COMMIT_MESSAGE, help="default: %(default)s")
     return parser.parse_args()
 
 
 def retarget(folder: Path, repo_id: str) -> None:
-    """Let `recipe.json` and the card of an output directory speak of the repository that it is pushed to."""
+    """Let `recipe.json` and the card of an output directory speak of the repository that it is pushed to.
+
+    The recipe, which says what the card spoke of, is replaced last, and neither is ever half written: a push that is
+    killed can be repeated.
+    """
     from blip_recipe.model_card import PLACEHOLDER
     from blip_recipe.results import read_json, write_json
 
@@ -62,10 +71,12 @@ def retarget(folder: Path, repo_id: str) -> None:
         return
     readme = folder / "README.md"
     if readme.exists():
-        card = readme.read_bytes().decode()
-        readme.write_bytes(retarget_card(card, old, repo_id).encode())
+        new_readme = folder / "README.md.new"
+        new_readme.write_bytes(retarget_card(readme.read_bytes().decode(), old, repo_id).encode())
+        new_readme.replace(readme)
     if recipe:
-        write_json(folder / "recipe.json", recipe | {"hub_model_id": repo_id})
+        write_json(folder / "recipe.json.new", recipe | {"hub_model_id": repo_id})
+        (folder / "recipe.json.new").replace(folder / "recipe.json")
 
 
 def retarget_card(card: str, old: str, new: str) -> str:
