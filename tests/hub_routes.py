@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from email.message import Message
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlencode
 
 import yaml
 
@@ -57,10 +57,26 @@ class Refusal(Exception):
         self.answer = Answer({"error": message}, status, headers)
 
 
+class Moved(Refusal):
+    """The repository has another name now."""
+
+    def __init__(self, location: str) -> None:
+        super().__init__(307, "Temporary Redirect")
+        self.answer.headers = {"Location": location}
+
+
 def _repository(hub: HubServer, call: Call, *, write: bool = False) -> Repository:
     """The repository of a call, as far as the token may see or change it."""
     kind: Kind = "dataset" if call.parts["kind"].startswith("dataset") else "model"
-    repository = hub.repositories.get((kind, call.parts["repo"]))
+    named = call.parts["repo"]
+    if now := hub.former_names.get((kind, named)):
+        raise Moved(f"{hub.url}{call.path.replace(named, now, 1)}?{urlencode(call.query, doseq=True)}")
+    repository = hub.repositories.get((kind, named))
+    if repository is None and call.path.startswith("/api/"):
+        # As on the real Hub: the API does not mind capitals, the addresses of git do.
+        repository = next(
+            (each for (of, name), each in hub.repositories.items() if (of, name.lower()) == (kind, named.lower())), None
+        )
     if repository is None or not hub.may_read(call.token, repository):
         raise Refusal(404 if call.token else 401, "Repository not found", "RepoNotFound")
     if write and not hub.may_write(call.token, repository.repo_id):

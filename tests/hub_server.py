@@ -113,6 +113,18 @@ class Fault:
     first: Callable[[], object] | None = None
     """Called before the request is handled, e.g. to commit something else in between."""
     times: int = 1
+    skip: int = 0
+    """How many such requests pass unharmed first."""
+
+    def meets(self, request: LoggedRequest) -> bool:
+        """Whether it is this request that goes wrong; counts the ones that pass, and the ones that do not."""
+        if not self.times or not re.search(self.request, str(request)):
+            return False
+        if self.skip:
+            self.skip -= 1
+            return False
+        self.times -= 1
+        return True
 
 
 @dataclass
@@ -149,6 +161,7 @@ class HubServer:
         }
         self.orgs = orgs or {"lab": {"tester": "write"}, "library": {"tester": "read"}}
         self.repositories: dict[tuple[Kind, str], Repository] = {}
+        self.former_names: dict[tuple[Kind, str], str] = {}
         self.faults: list[Fault] = []
         self.requests: list[LoggedRequest] = []
         self.lock = threading.RLock()
@@ -209,6 +222,11 @@ class HubServer:
         added = {name: self.store(content, name=name) for name, content in INITIAL_FILES.items()}
         self.commit(repository, "main", "initial commit", added)
         return repository
+
+    def rename(self, old: str, new: str, kind: Kind = "model") -> None:
+        """Move a repository; the old name redirects to the new one."""
+        repository = self.repositories[kind, new] = self.repositories.pop((kind, old))
+        repository.repo_id = self.former_names[kind, old] = new
 
     def commits(self, repo_id: str, kind: Kind = "model", revision: str = "main") -> list[Commit]:
         """The history of a branch, newest first; the last one is the Hub's own initial commit."""
@@ -299,11 +317,7 @@ class _Handler(BaseHTTPRequestHandler):
         logged = LoggedRequest(self.command, self.path, None)
         with self.hub.lock:
             self.hub.requests.append(logged)
-            fault = next(
-                (each for each in self.hub.faults if each.times and re.search(each.request, str(logged))), None
-            )
-            if fault:
-                fault.times -= 1
+            fault = next((each for each in self.hub.faults if each.meets(logged)), None)
         if fault and fault.first:
             fault.first()
         if fault:

@@ -220,19 +220,6 @@ def test_only_what_changed_is_sent(hub: HubServer, api: HfApi, folder: Path) -> 
     assert content_commits(hub) == 2
 
 
-@pytest.mark.parametrize(
-    "request_", ["GET /api/models", "POST /api/repos/create", "POST .*validate", "POST .*/commit/"]
-)
-@pytest.mark.parametrize("fault", [{"status": 503}, {"drop": "before"}, {"drop": "after"}])
-def test_a_lost_request_or_reply_still_gives_one_commit(
-    hub: HubServer, api: HfApi, folder: Path, request_: str, fault: dict[str, object]
-) -> None:
-    hub.inject(request_, **fault)
-    assert push(folder, api).committed
-    assert content_commits(hub) == 1
-    assert hub.files("lab/flowers")["model.safetensors"] == (folder / "model.safetensors").read_bytes()
-
-
 def test_the_wait_that_the_hub_asks_for_is_kept(hub: HubServer, api: HfApi, folder: Path) -> None:
     hub.inject(COMMIT, status=429, headers={"Retry-After": "1"})
     start = time.monotonic()
