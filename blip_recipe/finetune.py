@@ -45,6 +45,7 @@ def main(argv: list[str] | None = None) -> None:
 
     from blip_recipe.adapters import build_model
     from blip_recipe.card_callback import CardCallback
+    from blip_recipe.checkpoint_upload import checkpoint_uploads
     from blip_recipe.checkpoints import clear_output_dir
     from blip_recipe.data import caption_datasets, load_splits, texts
     from blip_recipe.logs import set_up_logs
@@ -65,12 +66,16 @@ def main(argv: list[str] | None = None) -> None:
         return
     datasets = caption_datasets(splits, recipe.data, processor, recipe.training.seed)
     card = CardCallback()
-    with CaptionScorer(recipe.generation.metrics) as scorer:
+    resolved = resolve(recipe, repo_id, sources)
+    with (
+        CaptionScorer(recipe.generation.metrics) as scorer,
+        checkpoint_uploads(recipe, repo_id, resolved) as uploads,
+    ):
         scorer.prepare()
         with recipe.training.main_process_first(local=False, desc="clearing the output directory"):
             if recipe.options.overwrite_output_dir and recipe.training.process_index == 0:
                 clear_output_dir(recipe.output_dir, PUBLISHED_FILES)
-        trainer = build_trainer(recipe, model, processor, scorer, datasets, callbacks=[card])
+        trainer = build_trainer(recipe, model, processor, scorer, datasets, callbacks=[card, *uploads])
         score_baseline(trainer, recipe, datasets)
         train(trainer, recipe)
         if recipe.model.merge_adapter:
@@ -103,6 +108,12 @@ def pin_sources(recipe: Recipe[FinetuneOptions]) -> tuple[Source, Source]:
     dataset = read_source(str(data.dataset_name), "dataset", data.dataset_revision)
     model.model_revision, data.dataset_revision = base.revision, dataset.revision
     return base, dataset
+
+
+def resolve(recipe: Recipe[FinetuneOptions], repo_id: str | None, sources: tuple[Source, Source]) -> dict[str, Any]:
+    """The recipe to run again, with what was found out for it: the repository's full name and the pinned commits."""
+    base, dataset = sources
+    return recipe.to_json(hub_model_id=repo_id, model_revision=base.revision, dataset_revision=dataset.revision)
 
 
 def score_baseline(
@@ -199,8 +210,7 @@ def describe(
 
     model, output_dir = recipe.model, recipe.output_dir
     base, dataset = sources
-    resolved = {"hub_model_id": repo_id, "model_revision": base.revision, "dataset_revision": dataset.revision}
-    write_json(output_dir / "recipe.json", recipe.to_json(**resolved))
+    write_json(output_dir / "recipe.json", resolve(recipe, repo_id, sources))
     write_predictions(output_dir / "predictions.jsonl", trainer.predictions)
     draw_training_curves(card.log_history, output_dir / "training_curves.png")
     if trainer.predictions:
@@ -222,12 +232,15 @@ def describe(
 
 def format_next_steps(recipe: Recipe[FinetuneOptions], repo_id: str | None) -> str:
     """What a person may want to do with the result, one thing a line."""
+    from blip_recipe.hub import push_command
+
     folder = shlex.quote(str(recipe.output_dir))
+    private = recipe.training.hub_private_repo
     local_base = recipe.model.use_peft and Path(recipe.model.model_name_or_path).expanduser().exists()
     steps = {
         "read": f"{folder}/README.md (the model card) and {folder}/samples.png",
         "caption": f"python -m blip_recipe.caption {folder} PICTURE_OR_FOLDER...",
-        "publish": f"python -m blip_recipe.push {folder} --repo_id {repo_id or PLACEHOLDER}",
+        "publish": push_command(recipe.output_dir, repo_id or PLACEHOLDER, private=private, tag=recipe.options.hub_tag),
     }
     if local_base and not recipe.model.merge_adapter:
         # Only a merged model can be published: nobody else has this base.
@@ -255,12 +268,16 @@ def push(
         repo_id,
         private=recipe.training.hub_private_repo,
         message=COMMIT_MESSAGE,
+        tag=recipe.options.hub_tag,
         api=HfApi(),
     )
     try:
         check_published(trainer, recipe, repo_id, result, datasets.get("test") or datasets["train"])
     except (RecipeError, OSError) as error:
-        raise PushError(f"{result.url} was pushed, but could not be loaded back to check it: {error}") from error
+        raise PushError(
+            f"{result.url} was pushed, but could not be loaded back to check it: {error}\nSee what it says of a "
+            f"picture with: python -m blip_recipe.caption {repo_id} PICTURE"
+        ) from error
     print(result.url)
 
 
@@ -277,6 +294,7 @@ def check_published(
         PushError: It says something else.
     """
     from blip_recipe.adapters import load_captioner
+    from blip_recipe.hub import push_command
     from blip_recipe.modeling import generate_captions
 
     published, processor, settings = load_captioner(repo_id, revision=result.revision, device=trainer.args.device)
@@ -290,7 +308,7 @@ def check_published(
         raise PushError(
             f"{result.url} was pushed, but the model loaded from it says {published_says[0]!r} of a picture of which "
             f"the trained model says {trained_says[0]!r}. Do not rely on it; pushing again is: "
-            f"python -m blip_recipe.push {recipe.output_dir} --repo_id {repo_id}"
+            + push_command(recipe.output_dir, repo_id)
         )
 
 

@@ -193,8 +193,7 @@ def push_command(folder: Path, repo_id: str, *, private: bool | None = None, tag
 
 def not_pushed(what: str, error: Exception, finish: str, api: HfApi) -> PushError:
     """The one message of a push that failed: what did not happen, why, and the command that finishes the job."""
-    reason = str(error) if isinstance(error, (PushError, RecipeError)) else explain(error, api)
-    return PushError(f"{what} {reason}\nThe model is saved; when that is put right, finish with: {finish}")
+    return PushError(f"{what} {explain(error, api)}\nThe model is saved; when that is put right, finish with: {finish}")
 
 
 def commit_to_branch(

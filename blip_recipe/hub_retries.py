@@ -14,6 +14,8 @@ import httpx2
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import parse_ratelimit_headers
 
+from blip_recipe.errors import PushError, RecipeError
+
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
@@ -23,6 +25,9 @@ T = TypeVar("T")
 
 WAITS_BEFORE = (0.5, 1.0, 2.0)
 """Seconds between attempts before training, when a person is waiting and nothing is lost."""
+
+WAITS_CHECKPOINT = (1.0, 2.0, 4.0, 8.0)
+"""Seconds between attempts to upload a checkpoint: another one follows."""
 
 WAITS_PUSH = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 """Seconds between attempts to push, unless the Hub names its own (`Retry-After`)."""
@@ -54,8 +59,10 @@ def with_retries(call: Callable[[], T], waits: Sequence[float]) -> T:
     return call()
 
 
-def explain(error: Exception, api: HfApi) -> str:
-    """An error of the client as a sentence that says what to do."""
+def explain(error: BaseException, api: HfApi) -> str:
+    """An error of the client, or of ours, as a sentence that says what to do."""
+    if isinstance(error, (PushError, RecipeError)):
+        return str(error)
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set, so nothing can be pushed: unset it, or do not push."
     status = _status(error)
@@ -68,7 +75,7 @@ def explain(error: Exception, api: HfApi) -> str:
     return f"{api.endpoint} answered with an error: {headline(error)}."
 
 
-def headline(error: Exception) -> str:
+def headline(error: BaseException) -> str:
     """What an error says in one line, with the status where the Hub gave one."""
     answer = _answer(error)
     if answer and answer.server_message:
@@ -99,7 +106,7 @@ def _asked_wait(error: Exception) -> float | None:
     return float(limit.reset_in_seconds) if limit and limit.remaining == 0 else None
 
 
-def _status(error: Exception) -> int | None:
+def _status(error: BaseException) -> int | None:
     """The HTTP status that an error comes from, if the Hub answered at all."""
     if answer := _answer(error):
         return answer.response.status_code
@@ -107,7 +114,7 @@ def _status(error: Exception) -> int | None:
     return int(found[1]) if found else None
 
 
-def _answer(error: Exception) -> HfHubHTTPError | None:
+def _answer(error: BaseException) -> HfHubHTTPError | None:
     """The Hub's answer behind an error: the client wraps the one to an upload in a `RuntimeError`."""
     source = error.__cause__ if isinstance(error, RuntimeError) else error
     return source if isinstance(source, HfHubHTTPError) else None

@@ -207,6 +207,7 @@ class FinetuneOptions:
 
     dry_run: bool = field(default=False, metadata={"help": "Print the plan and stop before the first step."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Start afresh instead of resuming."})
+    hub_tag: str | None = field(default=None, metadata={"help": "Tag of the published commit, such as 'v1'."})
 
 
 @dataclass
@@ -239,6 +240,11 @@ class Recipe(Generic[Options]):
         """Where the run leaves its files."""
         return Path(str(self.training.output_dir))
 
+    @property
+    def pushes_checkpoints(self) -> bool:
+        """Whether checkpoints are published too; Trainer's default, `every_save`, must be asked for."""
+        return self.push_to_hub and "hub_strategy" in self.given and self.training.hub_strategy != "end"
+
     def to_json(self, **resolved: Any) -> dict[str, Any]:
         """The recipe to run again: what was given, with `resolved` values (pinned revisions, full repo name) put in."""
         lasting = {key: value for key, value in self.given.items() if key not in OF_ONE_RUN}
@@ -247,7 +253,15 @@ class Recipe(Generic[Options]):
         return recipe | {"output_dir": f"outputs/{self.output_dir.name}"}
 
 
-OF_ONE_RUN = ("dry_run", "overwrite_output_dir", "resume_from_checkpoint", "logging_dir", "predictions", "references")
+OF_ONE_RUN = (
+    "dry_run",
+    "overwrite_output_dir",
+    "hub_tag",
+    "resume_from_checkpoint",
+    "logging_dir",
+    "predictions",
+    "references",
+)
 """Keys that steer one start of a command and are no part of the recipe to run again."""
 
 
@@ -266,7 +280,7 @@ Every argument of transformers.Seq2SeqTrainingArguments works too, in the recipe
   --gradient_accumulation_steps --learning_rate --weight_decay --lr_scheduler_type --warmup_steps --optim
   --label_smoothing_factor --bf16 --gradient_checkpointing --eval_strategy --save_strategy --save_total_limit
   --load_best_model_at_end --metric_for_best_model --resume_from_checkpoint --logging_steps --report_to --seed
-  --dataloader_num_workers --push_to_hub --hub_model_id --hub_private_repo"""
+  --dataloader_num_workers --push_to_hub --hub_model_id --hub_private_repo --hub_strategy"""
 
 
 def read_recipe(
@@ -346,12 +360,17 @@ def check_recipe(recipe: Recipe[FinetuneOptions]) -> None:
     if (
         recipe.push_to_hub
         and model.use_peft
-        and not model.merge_adapter
+        and (not model.merge_adapter or recipe.pushes_checkpoints)
         and Path(model.model_name_or_path).expanduser().exists()
     ):
         raise RecipeError(
             f"model_name_or_path is the local {model.model_name_or_path!r}, which nobody else has: an adapter that is "
-            "pushed needs a base model on the Hub. Push the base first, or set merge_adapter."
+            "pushed needs a base model on the Hub. Push the base first, or set merge_adapter without hub_strategy."
+        )
+    if recipe.push_to_hub and training.hub_revision is not None:
+        raise RecipeError(
+            f"hub_revision is {training.hub_revision!r}, but a finished model is pushed to main: leave it out; hub_tag "
+            "names what is published."
         )
     if training.eval_strategy != "no" and data.eval_split is None:
         raise RecipeError(
