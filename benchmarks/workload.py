@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -148,3 +150,28 @@ def saved_bytes(model: nn.Module, loss: Any) -> int:
     total = sum(kept.values())
     del value
     return total
+
+
+class PeakMemory:
+    """Bytes that come on top, at the most, from here on; 0 where neither a GPU nor Linux tells."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        elif STATUS.exists():
+            (STATUS.parent / "clear_refs").write_text("5")
+        self.before = self._read("VmRSS", torch.cuda.memory_allocated)
+
+    def on_top(self) -> int:
+        """The peak so far, less what there was before."""
+        return self._read("VmHWM", torch.cuda.max_memory_allocated) - self.before
+
+    def _read(self, name: str, of_gpu: Callable[[torch.device], int]) -> int:
+        if self.device.type == "cuda":
+            return of_gpu(self.device)
+        lines = STATUS.read_text().splitlines() if STATUS.exists() else []
+        return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+STATUS = Path("/proc/self/status")

@@ -49,6 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     from blip_recipe.checkpoints import clear_output_dir
     from blip_recipe.data import caption_datasets, load_splits, texts
     from blip_recipe.logs import set_up_logs
+    from blip_recipe.memory import choose_checkpointing, longest_row
     from blip_recipe.metrics import CaptionScorer
     from blip_recipe.plan import format_plan
     from blip_recipe.published_files import PUBLISHED_FILES
@@ -61,8 +62,9 @@ def main(argv: list[str] | None = None) -> None:
         splits = load_splits(recipe.data)
     set_seed(recipe.training.seed)
     model, processor = build_model(recipe.model, recipe.generation, texts(splits["train"], recipe.data))
+    peak = choose_checkpointing(model, recipe.training, longest_row(splits["train"], processor.tokenizer, recipe.data))
     if recipe.options.dry_run:
-        print(format_plan(recipe, model, splits, repo_id))
+        print(format_plan(recipe, model, splits, repo_id, peak))
         return
     datasets = caption_datasets(splits, recipe.data, processor, recipe.training.seed)
     card = CardCallback()

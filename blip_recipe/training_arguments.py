@@ -44,7 +44,9 @@ class CaptionTrainingArguments(Seq2SeqTrainingArguments):
             self.bf16 = (
                 not self.use_cpu and not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
             )
-        if self.gradient_checkpointing and self.gradient_checkpointing_kwargs is None:
+        # Left open, it is decided once it is known how much memory a step takes (`memory.choose_checkpointing`).
+        self.checkpointing_is_open = self.activation_checkpointing is None and self.gradient_checkpointing is None
+        if self.activation_checkpointing_kwargs is None and self.gradient_checkpointing_kwargs is None:
             # The reentrant kind needs inputs with gradients, which pictures and frozen embeddings are not.
-            self.gradient_checkpointing_kwargs = {"use_reentrant": False}
+            self.activation_checkpointing_kwargs = {"use_reentrant": False}
         super().__post_init__()
