@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -17,6 +18,7 @@ from blip_recipe.modeling import BlipForCaptioning, resize_position_embeddings
 from blip_recipe.processing import load_processor
 from blip_recipe.recipe import TINY_MODEL, Quantization
 from blip_recipe.tiny import build_tiny_blip
+from blip_recipe.weights import find_weights, first_line, reading_weights
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -66,17 +68,34 @@ def quantization_config(quantization: Quantization | None) -> BitsAndBytesConfig
 
 
 def load_blip(
-    name: str, *, quantization: Quantization | None = None, dtype: Any = "auto", device: Any = None, **hub: Any
+    name: str,
+    *,
+    quantization: Quantization | None = None,
+    dtype: Any = "auto",
+    device: Any = None,
+    allow_pickle: bool = False,
+    trust_remote_code: bool = False,
+    **hub: Any,
 ) -> BlipForCaptioning:
     """A full BLIP captioner from a directory or a Hub id, on `device`.
 
-    `hub` goes to `from_pretrained`: `revision`, `token`, `local_files_only`, `trust_remote_code`. Weights are read from
-    safetensors only.
+    `hub` goes to `from_pretrained`: `revision`, `token`, `local_files_only`. Weights are read from safetensors; from
+    pickle files only with `allow_pickle`, and then nothing but tensors is unpickled (`torch.load(weights_only=True)`).
+
+    Raises:
+        RecipeError: The weights are not there, are damaged, or are pickles and `allow_pickle` was not said.
     """
+    weights = find_weights(name, "model", allow_pickle=allow_pickle, **hub)
+    in_safetensors = ".safetensors" in weights.suffixes
+    if not in_safetensors:
+        # transformers would ask a service to convert the repository and to open a pull request there.
+        os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
+    load = hub | {"dtype": dtype, "trust_remote_code": trust_remote_code, "use_safetensors": in_safetensors}
     if quantization is not None:
         place = {"": device or PartialState().device}
-        hub |= {"quantization_config": quantization_config(quantization), "device_map": place}
-    model = BlipForCaptioning.from_pretrained(name, dtype=dtype, use_safetensors=True, **hub)
+        load |= {"quantization_config": quantization_config(quantization), "device_map": place}
+    with reading_weights(name):
+        model = BlipForCaptioning.from_pretrained(name, **load)
     if device is not None and quantization is None:
         model.to(device)
     return model
@@ -93,7 +112,11 @@ def check_is_blip(name: str, **hub: Any) -> PreTrainedConfig:
     try:
         config = AutoConfig.from_pretrained(name, **hub)
     except (OSError, ValueError) as error:
-        raise RecipeError(f"model_name_or_path is {name!r}, which cannot be loaded: {_first_line(error)}") from error
+        own_code = "trust_remote_code" in str(error)
+        advice = " Read that code first; trust_remote_code (--trust_remote_code) lets it run." if own_code else ""
+        raise RecipeError(
+            f"model_name_or_path is {name!r}, which cannot be loaded: {first_line(error)}{advice}"
+        ) from error
     if not isinstance(config, BlipConfig):
         raise RecipeError(
             f"model_name_or_path is {name!r}, a model of type {config.model_type!r}: expected a BLIP captioner "
@@ -139,7 +162,7 @@ def add_lora(model: BlipForCaptioning, arguments: ModelArguments) -> PeftModel:
     except ValueError as error:
         names = "query key value dense (text), qkv projection fc1 fc2 (vision)"
         raise RecipeError(
-            f"lora_target_modules is {arguments.lora_target_modules}: {_first_line(error)} The layers are {names}."
+            f"lora_target_modules is {arguments.lora_target_modules}: {first_line(error)} The layers are {names}."
         ) from error
     config.revision = getattr(model.config, "_commit_hash", None)
     return peft_model
@@ -222,7 +245,7 @@ def read_repository_json(name: str, filename: str, **hub: Any) -> dict[str, Any]
     try:
         path = cached_file(name, filename, _raise_exceptions_for_missing_entries=False, **hub)
     except (OSError, ValueError) as error:
-        raise RecipeError(f"The model {name!r} cannot be found: {_first_line(error)}") from error
+        raise RecipeError(f"The model {name!r} cannot be found: {first_line(error)}") from error
     return json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
 
 
@@ -241,13 +264,15 @@ def load_captioner(
     device: Any = None,
     dtype: Any = "auto",
     quantization: Literal["recorded", "8bit", "4bit"] | None = "recorded",
+    allow_pickle: bool = False,
     trust_remote_code: bool = False,
     local_files_only: bool = False,
 ) -> tuple[BlipForCaptioning | PeftModel, BlipProcessor, CaptionSettings]:
     """A saved captioner, full or adapter, ready to caption, with its processor and the settings it was scored with.
 
     An adapter trained on an 8- or 4-bit base is put on the same base (`quantization="recorded"`), because that is the
-    model whose captions were scored; `None` asks for the base in full precision.
+    model whose captions were scored; `None` asks for the base in full precision. Weights in pickle files are read
+    only with `allow_pickle`, and code that comes with a model is run only with `trust_remote_code`.
 
     Raises:
         RecipeError: It cannot be loaded, or is not a BLIP captioner.
@@ -267,6 +292,7 @@ def load_captioner(
         "quantization": quantization,
         "dtype": dtype,
         "device": device,
+        "allow_pickle": allow_pickle,
         "trust_remote_code": trust_remote_code,
     }
     if adapter:
@@ -276,7 +302,7 @@ def load_captioner(
         base = load_blip(adapter["base_model_name_or_path"], **load, **base_hub)
         if processor.image_processor.size["height"] != base.config.vision_config.image_size:
             resize_position_embeddings(base, processor.image_processor.size["height"])
-        model: BlipForCaptioning | PeftModel = _with_adapter(base, model_name_or_path, device, **hub)
+        model: BlipForCaptioning | PeftModel = _with_adapter(base, model_name_or_path, device, allow_pickle, **hub)
     else:
         check_is_blip(model_name_or_path, trust_remote_code=trust_remote_code, **hub)
         processor = load_processor(model_name_or_path, **hub)
@@ -285,12 +311,11 @@ def load_captioner(
     return model.eval(), processor, settings
 
 
-def _with_adapter(base: BlipForCaptioning, adapter: str, device: Any, **hub: Any) -> PeftModel:
+def _with_adapter(base: BlipForCaptioning, adapter: str, device: Any, allow_pickle: bool, **hub: Any) -> PeftModel:
     from peft import PeftModel
 
-    model = PeftModel.from_pretrained(base, adapter, **hub)
+    weights = find_weights(adapter, "adapter_model", allow_pickle=allow_pickle, **hub)
+    with reading_weights(adapter):
+        # By their directory: for a name, peft would ask the network even with `local_files_only`.
+        model = PeftModel.from_pretrained(base, str(weights.parent))
     return model if device is None else model.to(device)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

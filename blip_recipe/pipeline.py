@@ -177,6 +177,7 @@ def caption_pipeline(
     device: Any = None,
     dtype: Any = "auto",
     quantization: Literal["recorded", "8bit", "4bit"] | None = "recorded",
+    allow_pickle: bool = False,
     trust_remote_code: bool = False,
     local_files_only: bool = False,
     **arguments: Any,
@@ -188,6 +189,8 @@ def caption_pipeline(
         device: Where it runs; the first accelerator, else the CPU, when left out.
         dtype: Precision of the weights, `"auto"` for that of the files.
         quantization: `"recorded"` puts an adapter on the base it was trained on (8-bit, 4-bit or full); `None` is full.
+        allow_pickle: Also read weights in pickle files, of which nothing but tensors is taken.
+        trust_remote_code: Run code that comes with the model's configuration.
         arguments: Those of `ImageToTextPipeline`: `batch_size`, `prompt`, `num_beams`, ...
 
     Raises:
@@ -201,6 +204,7 @@ def caption_pipeline(
         device=device,
         dtype=dtype,
         quantization=quantization,
+        allow_pickle=allow_pickle,
         trust_remote_code=trust_remote_code,
         local_files_only=local_files_only,
     )
@@ -238,11 +242,13 @@ def _load_blip_captioner(
     dtype: Any = "auto",
     device_map: Any = None,
     quantization_config: Any = None,
+    allow_pickle: bool = False,
     **unknown: Any,
 ) -> Any:
     if unknown:
         raise RecipeError(
-            f"model_kwargs has {', '.join(sorted(unknown))}: expected dtype, device_map or quantization_config. "
+            f"model_kwargs has {', '.join(sorted(unknown))}: expected dtype, device_map, quantization_config or "
+            "allow_pickle. "
             "Load the model yourself and hand it over: pipeline('image-to-text', model=model, processor=processor)."
         )
     quantization: Any = "recorded"
@@ -250,21 +256,16 @@ def _load_blip_captioner(
         quantization = "8bit" if quantization_config.load_in_8bit else "4bit"
     # A quantised model is best loaded where it runs; the pipeline moves it if another device was asked for.
     device = _device_of(device_map) or _first_device()
-    return _load_captioner(name, device=device, dtype=dtype, quantization=quantization, **hub)
+    wishes = {"dtype": dtype, "quantization": quantization, "allow_pickle": allow_pickle}
+    return _load_captioner(name, device=device, **wishes, **hub)
 
 
 def _load_captioner(name: str, **arguments: Any) -> Any:
     """The model that `load_captioner` gives, with its processor and settings on it."""
     from blip_recipe.adapters import load_captioner
 
-    try:
-        model, processor, settings = load_captioner(name, **arguments)
-    except OSError as error:
-        # transformers answers an OSError with another try by its stock class, which reads pickle files too.
-        raise RecipeError(
-            f"{name!r} cannot be loaded: {error} Expected a directory or Hub id with weights in safetensors files; "
-            "pickle files are not read, because they can run code."
-        ) from error
+    # It raises no OSError, which transformers would answer with a try by its stock class, which reads pickle files.
+    model, processor, settings = load_captioner(name, **arguments)
     return _with_its_own(model, processor, settings)
 
 

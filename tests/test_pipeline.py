@@ -18,6 +18,7 @@ from captioners import draw_pictures, save_adapter, save_captioner
 from commands import CHECKOUT
 from hub_server import HubServer
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import pipeline as typed_pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
@@ -26,6 +27,7 @@ from blip_recipe.adapters import load_captioner
 from blip_recipe.errors import RecipeError
 from blip_recipe.modeling import generate_captions
 from blip_recipe.processing import load_processor, save_processor
+from blip_recipe.weights import PICKLES
 
 pipeline: Any = typed_pipeline  # its type has an overload for each task that transformers has itself
 PROMPT = "a picture of "
@@ -321,16 +323,68 @@ def test_what_cannot_caption_is_refused_with_one_message(tmp_path: Path, caption
         pipeline("image-to-text", model=captioner, model_kwargs={"colour": "red"})
 
 
-def test_weights_in_pickle_files_are_refused(tmp_path: Path, captioner: Path, pictures: list[Path]) -> None:
-    from safetensors.torch import load_file
+@pytest.fixture(params=["model", "adapter_model"])
+def pickled(request: pytest.FixtureRequest, tmp_path: Path, captioner: Path, adapters: dict[str, Path]) -> Path:
+    """A copy of a captioner whose weights are in a pickle file: the path of that file."""
+    shutil.copytree(captioner if request.param == "model" else adapters["lora"], tmp_path, dirs_exist_ok=True)
+    weights = tmp_path / f"{request.param}.safetensors"
+    pickle_file = tmp_path / f"{PICKLES[request.param]}.bin"
+    torch.save(load_file(weights), pickle_file)
+    weights.unlink()
+    return pickle_file
 
-    for file in captioner.iterdir():
-        if file.suffix == ".json":
-            (tmp_path / file.name).write_bytes(file.read_bytes())
-    torch.save(load_file(captioner / "model.safetensors"), tmp_path / "pytorch_model.bin")
+
+def test_weights_in_pickle_files_are_refused_unless_they_are_asked_for(
+    pickled: Path, adapters: dict[str, Path], captioner: Path, pictures: list[Path]
+) -> None:
+    name = str(pickled.parent)
     for load in (blip_recipe.caption_pipeline, functools.partial(pipeline, "image-to-text")):
-        with pytest.raises(RecipeError, match="safetensors"):
-            load(str(tmp_path))
+        with pytest.raises(RecipeError, match=r"--allow_pickle.*allow_pickle=True.*safetensors"):
+            load(name)
+    expected = evaluated(adapters["lora"] if pickled.stem == "adapter_model" else captioner, pictures)
+    assert texts(blip_recipe.caption_pipeline(name, device="cpu", allow_pickle=True)(pictures)) == expected
+    wish = {"allow_pickle": True}
+    assert texts(pipeline("image-to-text", model=name, device="cpu", model_kwargs=wish)(pictures)) == expected
+
+
+def test_the_advice_of_the_refusal_converts_a_pickle(
+    pickled: Path, adapters: dict[str, Path], captioner: Path, pictures: list[Path]
+) -> None:
+    with pytest.raises(RecipeError) as refusal:
+        load_captioner(str(pickled.parent))
+    advice = str(refusal.value).rpartition('python -c "')[2].removesuffix('"')
+    run_python(advice.replace("DIR", str(pickled.parent)))
+    expected = evaluated(adapters["lora"] if pickled.stem == "adapter_model" else captioner, pictures)
+    assert evaluated(pickled.parent, pictures) == expected
+
+
+class Malice:
+    """What runs code when it is unpickled."""
+
+    def __init__(self, ran: Path) -> None:
+        self.ran = ran
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.ran,)
+
+
+def test_nothing_but_tensors_is_taken_from_a_pickle(pickled: Path, tmp_path: Path) -> None:
+    torch.save({"weights": Malice(tmp_path / "ran")}, pickled)
+    for content in (None, b"no pickle", b""):
+        if content is not None:
+            pickled.write_bytes(content)
+        with pytest.raises(RecipeError, match="cannot be read"):
+            load_captioner(str(pickled.parent), device="cpu", allow_pickle=True)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_damaged_weights_are_named(tmp_path: Path, captioner: Path, adapters: dict[str, Path]) -> None:
+    for name, directory in {"model": captioner, "adapter_model": adapters["lora"]}.items():
+        copy = shutil.copytree(directory, tmp_path / name)
+        weights = copy / f"{name}.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-100])
+        with pytest.raises(RecipeError, match=f"weights of '{copy}' cannot be read"):
+            load_captioner(str(copy), device="cpu")
 
 
 def test_code_that_comes_with_a_model_is_not_run(tmp_path: Path, captioner: Path) -> None:
@@ -342,7 +396,7 @@ def test_code_that_comes_with_a_model_is_not_run(tmp_path: Path, captioner: Path
     config = json.loads((tmp_path / "config.json").read_text())
     own = {"model_type": "own", "auto_map": {"AutoConfig": "code.Own", "AutoModel": "code.Own"}}
     (tmp_path / "config.json").write_text(json.dumps(config | own))
-    with pytest.raises(RecipeError, match="custom code"):
+    with pytest.raises(RecipeError, match=r"custom code.*Read that code first; trust_remote_code"):
         blip_recipe.caption_pipeline(tmp_path)
     with pytest.raises(ValueError, match="trust_remote_code"):
         pipeline("image-to-text", model=tmp_path)
