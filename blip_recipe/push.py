@@ -25,10 +25,14 @@ def main() -> None:
 
     from blip_recipe.hub import check_repo_id, not_pushed, preflight, push_command, push_folder
     from blip_recipe.published_files import published_files
+    from blip_recipe.results import read_json
 
-    folder, private, tag = arguments.folder, arguments.private or None, arguments.tag
+    folder, tag = arguments.folder, arguments.tag
     check_repo_id(arguments.repo_id, "--repo_id")
     published_files(folder)
+    # What a run meant to keep private is not made public on another machine.
+    asked = arguments.private
+    private = read_json(folder / "recipe.json").get("hub_private_repo") if asked is None else asked
     api = HfApi()
     try:
         repo_id = preflight(arguments.repo_id, folder.name, private, api)
@@ -48,7 +52,11 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("folder", metavar="DIR", type=Path, help="output directory of a run")
     parser.add_argument("--repo_id", metavar="ORG/NAME", required=True, help="repository; made if it does not exist")
-    parser.add_argument("--private", action="store_true", help="make the repository private, if it is made now")
+    parser.add_argument(
+        "--private",
+        action=argparse.BooleanOptionalAction,
+        help="make the repository private, if it is made now; default: as the run's hub_private_repo says",
+    )
     parser.add_argument(
         "--tag", help="tag for the published commit; the same files may have it already, others may not"
     )

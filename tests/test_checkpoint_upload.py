@@ -18,10 +18,13 @@ from coco import write_image_folder
 from commands import run_module, run_script
 from hub_server import WRITE_TOKEN, HubServer
 from huggingface_hub import HfApi
+from safetensors.torch import load_file, save_file
 from test_hub import FAST, content_commits, push, write_output_dir
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from blip_recipe.checkpoint_upload import CheckpointUploader
+from blip_recipe.errors import RecipeError
+from blip_recipe.recipe import FinetuneOptions, check_recipe, read_recipe
 
 RECIPE = {"hub_model_id": "lab/flowers", "prompt": "a picture of "}
 
@@ -174,9 +177,10 @@ import sys
 from blip_recipe.errors import PushError
 from blip_recipe.finetune import main
 arguments = ["recipes/shapes_tiny.json", *sys.argv[1:]]
-for name in ("good", "expires"):
+for seed, name in enumerate(("good", "damaged", "expires")):
     try:
-        main([*arguments, "--hub_model_id", f"lab/{name}", "--output_dir", name])
+        # Other weights each time: the Hub keeps the same bytes once.
+        main([*arguments, "--seed", str(seed), "--hub_model_id", f"lab/{name}", "--output_dir", name])
     except PushError as error:
         print(error)
 """
@@ -194,9 +198,17 @@ KEYS = {
 }
 
 
+def damage(hub: HubServer, repo_id: str) -> None:
+    """Let the stored weights say one word, with the name and size of the pushed ones."""
+    stored = hub.commits(repo_id)[0].files["model.safetensors"].path
+    weights = load_file(stored)
+    weights["text_decoder.cls.predictions.bias"][7] = 1000
+    save_file(weights, stored, metadata={"format": "pt"})
+
+
 @pytest.fixture(name="runs", scope="module")
 def fixture_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[HubServer, Path, list[str]]]:
-    """Two runs, one of them by somebody whose token expires: the Hub, where they were run, and what they printed."""
+    """Three runs, of which one goes well: the Hub, where they were run, and what they printed."""
     place = tmp_path_factory.mktemp("runs")
     script = place / "runs.py"
     script.write_text(RUNS)
@@ -212,6 +224,7 @@ def fixture_runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub
             skip=2,
             first=lambda: hub.tokens.pop(WRITE_TOKEN),
         )
+        hub.inject("HEAD /lab/damaged/resolve/.*/model.safetensors", first=lambda: damage(hub, "lab/damaged"))
         printed = run_script(script, *options, env=hub.environment(), cwd=place)
         yield hub, place, printed.splitlines()
 
@@ -250,3 +263,28 @@ def test_a_token_that_expires_in_the_run_ends_with_the_command_that_finishes_the
     assert again.returncode == 0, again.stderr
     assert content_commits(hub, "lab/expires") == 1
     assert hub.repositories["model", "lab/expires"].tags == {"v1": hub.commits("lab/expires")[0].oid}
+
+
+def test_a_published_model_that_captions_otherwise_is_no_success(runs: tuple[HubServer, Path, list[str]]) -> None:
+    hub, _, printed = runs
+    told = [line for line in printed if line.startswith(f"{hub.url}/lab/damaged was pushed, but the model loaded from")]
+    assert len(told) == 1
+    assert told[0].endswith("pushing again is: python -m blip_recipe.push damaged --repo_id lab/damaged")
+    assert f"{hub.url}/lab/damaged" not in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--hub_revision", "dev"], "hub_revision is 'dev', but a finished model is pushed to main"),
+        (["--hub_strategy", "sometimes"], "sometimes"),
+        (
+            ["--use_peft", "true", "--merge_adapter", "true", "--hub_strategy", "checkpoint"],
+            "which nobody else has.*without hub_strategy",
+        ),
+    ],
+)
+def test_keys_that_cannot_be_kept_are_refused(tmp_path: Path, options: list[str], expected: str) -> None:
+    words = ["recipes/shapes_tiny.json", "--push_to_hub", "true", "--model_name_or_path", str(tmp_path), *options]
+    with pytest.raises(RecipeError, match=expected):
+        check_recipe(read_recipe(FinetuneOptions, prog="", description="", recipe_needed=True, argv=words))

@@ -58,6 +58,16 @@ def test_card_and_recipe_speak_of_the_new_repository_here_and_there(hub: HubServ
     assert hub.commits("tester/tulips")[0].title == "For the fair"
 
 
+@pytest.mark.parametrize(("option", "private"), [([], True), (["--no-private"], False)])
+def test_what_a_run_meant_to_keep_private_is_pushed_so_from_anywhere(
+    hub: HubServer, folder: Path, option: list[str], private: bool
+) -> None:
+    (folder / "recipe.json").write_text('{"hub_model_id": "lab/flowers", "hub_private_repo": true}')
+    done = run_module("blip_recipe.push", folder, "--repo_id", "lab/tulips", *option, env=hub.environment())
+    assert done.returncode == 0, done.stderr
+    assert hub.repositories["model", "lab/tulips"].private is private
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "expected"),
     [
