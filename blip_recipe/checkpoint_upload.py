@@ -113,6 +113,7 @@ class CheckpointUploader(TrainerCallback):
         try:
             copy = self._copy(state.global_step)
         except OSError as error:
+            shutil.rmtree(self.copies / f"checkpoint-{state.global_step}", ignore_errors=True)
             self._report(state.global_step, f"It cannot be copied: {error}.")
             return
         upload = self.executor.submit(self._upload, state.global_step, copy)
@@ -128,7 +129,7 @@ class CheckpointUploader(TrainerCallback):
             if is_in(path.name, MODEL_FILES):
                 shutil.copyfile(path, copy / path.name)
         state = read_json(self.output_dir / name / TRAINER_STATE_NAME)
-        if best := state["best_model_checkpoint"]:
+        if best := state.get("best_model_checkpoint"):
             # Where the run was written is nobody's business but the user's.
             state["best_model_checkpoint"] = Path(best).name
         write_json(copy / TRAINER_STATE_NAME, state)

@@ -95,9 +95,10 @@ def find_repository(recipe: Recipe[FinetuneOptions]) -> str:
     """The full name of the repository that the result will be pushed to, once it is sure that it can be."""
     from huggingface_hub import HfApi
 
-    from blip_recipe.hub import preflight
+    from blip_recipe.hub import check_tag, preflight
 
     training = recipe.training
+    check_tag(recipe.options.hub_tag, "hub_tag")
     return preflight(training.hub_model_id, recipe.output_dir.name, training.hub_private_repo, HfApi())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
 logger = logging.getLogger(__name__)
+
+TAG = re.compile(r"\w([\w.+/-]*\w)?")
+"""Names of tags, more narrowly than `git check-ref-format`."""
 
 WRITER_ROLES = ("admin", "write", "contributor")
 
@@ -107,6 +111,18 @@ def check_repo_id(repo_id: str, key: str) -> None:
         raise RecipeError(
             f"{key} is {repo_id!r}: expected ORG/NAME or NAME, of letters, digits, '-', '_' and '.', at most 96 long."
         ) from error
+
+
+def check_tag(tag: str | None, key: str) -> None:
+    """Refuse what git takes for no name of a tag, before there is anything to tag.
+
+    Raises:
+        RecipeError: It is not made of letters, digits, `.`, `_`, `-`, `+` and `/`, beginning with one of the first two.
+    """
+    if tag is not None and (not TAG.fullmatch(tag) or ".." in tag):
+        raise RecipeError(
+            f"{key} is {tag!r}: expected a name such as 'v1.0', of letters, digits, '.', '_', '-' and '+'."
+        )
 
 
 def _check_write_access(repo_id: str, me: dict[str, Any], *, exists: bool) -> None:
@@ -204,7 +220,7 @@ def commit_to_branch(
     Repository and branch are made where they are missing, the branch from the head of `main`. One attempt: see
     `with_retries`.
     """
-    _find_or_create(repo_id, private, api)
+    repo_id = _find_or_create(repo_id, private, api).id
     try:
         info = api.model_info(repo_id, revision=branch)
     except RevisionNotFoundError:
@@ -225,6 +241,8 @@ def _push_once(
 ) -> str:
     """Compare, and commit the difference if there is one; returns the commit that holds the files."""
     info = _find_or_create(repo_id, private, api)
+    # Uploads, unlike other requests, do not follow a repository that was renamed, or is written in other capitals.
+    repo_id = info.id
     if tag:
         _is_tagged(files, repo_id, tag, api)
     operations = _difference(files, repo_id, info, MODEL_FILES, api)

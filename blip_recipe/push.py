@@ -23,12 +23,13 @@ def main() -> None:
 
     from huggingface_hub import HfApi
 
-    from blip_recipe.hub import check_repo_id, not_pushed, preflight, push_command, push_folder
+    from blip_recipe.hub import check_repo_id, check_tag, not_pushed, preflight, push_command, push_folder
     from blip_recipe.published_files import published_files
     from blip_recipe.results import read_json
 
     folder, tag = arguments.folder, arguments.tag
     check_repo_id(arguments.repo_id, "--repo_id")
+    check_tag(tag, "--tag")
     published_files(folder)
     # What a run meant to keep private is not made public on another machine.
     asked = arguments.private

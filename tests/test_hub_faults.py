@@ -155,7 +155,8 @@ def test_though_every_request_fails_once_the_push_arrives_in_one_commit(
 
 
 @pytest.mark.parametrize(
-    "request_", ["POST /api/repos/create", "POST .*/preupload/", "POST .*/objects/batch", "POST .*/commit/"]
+    "request_",
+    ["POST /api/repos/create", "POST .*/preupload/", "POST .*/objects/batch", "PUT /lfs/", "POST .*/commit/"],
 )
 def test_a_refusal_is_final_wherever_it_comes(hub: HubServer, api: HfApi, folder: Path, request_: str) -> None:
     hub.inject(request_, status=403, times=10, headers={"X-Error-Message": "Only with a pull request."})
@@ -231,6 +232,21 @@ def test_a_hub_that_stays_away_ends_with_the_command_that_finishes_the_job(hub: 
     assert_arrived(hub, folder, "lab/tulips")
 
 
+@pytest.mark.parametrize(
+    "request_", ["POST /api/repos/create", "POST .*/preupload/", "POST .*/commit/", "POST .*/tag/"]
+)
+def test_two_machines_that_push_at_once_make_one_commit(
+    hub: HubServer, api: HfApi, folder: Path, request_: str
+) -> None:
+    def push_too() -> None:
+        other = HfApi(endpoint=hub.url, token=WRITE_TOKEN)
+        push_folder(folder, "lab/tulips", private=None, message="Upload", tag="v1", api=other, waits=FAST)
+
+    hub.inject(request_, first=push_too)
+    push_folder(folder, "lab/tulips", private=None, message="Upload", tag="v1", api=api, waits=FAST)
+    assert_arrived(hub, folder, "lab/tulips")
+
+
 # Repositories under other names
 
 
@@ -249,6 +265,7 @@ def test_a_repository_renamed_during_the_run_is_found(hub: HubServer, api: HfApi
     hub.rename("lab/tulips", "lab/narcissi")
     assert push(folder, api, "lab/tulips").committed
     assert hub.files("lab/narcissi")["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+    assert not hub.requested("POST .*tulips")
 
 
 @pytest.mark.parametrize("exists", [True, False])

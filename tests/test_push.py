@@ -74,6 +74,7 @@ def test_what_a_run_meant_to_keep_private_is_pushed_so_from_anywhere(
         (["nowhere", "--repo_id", "lab/x"], 2, "nowhere holds no finished model"),
         (["FOLDER", "--repo_id", "a/b/c"], 2, "--repo_id is 'a/b/c'"),
         (["FOLDER"], 2, "required: --repo_id"),
+        (["FOLDER", "--repo_id", "lab/x", "--tag", "version 1"], 2, "--tag is 'version 1'"),
         (["FOLDER", "--repo_id", "strangers/x"], 3, "is no member of strangers"),
     ],
 )
