@@ -105,19 +105,30 @@ class CheckpointUploader(TrainerCallback):
         else:
             logger.info("%d of %d checkpoints reached %s", self.saved, self.saved, where)
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Have the checkpoint that is resumed from uploaded, if the run that saved it died before."""
+        if state.global_step and (self.output_dir / f"checkpoint-{state.global_step}").is_dir():
+            self._submit(state.global_step)
+
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Copy the new checkpoint, which Trainer may delete at any later save, and have the copy uploaded."""
+        """Have the new checkpoint uploaded."""
+        self._submit(state.global_step)
+
+    def _submit(self, step: int) -> None:
+        """Copy a checkpoint, which Trainer may delete at any later save, and let the thread upload the copy."""
         self.saved += 1
         while len(self.uploads) >= WAITING:
             self.uploads -= wait(self.uploads, return_when=FIRST_COMPLETED).done
         try:
-            copy = self._copy(state.global_step)
+            copy = self._copy(step)
         except OSError as error:
-            shutil.rmtree(self.copies / f"checkpoint-{state.global_step}", ignore_errors=True)
-            self._report(state.global_step, f"It cannot be copied: {error}.")
+            shutil.rmtree(self.copies / f"checkpoint-{step}", ignore_errors=True)
+            self._report(step, f"It cannot be copied: {error}.")
             return
-        upload = self.executor.submit(self._upload, state.global_step, copy)
-        upload.add_done_callback(partial(self._note, state.global_step))
+        upload = self.executor.submit(self._upload, step, copy)
+        upload.add_done_callback(partial(self._note, step))
         self.uploads.add(upload)
 
     def _copy(self, step: int) -> Path:

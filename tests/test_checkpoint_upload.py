@@ -151,6 +151,21 @@ def test_what_does_not_arrive_is_a_warning_and_is_counted_at_the_end(
     assert first.exists()
 
 
+@pytest.mark.parametrize("died_before", [True, False])
+def test_the_checkpoint_that_is_resumed_from_is_there_once(
+    hub: HubServer, uploader: CheckpointUploader, died_before: bool
+) -> None:
+    hub.inject("POST .*/commit/checkpoints", status=403, times=int(died_before))
+    with uploader:
+        save(uploader, 10)
+    assert uploader.failed == died_before
+    with uploader:
+        uploader.on_train_begin(TrainingArguments(), TrainerState(global_step=10), TrainerControl())
+        save(uploader, 20)
+    titles = [commit.title for commit in hub.commits("lab/flowers", revision="checkpoints")]
+    assert titles == ["Checkpoint at step 20", "Checkpoint at step 10", "initial commit"]
+
+
 def test_an_error_of_the_training_passes_through_and_drops_what_waits(
     hub: HubServer, uploader: CheckpointUploader, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
