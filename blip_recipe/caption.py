@@ -7,13 +7,10 @@ find photos -name '*.jpg' | python -m blip_recipe.caption lab/my-captioner - --s
 from __future__ import annotations
 
 import argparse
-import contextlib
-import csv
 import glob
-import io
-import json
 import os
 import re
+import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 
+from blip_recipe.caption_output import finished_images, open_output, sidecar_of, write_line, write_sidecar
 from blip_recipe.errors import RecipeError, run_command
 
 if TYPE_CHECKING:
@@ -34,7 +32,6 @@ IMAGE_EXTENSIONS = (
     *(".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp"),
 )
 URL = re.compile("https?://", re.IGNORECASE)
-CSV_COLUMNS = ("image", "caption", "error")
 READERS = 4
 """Threads that open pictures: decoding holds no lock, and more of them would hold more large pictures at once."""
 
@@ -45,21 +42,30 @@ Result = TypeVar("Result")
 def main() -> None:
     """List, read, caption, write: in the order of the input and with the memory of a few batches."""
     arguments = build_parser().parse_args()
-    sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]  # a file name need not be UTF-8
+    if "-" in arguments.paths:
+        # A file name need not be UTF-8, and may hold a carriage return.
+        sys.stdin.reconfigure(errors="surrogateescape", newline="\n")  # type: ignore[union-attr]
     row_format = arguments.format or ("csv" if (arguments.output or Path()).suffix.lower() == ".csv" else "jsonl")
     done = finished_images(arguments.output, row_format) if arguments.output else set()
+    if done:
+        print(f"{arguments.output} has {len(done):,} pictures already, which stay as they are.", file=sys.stderr)
+    total = None if "-" in arguments.paths else sum(1 for _ in images_to_caption(arguments, set(done)))
+    if total == 0:
+        print("There is nothing to caption: no pictures, or all of them have their captions.", file=sys.stderr)
+        return
 
     from tqdm import tqdm
 
     pipeline = load_pipeline(arguments)
-    total = None if "-" in arguments.paths else sum(1 for _ in images_to_caption(arguments, set(done)))
     rows = caption_images(pipeline, images_to_caption(arguments, done), arguments.batch_size)
     with open_output(arguments.output, row_format) as output, tqdm(total=total, unit="image", mininterval=1) as bar:
         for row in rows:
             if "error" in row:
-                bar.write(f"not captioned: {row['error']}", file=sys.stderr)
-            elif arguments.sidecar and not write_sidecar(row["image"], row["caption"], arguments.overwrite_sidecars):
-                bar.write(f"kept the .txt of {row['image']!r}: --overwrite_sidecars replaces it", file=sys.stderr)
+                bar.write(printable(f"not captioned: {row['error']}"), file=sys.stderr)
+            elif arguments.sidecar and (
+                reason := write_sidecar(row["image"], row["caption"], arguments.overwrite_sidecars)
+            ):
+                bar.write(printable(f"no .txt for {row['image']}: {reason}"), file=sys.stderr)
             write_line(output, row, row_format)
             bar.update()
 
@@ -78,7 +84,11 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         help="file, folder (all pictures below it), glob, URL, or - for names on stdin",
     )
-    add("--output", type=Path, help="append to this file, and skip the pictures that it has already; default stdout")
+    add(
+        "--output",
+        type=Path,
+        help="append to this file; a picture that it has a line for, of whichever model, is skipped; default stdout",
+    )
     add("--format", choices=("jsonl", "csv"), help="default: csv for an --output that ends in .csv, else jsonl")
     add(
         "--sidecar",
@@ -86,16 +96,25 @@ def build_parser() -> argparse.ArgumentParser:
         help="also write each caption to a .txt beside its file; without --output, files that have one are skipped",
     )
     add("--overwrite_sidecars", action="store_true", help="replace a .txt that is there, instead of keeping it")
-    add("--batch_size", type=int, default=8, help="pictures a step (default 8)")
+    add("--batch_size", type=positive, default=8, help="pictures a step (default 8)")
     add("--prompt", help="words every caption starts with; default the model's own, which are left out of its captions")
-    add("--num_beams", type=int, help="default: as the model was scored; so the lengths")
-    add("--max_length", type=int, help="longest caption in tokens, prompt included")
+    add("--num_beams", type=positive, help="default: as the model was scored; so the lengths")
+    add("--max_length", type=positive, help="longest caption in tokens, prompt included")
     add("--min_length", type=int, help="shortest caption in tokens, prompt included")
     add("--device", help="such as cpu, cuda:1; default the first accelerator, else the CPU")
-    add("--dtype", default="auto", help="float32, bfloat16, float16, or auto (default): as saved")
+    add("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help="default auto: as saved")
     add("--revision", help="branch, tag or commit of a model on the Hub")
+    add("--allow_pickle", action="store_true", help="also read weights in pickle files; only tensors are unpickled")
     add("--trust_remote_code", action="store_true", help="run code that comes with the model's configuration")
     return parser
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on, for `argparse`."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not positive")
+    return number
 
 
 def list_images(paths: Iterable[str], stdin: IO[str]) -> Iterator[str]:
@@ -113,9 +132,18 @@ def list_images(paths: Iterable[str], stdin: IO[str]) -> Iterator[str]:
 
 
 def list_folder(folder: str) -> Iterator[str]:
-    """Pictures below `folder` by extension, in the order of their names; hidden files and folders are left out."""
-    for path in sorted(Path(folder).iterdir()):
-        if path.name.startswith("."):
+    """Pictures below `folder` by extension, in the order of their names; hidden files and folders are left out.
+
+    A folder that cannot be listed is given itself, to be reported. Of a folder's files, only names are held.
+    """
+    try:
+        names = sorted(os.listdir(folder))  # noqa: PTH208 - a Path for each would be held with it
+    except OSError:
+        yield folder
+        return
+    for name in names:
+        path = Path(folder, name)
+        if name.startswith("."):
             continue
         if path.is_dir():
             if not path.is_symlink():  # a link may lead back here
@@ -138,23 +166,40 @@ def images_to_caption(arguments: argparse.Namespace, done: set[str]) -> Iterator
             if name not in done:
                 done.add(name)
                 yield name
-        elif not (keep_sidecars and sidecar_of(name).exists()):
+        elif not (keep_sidecars and os.path.exists(sidecar_of(name))):  # noqa: PTH110 - pathlib raises for some names
             yield name
 
 
 def load_pipeline(arguments: argparse.Namespace) -> ImageToTextPipeline:
-    """The captioner that the arguments name, with the decoding that they ask for."""
-    from blip_recipe.pipeline import caption_pipeline
+    """The captioner that the arguments name, with the decoding that they ask for.
+
+    Raises:
+        RecipeError: It cannot be loaded, or its captions would not fit the lengths asked for.
+    """
+    from blip_recipe.pipeline import caption_pipeline, decoding_arguments
 
     wishes = {key: getattr(arguments, key) for key in ("prompt", "num_beams", "max_length", "min_length")}
-    return caption_pipeline(
+    wishes = {key: wish for key, wish in wishes.items() if wish is not None}
+    pipeline = caption_pipeline(
         arguments.model,
         revision=arguments.revision,
         device=arguments.device,
         dtype=arguments.dtype,
+        allow_pickle=arguments.allow_pickle,
         trust_remote_code=arguments.trust_remote_code,
-        **{key: wish for key, wish in wishes.items() if wish is not None},
+        **wishes,
     )
+    prompt = wishes.pop("prompt", pipeline.settings.prompt)
+    lengths = decoding_arguments(pipeline.settings, wishes)
+    prompt_length = len(pipeline.tokenizer(prompt).input_ids) - 1  # the end of a text is no part of a prompt
+    positions = pipeline.model.config.text_config.max_position_embeddings
+    if not max(prompt_length + 1, lengths["min_length"]) <= lengths["max_length"] <= positions:
+        raise RecipeError(
+            f"max_length is {lengths['max_length']} tokens, min_length {lengths['min_length']}: expected max_length "
+            f"above the prompt's {prompt_length} tokens, not below min_length, and at most the model's {positions}. "
+            "Set --max_length and --min_length."
+        )
+    return pipeline
 
 
 def caption_images(pipeline: ImageToTextPipeline, names: Iterable[str], batch_size: int) -> Iterator[dict[str, str]]:
@@ -166,6 +211,8 @@ def caption_images(pipeline: ImageToTextPipeline, names: Iterable[str], batch_si
 
     def read(name: str) -> torch.Tensor | Exception:
         try:
+            if not URL.match(name) and os.path.exists(name) and not os.path.isfile(name):  # noqa: PTH110, PTH113
+                raise RecipeError("it is no file, and no folder that can be listed")  # a pipe would never end
             return pipeline.preprocess(name)["pixel_values"]
         except Exception as error:  # whatever a file holds, it is its own line and not the end
             return error
@@ -185,7 +232,8 @@ def caption_images(pipeline: ImageToTextPipeline, names: Iterable[str], batch_si
 def read_ahead(function: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[tuple[Item, Result]]:
     """`(item, function(item))` in order, while threads work on the next `ahead` items; takes `items` as it goes."""
     pending: deque[tuple[Item, Future[Result]]] = deque()
-    with ThreadPoolExecutor(READERS) as pool:
+    pool = ThreadPoolExecutor(READERS)
+    try:
         for item in items:
             pending.append((item, pool.submit(function, item)))
             if len(pending) > ahead:
@@ -193,99 +241,22 @@ def read_ahead(function: Callable[[Item], Result], items: Iterable[Item], ahead:
                 yield first, result.result()
         for first, result in pending:
             yield first, result.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
-def finished_images(path: Path, row_format: str) -> set[str]:
-    """The pictures that `path` has a line for; a last line that was cut off is removed from the file.
-
-    Raises:
-        RecipeError: The file holds something else.
-    """
-    if not path.exists():
-        return set()
-    names, size = set(), 0
-    with path.open("rb") as file:
-        for number, record in enumerate(_complete_records(file, row_format), start=1):
-            size += len(record)
-            try:
-                names.add(_image_of(record, row_format))
-            except (ValueError, KeyError, TypeError, IndexError) as error:
-                raise RecipeError(
-                    f"--output {path}: line {number} is no {row_format} line of this command. Go on with a file "
-                    "that it wrote in the same --format, or name a new one."
-                ) from error
-    os.truncate(path, size)
-    return names - {CSV_COLUMNS[0]} if row_format == "csv" else names
+def printable(text: str) -> str:
+    """`text` on one line and without what a terminal would obey: a file name may hold anything."""
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
 
 
-def _complete_records(file: IO[bytes], row_format: str) -> Iterator[bytes]:
-    """Lines of `file` that are whole; in CSV a line break between quotes ends none."""
-    record = b""
-    for line in file:
-        record += line
-        if line.endswith(b"\n") and not (row_format == "csv" and record.count(b'"') % 2):
-            yield record
-            record = b""
-
-
-def _image_of(record: bytes, row_format: str) -> str:
-    if row_format == "jsonl":
-        return json.loads(record)["image"]
-    image, _, _ = next(csv.reader(io.StringIO(record.decode("utf-8", "surrogateescape"), newline="")))
-    return image
-
-
-@contextlib.contextmanager
-def open_output(path: Path | None, row_format: str) -> Iterator[IO[bytes]]:
-    """`path` for appending, or stdout; a new CSV file gets its header.
-
-    Raises:
-        RecipeError: The file cannot be written.
-    """
-    try:
-        opened = path.open("ab") if path else contextlib.nullcontext(sys.stdout.buffer)
-    except OSError as error:
-        raise RecipeError(f"--output {path} cannot be written: {error.strerror}.") from error
-    with opened as output:
-        try:
-            if row_format == "csv" and not (path and path.stat().st_size):
-                write_line(output, dict(zip(CSV_COLUMNS, CSV_COLUMNS, strict=True)), row_format)
-            yield output
-        except BrokenPipeError:
-            # Whoever reads stdout has seen enough (`| head`); Python would fail once more when it closes it.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def write_line(output: IO[bytes], row: dict[str, str], row_format: str) -> None:
-    """Write `row` in one go, so that an end at any moment leaves whole lines and at most one torn one."""
-    if row_format == "jsonl":
-        # A file name that is not UTF-8 has lone surrogates: JSON spells them as escapes.
-        line = (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
-    else:
-        text = io.StringIO(newline="")
-        csv.DictWriter(text, CSV_COLUMNS).writerow(row)  # lines end in CR LF, so that a CR in a name is quoted too
-        line = text.getvalue().encode("utf-8", "surrogateescape")
-    output.write(line)
-    output.flush()
-
-
-def sidecar_of(name: str) -> Path:
-    """The text file beside a picture, as image trainers read it: `photos/cat.txt` for `photos/cat.jpg`."""
-    return Path(name).with_suffix(".txt")
-
-
-def write_sidecar(name: str, caption: str, overwrite: bool) -> bool:
-    """Write `caption` beside the file `name`; False when another text is there and is kept. URLs have no side."""
-    if URL.match(name):
-        return True
-    path = sidecar_of(name)
-    if path.exists() and not overwrite:
-        return path.read_text(encoding="utf-8", errors="replace").strip() == caption
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(caption + "\n", encoding="utf-8")
-    part.replace(path)
-    return True
+def end_at_once(*_: object) -> None:
+    """End an interrupted run as a kill would: written lines are whole, and threads may wait for a server for long."""
+    os.write(sys.stderr.fileno(), b"\nerror: interrupted; with --output, the same command goes on\n")
+    os._exit(130)
 
 
 if __name__ == "__main__":
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else whoever started this wants it ignored
+        signal.signal(signal.SIGINT, end_at_once)
     run_command(main)

@@ -196,7 +196,7 @@ def caption_pipeline(
     Raises:
         RecipeError: It cannot be loaded, or is not a BLIP captioner.
     """
-    device = torch.device(device if device is not None else _first_device())
+    device = _usable_device(device if device is not None else _first_device())
     captioner = _load_captioner(
         str(model),
         revision=revision,
@@ -292,6 +292,16 @@ def _device_of(device_map: Any) -> str | None:
     """The one device of a `device_map`; None when it leaves the choice open."""
     device = device_map.get("") if isinstance(device_map, dict) else device_map
     return None if device in (None, "auto", "balanced", "balanced_low_0", "sequential") else str(device)
+
+
+def _usable_device(device: Any) -> torch.device:
+    try:
+        return torch.zeros(1, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
+        raise RecipeError(
+            f"device is {str(device)!r}, which cannot be used: {error} Leave it out for the first "
+            "accelerator or the CPU."
+        ) from error
 
 
 def _first_device() -> str:

@@ -8,6 +8,8 @@ import itertools
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -24,7 +26,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blip_recipe import caption_pipeline
-from blip_recipe.caption import finished_images, main, read_ahead, write_line
+from blip_recipe.caption import list_folder, main, read_ahead
+from blip_recipe.caption_output import finished_images, write_line
 from blip_recipe.errors import RecipeError
 
 Caption = Callable[..., list[dict[str, str]]]
@@ -46,7 +49,7 @@ def caption(captioner: Path, monkeypatch: pytest.MonkeyPatch) -> Caption:
     """Run the command on arguments and standard input; gives the rows on its standard output."""
 
     def run(*arguments: str | Path, stdin: bytes = b"", model: Path = captioner) -> list[dict[str, str]]:
-        command = ["caption", str(model), *map(str, arguments), "--device", "cpu"]
+        command = ["caption", str(model), "--device", "cpu", *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", command)
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         stdout = io.BytesIO()
@@ -214,19 +217,55 @@ def test_a_finished_file_stays_as_it_is_and_repeated_names_get_one_line(caption:
     assert output.read_bytes() == before
 
 
-def test_another_file_is_not_continued(caption: Caption, folder: Path, tmp_path: Path) -> None:
-    for content in ('{"image_id": 3}\n', "image,caption,error\na.png,text,\n", "[1]\n", "{"):
-        output = tmp_path / "other.jsonl"
-        output.write_text(content)
-        if content == "{":  # a torn first line is nobody's
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("other.jsonl", '{"image_id": 3}\n'),
+        ("other.jsonl", "image,caption,error\r\na.png,text,\r\n"),
+        ("other.jsonl", "[1]\n"),
+        ("one_line.json", '{"images": [], "annotations": []}'),
+        ("note.txt", "not to be lost"),
+        ("other.csv", "id,text,source\r\n1,2,3\r\n"),
+        ("one_line.csv", "id,text,source"),
+    ],
+)
+def test_another_file_is_not_touched(caption: Caption, folder: Path, tmp_path: Path, name: str, content: str) -> None:
+    output = tmp_path / name
+    output.write_bytes(content.encode())
+    with pytest.raises(RecipeError, match="line 1"):
+        caption(folder, "--output", output)
+    assert output.read_bytes() == content.encode()
+
+
+def test_a_torn_first_line_is_written_again(caption: Caption, folder: Path, tmp_path: Path) -> None:
+    for name, torn in {"a.jsonl": b'{"image": "pho', "b.jsonl": b"{", "c.csv": b"image,cap"}.items():
+        output = tmp_path / name
+        output.write_bytes(torn)
+        caption(folder, "--output", output)
+        assert len(output.read_bytes().splitlines()) == 5 + name.endswith("csv")
+
+
+def test_what_cannot_hold_lines_is_refused_or_named(caption: Caption, folder: Path, tmp_path: Path) -> None:
+    for output in (tmp_path, tmp_path / "no_folder" / "out.jsonl"):
+        with pytest.raises(RecipeError, match=f"--output {output} cannot"):
             caption(folder, "--output", output)
-            assert len(rows_of(output.read_bytes())) == 5
-            continue
-        with pytest.raises(RecipeError, match="line 1"):
-            caption(folder, "--output", output)
-        assert output.read_text() == content
-    with pytest.raises(RecipeError, match="no_folder"):
-        caption(folder, "--output", tmp_path / "no_folder" / "out.jsonl")
+    caption(folder, "--output", "/dev/null")
+    if Path("/dev/full").exists():
+        with pytest.raises(SystemExit, match=r"/dev/full takes no more captions.*No space left"):
+            caption(folder, "--output", "/dev/full")
+
+
+def test_a_second_model_adds_to_the_lines_of_the_first(
+    caption: Caption, folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.jsonl"
+    caption(folder / "0000.png", "--output", output)
+    first = output.read_bytes()
+    other = save_captioner(tmp_path / "other", seed=5, generation_max_length=14, generation_min_length=14)
+    caption(folder, "--output", output, model=other)
+    assert output.read_bytes().startswith(first)
+    assert names_of(rows_of(output.read_bytes())) == [str(folder / f"{number:04}.png") for number in range(5)]
+    assert "has 1 pictures already, which stay" in capfd.readouterr().err
 
 
 row_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
@@ -240,13 +279,16 @@ def test_a_file_cut_anywhere_keeps_its_whole_lines(
     path = tmp_path_factory.mktemp("cut") / "out"
     ends = [0]
     with path.open("wb") as file:
+        if row_format == "csv":
+            write_line(file, {"image": "image", "caption": "caption", "error": "error"}, row_format)
+            ends.append(file.tell())
         for name in names:
             write_line(file, {"image": name, "caption": caption_text}, row_format)
             ends.append(file.tell())
     cut = data.draw(st.integers(0, ends[-1]))
     os.truncate(path, cut)
     whole = max(number for number, end in enumerate(ends) if end <= cut)
-    assert finished_images(path, row_format) == set(names[:whole]) - ({"image"} if row_format == "csv" else set())
+    assert finished_images(path, row_format) == set(names[: max(0, whole - (row_format == "csv"))])
     assert path.stat().st_size == ends[whole]
 
 
@@ -267,6 +309,68 @@ def test_a_sidecar_stands_beside_each_picture_and_texts_of_others_are_kept(
     rows = caption(folder, "--sidecar", "--overwrite_sidecars")
     assert (folder / "0001.txt").read_text() == rows[1]["caption"] + "\n" != "by hand\n"
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_a_text_that_cannot_be_written_is_named_and_not_the_end(
+    caption: Caption, folder: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    (folder / ".0001.txt.part").mkdir()  # stands in the way for root too, whom no permission stops
+    rows = caption(folder, "--sidecar")
+    assert len(rows) == 5
+    assert all("caption" in row for row in rows)
+    assert not (folder / "0001.txt").exists()
+    assert f"no .txt for {folder}/0001.png: Is a directory".encode() in capfdbinary.readouterr().err
+
+
+def test_a_picture_is_never_its_own_text(caption: Caption, folder: Path) -> None:
+    (folder / "0000.png").rename(folder / "picture.txt")
+    content = (folder / "picture.txt").read_bytes()
+    (row,) = caption(folder / "picture.txt", "--sidecar", "--overwrite_sidecars")
+    assert (folder / "picture.txt").read_bytes() == content
+    assert (folder / "picture.txt.txt").read_text() == row["caption"] + "\n"
+
+
+def test_what_is_no_readable_file_is_one_line(caption: Caption, folder: Path) -> None:
+    os.mkfifo(folder / "endless.png")
+    (folder / "round.png").symlink_to("round.png")
+    (folder / "removed.png").symlink_to("nothing.png")
+    names = [str(folder / name) for name in ("endless.png", "removed.png", "round.png")]
+    rows = caption(folder, "--sidecar")
+    assert [row["image"] for row in rows if "error" in row] == names
+    assert len(rows) == 8
+    long = "x" * 5000 + ".png"
+    odd = [long, "a\0b.png", "memory://no.png", "-leading dash.png"]
+    assert [set(row) for row in caption("-", "--sidecar", stdin="\n".join(odd).encode())] == [{"image", "error"}] * 4
+    assert list(list_folder(str(folder / "gone"))) == [str(folder / "gone")]
+
+
+def test_there_is_nothing_to_load_where_there_is_nothing_to_caption(caption: Caption, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert caption(tmp_path / "empty", model=tmp_path / "no model") == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--max_length", "500"],
+        ["--min_length", "9", "--max_length", "8"],
+        ["--prompt", "a red square on a blue ground"],
+        ["--device", "no device"],
+    ],
+)
+def test_what_no_caption_can_keep_to_is_refused(
+    caption: Caption, folder: Path, tmp_path: Path, arguments: list[str]
+) -> None:
+    with pytest.raises(RecipeError, match=r"^(max_length|device) is"):
+        caption(folder, "--output", tmp_path / "out.jsonl", *arguments)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize("option", ["--num_beams", "--batch_size", "--max_length"])
+def test_counts_begin_at_one(caption: Caption, folder: Path, option: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        caption(folder, option, "0")
+    assert ended.value.code == 2
 
 
 def test_decoding_and_prompt_are_those_asked_for(caption: Caption, folder: Path) -> None:
@@ -308,10 +412,39 @@ def test_a_model_that_cannot_caption_is_refused_before_anything_is_written(
     shutil.copytree(captioner, pickled)
     torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
     (pickled / "model.safetensors").unlink()
-    for model, message in {pickled: "safetensors", tmp_path / "none": "cannot be found"}.items():
+    for model, message in {pickled: "--allow_pickle", tmp_path / "none": "cannot be found"}.items():
         with pytest.raises(RecipeError, match=message):
             caption(folder, "--output", tmp_path / "captions.jsonl", model=model)
     assert not (tmp_path / "captions.jsonl").exists()
+    assert caption(folder, "--allow_pickle", model=pickled) == caption(folder)
+
+
+def test_an_interrupted_run_ends_at_once_and_goes_on(
+    caption: Caption, captioner: Path, folder: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.jsonl"
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts and never answers
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/picture.png"
+        command = [sys.executable, "-m", "blip_recipe.caption", captioner, folder, address, "--output", output]
+        process = subprocess.Popen(
+            [*map(str, command), "--batch_size", "5", "--device", "cpu"],
+            env={**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if output.exists() and output.read_bytes().count(b"\n") == 5:
+                break
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert "interrupted" in stderr
+    assert "Traceback" not in stderr
+    assert len(rows_of(output.read_bytes())) == 5
+    caption(folder, tmp_path / "none.png", "--output", output)
+    assert len(rows_of(output.read_bytes())) == 6
 
 
 def test_help_comes_at_once() -> None:
