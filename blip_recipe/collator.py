@@ -10,12 +10,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from blip_recipe.data.pixels import read_pixels
 from blip_recipe.modeling import IGNORED
+from blip_recipe.processing import resize_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from transformers import ProcessorMixin
+
+    from blip_recipe.data.images import Picture
 
 
 @dataclass
@@ -40,18 +44,22 @@ class CaptionCollator:
     max_length: int = 40
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """A batch of `rows` (each `row`, `image`, `captions`).
+        """A batch of `rows`: each `row`, `image` of any size (what `read_pixels` gives, or takes), and `captions`.
 
         Returns:
-            `row` `(images,)`, `pixel_values` `(images, 3, height, width)`, and, each `(images, tokens)`, `input_ids`,
-            `position_ids` counted anew in each caption, and `labels`. Padding is at position 0.
+            `row` `(images,)`, `pixel_values` `(images, 3, height, width)` of bytes, which the trainer normalises on the
+            device (`normalize_pixels`), and, each `(images, tokens)`, `input_ids`, `position_ids` counted anew in each
+            caption, and `labels`. Padding is at position 0.
         """
-        pixel_values = self.processor.image_processor([row["image"] for row in rows], return_tensors="pt").pixel_values
         return {
             "row": torch.tensor([row["row"] for row in rows]),
-            "pixel_values": pixel_values,
+            "pixel_values": torch.stack([self._resize(row["image"]) for row in rows]),
             **self._tokenize([row["captions"] for row in rows]),
         }
+
+    def _resize(self, image: torch.Tensor | Picture) -> torch.Tensor:
+        pixels = image if isinstance(image, torch.Tensor) else read_pixels(image)
+        return resize_pixels(pixels, self.processor.image_processor)
 
     def _tokenize(self, captions: list[list[str]]) -> dict[str, torch.Tensor]:
         texts = [f"{self.prompt.rstrip()} {caption}".strip() for each in captions for caption in each]

@@ -16,7 +16,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from blip_recipe.adapters import name_stock_class
 from blip_recipe.collator import CaptionCollator
 from blip_recipe.modeling import IGNORED, BlipForCaptioning, decode_captions, generate_token_ids
-from blip_recipe.processing import save_processor
+from blip_recipe.processing import normalize_pixels, save_processor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -98,6 +98,11 @@ class CaptionTrainer(Seq2SeqTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _run(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
+    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
+        """The batch on the device, where the bytes of pictures become `pixel_values` as the model takes them."""
+        inputs = super()._prepare_inputs(inputs)
+        return inputs | {"pixel_values": normalize_pixels(inputs["pixel_values"], self.processor.image_processor)}
+
         """`CaptioningOutput` of the model for a batch; row numbers are for the scores."""
         batch = {key: value for key, value in inputs.items() if key != "row"}
         return model(**batch, label_smoothing=self.args.label_smoothing_factor)

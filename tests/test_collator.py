@@ -6,7 +6,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from PIL import Image
 from transformers import BlipProcessor
 
 from blip_recipe.collator import CaptionCollator
@@ -21,7 +20,11 @@ def processor() -> BlipProcessor:
 
 
 def row(number: int, *captions: str) -> dict[str, object]:
-    return {"row": number, "image": Image.new("RGB", (40, 30), "red"), "captions": list(captions)}
+    return {
+        "row": number,
+        "image": torch.full((3, 30, 40 + number), 200, dtype=torch.uint8),
+        "captions": list(captions),
+    }
 
 
 def collate(processor: BlipProcessor, *rows: dict[str, object], **options: object) -> dict[str, torch.Tensor]:
@@ -37,7 +40,7 @@ def captions_of(batch: dict[str, torch.Tensor], image: int, name: str) -> list[t
 
 def test_each_image_is_a_row_with_its_captions_end_to_end(processor: BlipProcessor) -> None:
     batch = collate(processor, row(7, *CAPTIONS[:2]), row(3, CAPTIONS[2]))
-    assert batch["pixel_values"].shape == (2, 3, 96, 96)
+    assert (batch["pixel_values"].shape, batch["pixel_values"].dtype) == ((2, 3, 96, 96), torch.uint8)
     assert batch["row"].tolist() == [7, 3]
     assert [len(captions_of(batch, image, "labels")) for image in (0, 1)] == [2, 1]
     assert captions_of(batch, 0, "position_ids")[1].tolist() == list(range(8))

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageEnhance, ImageOps
 
 from blip_recipe.data.augmentation import OPERATIONS, apply_operation, augment, draw_crop
 
-GREY = (128, 128, 128)
+GREY = 128
 
 
-def photograph(width: int = 40, height: int = 30) -> Image.Image:
-    pixels = np.random.default_rng(0).integers(20, 200, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
+def photograph(width: int = 40, height: int = 30) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).integers(20, 200, (3, height, width), dtype=np.uint8))
+
+
+def as_image(pixels: torch.Tensor) -> Image.Image:
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 
 class Positive(np.random.Generator):
@@ -66,46 +70,92 @@ def test_a_sliver_is_cropped_in_the_middle() -> None:
 
 def test_an_augmented_picture_is_square_and_follows_the_generator() -> None:
     first, again, other = (augment(photograph(), 24, np.random.default_rng(seed)) for seed in (5, 5, 6))
-    assert first.size == (24, 24)
-    assert first.tobytes() == again.tobytes() != other.tobytes()
+    assert (first.shape, first.dtype) == ((3, 24, 24), torch.uint8)
+    assert first.equal(again)
+    assert not first.equal(other)
 
 
-@pytest.mark.parametrize("operation", ["Identity", "Brightness", "Sharpness"])
-def test_level_five_leaves_brightness_and_sharpness_as_they_are(operation: str) -> None:
-    assert apply_operation(photograph(), operation, POSITIVE).tobytes() == photograph().tobytes()
+def test_a_crop_is_resized_and_mirrored_as_pillow_does() -> None:
+    ramp = torch.arange(100).mul(2).to(torch.uint8).expand(3, 80, 100).contiguous()
+    boxes = {seed: draw_crop(100, 80, np.random.default_rng(seed)) for seed in range(12)}
+    mirrored = 0
+    for seed, box in boxes.items():
+        # Only geometry shows: rows are alike, and neither operation is applied.
+        augmented = augment(ramp, 48, Undecided(np.random.PCG64(seed)))
+        expected = as_image(ramp).crop(box).resize((48, 48), Image.Resampling.BICUBIC)
+        difference = np.asarray(expected).astype(int) - np.asarray(as_image(augmented))
+        flipped = np.asarray(ImageOps.mirror(expected)).astype(int) - np.asarray(as_image(augmented))
+        mirrored += abs(flipped).max() <= 1
+        assert min(abs(difference).max(), abs(flipped).max()) <= 1
+    assert mirrored == 12
+
+
+class Undecided(np.random.Generator):
+    """Mirrors every picture and applies no operation."""
+
+    asked = 0
+
+    def random(self, *_: object, **__: object) -> float:  # type: ignore[override]
+        self.asked += 1
+        return 0.0 if self.asked == 1 else 1.0
+
+
+def test_level_five_leaves_brightness_and_sharpness_as_they_are() -> None:
+    enhancement = 5 / 10 * 1.8 + 0.1
+    for enhance in (ImageEnhance.Brightness, ImageEnhance.Sharpness):
+        picture = as_image(photograph())
+        assert enhance(picture).enhance(enhancement).tobytes() == picture.tobytes()
+    for operation in ("Identity", "Brightness", "Sharpness"):
+        assert apply_operation(photograph(), operation, POSITIVE).equal(photograph())
 
 
 def test_contrast_and_histogram_are_pillows() -> None:
-    expected = {"AutoContrast": ImageOps.autocontrast(photograph()), "Equalize": ImageOps.equalize(photograph())}
-    for operation, picture in expected.items():
-        assert apply_operation(photograph(), operation, POSITIVE).tobytes() == picture.tobytes()
+    picture = as_image(photograph())
+    expected = {"AutoContrast": ImageOps.autocontrast(picture), "Equalize": ImageOps.equalize(picture)}
+    for operation, image in expected.items():
+        assert as_image(apply_operation(photograph(), operation, POSITIVE)).tobytes() == image.tobytes()
 
 
 def test_a_picture_moves_five_pixels_and_leaves_grey() -> None:
-    original = np.asarray(photograph())
-    for operation, axis in {"TranslateX": 1, "TranslateY": 0}.items():
+    original = photograph().numpy()
+    for operation, axis in {"TranslateX": 2, "TranslateY": 1}.items():
         for side in (POSITIVE, NEGATIVE):
-            moved = np.asarray(apply_operation(photograph(), operation, side))
+            moved = apply_operation(photograph(), operation, side)
             step = -5 if side is POSITIVE else 5
             expected = np.roll(original, step, axis)
-            edge = [slice(None), slice(None)]
+            edge = [slice(None)] * 3
             edge[axis] = slice(-5, None) if step < 0 else slice(0, 5)
             expected[tuple(edge)] = GREY
-            assert (moved == expected).all(), (operation, step)
+            assert (moved.numpy() == expected).all(), (operation, step)
 
 
-def test_shears_and_rotations_are_by_the_original_angles() -> None:
-    bar = Image.new("RGB", (101, 101), "black")
-    bar.paste("white", (50, 0, 51, 101))
-    sheared = np.asarray(apply_operation(bar, "ShearX", NEGATIVE))[:, :, 0].astype(int)
-    # A column at x = 50 leans by 0.15 pixels a row, away from the top row.
-    assert [abs(int(sheared[row, :].argmax()) - (50 + 0.15 * row)) < 1.5 for row in (0, 50, 100)] == [True] * 3
-    turned = np.asarray(apply_operation(bar, "Rotate", POSITIVE))[:, :, 0].astype(int)
-    top, bottom = (int(np.where(turned[row] == 255, 0, turned[row])[20:80].argmax()) + 20 for row in (5, 95))
-    assert np.degrees(np.arctan((bottom - top) / 90)) == pytest.approx(15, abs=2)
-    for operation in ("ShearX", "ShearY", "Rotate"):
-        corners = np.asarray(apply_operation(Image.new("RGB", (100, 100)), operation, POSITIVE))
-        assert (corners == 128).all(2).any()
+@pytest.mark.parametrize("size", [1, 4, 5])
+def test_a_picture_that_moves_out_of_sight_is_grey(size: int) -> None:
+    moved = apply_operation(photograph(size, size), "TranslateX", POSITIVE)
+    assert (moved == GREY).all()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("operation", ["ShearX", "ShearY", "Rotate"])
+def test_shears_and_rotations_are_pillows_by_the_original_angles(operation: str, sign: int) -> None:
+    picture, grey = as_image(photograph(101, 80)), (GREY, GREY, GREY)
+    shear = sign * 0.15
+    expected = {
+        "ShearX": lambda: warp(picture, (1, shear, 0, 0, 1, 0)),
+        "ShearY": lambda: warp(picture, (1, 0, 0, shear, 1, 0)),
+        "Rotate": lambda: picture.rotate(sign * 15, Image.Resampling.BILINEAR, fillcolor=grey),
+    }[operation]()
+    warped = as_image(apply_operation(photograph(101, 80), operation, POSITIVE if sign == 1 else NEGATIVE))
+    # Pillow rounds down.
+    difference = np.asarray(warped).astype(int) - np.asarray(expected)
+    assert ((difference >= 0) & (difference <= 1)).mean() > 0.999
+    assert (np.asarray(warped) == GREY).all(2).mean() > 0.03
+
+
+def warp(picture: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
+    return picture.transform(
+        picture.size, Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR, fillcolor=(GREY, GREY, GREY)
+    )
 
 
 def test_two_operations_are_drawn_and_each_is_applied_half_the_time() -> None:
@@ -118,8 +168,8 @@ def test_two_operations_are_drawn_and_each_is_applied_half_the_time() -> None:
             return drawn
 
     counts: list[str] = []
-    rng, flat = Counting(np.random.PCG64(0)), Image.new("RGB", (32, 32), (10, 10, 10))
-    changed = [augment(flat, 32, rng).tobytes() != flat.tobytes() for _ in range(1500)]
+    rng, flat = Counting(np.random.PCG64(0)), torch.full((3, 32, 32), 10, dtype=torch.uint8)
+    changed = [not augment(flat, 32, rng).equal(flat) for _ in range(1500)]
     assert len(counts) == 3000
     assert all(abs(counts.count(name) / 3000 - 0.1) < 0.03 for name in OPERATIONS)
     # Five of ten operations (shears, shifts, rotation) show on a flat picture; two draws, each applied half the time.

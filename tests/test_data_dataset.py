@@ -38,7 +38,7 @@ def make_dataset(rows: Dataset, **options: Any) -> CaptionDataset:
 
 
 def content(item: dict[str, Any]) -> tuple[int, list[str], bytes]:
-    return item["row"], item["captions"], item["image"].tobytes()
+    return item["row"], item["captions"], item["image"].numpy().tobytes()
 
 
 def read_all(dataset: CaptionDataset) -> list[tuple[int, list[str], bytes]]:
@@ -49,12 +49,13 @@ def test_a_row_is_its_number_its_picture_and_its_captions(rows: Dataset) -> None
     item = make_dataset(rows, captions_per_image=None, augmentation="none")[3]
     assert item["row"] == 3
     assert item["captions"] == rows[3]["captions"]
-    assert item["image"].tobytes() == open_image(rows[3]["image"]).tobytes()
+    assert item["image"].dtype == torch.uint8
+    assert (item["image"].permute(1, 2, 0).numpy() == np.asarray(open_image(rows[3]["image"]))).all()
 
 
 def test_augmented_pictures_have_the_models_size(rows: Dataset) -> None:
-    assert make_dataset(rows)[0]["image"].size == (32, 32)
-    assert make_dataset(rows, augmentation="none")[0]["image"].size == (SIZE, SIZE)
+    assert make_dataset(rows)[0]["image"].shape == (3, 32, 32)
+    assert make_dataset(rows, augmentation="none")[0]["image"].shape == (3, SIZE, SIZE)
 
 
 def test_choices_follow_seed_epoch_and_row(rows: Dataset) -> None:
@@ -137,8 +138,8 @@ def test_only_training_is_augmented_and_draws_captions(rows: Dataset) -> None:
         {"train": rows, "test": rows}, DataArguments(augmentation="blip", captions_per_image=1), processor, seed=0
     )
     train, test = made["train"][0], made["test"][0]
-    assert (train["image"].size, len(train["captions"])) == ((48, 48), 1)
-    assert (test["image"].size, len(test["captions"])) == ((SIZE, SIZE), 5)
+    assert (train["image"].shape, len(train["captions"])) == ((3, 48, 48), 1)
+    assert (test["image"].shape, len(test["captions"])) == ((3, SIZE, SIZE), 5)
 
 
 def test_a_picture_that_breaks_while_training_is_named(rows: Dataset) -> None:

@@ -1,19 +1,27 @@
-"""The training augmentation of the original BLIP, drawn from a numpy generator.
+"""The training augmentation of the original BLIP on bytes, drawn from a numpy generator.
 
 Source: `transform_train` in `data/__init__.py` and `RandomAugment(2, 5)` in `transform/randaugment.py` of the original
 repository. Its colour operations are those that no caption depends on; at level 5 of 10 brightness and sharpness have a
 factor of 5 / 10 * 1.8 + 0.1 = 1, so that they, as `Identity`, change nothing. They are drawn all the same, because how
 often the others are drawn depends on it.
+
+Pictures are uint8 `(3, height, width)`. A crop is resized with a bicubic filter and antialiasing, which differs from
+Pillow's by rounding (0.024 of 255 levels on average over 86 photographs, 10 at most).
 """
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageOps
+import torch
+from PIL import Image, ImageOps
+from torch.nn.functional import grid_sample
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize
 
-Resampling, Transform = Image.Resampling, Image.Transform
+from blip_recipe.data.pixels import to_pixels
 
 CROP_SCALE = (0.5, 1.0)
 """Share of the picture's area that a crop keeps."""
@@ -23,6 +31,15 @@ CROP_RATIO = (3 / 4, 4 / 3)
 
 CROP_ATTEMPTS = 10
 
+LEVEL = 5 / 10
+SHEAR = LEVEL * 0.3
+TRANSLATION = round(LEVEL * 10)
+"""Pixels, whatever the picture's size."""
+ROTATION = math.radians(LEVEL * 30)
+FILL = 128
+
+WARPS = ("ShearX", "ShearY", "Rotate")
+MOVED_AXES = {"TranslateX": 2, "TranslateY": 1}
 OPERATIONS = (
     "Identity",
     "AutoContrast",
@@ -37,26 +54,19 @@ OPERATIONS = (
 )
 OPERATIONS_DRAWN = 2
 OPERATION_PROBABILITY = 0.5
-LEVEL = 5 / 10
-ENHANCEMENT = LEVEL * 1.8 + 0.1
-SHEAR = LEVEL * 0.3
-TRANSLATION = LEVEL * 10
-"""Pixels, whatever the picture's size."""
-ROTATION = LEVEL * 30
-"""Degrees."""
-FILL = (128, 128, 128)
 
 
-def augment(image: Image.Image, image_size: int, rng: np.random.Generator) -> Image.Image:
-    """A random crop of an RGB `image`, perhaps mirrored, after two random operations: `(image_size, image_size)`."""
-    box = draw_crop(image.width, image.height, rng)
-    image = image.resize((image_size, image_size), Resampling.BICUBIC, box=box)
+def augment(pixels: torch.Tensor, image_size: int, rng: np.random.Generator) -> torch.Tensor:
+    """A random crop, perhaps mirrored, after two random operations: `(3, image_size, image_size)`."""
+    left, upper, right, lower = draw_crop(pixels.shape[2], pixels.shape[1], rng)
+    crop = pixels[:, upper:lower, left:right]
+    pixels = resize(crop, [image_size, image_size], interpolation=InterpolationMode.BICUBIC, antialias=True)
     if rng.random() < 0.5:
-        image = ImageOps.mirror(image)
+        pixels = pixels.flip(2)
     for operation in rng.choice(OPERATIONS, OPERATIONS_DRAWN):
         if rng.random() < OPERATION_PROBABILITY:
-            image = apply_operation(image, operation, rng)
-    return image
+            pixels = apply_operation(pixels, operation, rng)
+    return pixels
 
 
 def draw_crop(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
@@ -79,29 +89,53 @@ def draw_crop(width: int, height: int, rng: np.random.Generator) -> tuple[int, i
     return left, upper, left + crop_width, upper + crop_height
 
 
-def apply_operation(image: Image.Image, operation: str, rng: np.random.Generator) -> Image.Image:
-    """`image` through one of `OPERATIONS`; the direction of a geometric one is drawn. Uncovered corners are grey."""
+def apply_operation(pixels: torch.Tensor, operation: str, rng: np.random.Generator) -> torch.Tensor:
+    """`pixels` through one of `OPERATIONS`; the direction of a geometric one is drawn. Uncovered corners are grey."""
     sign = 1 if rng.random() < 0.5 else -1
+    if operation in WARPS:
+        return _warp(pixels, operation, sign)
+    if operation in MOVED_AXES:
+        return _move(pixels, MOVED_AXES[operation], sign * TRANSLATION)
     if operation == "AutoContrast":
-        return ImageOps.autocontrast(image)
+        return to_pixels(ImageOps.autocontrast(_to_image(pixels)))
     if operation == "Equalize":
-        return ImageOps.equalize(image)
-    if operation == "Brightness":
-        return ImageEnhance.Brightness(image).enhance(ENHANCEMENT)
-    if operation == "Sharpness":
-        return ImageEnhance.Sharpness(image).enhance(ENHANCEMENT)
+        return to_pixels(ImageOps.equalize(_to_image(pixels)))
+    return pixels
+
+
+def _to_image(pixels: torch.Tensor) -> Image.Image:
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+
+def _move(pixels: torch.Tensor, axis: int, step: int) -> torch.Tensor:
+    """What lies `step` pixels further along `axis`."""
+    size = pixels.shape[axis]
+    moved, uncovered = pixels.roll(-step, axis), min(abs(step), size)
+    moved.narrow(axis, size - uncovered if step > 0 else 0, uncovered).fill_(FILL)
+    return moved
+
+
+def _warp(pixels: torch.Tensor, operation: str, sign: int) -> torch.Tensor:
+    """Bilinear, as Pillow's `transform`, which rounds down where this rounds to the nearest."""
+    grid, outside = _warp_grid(operation, sign, pixels.shape[1], pixels.shape[2])
+    warped = grid_sample(pixels[None].float(), grid, padding_mode="border", align_corners=False)[0]
+    return warped.round_().masked_fill_(outside, FILL).to(torch.uint8)
+
+
+@lru_cache(maxsize=2 * len(WARPS))
+def _warp_grid(operation: str, sign: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where each pixel comes from, for `grid_sample`, and which come from outside; the same for all pictures of a size.
+
+    Shears keep the upper left corner in its place, rotations the middle.
+    """
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     if operation == "ShearX":
-        return _warp(image, (1, sign * SHEAR, 0, 0, 1, 0))
-    if operation == "ShearY":
-        return _warp(image, (1, 0, 0, sign * SHEAR, 1, 0))
-    if operation == "TranslateX":
-        return _warp(image, (1, 0, sign * TRANSLATION, 0, 1, 0))
-    if operation == "TranslateY":
-        return _warp(image, (1, 0, 0, 0, 1, sign * TRANSLATION))
-    if operation == "Rotate":
-        return image.rotate(sign * ROTATION, Resampling.BILINEAR, fillcolor=FILL)
-    return image
-
-
-def _warp(image: Image.Image, matrix: tuple[float, ...]) -> Image.Image:
-    return image.transform(image.size, Transform.AFFINE, matrix, Resampling.BILINEAR, fillcolor=FILL)
+        x = x + sign * SHEAR * y
+    elif operation == "ShearY":
+        y = y + sign * SHEAR * x
+    else:
+        x, y = x - width / 2, y - height / 2
+        cos, sin = math.cos(ROTATION), sign * math.sin(ROTATION)
+        x, y = cos * x - sin * y + width / 2, sin * x + cos * y + height / 2
+    outside = (x < 0) | (x >= width) | (y < 0) | (y >= height)
+    return torch.stack([2 * x / width - 1, 2 * y / height - 1], dim=-1)[None], outside

@@ -18,7 +18,7 @@ import torch
 
 from blip_recipe.data.augmentation import augment
 from blip_recipe.data.captions import normalize_caption
-from blip_recipe.data.images import open_image
+from blip_recipe.data.pixels import read_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,7 +68,7 @@ class CaptionDataset(torch.utils.data.Dataset):
         return len(self.rows)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        """Row number, RGB picture (augmented: `image_size` square) and captions of a row.
+        """Row number, picture (uint8 `(3, height, width)`; augmented: `image_size` square) and captions of a row.
 
         Raises:
             BadImageError: The picture cannot be read.
@@ -76,7 +76,7 @@ class CaptionDataset(torch.utils.data.Dataset):
         rng = np.random.default_rng([self.seed, int(self._epoch), row])
         record = self.rows[row]
         captions = self._draw_captions(record["captions"], rng)
-        image = open_image(record["image"])
+        image = read_pixels(record["image"])
         if self.augmentation == "blip":
             image = augment(image, self.image_size, rng)
         return {"row": row, "image": image, "captions": captions}

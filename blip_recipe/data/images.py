@@ -68,8 +68,8 @@ def open_image(image: Picture, *, timeout: float | None = None) -> Image.Image:
     Raises:
         BadImageError: There is no such picture, it is broken, or it has more than 179 megapixels.
     """
-    with _naming(image):
-        return _convert_to_rgb(ImageOps.exif_transpose(_open(image, timeout)))
+    with naming_faults(image):
+        return to_upright_rgb(open_lazily(image, timeout))
 
 
 def describe(image: Picture) -> str:
@@ -84,7 +84,7 @@ def describe(image: Picture) -> str:
 
 
 @contextmanager
-def _naming(image: Picture) -> Iterator[None]:
+def naming_faults(image: Picture) -> Iterator[None]:
     """Turn whatever the parsers of broken files raise into an error that names the picture."""
     try:
         yield
@@ -94,8 +94,12 @@ def _naming(image: Picture) -> Iterator[None]:
         raise BadImageError(f"{describe(image)} cannot be read as a picture: {_reason(error)}") from error
 
 
-def _open(image: Picture, timeout: float | None = None) -> Image.Image:
-    """The picture as Pillow opens it, not decoded yet."""
+def open_lazily(image: Picture, timeout: float | None = None) -> Image.Image:
+    """The picture as Pillow opens it: its header is read, its pixels are not.
+
+    Raises:
+        BadImageError: The header says that it has more than 179 megapixels.
+    """
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, np.ndarray):
@@ -155,7 +159,9 @@ def _fetch(url: str, timeout: float) -> bytes:
     return bytes(content)
 
 
-def _convert_to_rgb(image: Image.Image) -> Image.Image:
+def to_upright_rgb(image: Image.Image) -> Image.Image:
+    """What `open_image` makes of an opened picture."""
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         image = Image.fromarray(np.asarray(image).astype(np.int32))
     return (_scale_to_8_bits(image) if image.mode in RANGES else image).convert("RGB")
@@ -231,7 +237,7 @@ def _find_bad_images(rows: Dataset) -> dict[int, str]:
 
 def _decode(image: Picture) -> None:
     """Decode a picture and forget it; JPEGs at an eighth of their size, which still reads the file to its end."""
-    with _naming(image):
-        opened = _open(image)
+    with naming_faults(image):
+        opened = open_lazily(image)
         opened.draft(None, (max(1, opened.width // 8), max(1, opened.height // 8)))
         ImageOps.exif_transpose(opened)
