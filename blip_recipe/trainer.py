@@ -97,12 +97,12 @@ class CaptionTrainer(Seq2SeqTrainer):
         loss = outputs.token_losses.sum() / num_items_in_batch
         return (loss, outputs) if return_outputs else loss
 
-    def _run(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
         """The batch on the device, where the bytes of pictures become `pixel_values` as the model takes them."""
         inputs = super()._prepare_inputs(inputs)
         return inputs | {"pixel_values": normalize_pixels(inputs["pixel_values"], self.processor.image_processor)}
 
+    def _run(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
         """`CaptioningOutput` of the model for a batch; row numbers are for the scores."""
         batch = {key: value for key, value in inputs.items() if key != "row"}
         return model(**batch, label_smoothing=self.args.label_smoothing_factor)
