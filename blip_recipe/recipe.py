@@ -12,6 +12,7 @@ import json
 import sys
 from argparse import SUPPRESS, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar
 
@@ -244,6 +245,14 @@ class Recipe(Generic[Options]):
     def pushes_checkpoints(self) -> bool:
         """Whether checkpoints are published too; Trainer's default, `every_save`, must be asked for."""
         return self.push_to_hub and "hub_strategy" in self.given and self.training.hub_strategy != "end"
+
+    def default_of(self, key: str) -> Any:
+        """What a key is if it is not given."""
+        groups: tuple[Any, ...] = (self.model, self.data, self.generation, self.options, self.training)
+        for each in chain.from_iterable(map(dataclasses.fields, groups)):
+            if each.name == key:
+                return each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
+        return None
 
     def to_json(self, **resolved: Any) -> dict[str, Any]:
         """The recipe to run again: what was given, with `resolved` values (pinned revisions, full repo name) put in."""
