@@ -72,6 +72,15 @@ class CardCallback(TrainerCallback, ExportableState):
         self.steps, self.epochs = state.global_step, state.epoch
         self.best_step = state.best_global_step if args.load_best_model_at_end else None
 
+    def speed(self, args: TrainingArguments) -> dict[str, float]:
+        """Trainer's figures of time, over all sessions of the run: its own begin anew with each."""
+        images = self.steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return {
+            "train_runtime": self.seconds,
+            "train_samples_per_second": images / self.seconds,
+            "train_steps_per_second": self.steps / self.seconds,
+        }
+
     def _count(self) -> None:
         now = time.monotonic()
         self.seconds += now - self._resumed_at

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable
 
@@ -20,16 +21,38 @@ class PushError(Exception):
     """
 
 
-EXIT_CODES: dict[type[BaseException], int] = {RecipeError: 2, PushError: 3, KeyboardInterrupt: 130}
+class SaveError(Exception):
+    """Something could not be written, most likely because the disk is full (exit code 1).
+
+    What was saved before is whole; the message says how to go on.
+    """
+
+
+class StoppedError(BaseException):
+    """A batch system asked the run to stop (exit code 128 plus the signal's number, as a shell counts).
+
+    No `Exception`, so that nothing takes it for a failure of its own.
+    """
+
+    def __init__(self, received: signal.Signals) -> None:
+        super().__init__(f"stopped by {received.name}; the same command goes on from the last checkpoint")
+        self.exit_code = 128 + received
+
+
+EXIT_CODES: dict[type[BaseException], int] = {RecipeError: 2, PushError: 3, SaveError: 1, KeyboardInterrupt: 130}
 
 
 def run_command(main: Callable[[], None]) -> None:
     """Run a command's `main` and end the process with one clear line instead of a traceback.
 
-    Exit codes: 0 done, 2 wrong input, 3 not pushed, 130 interrupted; anything else keeps its traceback and gives 1.
+    Exit codes: 0 done, 1 not saved, 2 wrong input, 3 not pushed, 130 interrupted, 128 plus its number stopped by a
+    signal; anything else keeps its traceback and gives 1.
     """
     try:
         main()
     except tuple(EXIT_CODES) as error:
         print(f"error: {error}" if str(error) else "error: interrupted", file=sys.stderr)
         sys.exit(next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind)))
+    except StoppedError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import logging
 import shlex
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blip_recipe.errors import PushError, RecipeError, run_command
+from blip_recipe.errors import PushError, RecipeError, StoppedError, run_command
 from blip_recipe.model_card import PLACEHOLDER
 from blip_recipe.recipe import FinetuneOptions, Recipe, check_recipe, read_recipe
 from blip_recipe.results import read_json, write_json, write_predictions
+from blip_recipe.runs import RUN, Run, find_run, note_run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -40,6 +42,7 @@ def main(argv: list[str] | None = None) -> None:
         argv=argv,
     )
     check_recipe(recipe)
+    run = find_run(recipe)
 
     from transformers import set_seed
 
@@ -57,9 +60,12 @@ def main(argv: list[str] | None = None) -> None:
 
     set_up_logs(recipe.training)
     repo_id = find_repository(recipe) if recipe.push_to_hub else None
-    sources = pin_sources(recipe)
+    sources = pin_sources(recipe, run)
     with recipe.training.main_process_first(desc="reading the data"):
         splits = load_splits(recipe.data)
+    if run.finished and not recipe.options.dry_run:
+        finish_again(recipe, repo_id, splits)
+        return
     set_seed(recipe.training.seed)
     model, processor = build_model(recipe.model, recipe.generation, texts(splits["train"], recipe.data))
     peak = choose_checkpointing(model, recipe.training, longest_row(splits["train"], processor.tokenizer, recipe.data))
@@ -74,21 +80,24 @@ def main(argv: list[str] | None = None) -> None:
         checkpoint_uploads(recipe, repo_id, resolved) as uploads,
     ):
         scorer.prepare()
-        with recipe.training.main_process_first(local=False, desc="clearing the output directory"):
-            if recipe.options.overwrite_output_dir and recipe.training.process_index == 0:
-                clear_output_dir(recipe.output_dir, PUBLISHED_FILES)
+        with recipe.training.main_process_first(local=False, desc="taking the output directory"):
+            if recipe.training.process_index == 0:
+                if recipe.options.overwrite_output_dir:
+                    clear_output_dir(recipe.output_dir, (*PUBLISHED_FILES, RUN))
+                note_run(recipe, resolved, finished=False)
         trainer = build_trainer(recipe, model, processor, scorer, datasets, callbacks=[card, *uploads])
-        score_baseline(trainer, recipe, datasets)
-        train(trainer, recipe)
+        score_baseline(trainer, recipe, datasets, run)
+        train(trainer, recipe, card)
         if recipe.model.merge_adapter:
             trainer = merge(trainer, recipe, processor, scorer, datasets)
         save_model(trainer, recipe)
         score(trainer, datasets)
     if trainer.is_world_process_zero():
         describe(trainer, recipe, splits, sources, card, repo_id)
+        note_run(recipe, resolved, finished=True)
         print(format_next_steps(recipe, repo_id))
         if repo_id:
-            push(trainer, recipe, repo_id, datasets)
+            push(trainer.model, recipe, repo_id, splits)
 
 
 def find_repository(recipe: Recipe[FinetuneOptions]) -> str:
@@ -102,13 +111,13 @@ def find_repository(recipe: Recipe[FinetuneOptions]) -> str:
     return preflight(training.hub_model_id, recipe.output_dir.name, training.hub_private_repo, HfApi())
 
 
-def pin_sources(recipe: Recipe[FinetuneOptions]) -> tuple[Source, Source]:
-    """Where model and data come from; what is loaded from the Hub is loaded at the commit that is there now."""
+def pin_sources(recipe: Recipe[FinetuneOptions], run: Run) -> tuple[Source, Source]:
+    """Where model and data come from; what is loaded from the Hub is loaded at the commit that the run began with."""
     from blip_recipe.card_facts import read_source
 
     model, data = recipe.model, recipe.data
-    base = read_source(model.model_name_or_path, "model", model.model_revision)
-    dataset = read_source(str(data.dataset_name), "dataset", data.dataset_revision)
+    base = read_source(model.model_name_or_path, "model", run.model_revision or model.model_revision)
+    dataset = read_source(str(data.dataset_name), "dataset", run.dataset_revision or data.dataset_revision)
     model.model_revision, data.dataset_revision = base.revision, dataset.revision
     return base, dataset
 
@@ -120,22 +129,15 @@ def resolve(recipe: Recipe[FinetuneOptions], repo_id: str | None, sources: tuple
 
 
 def score_baseline(
-    trainer: CaptionTrainer, recipe: Recipe[FinetuneOptions], datasets: dict[str, CaptionDataset]
+    trainer: CaptionTrainer, recipe: Recipe[FinetuneOptions], datasets: dict[str, CaptionDataset], run: Run
 ) -> None:
     """Score the untouched base model, once a run, on the split that the finished model is scored on."""
     role = scored_role(datasets)
-    names = ["loss", *recipe.generation.score_names()]
-    done = {f"baseline_{name}" for name in names} <= read_json(recipe.output_dir / "all_results.json").keys()
-    if role and not (done and same_as_before(recipe)):
+    names = {f"baseline_{name}" for name in ["loss", *recipe.generation.score_names()]}
+    done = bool(run.given) and names <= read_json(recipe.output_dir / "all_results.json").keys()
+    if role and not done:
         logger.info("Scoring the untouched base model")
         trainer.save_metrics("baseline", trainer.evaluate(datasets[role], metric_key_prefix="baseline"))
-
-
-def same_as_before(recipe: Recipe[FinetuneOptions]) -> bool:
-    """Whether an earlier run in this directory scored the base model in the same way."""
-    before, now = read_json(recipe.output_dir / "recipe.json"), recipe.to_json()
-    keys = ("model_name_or_path", "dataset_name", "test_split", "eval_split", "max_eval_samples", "prompt")
-    return not before or all(before.get(key) == now.get(key) for key in keys)
 
 
 def scored_role(datasets: Mapping[str, CaptionDataset]) -> str | None:
@@ -143,19 +145,28 @@ def scored_role(datasets: Mapping[str, CaptionDataset]) -> str | None:
     return next((role for role in ("test", "eval") if role in datasets), None)
 
 
-def train(trainer: CaptionTrainer, recipe: Recipe[FinetuneOptions]) -> None:
-    """Train, from the newest whole checkpoint where there is one."""
+def train(trainer: CaptionTrainer, recipe: Recipe[FinetuneOptions], card: CardCallback) -> None:
+    """Train, from the newest whole checkpoint where there is one.
+
+    Raises:
+        StoppedError: A batch system asked the run to stop; what was trained is in a checkpoint.
+    """
+    from accelerate.utils import broadcast_object_list
     from transformers import set_seed
 
-    from blip_recipe.checkpoints import checkpoint_step, last_checkpoint
+    from blip_recipe.checkpoints import last_checkpoint
 
     # The random state is the same whether or not this process scored the baseline first.
     set_seed(trainer.args.seed)
-    named = recipe.training.resume_from_checkpoint
-    checkpoint = Path(named) if named else last_checkpoint(recipe.output_dir)
-    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if checkpoint is None or result.global_step > checkpoint_step(checkpoint):
-        trainer.save_metrics("train", result.metrics)
+    checkpoint: list[Any] = [recipe.training.resume_from_checkpoint]
+    if not checkpoint[0] and trainer.is_world_process_zero():
+        checkpoint = [last_checkpoint(recipe.output_dir)]
+    broadcast_object_list(checkpoint)
+    with trainer.stop_signals:
+        result = trainer.train(resume_from_checkpoint=str(checkpoint[0]) if checkpoint[0] else None)
+    if trainer.must_stop:
+        raise StoppedError(trainer.stop_signals.received or signal.SIGTERM)
+    trainer.save_metrics("train", result.metrics | card.speed(trainer.args))
     state = trainer.state
     kept_step = state.best_global_step if trainer.args.load_best_model_at_end else state.global_step
     for entry in state.log_history:
@@ -253,9 +264,23 @@ def format_next_steps(recipe: Recipe[FinetuneOptions], repo_id: str | None) -> s
     )
 
 
-def push(
-    trainer: CaptionTrainer, recipe: Recipe[FinetuneOptions], repo_id: str, datasets: dict[str, CaptionDataset]
-) -> None:
+def finish_again(recipe: Recipe[FinetuneOptions], repo_id: str | None, splits: Mapping[str, Dataset]) -> None:
+    """Do what a finished run may still want: let the card speak of the repository, and publish it."""
+    from blip_recipe.adapters import load_captioner
+    from blip_recipe.push import retarget
+
+    if recipe.training.process_index != 0:
+        return
+    logger.info("%s holds the finished run of this recipe: nothing is trained or scored again", recipe.output_dir)
+    if repo_id:
+        retarget(recipe.output_dir, repo_id)
+    print(format_next_steps(recipe, repo_id))
+    if repo_id:
+        model, _, _ = load_captioner(str(recipe.output_dir), device=recipe.training.device)
+        push(model, recipe, repo_id, splits)
+
+
+def push(model: Any, recipe: Recipe[FinetuneOptions], repo_id: str, splits: Mapping[str, Dataset]) -> None:
     """Publish the output directory in one commit, and see that what was published captions as before.
 
     Raises:
@@ -275,7 +300,7 @@ def push(
         api=HfApi(),
     )
     try:
-        check_published(trainer, recipe, repo_id, result, datasets.get("test") or datasets["train"])
+        check_published(model, recipe, repo_id, result, splits.get("test") or splits["train"])
     except (RecipeError, OSError) as error:
         raise PushError(
             f"{result.url} was pushed, but could not be loaded back to check it: {error}\nSee what it says of a "
@@ -285,11 +310,11 @@ def push(
 
 
 def check_published(
-    trainer: CaptionTrainer,
+    model: Any,
     recipe: Recipe[FinetuneOptions],
     repo_id: str,
     result: PushResult,
-    dataset: CaptionDataset,
+    rows: Dataset,
 ) -> None:
     """Load the published revision and caption one picture: it must say what the trained model says.
 
@@ -297,15 +322,18 @@ def check_published(
         PushError: It says something else.
     """
     from blip_recipe.adapters import load_captioner
+    from blip_recipe.data.images import open_image
     from blip_recipe.hub import push_command
     from blip_recipe.modeling import generate_captions
 
-    published, processor, settings = load_captioner(repo_id, revision=result.revision, device=trainer.args.device)
-    pixel_values = trainer.data_collator([dataset[0]])["pixel_values"].to(trainer.args.device)
+    device = recipe.training.device
+    published, processor, settings = load_captioner(repo_id, revision=result.revision, device=device)
+    pictures = [open_image(rows[0]["image"])]
+    pixel_values = processor.image_processor(pictures, return_tensors="pt").pixel_values.to(device)
     decoding = recipe.generation.generate_kwargs()
     trained_says, published_says = (
-        generate_captions(model.eval(), processor.tokenizer, pixel_values, prompt=prompt, **decoding)
-        for model, prompt in ((trainer.model, recipe.data.prompt), (published, settings.prompt))
+        generate_captions(each.eval(), processor.tokenizer, pixel_values, prompt=prompt, **decoding)
+        for each, prompt in ((model, recipe.data.prompt), (published, settings.prompt))
     )
     if trained_says != published_says:
         raise PushError(

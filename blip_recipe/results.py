@@ -8,9 +8,11 @@ from typing import Any
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` as readable JSON, making the directory where needed."""
+    """Write `content` as readable JSON, making the directory where needed; the file is never half written."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    new.replace(path)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -10,13 +10,14 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.nn import functional as F
-from transformers import EvalPrediction, Seq2SeqTrainer
+from transformers import EvalPrediction
 from transformers.trainer import TRAINING_ARGS_NAME
 
 from blip_recipe.adapters import name_stock_class
 from blip_recipe.collator import CaptionCollator
 from blip_recipe.modeling import IGNORED, BlipForCaptioning, decode_captions, generate_token_ids
 from blip_recipe.processing import normalize_pixels, save_processor
+from blip_recipe.resumable import ResumableTrainer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -37,7 +38,7 @@ def predicted_tokens(labels: torch.Tensor) -> torch.Tensor:
     return (labels[:, 1:] != IGNORED).sum(1)
 
 
-class CaptionTrainer(Seq2SeqTrainer):
+class CaptionTrainer(ResumableTrainer):
     """Trains and scores a BLIP captioner.
 
     Args:
