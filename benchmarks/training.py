@@ -138,11 +138,19 @@ def run_turn(
         "torch_compile": options.torch_compile,
         "dataloader_num_workers": 0,
     }
+    wake_up(device)
     memory = PeakMemory(device)
     try:
         return [measure(SIDES[side](mode, folder, images, arguments), memory)]
     except torch.OutOfMemoryError:
         return []
+
+
+def wake_up(device: torch.device) -> None:
+    """Load what torch loads at its first step, which is no memory of the model's."""
+    layer = torch.nn.Linear(64, 64).to(device)
+    layer(torch.randn(64, 64, device=device)).sum().backward()
+    torch.optim.AdamW(layer.parameters()).step()
 
 
 def measure(trainer: Trainer, memory: PeakMemory) -> Measured:

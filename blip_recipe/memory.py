@@ -37,8 +37,8 @@ def estimate_peak_bytes(
 ) -> int:
     """Bytes at the peak of a step of one process: weights, moments of the optimiser, gradients and activations.
 
-    Gradients come into being while activations go, unless they are summed up over several batches or kept in the
-    buckets of DistributedDataParallel.
+    Gradients come into being while activations go, unless they are summed up over several batches, kept in the buckets
+    of DistributedDataParallel, or, on a CPU, allocated where freed blocks do not fit.
 
     Args:
         model: The model as it is trained, on the device that it is trained on.
@@ -57,7 +57,7 @@ def estimate_peak_bytes(
         all_layers = activation_bytes(model, images, tokens, bf16=bool(training.bf16), checkpointing=False)
         vision, text = model.config.vision_config, model.config.text_config
         activations += (all_layers - activations) // (vision.num_hidden_layers + text.num_hidden_layers)
-    kept = training.gradient_accumulation_steps > 1 or training.world_size > 1
+    kept = training.gradient_accumulation_steps > 1 or training.world_size > 1 or training.device.type == "cpu"
     return stored + moments * trained + (activations + gradients if kept else max(activations, gradients))
 
 

@@ -1,0 +1,82 @@
+"""The memory of a step is found by tracing it, and agrees with what the step really keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from blip_recipe.adapters import add_lora
+from blip_recipe.memory import activation_bytes, choose_checkpointing, estimate_peak_bytes
+from blip_recipe.modeling import BlipForCaptioning
+from blip_recipe.recipe import ModelArguments
+from blip_recipe.tiny import build_tiny_blip
+from blip_recipe.training_arguments import CaptionTrainingArguments
+
+IMAGES, TOKENS = 8, 24
+
+
+def build(kind: str) -> BlipForCaptioning:
+    torch.manual_seed(0)
+    model, _ = build_tiny_blip(["a red circle"], image_size=384)
+    model.use_sdpa().train()
+    if kind == "frozen":
+        model.vision_model.requires_grad_(False)
+    return add_lora(model, ModelArguments(use_peft=True, model_name_or_path="base")) if kind == "lora" else model  # type: ignore[return-value]
+
+
+def kept_by_a_real_step(model: BlipForCaptioning, bf16: bool) -> int:
+    """Bytes of what autograd keeps for the gradient of a step, weights not counted, and the gradient of logits."""
+    own = {weight.untyped_storage().data_ptr() for weight in [*model.parameters(), *model.buffers()]}
+    kept = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    ids = torch.zeros(IMAGES, TOKENS, dtype=torch.int64)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", enabled=bf16):
+        logits = model(pixel_values=torch.zeros(IMAGES, 3, 384, 384), input_ids=ids, position_ids=ids).logits
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), ids.flatten())
+        total = sum(storage.nbytes() for storage in kept.values()) + 4 * logits.numel()
+    del loss
+    return total
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("kind", ["full", "frozen", "lora"])
+def test_traced_activations_are_those_of_a_real_step(kind: str, checkpointing: bool, bf16: bool) -> None:
+    model = build(kind)
+    traced = activation_bytes(model, IMAGES, TOKENS, bf16=bf16, checkpointing=checkpointing)
+    if checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    assert traced == pytest.approx(kept_by_a_real_step(model, bf16), rel=0.02)
+
+
+def test_tracing_leaves_the_model_as_it_was() -> None:
+    model = build("full").eval()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    activation_bytes(model, IMAGES, TOKENS, bf16=False, checkpointing=True)
+    assert not model.training
+    assert not model.is_activation_checkpointing
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+def test_adapters_and_checkpointing_save_memory(tmp_path: Path) -> None:
+    training = CaptionTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    full, lora = (
+        estimate_peak_bytes(build(kind), training, IMAGES, TOKENS, checkpointing=False) for kind in ("full", "lora")
+    )
+    checkpointed = estimate_peak_bytes(build("full"), training, IMAGES, TOKENS, checkpointing=True)
+    assert lora < checkpointed < full
+
+
+@pytest.mark.parametrize("asked", [None, True])
+def test_checkpointing_is_left_alone_where_there_is_no_gpu(asked: bool | None, tmp_path: Path) -> None:
+    training = CaptionTrainingArguments(output_dir=str(tmp_path), use_cpu=True, activation_checkpointing=asked)
+    choose_checkpointing(build("full"), training, TOKENS)
+    assert training.activation_checkpointing is bool(asked)
