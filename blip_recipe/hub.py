@@ -294,10 +294,7 @@ def _find_model(repo_id: str, api: HfApi) -> ModelInfo | None:
     """What the Hub knows of a model; `None` where it does not exist, or not for this token."""
     try:
         return api.model_info(repo_id)
-    except RepositoryNotFoundError as error:
-        if error.response.status_code == 401:
-            # Said of an expired token too; a valid one is told 404.
-            raise
+    except RepositoryNotFoundError:
         return None
 
 

@@ -198,7 +198,7 @@ EXPIRED: dict[str, Callable[[HubServer], object]] = {
 @pytest.mark.parametrize(
     ("how", "request_"),
     [
-        ("expired", "GET /api/models/lab/tulips/tree"),
+        ("expired", "POST /api/repos/create"),
         ("expired", "POST .*/commit/"),
         ("revoked", "POST .*/preupload/"),
     ],
@@ -211,7 +211,7 @@ def test_a_token_that_expires_on_the_way_ends_with_the_command_that_finishes_the
     assert done.returncode == 3, done.stderr
     assert "does not accept the Hub token" in done.stderr
     assert done.stderr.count("error: ") == 1
-    assert content_commits(hub, "lab/tulips") == 0
+    assert not hub.repositories or content_commits(hub, "lab/tulips") == 0
     hub.faults.clear()
     hub.tokens = HubServer().tokens
     again = run_module("blip_recipe.push", *finishing_command(done.stderr), env=hub.environment())
