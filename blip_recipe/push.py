@@ -84,8 +84,7 @@ def retarget(folder: Path, repo_id: str) -> None:
         new_readme.write_bytes(retarget_card(readme.read_bytes().decode(), old, repo_id).encode())
         new_readme.replace(readme)
     if recipe:
-        write_json(folder / "recipe.json.new", recipe | {"hub_model_id": repo_id})
-        (folder / "recipe.json.new").replace(folder / "recipe.json")
+        write_json(folder / "recipe.json", recipe | {"hub_model_id": repo_id})
 
 
 def retarget_card(card: str, old: str, new: str) -> str:
