@@ -23,18 +23,13 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy blip_recipe tests benchmarks
 
-test: lint
+test: lint compatibility
 	$(BIN)/python -m pytest -q
 
-# What a run saves, loaded by plain transformers: the newest 5, and 4.57 beside it in a folder of its own.
+# What a run saves, loaded by plain transformers: the installed one, and others (VERSIONS="4.57.* 5.18.*").
+VERSIONS ?= 4.57.*
 compatibility: install
-	rm -rf build/compatibility
-	$(BIN)/pip install --quiet --no-deps --target build/compatibility/transformers4 \
-		"transformers==4.57.*" "huggingface-hub>=0.36,<1" "tokenizers>=0.22,<0.23"
-	$(BIN)/python tests/compatibility/save_repositories.py build/compatibility/saved
-	$(BIN)/python tests/compatibility/check_repositories.py build/compatibility/saved
-	PYTHONPATH=build/compatibility/transformers4:. \
-		$(BIN)/python tests/compatibility/check_repositories.py build/compatibility/saved
+	$(BIN)/python tests/compatibility/run.py $(foreach version,$(VERSIONS),"$(version)")
 
 bench: install
 	$(BIN)/python -m benchmarks.scoring

@@ -6,6 +6,7 @@ import string
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 from transformers import BertTokenizer, BlipConfig, BlipImageProcessor, BlipProcessor
 
@@ -22,6 +23,10 @@ HEADS = 4
 IMAGE_SIZE = 96
 PATCH_SIZE = 48
 MAX_WORDS = 10_000
+POSITIONS = 512
+"""As BLIP's: where `max_length` is 20, transformers 4.57 takes that for unset and asks for up to 256 new tokens."""
+TRAINED_POSITIONS = 64
+"""Those that are drawn, more than any caption of a recipe has: the others are zeros, and cost no random numbers."""
 
 
 def build_tiny_blip(captions: Iterable[str], image_size: int | None = None) -> tuple[BlipForCaptioning, BlipProcessor]:
@@ -32,7 +37,17 @@ def build_tiny_blip(captions: Iterable[str], image_size: int | None = None) -> t
     model = BlipForCaptioning(tiny_config(tokenizer, size))
     # Positions as loud as patches, so that places are told apart from the first step and not after a thousand.
     nn.init.normal_(model.vision_model.embeddings.position_embedding, std=1.0)
+    _add_positions(model)
     return model, BlipProcessor(image_processor, tokenizer)
+
+
+def _add_positions(model: BlipForCaptioning) -> None:
+    embeddings = model.text_decoder.bert.embeddings
+    drawn = embeddings.position_embeddings.weight.detach()
+    zeros = drawn.new_zeros(POSITIONS - len(drawn), drawn.shape[1])
+    embeddings.position_embeddings = nn.Embedding.from_pretrained(torch.cat([drawn, zeros]), freeze=False)
+    embeddings.register_buffer("position_ids", torch.arange(POSITIONS)[None], persistent=False)
+    model.config.text_config.max_position_embeddings = POSITIONS
 
 
 def build_tokenizer(captions: Iterable[str]) -> PreTrainedTokenizerBase:
@@ -70,7 +85,7 @@ def tiny_config(tokenizer: PreTrainedTokenizerBase, image_size: int) -> BlipConf
             **shape,
             "encoder_hidden_size": WIDTH,
             "vocab_size": len(tokenizer),
-            "max_position_embeddings": 64,
+            "max_position_embeddings": TRAINED_POSITIONS,
             "hidden_dropout_prob": 0.0,
             "attention_probs_dropout_prob": 0.0,
             "bos_token_id": tokenizer.bos_token_id,

@@ -435,6 +435,12 @@ print(pipe(images=sys.argv[2], text="two green circles")[0]["generated_text"])
     assert run_python(code, captioner, pictures[0]) == expected[0]["generated_text"]
 
 
+def test_the_tiny_model_has_room_for_what_older_transformers_ask_for(captioner: Path, pictures: list[Path]) -> None:
+    pipe = blip_recipe.caption_pipeline(captioner, device="cpu", num_beams=1)
+    assert pipe(pictures[0], max_new_tokens=256, min_new_tokens=256)[0]["generated_text"]
+    assert pipe.model.config.text_config.max_position_embeddings == 512
+
+
 def test_saved_processors_have_the_form_that_older_transformers_read(tmp_path: Path, captioner: Path) -> None:
     import json
 
