@@ -140,6 +140,13 @@ class DataArguments:
     augmentation: Literal["blip", "none"] = field(
         default="blip", metadata={"help": "Random crop, flip and RandAugment as BLIP's authors do, or nothing."}
     )
+    image_cache: str | None = field(
+        default=None,
+        metadata={
+            "help": "Train on large and remote pictures made small once, kept in this directory; 'true': in Hugging "
+            "Face's cache."
+        },
+    )
 
     def __post_init__(self) -> None:
         for name in ("max_train_samples", "max_eval_samples", "captions_per_image"):

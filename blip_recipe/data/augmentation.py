@@ -16,12 +16,12 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ImageOps
 from torch.nn.functional import grid_sample
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from blip_recipe.data.pixels import to_pixels
+from blip_recipe.data.pixels import to_image, to_pixels
 
 CROP_SCALE = (0.5, 1.0)
 """Share of the picture's area that a crop keeps."""
@@ -97,14 +97,10 @@ def apply_operation(pixels: torch.Tensor, operation: str, rng: np.random.Generat
     if operation in MOVED_AXES:
         return _move(pixels, MOVED_AXES[operation], sign * TRANSLATION)
     if operation == "AutoContrast":
-        return to_pixels(ImageOps.autocontrast(_to_image(pixels)))
+        return to_pixels(ImageOps.autocontrast(to_image(pixels)))
     if operation == "Equalize":
-        return to_pixels(ImageOps.equalize(_to_image(pixels)))
+        return to_pixels(ImageOps.equalize(to_image(pixels)))
     return pixels
-
-
-def _to_image(pixels: torch.Tensor) -> Image.Image:
-    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
 def _move(pixels: torch.Tensor, axis: int, step: int) -> torch.Tensor:

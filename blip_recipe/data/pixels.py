@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
+from PIL import Image
 from PIL.ImageFile import ImageFile
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from blip_recipe.data.images import Picture, naming_faults, open_lazily, to_upright_rgb
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 ORIENTATION = 0x0112
 """The EXIF tag that says how a picture must be turned."""
@@ -51,6 +47,11 @@ def read_pixels(image: Picture) -> torch.Tensor:
 def to_pixels(image: Image.Image) -> torch.Tensor:
     """An RGB picture as uint8 `(3, height, width)`."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def to_image(pixels: torch.Tensor) -> Image.Image:
+    """uint8 `(3, height, width)` as an RGB picture."""
+    return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
 
 
 def _decode_jpeg(opened: ImageFile) -> torch.Tensor:
