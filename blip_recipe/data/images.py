@@ -93,7 +93,7 @@ def open_lazily(image: Picture, timeout: float | None = None) -> Image.Image:
 def is_url(image: Picture) -> bool:
     """Whether `image` must be fetched."""
     source = image["path"] if isinstance(image, Mapping) and image.get("bytes") is None else image
-    return isinstance(source, str) and source.startswith(("http://", "https://"))
+    return isinstance(source, str) and "://" in source
 
 
 def read_content(image: Picture) -> bytes:

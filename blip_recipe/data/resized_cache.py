@@ -6,8 +6,8 @@ pictures are read where they are.
 
 What that changes: a picture is resized twice and goes through JPEG (quality 95, 4:2:0) once more. Over those 73 of 86
 photographs that are large enough for 224 pixels, what a model sees differs by 1.2 of 255 levels on average, and by more
-than 6 in one pixel of a hundred; half of it is from the second resizing. Only training reads the cache: what is scored is
-never resized beforehand.
+than 6 in one pixel of a hundred; half of it is from the second resizing. Only training reads the cache: what is scored
+is never resized beforehand.
 """
 
 from __future__ import annotations
