@@ -47,15 +47,21 @@ class CaptionCollator:
         """A batch of `rows`: each `row`, `image` of any size (what `read_pixels` gives, or takes), and `captions`.
 
         Returns:
-            `row` `(images,)`, `pixel_values` `(images, 3, height, width)` of bytes, which the trainer normalises on the
-            device (`normalize_pixels`), and, each `(images, tokens)`, `input_ids`, `position_ids` counted anew in each
-            caption, and `labels`. Padding is at position 0.
+            `row` `(images,)`; `pixel_values` `(images, 3, height, width)` of bytes, which the trainer normalises on the
+            device (`normalize_pixels`), or `image_embeds` `(images, patches, width)` where rows have them; and, each
+            `(images, tokens)`, `input_ids`, `position_ids` counted anew in each caption, and `labels`. Padding is at
+            position 0.
         """
         return {
             "row": torch.tensor([row["row"] for row in rows]),
-            "pixel_values": torch.stack([self._resize(row["image"]) for row in rows]),
+            **self._images(rows),
             **self._tokenize([row["captions"] for row in rows]),
         }
+
+    def _images(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        if "image_embeds" in rows[0]:
+            return {"image_embeds": torch.stack([row["image_embeds"] for row in rows])}
+        return {"pixel_values": torch.stack([self._resize(row["image"]) for row in rows])}
 
     def _resize(self, image: torch.Tensor | Picture) -> torch.Tensor:
         pixels = image if isinstance(image, torch.Tensor) else read_pixels(image)

@@ -101,6 +101,8 @@ class CaptionTrainer(ResumableTrainer):
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
         """The batch on the device, where the bytes of pictures become `pixel_values` as the model takes them."""
         inputs = super()._prepare_inputs(inputs)
+        if "image_embeds" in inputs:
+            return inputs
         return inputs | {"pixel_values": normalize_pixels(inputs["pixel_values"], self.processor.image_processor)}
 
     def _run(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
