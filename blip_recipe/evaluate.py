@@ -57,14 +57,15 @@ def score_model(recipe: Recipe[EvaluateOptions]) -> None:
         raise RecipeError("dataset_name and eval_split say what to score; --predictions scores a file instead.")
 
     from blip_recipe.adapters import load_captioner, read_repository_json
-    from blip_recipe.data import caption_datasets, check_images, load_split
+    from blip_recipe.data import caption_datasets, check_splits, load_split, write_skipped_rows
+    from blip_recipe.data.checks import SKIPPED_FILE
     from blip_recipe.logs import set_up_logs
     from blip_recipe.metrics import CaptionScorer
     from blip_recipe.trainer import build_trainer
 
     set_up_logs(recipe.training)
     rows = load_split(recipe.data, recipe.data.eval_split, max_samples=recipe.data.max_eval_samples)
-    rows = check_images(rows, recipe.data.on_bad_image)
+    splits, skipped = check_splits({"eval": rows}, recipe.data)
     model, processor, _ = load_captioner(
         recipe.model.model_name_or_path,
         revision=recipe.model.model_revision,
@@ -75,12 +76,13 @@ def score_model(recipe: Recipe[EvaluateOptions]) -> None:
         recipe,
         read_repository_json(recipe.model.model_name_or_path, "recipe.json", revision=recipe.model.model_revision),
     )
-    datasets = caption_datasets({"eval": rows}, recipe.data, processor, recipe.training.seed)
+    datasets = caption_datasets(splits, recipe.data, processor, recipe.training.seed)
     with CaptionScorer(recipe.generation.metrics) as scorer:
         trainer = build_trainer(recipe, model, processor, scorer, datasets)
         metrics = trainer.evaluate()
     if trainer.is_world_process_zero():
         report(recipe, metrics, trainer.predictions)
+        write_skipped_rows(recipe.output_dir / SKIPPED_FILE, skipped)
 
 
 RECORDED = {

@@ -50,7 +50,9 @@ def main(argv: list[str] | None = None) -> None:
     from blip_recipe.card_callback import CardCallback
     from blip_recipe.checkpoint_upload import checkpoint_uploads
     from blip_recipe.checkpoints import clear_output_dir
-    from blip_recipe.data import caption_datasets, load_splits, texts
+    from blip_recipe.data import caption_datasets, check_splits, load_splits, texts, write_skipped_rows
+    from blip_recipe.data.checks import SKIPPED_FILE
+    from blip_recipe.frozen_vision import check_frozen, keep_embeddings
     from blip_recipe.logs import set_up_logs
     from blip_recipe.memory import choose_checkpointing, longest_row
     from blip_recipe.metrics import CaptionScorer
@@ -62,15 +64,20 @@ def main(argv: list[str] | None = None) -> None:
     repo_id = find_repository(recipe) if recipe.push_to_hub else None
     sources = pin_sources(recipe, run)
     with recipe.training.main_process_first(desc="reading the data"):
-        splits = load_splits(recipe.data)
+        found = load_splits(recipe.data)
+    splits, skipped = check_splits(found, recipe.data)
     if run.finished and not recipe.options.dry_run:
         finish_again(recipe, repo_id, splits)
         return
     set_seed(recipe.training.seed)
     model, processor = build_model(recipe.model, recipe.generation, texts(splits["train"], recipe.data))
+    if recipe.data.cache_image_embeds:
+        check_frozen(model)
     peak = choose_checkpointing(model, recipe.training, longest_row(splits["train"], processor.tokenizer, recipe.data))
     if recipe.options.dry_run:
         print(format_plan(recipe, model, splits, repo_id, peak))
+        if skipped:
+            print(f"{'skipped':<8}{len(skipped):,} rows that cannot be used (on_bad_image is skip)")
         return
     datasets = caption_datasets(splits, recipe.data, processor, recipe.training.seed)
     card = CardCallback()
@@ -85,7 +92,10 @@ def main(argv: list[str] | None = None) -> None:
                 if recipe.options.overwrite_output_dir:
                     clear_output_dir(recipe.output_dir, (*PUBLISHED_FILES, RUN))
                 note_run(recipe, resolved, finished=False)
+                write_skipped_rows(recipe.output_dir / SKIPPED_FILE, skipped)
         trainer = build_trainer(recipe, model, processor, scorer, datasets, callbacks=[card, *uploads])
+        if recipe.data.cache_image_embeds:
+            keep_embeddings(trainer, datasets)
         score_baseline(trainer, recipe, datasets, run)
         train(trainer, recipe, card)
         if recipe.model.merge_adapter:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,14 +12,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from datasets import Dataset, Features, List, Value
-from datasets import Image as ImageFeature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from blip_recipe.data import BadImageError, check_images, images, open_image
-from blip_recipe.errors import RecipeError
+from blip_recipe.data import BadImageError, downloads, open_image
 
 UNREADABLE = {"truncated.jpg", "header_only.jpg", "zero_byte.jpg", "text_named.jpg", "bomb_20000x20000.png"}
 
@@ -29,16 +25,6 @@ def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()
-
-
-def make_rows(pictures: list[Any], image_ids: list[int] | None = None) -> Dataset:
-    captions = [["a caption"]] * len(pictures)
-    return Dataset.from_dict(
-        {"image": pictures, "image_id": image_ids or list(range(len(pictures))), "captions": captions},
-        features=Features(
-            {"image": ImageFeature(decode=False), "image_id": Value("int64"), "captions": List(Value("string"))}
-        ),
-    )
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +106,6 @@ def test_all_kinds_of_sources_give_the_same_picture(tmp_path: Path) -> None:
         content,
         path,
         str(path),
-        f"file://{path}",
         {"bytes": content, "path": None},
         {"bytes": content, "path": "gone.png"},
         {"bytes": None, "path": str(path)},
@@ -190,7 +175,7 @@ def server() -> Iterator[str]:
 
 def test_a_url_is_fetched(server: str) -> None:
     assert open_image(f"{server}/picture.png").size == (3, 2)
-    assert open_image({"bytes": None, "path": f"{server}/a b/é.png?x=1"}).size == (3, 2)
+    assert open_image(f"{server}/a b/é.png?x=1").size == (3, 2)
 
 
 def test_a_server_that_falters_is_asked_again_and_one_that_refuses_is_not(server: str) -> None:
@@ -201,53 +186,8 @@ def test_a_server_that_falters_is_asked_again_and_one_that_refuses_is_not(server
 
 
 def test_a_download_has_limits(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "MAX_DOWNLOAD", 2**20)
+    monkeypatch.setattr(downloads, "MAX_DOWNLOAD", 2**20)
     with pytest.raises(BadImageError, match=r"/huge .*1 MiB"):
         open_image(f"{server}/huge")
     with pytest.raises(BadImageError, match=r"/slow .*0\.2 seconds"):
         open_image(f"{server}/slow", timeout=0.2)
-
-
-def test_bad_pictures_stop_training_with_the_first_ten_named(tmp_path: Path) -> None:
-    good = encode(Image.new("RGB", (20, 20)), "JPEG")
-    (tmp_path / "bad.jpg").write_bytes(good[:-100])
-    bad = {"bytes": None, "path": str(tmp_path / "bad.jpg")}
-    rows = make_rows([good, bad] * 12, list(range(100, 124)))
-    with pytest.raises(RecipeError) as error:
-        check_images(rows, "fail")
-    message = str(error.value)
-    assert "12 of 24" in message
-    assert [f"image_id {number}:" in message for number in (100, 101, 103, 119, 121)] == [
-        False,
-        True,
-        True,
-        True,
-        False,
-    ]
-    assert "bad.jpg" in message
-    assert "2 more" in message
-    assert "on_bad_image" in message
-
-
-def test_bad_pictures_are_skipped_one_warning_each(caplog: pytest.LogCaptureFixture) -> None:
-    rows = make_rows([encode(Image.new("RGB", (2, 2)), "PNG"), b"broken", None, encode(Image.new("L", (9, 9)), "JPEG")])
-    with caplog.at_level(logging.WARNING):
-        kept = check_images(rows, "skip")
-    assert kept["image_id"][:] == [0, 3]
-    assert [record.getMessage().split(":")[0] for record in caplog.records] == [
-        "Skipped image_id 1",
-        "Skipped image_id 2",
-    ]
-    with pytest.raises(RecipeError, match="None of the 1 pictures"):
-        check_images(make_rows([b"broken"]), "skip")
-
-
-def test_good_pictures_are_left_as_they_are(weird: dict[str, Path]) -> None:
-    rows = make_rows([str(path) for name, path in weird.items() if name not in UNREADABLE and "bomb" not in name])
-    assert check_images(rows, "fail") is rows
-
-
-def test_the_check_finds_what_opening_would(weird: dict[str, Path]) -> None:
-    rows = make_rows([str(weird[name]) for name in sorted(UNREADABLE)])
-    with pytest.raises(RecipeError, match=f"{len(UNREADABLE)} of {len(UNREADABLE)}"):
-        check_images(rows, "fail")

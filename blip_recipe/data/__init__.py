@@ -8,7 +8,9 @@
 | `shapes.py` | the embedded generator of drawn scenes |
 | `columns.py` | which columns hold pictures and captions |
 | `captions.py` | captions in any shape, and their cleaning |
-| `images.py` | pictures in any mode, and the check that all can be read |
+| `images.py` | pictures in any mode |
+| `downloads.py` | pictures behind URLs, within limits |
+| `checks.py` | what is wrong with rows, before training |
 | `augmentation.py` | the original's random crop, flip and RandAugment |
 | `dataset.py` | `CaptionDataset`: the rows as a trainer sees them |
 
@@ -24,8 +26,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from blip_recipe.data.augmentation import augment
     from blip_recipe.data.captions import normalize_caption
+    from blip_recipe.data.checks import check_splits, write_skipped_rows
     from blip_recipe.data.dataset import CaptionDataset, caption_datasets
-    from blip_recipe.data.images import BadImageError, check_images, open_image
+    from blip_recipe.data.images import BadImageError, open_image
     from blip_recipe.data.load import load_split, load_splits, texts
 
 __all__ = [
@@ -33,12 +36,13 @@ __all__ = [
     "CaptionDataset",
     "augment",
     "caption_datasets",
-    "check_images",
+    "check_splits",
     "load_split",
     "load_splits",
     "normalize_caption",
     "open_image",
     "texts",
+    "write_skipped_rows",
 ]
 
 _MODULES = {
@@ -47,11 +51,12 @@ _MODULES = {
     "CaptionDataset": "dataset",
     "caption_datasets": "dataset",
     "BadImageError": "images",
-    "check_images": "images",
+    "check_splits": "checks",
     "open_image": "images",
     "load_split": "load",
     "load_splits": "load",
     "texts": "load",
+    "write_skipped_rows": "checks",
 }
 
 

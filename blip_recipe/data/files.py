@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from blip_recipe.data.captions import read_captions
 from blip_recipe.data.columns import check_column
-from blip_recipe.data.rows import SplitColumns, images_from_paths, parse_split, resolve_path
+from blip_recipe.data.rows import PathRoot, SplitColumns, images_from_paths, parse_split
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def read_captions_file(arguments: DataArguments, split: str) -> SplitColumns:
         if "annotations" in content:
             return _read_coco(content, arguments, file)
         return _read_karpathy(content["images"], arguments, split, file)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise RecipeError(f"{file} is not as expected ({type(error).__name__}: {error}). {EXPECTED}") from error
 
 
@@ -54,6 +54,8 @@ EXPECTED = (
 def _load_json(file: Path) -> Record:
     try:
         content = json.loads(file.read_text(encoding="utf-8-sig"))
+    except RecursionError as error:
+        raise RecipeError(f"{file} cannot be read as JSON: it is nested too deeply. {EXPECTED}") from error
     except (ValueError, OSError) as error:
         raise RecipeError(f"{file} cannot be read as JSON: {error}. {EXPECTED}") from error
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
@@ -113,7 +115,10 @@ def _images_of(images: list[Record], arguments: DataArguments, default: tuple[st
         for image in images:
             check_column(image, arguments.image_column, "image_column", str(file))
         paths = [image[arguments.image_column] for image in images]
-    paths = [resolve_path(path, root) for path in paths]
+    if odd := [path for path in paths if not isinstance(path, str)]:
+        raise TypeError(f"a picture's path is {odd[0]!r:.50}")
+    # In a person's own file absolute paths are that person's word, unless image_root says where all pictures are.
+    paths = PathRoot(root, absolute=arguments.image_root is None).resolve(paths, str(file))
     if paths and not any("://" in path or Path(path).exists() for path in islice(paths, PROBED)):
         raise RecipeError(
             f"None of the pictures that {file} lists is there, such as {paths[0]}: set image_root to the directory "

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, cast
 
 from blip_recipe.data.captions import normalize_caption
 from blip_recipe.data.files import read_captions_file
-from blip_recipe.data.images import check_images
 from blip_recipe.data.rows import SplitColumns, join_columns, parse_split
 from blip_recipe.data.shapes import SHAPES_SPLITS, SHAPES_STYLES, Style, load_shapes, shapes_vocabulary
 from blip_recipe.data.tables import read_table
@@ -36,10 +35,11 @@ def load_split(arguments: DataArguments, split: str, *, max_samples: int | None 
     Returns:
         `image`: `{"bytes", "path"}` (`datasets.Image(decode=False)`), where `path` may be a URL; `open_image` opens it.
         `image_id`: the data's own (int or str), else the row number.
-        `captions`: at least one, as written but stripped.
+        `captions`: as written but stripped. What is wrong with single rows (no caption, no picture) is found by
+        `check_splits`.
 
     Raises:
-        RecipeError: There is no such data set, split or column, the split is empty, or an image has no caption.
+        RecipeError: There is no such data set, split or column, the split is empty, or paths lead out of their folder.
     """
     columns = _read_columns(arguments, split, max_samples)
     rows = join_columns(columns, f"{arguments.dataset_name}, split {split!r},")
@@ -47,23 +47,21 @@ def load_split(arguments: DataArguments, split: str, *, max_samples: int | None 
 
 
 def load_splits(arguments: DataArguments) -> dict[str, Dataset]:
-    """The splits of the recipe by role, `train` and, where the recipe names them, `eval` and `test`; pictures checked.
+    """The splits of the recipe by role, `train` and, where the recipe names them, `eval` and `test`; not checked yet.
 
     Raises:
-        RecipeError: As `load_split`; or pictures cannot be read.
+        RecipeError: As `load_split`.
     """
     splits = {
         "train": (arguments.train_split, arguments.max_train_samples),
         "eval": (arguments.eval_split, arguments.max_eval_samples),
         "test": (arguments.test_split, arguments.max_eval_samples),
     }
-    # All splits are found before the pictures of any are read, which takes minutes.
-    found = {
+    return {
         role: load_split(arguments, split, max_samples=max_samples)
         for role, (split, max_samples) in splits.items()
         if split is not None
     }
-    return {role: check_images(rows, arguments.on_bad_image) for role, rows in found.items()}
 
 
 def texts(rows: Dataset, arguments: DataArguments) -> Iterable[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,7 +39,7 @@ def join_columns(columns: SplitColumns, where: str) -> Dataset:
     Pictures are neither decoded nor copied: 20 GB of them stay where they are.
 
     Raises:
-        RecipeError: There are no rows, or an image has no caption.
+        RecipeError: There are no rows, or ids are too large.
     """
     if len(columns.images) == 0:
         raise RecipeError(f"{where} is empty: expected at least one picture with captions.")
@@ -48,12 +49,7 @@ def join_columns(columns: SplitColumns, where: str) -> Dataset:
     for row, (image_id, found) in enumerate(zip(image_ids, columns.captions, strict=True)):
         first_rows.setdefault(image_id, row)
         captions.setdefault(image_id, []).extend(found)
-    if bare := [image_id for image_id, found in captions.items() if not found]:
-        raise RecipeError(
-            f"{where}: {len(bare):,} of {len(captions):,} images have no caption (image_id "
-            f"{_name_some(bare)}). Give them captions or leave them out."
-        )
-    id_type = "int64" if isinstance(next(iter(captions)), int) else "string"
+    id_type = _type_of_ids(captions, where)
     facts = Dataset.from_dict(
         {"image_id": list(image_ids), "captions": [captions[image_id] for image_id in image_ids]},
         features=Features({"image_id": Value(id_type), "captions": List(Value("string"))}),
@@ -63,14 +59,66 @@ def join_columns(columns: SplitColumns, where: str) -> Dataset:
     return rows if len(first_rows) == len(rows) else rows.select(list(first_rows.values()))
 
 
+def _type_of_ids(image_ids: Collection[object], where: str) -> str:
+    """The column type of ids, which must be all integers or all text."""
+    if all(type(each) is str for each in image_ids):
+        return "string"
+    for each in image_ids:
+        if type(each) is not int or not -(2**63) <= each < 2**63:
+            raise RecipeError(
+                f"{where}: there is an image with the id {each!r:.50}. Expected either integers of 64 bits or text as "
+                "ids of all images."
+            )
+    return "int64"
+
+
 def images_from_paths(paths: Sequence[str | None]) -> Dataset:
     """Files and URLs as the column `image`."""
     return Dataset.from_dict({"image": list(paths)}, features=Features({"image": Image(decode=False)}))
 
 
-def resolve_path(path: str, root: Path) -> str:
-    """`path` under `root`, if it is relative; URLs stay as they are."""
-    return path if "://" in path else str(root / path)
+def absolute(path: Path | str) -> str:
+    """`path` from the root on, without `..`, and with its links as they are written."""
+    return os.path.abspath(path)  # noqa: PTH100 - `Path.resolve` follows links
+
+
+@dataclass(frozen=True)
+class PathRoot:
+    """Where the paths of a data set may lead.
+
+    Args:
+        folder: Relative paths start here and may not leave it by `..`; None where no path of this machine is allowed.
+        absolute: Whether absolute paths may lie elsewhere: in a user's own file they are the user's word.
+    """
+
+    folder: Path | None
+    absolute: bool = False
+
+    def resolve(self, paths: Sequence[str | None], where: str) -> list[str | None]:
+        """Paths as they are opened; URLs and None stay as they are.
+
+        Links are followed: whoever made the folder made them, a list of names cannot.
+
+        Raises:
+            RecipeError: Paths lead elsewhere; names the first ten.
+        """
+        found = [path if path is None or "://" in path else self._place(path) for path in paths]
+        outside = [path for path, place in zip(paths, found, strict=True) if path is not None and place is None]
+        if outside:
+            allowed = f"paths below {self.folder}" if self.folder else "embedded pictures or URLs, or image_root"
+            raise RecipeError(
+                f"{where}: {len(outside):,} of {len(paths):,} paths lead to files that this data set may not name: "
+                f"{_name_some(list(map(repr, outside)))}. Expected {allowed}."
+            )
+        return found
+
+    def _place(self, path: str) -> str | None:
+        if self.folder is None:
+            return None
+        root, place = absolute(self.folder), absolute(self.folder / path)
+        return (
+            place if place.startswith(root.rstrip("/") + "/") or (self.absolute and Path(path).is_absolute()) else None
+        )
 
 
 def parse_split(split: str, known: Collection[str], where: str) -> list[str]:

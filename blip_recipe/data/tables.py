@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
+import fsspec
+import pyarrow.compute as pc
 from datasets import Dataset, Image, IterableDataset, Value
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
+from huggingface_hub.constants import HF_HUB_CACHE
+from huggingface_hub.file_download import repo_folder_name
 
 from blip_recipe.data.captions import read_captions
 from blip_recipe.data.columns import check_column, choose_caption_columns, choose_image_column
-from blip_recipe.data.rows import SplitColumns, images_from_paths, resolve_path
+from blip_recipe.data.rows import PathRoot, SplitColumns, absolute, images_from_paths
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -34,14 +38,13 @@ def read_table(arguments: DataArguments, split: str, max_rows: int | None = None
     """
     table = load_table(arguments, split, max_rows)
     where = f"{arguments.dataset_name}, split {split!r},"
-    root = Path(arguments.image_root or (str(arguments.dataset_name) if is_directory(arguments) else ".")).expanduser()
     image_column = choose_image_column(table.features, arguments.image_column, where)
     caption_columns = choose_caption_columns(table.features, arguments.caption_column, where)
     image_ids = None
     if arguments.image_id_column is not None:
         image_ids = _ids_of(table, arguments.image_id_column, where)
     return SplitColumns(
-        _images_of(table, image_column, root, where), _captions_of(table, caption_columns, where), image_ids
+        _images_of(table, image_column, arguments, where), _captions_of(table, caption_columns, where), image_ids
     )
 
 
@@ -85,17 +88,25 @@ def _fetch_rows(arguments: DataArguments, split: str, max_rows: int | None) -> D
         )
         for name in split.split("+")
     ]
-    stream = datasets.concatenate_datasets(streams)
-    for name, feature in (stream.features or {}).items():
-        if isinstance(feature, Image):
-            stream = stream.cast_column(name, Image(decode=False))
+    stream = datasets.concatenate_datasets(streams).decode(False)
     if max_rows is not None:
         stream = stream.take(max_rows)
-    return Dataset.from_generator(_yield_rows, features=stream.features, gen_kwargs={"stream": stream})
+    source = f"hf://datasets/{arguments.dataset_name}@"
+    return Dataset.from_generator(
+        _yield_rows, features=stream.features, gen_kwargs={"stream": stream, "source": source}
+    )
 
 
-def _yield_rows(stream: IterableDataset) -> Iterator[dict[str, Any]]:
-    yield from stream
+def _yield_rows(stream: IterableDataset, source: str) -> Iterator[dict[str, Any]]:
+    """Rows of `stream`; pictures that are files of the repository `source` are embedded, other paths stay paths."""
+    images = [name for name, feature in (stream.features or {}).items() if isinstance(feature, Image)]
+    for row in stream:
+        for name in images:
+            path = (row[name] or {}).get("path") or ""
+            if row[name] and row[name]["bytes"] is None and path.rpartition("::")[2].startswith(source):
+                with fsspec.open(path, "rb") as file:
+                    row[name]["bytes"] = file.read()
+        yield row
 
 
 def _looks_like_path(name: str) -> bool:
@@ -130,17 +141,52 @@ def _explain(error: Exception, arguments: DataArguments, split: str) -> str:
     return f"{name}, split {split!r}, cannot be read: {reason} Expected {expected}."
 
 
-def _images_of(table: Dataset, column: str, root: Path, where: str) -> Dataset:
-    """The column of pictures as `image`, not decoded; relative paths start at `root`."""
+def path_root(arguments: DataArguments) -> PathRoot:
+    """Where paths in columns may lead: below `image_root`; else anywhere for a directory here, nowhere for a Hub id."""
+    if arguments.image_root is not None:
+        return PathRoot(Path(arguments.image_root).expanduser())
+    if is_directory(arguments):
+        return PathRoot(Path(str(arguments.dataset_name)).expanduser(), absolute=True)
+    return PathRoot(None)
+
+
+def _images_of(table: Dataset, column: str, arguments: DataArguments, where: str) -> Dataset:
+    """The column of pictures as `image`, not decoded; its paths lead where they may."""
     feature = table.features[column]
     images = table.select_columns([column])
     if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
-        return images_from_paths([path and resolve_path(path, root) for path in images[column]])
+        return images_from_paths(path_root(arguments).resolve(images[column][:], where))
     is_struct = isinstance(feature, dict) and feature.keys() <= {"bytes", "path"}
     if not (isinstance(feature, Image) or is_struct or (isinstance(feature, Value) and "binary" in feature.dtype)):
         raise RecipeError(f"{where} column {column!r} holds {feature}: expected pictures, bytes, paths or URLs.")
     images = images.cast_column(column, Image(decode=False))
-    return images if column == "image" else images.rename_column(column, "image")
+    return _resolve_structs(images if column == "image" else images.rename_column(column, "image"), arguments, where)
+
+
+def _resolve_structs(images: Dataset, arguments: DataArguments, where: str) -> Dataset:
+    """Structs of `bytes` and `path`: where there are no bytes, the path leads where it may."""
+    column = images.data.column("image")
+    embedded = pc.is_valid(pc.struct_field(column, "bytes"))
+    if pc.all(embedded).as_py():
+        return images
+    paths = pc.if_else(embedded, None, pc.struct_field(column, "path")).to_pylist()
+    root = path_root(arguments)
+    # Of an imagefolder on the Hub, `datasets` gives the places of its own downloads, which are no words of the data.
+    ours = () if root.folder else _downloads_of(str(arguments.dataset_name))
+    foreign = [None if path and absolute(path).startswith(ours) else path for path in paths]
+    resolved = [new or old for new, old in zip(root.resolve(foreign, where), paths, strict=True)]
+    if resolved == paths:
+        return images
+    if pc.any(embedded).as_py():
+        raise RecipeError(f"{where} mixes embedded pictures and relative paths: expected one or the other.")
+    return images_from_paths(resolved)
+
+
+def _downloads_of(dataset_name: str) -> tuple[str, ...]:
+    """The folders, with a slash at the end, that `datasets` downloads and unpacks files of a Hub data set into."""
+    repository = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=dataset_name, repo_type="dataset")
+    folders = (repository, datasets.config.EXTRACTED_DATASETS_PATH, datasets.config.DOWNLOADED_DATASETS_PATH)
+    return tuple(absolute(folder) + "/" for folder in folders)
 
 
 def _captions_of(table: Dataset, columns: list[str], where: str) -> list[list[str]]:

@@ -1,0 +1,155 @@
+"""Every row is looked at before training begins: what is wrong with any of them is said at once, or left out and noted.
+
+Of several processes each looks at its share, and all hear of every fault: each picture is read once, nobody waits for
+longer than its own share takes, and all go on with the same rows.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from blip_recipe.data.images import check_picture
+from blip_recipe.errors import RecipeError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+    from datasets import Dataset
+
+    from blip_recipe.recipe import DataArguments
+
+logger = logging.getLogger(__name__)
+
+SKIPPED_FILE = "skipped_rows.jsonl"
+"""What `on_bad_image: skip` left out, a line a row, in the output directory."""
+
+OFFENDERS_SHOWN = 10
+
+MAX_CHARACTERS = 100_000
+"""Longest caption: what is longer is a file that went into the wrong column. (Training cuts captions to their first
+words anyway, but scorers and cards take references whole.)"""
+
+
+@dataclass(frozen=True)
+class SkippedRow:
+    """A row that cannot be used.
+
+    Attributes:
+        row: Its number among the images of the split, from 0.
+        image_id: The data's own, else `row`.
+        split: As the recipe names it.
+        reason: What is wrong with it.
+    """
+
+    row: int
+    image_id: int | str
+    split: str
+    reason: str
+
+
+def check_splits(
+    splits: Mapping[str, Dataset], arguments: DataArguments
+) -> tuple[dict[str, Dataset], list[SkippedRow]]:
+    """The splits without the rows that cannot be used, and these rows; every picture is opened and decoded.
+
+    To be called by all processes of a run alike.
+
+    Args:
+        splits: Of `load_splits`, by role.
+        arguments: The recipe's data keys; `on_bad_image` is `"fail"` or `"skip"`.
+
+    Raises:
+        RecipeError: With `"fail"`, a row cannot be used: names the first ten of all splits. With `"skip"`, none of a
+            split can.
+    """
+    names = {"train": arguments.train_split, "eval": arguments.eval_split, "test": arguments.test_split}
+    bad = {role: _find_bad_rows(rows, str(names[role])) for role, rows in splits.items()}
+    found = list(chain.from_iterable(bad.values()))
+    if found and arguments.on_bad_image == "fail":
+        raise RecipeError(
+            f"{len(found):,} of {sum(map(len, splits.values())):,} rows cannot be used:\n{_list(found)}\n"
+            "Repair or remove them, or set on_bad_image to 'skip' to go on without them."
+        )
+    for role, rows in splits.items():
+        if len(bad[role]) == len(rows):
+            raise RecipeError(
+                f"None of the {len(rows):,} rows of split {names[role]!r} can be used:\n{_list(bad[role])}"
+            )
+    for each in found if int(os.environ.get("RANK", 0)) == 0 else ():
+        logger.warning("Skipped %s", _describe(each))
+    return {role: _without(rows, bad[role]) for role, rows in splits.items()}, found
+
+
+def write_skipped_rows(path: Path, skipped: Sequence[SkippedRow]) -> None:
+    """Write a JSON line a row; where none was skipped, no file, and none of an earlier run stays."""
+    if not skipped:
+        path.unlink(missing_ok=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(asdict(each), ensure_ascii=False) for each in skipped)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", errors="backslashreplace")
+
+
+def _describe(bad: SkippedRow) -> str:
+    return f"split {bad.split!r}, image_id {bad.image_id}: {bad.reason}"
+
+
+def _list(bad: Sequence[SkippedRow]) -> str:
+    lines = [f"  {_describe(each)}" for each in bad[:OFFENDERS_SHOWN]]
+    if len(bad) > OFFENDERS_SHOWN:
+        lines.append(f"  and {len(bad) - OFFENDERS_SHOWN:,} more")
+    return "\n".join(lines)
+
+
+def _without(rows: Dataset, bad: Sequence[SkippedRow]) -> Dataset:
+    skipped = {each.row for each in bad}
+    return rows.select([row for row in range(len(rows)) if row not in skipped]) if skipped else rows
+
+
+def _find_bad_rows(rows: Dataset, split: str) -> list[SkippedRow]:
+    """The rows of a split that cannot be used, in their order."""
+    from tqdm import tqdm
+
+    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    share = range(rank, len(rows), processes)
+    threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+    def find_fault(row: int) -> str | None:
+        record = rows[row]
+        return _caption_fault(record["captions"]) or check_picture(record["image"])
+
+    with ThreadPoolExecutor(min(32, threads)) as pool:
+        faults = pool.map(find_fault, share)
+        bar = tqdm(faults, desc=f"Checking {split}", total=len(share), unit="row", file=sys.stderr, disable=None)
+        found = {row: fault for row, fault in zip(share, bar, strict=True) if fault is not None}
+    reasons = dict(sorted(chain.from_iterable(each.items() for each in _gather(found, processes))))
+    ids = rows.select_columns(["image_id"])
+    return [SkippedRow(row, ids[row]["image_id"], split, reason) for row, reason in reasons.items()]
+
+
+def _caption_fault(captions: Sequence[str]) -> str | None:
+    if not captions:
+        return "it has no caption"
+    longest = max(map(len, captions))
+    if longest > MAX_CHARACTERS:
+        return f"it has a caption of {longest:,} characters: expected at most {MAX_CHARACTERS:,}"
+    return None
+
+
+def _gather(found: dict[int, str], processes: int) -> Iterable[dict[int, str]]:
+    """What every process found."""
+    if processes == 1:
+        return [found]
+    import torch.distributed
+
+    everyone: list[Any] = [None] * processes
+    torch.distributed.all_gather_object(everyone, found)
+    return everyone

@@ -1,0 +1,287 @@
+"""Pictures behind URLs: fetched within limits of size and time, and never from where only this machine can reach.
+
+A data set is other people's words. An address in it must not make this machine ask its own services, its neighbours in
+a private network, or the metadata service of a cloud. The address that was checked is the address that is connected to:
+a name that means another machine a moment later (DNS rebinding) gains nothing. Each redirect is checked like the first.
+"""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import logging
+import os
+import socket
+import string
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import quote, unquote, urlsplit
+from urllib.request import (
+    HTTPDefaultErrorHandler,
+    HTTPErrorProcessor,
+    HTTPHandler,
+    HTTPRedirectHandler,
+    HTTPSHandler,
+    OpenerDirector,
+    ProxyHandler,
+    Request,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
+
+MAX_DOWNLOAD = 100 * 2**20
+"""Bytes of the largest picture that is fetched."""
+
+DOWNLOAD_TIMEOUT = 30.0
+"""Seconds that fetching a picture may take in all: names, redirects, every byte and every attempt."""
+
+ATTEMPTS = 3
+"""How often a picture is asked for when the network or the server falters."""
+
+SCHEMES = ("http", "https")
+
+ALLOW_PRIVATE = "BLIP_RECIPE_ALLOW_PRIVATE_URLS"
+"""Environment variable: `1` lets the addresses of a data set be private ones. Not a key of recipes, which may be other
+people's words too."""
+
+
+class DownloadError(OSError):
+    """A picture is not fetched, and asking again would not help. The message says why, without naming the URL."""
+
+
+def download(url: str, *, timeout: float | None = None, may_be_private: bool) -> bytes:
+    """The content of `url`; asked for again when the network or the server falters.
+
+    Args:
+        url: Of scheme http or https.
+        timeout: Seconds that all of it may take; default 30.
+        may_be_private: Whether `url` itself may lead to a private address, because the caller named it. A redirect from
+            a public address to a private one is refused all the same.
+
+    Raises:
+        DownloadError: It is no such URL, a private one, too large or too slow.
+        OSError: The network or the server failed (`HTTPError`: the server refused).
+    """
+    timeout = DOWNLOAD_TIMEOUT if timeout is None else timeout
+    fetch = _Fetch(time.monotonic() + timeout, may_be_private)
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return fetch.read(url)
+        except (OSError, http.client.HTTPException) as error:
+            if time.monotonic() >= fetch.deadline:
+                raise DownloadError(f"it was not there after {timeout:g} seconds") from error
+            if attempt == ATTEMPTS or _is_final(error):
+                raise
+            logger.info("%s: attempt %d failed (%s)", url, attempt, error)
+        time.sleep(min(attempt, max(0.0, fetch.deadline - time.monotonic())))
+    raise AssertionError("the last attempt returns or raises")
+
+
+def data_may_be_private() -> bool:
+    """Whether the user lets the addresses of a data set be private ones."""
+    return os.environ.get(ALLOW_PRIVATE, "").lower() in ("1", "true", "yes")
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one that anybody reaches, however it is written (IPv4 inside IPv6 too)."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        if ip in NAT64:
+            inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
+        if inner is not None:
+            return is_public(str(inner))
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved
+
+
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+"""IPv6 addresses that a gateway turns into the IPv4 address in their last 32 bits (RFC 6052, section 2.1)."""
+
+
+def _is_final(error: Exception) -> bool:
+    """Whether asking again would bring the same."""
+    if isinstance(error, HTTPError):
+        return error.code < 500 and error.code != HTTPStatus.TOO_MANY_REQUESTS
+    return isinstance(error, DownloadError)
+
+
+class _Fetch:
+    """One picture's attempts: how long they may still take, and which addresses they may connect to."""
+
+    def __init__(self, deadline: float, may_be_private: bool) -> None:
+        self.deadline = deadline
+        self.may_be_private = may_be_private
+        self.connection: socket.socket | None = None
+
+    def read(self, url: str) -> bytes:
+        """The content of `url`."""
+        content = bytearray()
+        with self._closing_late(), self._open(_request(url)) as response:
+            while part := response.read(2**16):
+                content += part
+                if len(content) > MAX_DOWNLOAD:
+                    raise DownloadError(f"it has more than {MAX_DOWNLOAD // 2**20} MiB")
+            if time.monotonic() >= self.deadline or response.length:
+                raise ConnectionError("it was cut off")
+        return bytes(content)
+
+    def _open(self, request: Request) -> Any:
+        try:
+            return _opener(self).open(request, timeout=self.seconds_left())
+        except URLError as error:
+            if isinstance(error.reason, DownloadError):
+                raise error.reason from error
+            raise
+
+    def seconds_left(self) -> float:
+        """Until the deadline; a moment, once it has passed."""
+        return max(0.01, self.deadline - time.monotonic())
+
+    def connect(self, address: tuple[str, int], *_: Any) -> socket.socket:
+        """A connection to the first of a host's addresses that answers; all of them must be allowed."""
+        host, port = address
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except UnicodeError as error:
+            raise DownloadError(f"{host!r} is no name of a machine") from error
+        addresses = [info[4] for info in found]
+        self.check(host, [str(each[0]) for each in addresses])
+        return self.keep(_connect_any(addresses, self.seconds_left))
+
+    def connect_proxy(self, address: tuple[str, int], *_: Any) -> socket.socket:
+        """A connection to the proxy that this machine's user has set."""
+        return self.keep(socket.create_connection(address, self.seconds_left()))
+
+    def check(self, host: str, addresses: list[str]) -> None:
+        """Refuse private addresses of `host`; once a public one was asked, none may follow."""
+        private = [each for each in addresses if not is_public(each)]
+        if private and not self.may_be_private:
+            raise DownloadError(
+                f"{host} is the private address {private[0]}. If the data may make this machine ask its own network, "
+                f"set {ALLOW_PRIVATE}=1"
+            )
+        self.may_be_private = bool(private)
+
+    def check_proxied(self, host: str) -> None:
+        """Refuse what can be told of a host that only a proxy looks up: private addresses, and this machine's name."""
+        if host == "localhost" or host.endswith(".localhost"):
+            self.check(host, ["127.0.0.1"])
+        elif ":" in host:
+            self.check(host, [host])
+        else:
+            try:
+                address = socket.inet_ntoa(socket.inet_aton(host))
+            except OSError:
+                return  # a name
+            self.check(host, [address])
+
+    def keep(self, connection: socket.socket) -> socket.socket:
+        """Remember `connection`, so that it can be cut off."""
+        self.connection = connection.dup()  # TLS takes the other
+        return connection
+
+    @contextmanager
+    def _closing_late(self) -> Iterator[None]:
+        """Cut the connection off at the deadline, in whatever it waits for: a server may send a byte now and then."""
+        timer = threading.Timer(self.seconds_left(), self._cut)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            if self.connection is not None:
+                self.connection.close()
+
+    def _cut(self) -> None:
+        if self.connection is not None:
+            try:
+                self.connection.shutdown(socket.SHUT_RDWR)
+            except OSError as error:  # it has ended by itself
+                logger.debug("Nothing to cut off: %s", error)
+
+
+def _connect_any(addresses: list[Any], seconds_left: Callable[[], float]) -> socket.socket:
+    for number, address in enumerate(addresses):
+        family = socket.AF_INET6 if len(address) == 4 else socket.AF_INET
+        connection = socket.socket(family, socket.SOCK_STREAM)
+        connection.settimeout(seconds_left())
+        try:
+            connection.connect(address)
+        except OSError:
+            connection.close()
+            if number == len(addresses) - 1:
+                raise
+        else:
+            return connection
+    raise DownloadError("its name has no address")
+
+
+def _request(url: str) -> Request:
+    # Some image hosts refuse the libraries' own name; addresses may hold spaces and letters beyond ASCII.
+    try:
+        request = Request(quote(url, safe=string.punctuation), headers={"User-Agent": "blip_recipe"})
+        host = urlsplit(request.full_url).hostname
+    except ValueError as error:
+        raise DownloadError(f"it is no URL ({error})") from error
+    if request.type not in SCHEMES or not host:
+        raise DownloadError("it is no http or https URL")
+    return request
+
+
+def _opener(fetch: _Fetch) -> OpenerDirector:
+    """http and https alone, through the proxies of the environment where there are some."""
+    opener = OpenerDirector()
+    plain = (ProxyHandler(), _Redirects(), HTTPErrorProcessor(), HTTPDefaultErrorHandler())
+    for handler in (*plain, _Http(fetch), _Https(fetch)):
+        opener.add_handler(handler)
+    return opener
+
+
+class _Redirects(HTTPRedirectHandler):
+    """Redirects to http and https; `_Fetch.connect` checks where they lead."""
+
+    def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
+        if urlsplit(newurl).scheme not in SCHEMES:
+            raise DownloadError(f"it leads to {newurl[:100]!r}, which is no http or https URL")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _connector(fetch: _Fetch, kind: type[http.client.HTTPConnection], request: Request) -> Callable[..., Any]:
+    """Connections of `kind` for a request, which goes to its own host or to a proxy."""
+    proxied = request.has_proxy() or request._tunnel_host is not None  # type: ignore[attr-defined]
+    if proxied:
+        fetch.check_proxied(unquote(urlsplit(request.full_url).hostname or ""))
+
+    def build(*arguments: Any, **options: Any) -> http.client.HTTPConnection:
+        connection: Any = kind(*arguments, **options)
+        connection._create_connection = fetch.connect_proxy if proxied else fetch.connect
+        return connection
+
+    return build
+
+
+class _Http(HTTPHandler):
+    def __init__(self, fetch: _Fetch) -> None:
+        super().__init__()
+        self.fetch = fetch
+
+    def http_open(self, req: Request) -> Any:
+        return self.do_open(_connector(self.fetch, http.client.HTTPConnection, req), req)  # type: ignore[arg-type]
+
+
+class _Https(HTTPSHandler):
+    def __init__(self, fetch: _Fetch) -> None:
+        super().__init__()
+        self.fetch = fetch
+
+    def https_open(self, req: Request) -> Any:
+        return self.do_open(_connector(self.fetch, http.client.HTTPSConnection, req), req)  # type: ignore[arg-type]
