@@ -10,11 +10,15 @@ import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import SequentialSampler
 from transformers import EvalPrediction
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_pt_utils import LengthGroupedSampler
+from transformers.trainer_utils import has_length
 
 from blip_recipe.adapters import name_stock_class
 from blip_recipe.collator import CaptionCollator
+from blip_recipe.data.dataset import CaptionDataset
 from blip_recipe.modeling import IGNORED, BlipForCaptioning, decode_captions, generate_token_ids
 from blip_recipe.processing import normalize_pixels, save_processor
 from blip_recipe.resumable import ResumableTrainer
@@ -25,7 +29,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import BlipProcessor, TrainerCallback
 
-    from blip_recipe.data import CaptionDataset
     from blip_recipe.metrics import CaptionScorer
     from blip_recipe.recipe import DataArguments, GenerationArguments, Recipe
     from blip_recipe.training_arguments import CaptionTrainingArguments
@@ -36,6 +39,19 @@ logger = logging.getLogger(__name__)
 def predicted_tokens(labels: torch.Tensor) -> torch.Tensor:
     """How many tokens of each row of `labels` `(images, tokens)` are predicted."""
     return (labels[:, 1:] != IGNORED).sum(1)
+
+
+class EpochLengthSampler(LengthGroupedSampler):
+    """Rows of about the same length together, else in the order of a seed and an epoch, which resumption repeats."""
+
+    def __init__(self, batch_size: int, *, lengths: list[int], seed: int) -> None:
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the order of `epoch` from now on."""
+        self.generator.manual_seed(self.seed + epoch)
 
 
 class CaptionTrainer(ResumableTrainer):
@@ -113,6 +129,25 @@ class CaptionTrainer(ResumableTrainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Every parameter: the original decays biases and norms too (`train_caption.py`, one AdamW group)."""
         return [name for name, _ in model.named_parameters()]
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """As Trainer's; with several processes accelerate forgets to tell the data set which epoch it is."""
+        if hasattr(self.train_dataset, "set_epoch"):
+            self.train_dataset.set_epoch(kwargs["epoch"])
+        super()._run_epoch(*args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """As Trainer's, which does not know how long the captions of an image are."""
+        dataset = train_dataset or self.train_dataset
+        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(dataset, CaptionDataset):
+            return super()._get_train_sampler(train_dataset)
+        # Two tokens of each caption are no words.
+        lengths = [sum(len(caption.split()) + 2 for caption in captions) for captions in dataset.rows["captions"]]
+        return EpochLengthSampler(self.args.train_batch_size, lengths=lengths, seed=self.args.seed)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        """Rows in their order, however training rows are drawn."""
+        return SequentialSampler(eval_dataset) if has_length(eval_dataset) else None
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         """As Trainer's, with each row counted once: `Seq2SeqTrainer` gathers the filling of the last batch too."""

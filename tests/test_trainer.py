@@ -72,22 +72,53 @@ def weights_after_one_step(output_dir: Path, *arguments: str, processes: int = 1
     return load_file(output_dir / "model.safetensors")
 
 
-def test_one_step_is_the_same_step_for_any_batch_accumulation_and_number_of_processes(tmp_path: Path) -> None:
+def test_one_step_is_the_same_step_for_any_batch_and_accumulation(tmp_path: Path) -> None:
     batch, steps = "--per_device_train_batch_size", "--gradient_accumulation_steps"
     whole = weights_after_one_step(tmp_path / "whole", batch, "8")
     cut: dict[str, Any] = {
         "accumulated": weights_after_one_step(tmp_path / "accumulated", batch, "4", steps, "2"),
-        "two processes": weights_after_one_step(tmp_path / "processes", batch, "4", processes=2),
     }
     start = build_start()
     assert max((whole[name] - start[name]).abs().max() for name in whole if name in start) > 1e-4
     for name, weights in cut.items():
         worst = max((whole[key] - weights[key]).abs().max().item() for key in whole)
         assert worst < 1e-6, f"{name}: {worst}"
-    scores = [json.loads((tmp_path / run / "all_results.json").read_text()) for run in ("whole", "processes")]
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_any_number_of_processes_trains_and_scores_as_one(one_process: Path, tmp_path: Path, processes: int) -> None:
+    run = two_epochs(tmp_path, processes)
+    whole, shared = (load_file(folder / "model.safetensors") for folder in (one_process, run))
+    worst = max((whole[name] - shared[name]).abs().max().item() for name in whole)
+    assert worst < 1e-6
+    scores = [json.loads((folder / "all_results.json").read_text()) for folder in (one_process, run)]
     assert scores[0]["test_loss"] == pytest.approx(scores[1]["test_loss"], abs=1e-6)
-    lines = [(tmp_path / run / "predictions.jsonl").read_text() for run in ("whole", "processes")]
+    lines = [(folder / "predictions.jsonl").read_text() for folder in (one_process, run)]
     assert lines[0] == lines[1]
+    assert len(lines[1].splitlines()) == 5
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return two_epochs(tmp_path_factory.mktemp("one"), 1)
+
+
+def two_epochs(output_dir: Path, processes: int) -> Path:
+    """Two epochs of two steps with drawn captions, augmentation and grouping by length."""
+    keys = {
+        "max_train_samples": 24,
+        "per_device_train_batch_size": 12 // processes,
+        "num_train_epochs": 2,
+        "captions_per_image": 2,
+        "train_sampling_strategy": "group_by_length",
+        "augmentation": "blip",
+        "logging_steps": 1,
+    }
+    changes = [f"--{key}={value}" for key, value in keys.items()]
+    steps = [*ONE_STEP, "--max_steps", "-1"]
+    run = ["recipes/shapes_tiny.json", *steps, *QUIET, *SMALL, *changes, "--output_dir", str(output_dir)]
+    run_checked("blip_recipe.finetune", *run, processes=processes)
+    return output_dir
 
 
 def build_start() -> dict[str, torch.Tensor]:
