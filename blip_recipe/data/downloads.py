@@ -99,6 +99,8 @@ def is_public(address: str) -> bool:
             inner = ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
         if inner is not None:
             return is_public(str(inner))
+        if ip.is_site_local:  # "global" to Python
+            return False
     return ip.is_global and not ip.is_multicast and not ip.is_reserved
 
 
@@ -228,6 +230,9 @@ def _connect_any(addresses: list[Any], seconds_left: Callable[[], float]) -> soc
 def _request(url: str) -> Request:
     # Some image hosts refuse the libraries' own name; addresses may hold spaces and letters beyond ASCII.
     try:
+        parts = urlsplit(url)
+        if not parts.netloc.isascii():
+            url = parts._replace(netloc=parts.netloc.encode("idna").decode()).geturl()
         request = Request(quote(url, safe=string.punctuation), headers={"User-Agent": "blip_recipe"})
         host = urlsplit(request.full_url).hostname
     except ValueError as error:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter, defaultdict
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blip_recipe.data.captions import read_captions
 from blip_recipe.data.columns import check_column
-from blip_recipe.data.rows import PathRoot, SplitColumns, images_from_paths, parse_split
+from blip_recipe.data.rows import PathRoot, SplitColumns, images_from_paths, name_some, parse_split
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ def _load_json(file: Path) -> Record:
 
 def _read_coco(content: Record, arguments: DataArguments, file: Path) -> SplitColumns:
     images, annotations = content["images"], content["annotations"]
+    _check_records(images, {"id": (int, str)} | _path_fields(arguments, "file_name"), "images", file)
+    _check_records(annotations, {"image_id": (int, str)}, "annotations", file)
     names = arguments.caption_column or ["caption"]
     captions: defaultdict[int | str, list[str]] = defaultdict(list)
     for annotation in annotations:
@@ -79,6 +81,7 @@ def _read_coco(content: Record, arguments: DataArguments, file: Path) -> SplitCo
 
 
 def _read_karpathy(images: list[Record], arguments: DataArguments, split: str, file: Path) -> SplitColumns:
+    _check_records(images, {"split": (str,)} | _path_fields(arguments, "filename"), "images", file)
     counts = Counter(image["split"] for image in images)
     wanted = parse_split(split, counts, str(file))
     images = [image for name in wanted for image in images if image["split"] == name]
@@ -91,6 +94,27 @@ def _read_karpathy(images: list[Record], arguments: DataArguments, split: str, f
         captions,
         None if id_column is None else _ids_of(images, id_column, file),
     )
+
+
+def _path_fields(arguments: DataArguments, default: str) -> dict[str, tuple[type, ...]]:
+    """The field of paths that records must have, where the recipe names no other."""
+    return {default: (str,)} if arguments.image_column is None else {}
+
+
+def _check_records(records: Any, fields: dict[str, tuple[type, ...]], name: str, file: Path) -> None:
+    """Make sure that all `records` are objects with `fields` of these types; name the first ten that are not."""
+    if not isinstance(records, list):
+        raise RecipeError(f"{file} has no list of {name!r}. {EXPECTED}")
+    broken = [
+        number
+        for number, record in enumerate(records)
+        if not isinstance(record, dict) or not all(isinstance(record.get(field), fields[field]) for field in fields)
+    ]
+    if broken:
+        raise RecipeError(
+            f"{file}: {len(broken):,} of {len(records):,} {name} are broken, lacking {' or '.join(fields)} (numbers "
+            f"{name_some(broken)}): the first is {json.dumps(records[broken[0]])[:100]}. {EXPECTED}"
+        )
 
 
 def _captions_of(record: Record, names: Sequence[str], file: Path) -> list[str]:
@@ -110,18 +134,20 @@ def _images_of(images: list[Record], arguments: DataArguments, default: tuple[st
     """The column of paths; those in the fields `default` are joined, where the recipe names no other field."""
     root = Path(arguments.image_root).expanduser() if arguments.image_root else file.parent
     if arguments.image_column is None:
-        paths = [str(Path(*(image[field] for field in default if field in image))) for image in images]
+        parts = [[image[field] for field in default if isinstance(image.get(field), str)] for image in images]
+        # A single one may be a URL, whose slashes stay two.
+        paths = [each[0] if len(each) == 1 else str(Path(*each)) for each in parts]
     else:
         for image in images:
             check_column(image, arguments.image_column, "image_column", str(file))
+        _check_records(images, {arguments.image_column: (str, type(None))}, "images", file)
         paths = [image[arguments.image_column] for image in images]
-    if odd := [path for path in paths if not isinstance(path, str)]:
-        raise TypeError(f"a picture's path is {odd[0]!r:.50}")
     # In a person's own file absolute paths are that person's word, unless image_root says where all pictures are.
-    paths = PathRoot(root, absolute=arguments.image_root is None).resolve(paths, str(file))
-    if paths and not any("://" in path or Path(path).exists() for path in islice(paths, PROBED)):
+    places = PathRoot(root, absolute=arguments.image_root is None).resolve(paths, str(file))
+    probed = list(filter(None, places[:PROBED]))
+    if probed and not any("://" in place or os.path.exists(place) for place in probed):  # noqa: PTH110 - any name
         raise RecipeError(
-            f"None of the pictures that {file} lists is there, such as {paths[0]}: set image_root to the directory "
+            f"None of the pictures that {file} lists is there, such as {probed[0]}: set image_root to the directory "
             "that their paths start at."
         )
-    return images_from_paths(paths)
+    return images_from_paths(places)

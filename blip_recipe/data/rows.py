@@ -108,7 +108,7 @@ class PathRoot:
             allowed = f"paths below {self.folder}" if self.folder else "embedded pictures or URLs, or image_root"
             raise RecipeError(
                 f"{where}: {len(outside):,} of {len(paths):,} paths lead to files that this data set may not name: "
-                f"{_name_some(list(map(repr, outside)))}. Expected {allowed}."
+                f"{name_some(list(map(repr, outside)))}. Expected {allowed}."
             )
         return found
 
@@ -134,6 +134,7 @@ def parse_split(split: str, known: Collection[str], where: str) -> list[str]:
     return names
 
 
-def _name_some(names: Sequence[object]) -> str:
+def name_some(names: Sequence[object]) -> str:
+    """The first ten of `names`, for a message."""
     more = ", …" if len(names) > NAMED else ""
     return ", ".join(map(str, names[:NAMED])) + more

@@ -85,10 +85,10 @@ def _fetch_rows(arguments: DataArguments, split: str, max_rows: int | None) -> D
             split=name.strip(),
             revision=arguments.dataset_revision,
             streaming=True,
-        )
+        ).decode(False)
         for name in split.split("+")
     ]
-    stream = datasets.concatenate_datasets(streams).decode(False)
+    stream = datasets.concatenate_datasets(streams)
     if max_rows is not None:
         stream = stream.take(max_rows)
     source = f"hf://datasets/{arguments.dataset_name}@"
