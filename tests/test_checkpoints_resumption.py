@@ -164,7 +164,7 @@ def test_one_checkpoint_is_enough_to_end_well(place: Path, unbroken: CaptionTrai
         with pytest.raises(StoppedError):
             train(place, tmp_path / "run", Signal(event, step, signal.SIGTERM), save_total_limit=1)
     assert what_was_learnt(train(place, tmp_path / "run", save_total_limit=1)) == what_was_learnt(unbroken)
-    last, best = unbroken.state.max_steps, unbroken.state.best_global_step
+    last, best = unbroken.state.max_steps, unbroken.state.best_global_step or 0
     assert find_checkpoints(tmp_path / "run") == [tmp_path / "run" / f"checkpoint-{n}" for n in sorted({last, best})]
 
 
