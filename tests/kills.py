@@ -129,8 +129,8 @@ PHASES = {
 IN_TRAINING = ("step", "evaluation", "checkpoint")
 STOPS = ("stop in a step", "stop in an evaluation")
 LATE = ("end of training", "final scores", "card", "upload", "commit", "check of the published")
-FIVE = ("checkpoint", "evaluation", "stop in a step", "step", "end of training", "upload")
-"""Phases of a series of five kills and a stop."""
+FIVE = ("checkpoint", "evaluation", "step", "end of training", "upload")
+"""Phases of a series of five kills."""
 
 
 def plan(kills: int, rng: random.Random) -> list[list[str]]:

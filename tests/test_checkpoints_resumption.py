@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from blip_recipe.checkpoints import MANIFEST, STAGING, checksum, find_checkpoints, last_checkpoint
-from blip_recipe.errors import RecipeError, SaveError, StoppedError
+from blip_recipe.errors import RecipeError, SaveError, StoppedError, run_command
 from blip_recipe.finetune import main
 from blip_recipe.trainer import CaptionTrainer
 
@@ -203,6 +203,15 @@ def files_of_at_most(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_stopped_command_ends_with_128_and_the_signal_as_a_shell_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    def stopped() -> None:
+        raise StoppedError(signal.SIGTERM)
+
+    with pytest.raises(SystemExit, match="^143$"):
+        run_command(stopped)
+    assert capsys.readouterr().err == "stopped by SIGTERM; the same command goes on from the last checkpoint\n"
 
 
 @pytest.mark.parametrize("size", [200 * KILOBYTE, 8000 * KILOBYTE], ids=["weights", "optimiser"])
