@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,8 @@ import torch
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
+from blip_recipe.card_energy import energy_meter
+from blip_recipe.model_card import EnergyFacts
 from blip_recipe.plan import count_parameters
 
 if TYPE_CHECKING:
@@ -20,11 +23,12 @@ if TYPE_CHECKING:
 
 
 class CardCallback(TrainerCallback, ExportableState):
-    """Notes what only a trainer knows; time and memory survive in checkpoints, so that all sessions count.
+    """Notes what only a trainer knows; time, memory and energy survive in checkpoints, so that all sessions count.
 
     Attributes:
         seconds: Wall-clock time of the training, evaluations within included.
         peak_memory: Most bytes this process held: of CUDA memory if it trained there, else of main memory.
+        energy: What the machine used meanwhile; None where nobody asked (see `card_energy`).
         hardware: What it ran on.
         parameters, trained_parameters: Of the model that was trained.
         image_size: Side of the pictures it saw, in pixels.
@@ -36,6 +40,7 @@ class CardCallback(TrainerCallback, ExportableState):
     def __init__(self) -> None:
         self.seconds = 0.0
         self.peak_memory: int | None = None
+        self.energy: EnergyFacts | None = None
         self.hardware = ""
         self.parameters = self.trained_parameters = 0
         self.image_size = 0
@@ -43,11 +48,13 @@ class CardCallback(TrainerCallback, ExportableState):
         self.steps, self.epochs = 0, 0.0
         self.best_step: int | None = None
         self._resumed_at = time.monotonic()
+        self._meter = energy_meter()
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
         self._count()
-        return {"args": {}, "attributes": {"seconds": self.seconds, "peak_memory": self.peak_memory}}
+        kept = {"seconds": self.seconds, "peak_memory": self.peak_memory, "energy": self.energy and asdict(self.energy)}
+        return {"args": {}, "attributes": kept}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -58,8 +65,13 @@ class CardCallback(TrainerCallback, ExportableState):
         self.image_size = model.config.vision_config.image_size
         self.hardware = describe_hardware(args.device, args.world_size)
         saved: dict[str, Any] = state.stateful_callbacks.get(type(self).__name__, {}) if state.global_step else {}
-        vars(self).update({"seconds": 0.0, "peak_memory": None} | saved.get("attributes", {}))
+        before = saved.get("attributes", {})
+        self.seconds, self.peak_memory = before.get("seconds", 0.0), before.get("peak_memory")
         self._resumed_at = time.monotonic()
+        energy = before.get("energy")
+        # Of a training that was measured in part, the card could only tell a part.
+        if self._meter and state.is_world_process_zero and (energy or not before):
+            self._meter.start(EnergyFacts(**energy) if energy else None)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
 
@@ -86,6 +98,7 @@ class CardCallback(TrainerCallback, ExportableState):
         self.seconds += now - self._resumed_at
         self._resumed_at = now
         self.peak_memory = max(filter(None, (self.peak_memory, peak_memory())), default=None)
+        self.energy = self._meter.read() if self._meter else None
 
 
 def describe_hardware(device: torch.device, processes: int) -> str:

@@ -14,15 +14,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from blip_recipe.card_callback import CardCallback
+from blip_recipe.data.checks import SKIPPED_FILE
 from blip_recipe.figures import SCORE_LABELS, choose_samples, ranking_score
 from blip_recipe.model_card import (
     PLACEHOLDER,
     UNKNOWN,
     CardFacts,
+    DecodingFacts,
     Kind,
+    OriginFacts,
+    ResultFacts,
     SampleFacts,
     ScoreFacts,
     SplitFacts,
+    TrainingFacts,
     format_code,
 )
 from blip_recipe.recipe import TINY_MODEL
@@ -42,6 +47,9 @@ SCORE_ORDER = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cid
 ENGLISH = {"the", "and", "with", "of"}
 ENGLISH_SHARE = 0.25
 """Captions are taken for English if this share has one of these words; of COCO's it is well over half."""
+
+PTB = "the PTB tokenizer of the COCO caption tools"
+LIKE_PTB = "in Python, as the COCO caption tools' PTB tokenizer does on ordinary captions (no Java was found)"
 
 PACKAGES = ("blip-recipe", "transformers", "torch", "datasets", "peft", "bitsandbytes")
 
@@ -66,15 +74,15 @@ class Source:
         return self.name not in EMBEDDED and not Path(self.name).expanduser().exists()
 
     @property
-    def shown(self) -> str:
-        """The name without the directory that a local one lies in, which is nobody's business."""
-        return self.name if self.on_hub else Path(self.name).expanduser().resolve().name
-
-    @property
     def license(self) -> str:
         """The licence that its card names."""
         named = self.card.get("license") or UNKNOWN
         return named if isinstance(named, str) else ", ".join(named)
+
+    def facts(self) -> OriginFacts:
+        """What a card says of it: not the directory that a local one lies in, which is nobody's business."""
+        shown = self.name if self.on_hub else Path(self.name).expanduser().resolve().name
+        return OriginFacts(shown, self.on_hub, self.revision, self.license)
 
 
 def read_source(name: str, kind: Literal["model", "dataset"], revision: str | None = None) -> Source:
@@ -126,47 +134,18 @@ def gather_facts(
         tokenized_with_java: Whether the PTB tokenizer itself cut the captions before they were scored.
     """
     splits = split_facts(recipe, counts)
-    measured = [split for split in splits if any(key.startswith(f"{split.role}_") for key in results)]
-    scored = next((split for role in ("test", "eval") for split in measured if split.role == role), None)
-    name = ranking_score(predictions) if predictions else None
     return CardFacts(
         kind=kind,
         repo_id=repo_id or PLACEHOLDER,
-        base_model=base.shown,
-        base_on_hub=base.on_hub,
-        base_revision=base.revision,
-        base_license=base.license,
-        parameters=callback.parameters,
-        trained_parameters=callback.trained_parameters,
-        quantization=recipe.model.quantization,
-        dataset=dataset.shown,
-        dataset_on_hub=dataset.on_hub,
+        base=base.facts(),
+        dataset=dataset.facts(),
         dataset_config=recipe.data.dataset_config_name,
-        dataset_revision=dataset.revision,
-        dataset_license=dataset.license,
         language=find_language(recipe.data.caption_column, dataset.card, predictions),
         splits=splits,
-        scored=scored,
-        scores=score_facts(results, scored.role) if scored else [],
-        distinct_captions=len({each["caption"] for each in predictions}),
-        samples=[sample_facts(title, each, name) for title, each in choose_samples(predictions).items()],
-        ranked_by=SCORE_LABELS[name] if name else None,
-        tokenization="the PTB tokenizer of the COCO caption tools"
-        if tokenized_with_java
-        else "in Python, as the COCO caption tools' PTB tokenizer does on ordinary captions (no Java was found)",
-        prompt=recipe.data.prompt,
-        num_beams=recipe.generation.generation_num_beams,
-        max_length=recipe.generation.generation_max_length,
-        min_length=recipe.generation.generation_min_length,
-        selected_by=recipe.training.metric_for_best_model if callback.best_step else None,
-        selected_step=callback.best_step or callback.steps,
-        steps=callback.steps,
-        hyperparameters=describe_training(recipe, counts["train"], callback),
-        hardware=callback.hardware,
-        train_seconds=callback.seconds,
-        peak_memory=callback.peak_memory,
-        date=datetime.now(UTC).date().isoformat(),
-        versions={"Python": platform.python_version()} | installed_versions(PACKAGES),
+        skipped_rows=count_lines(recipe.output_dir / SKIPPED_FILE),
+        decoding=decoding_facts(recipe),
+        results=result_facts(results, splits, predictions, tokenized_with_java=tokenized_with_java),
+        training=training_facts(recipe, counts["train"], callback),
     )
 
 
@@ -180,6 +159,38 @@ def split_facts(recipe: Recipe[Any], counts: Mapping[str, tuple[int, int]]) -> l
         for role in names
         if role in counts
     ]
+
+
+def decoding_facts(recipe: Recipe[Any]) -> DecodingFacts:
+    """How the captions that were scored were generated."""
+    generation = recipe.generation
+    return DecodingFacts(
+        recipe.data.prompt,
+        generation.generation_num_beams,
+        generation.generation_max_length,
+        generation.generation_min_length,
+    )
+
+
+def result_facts(
+    results: Mapping[str, float],
+    splits: Sequence[SplitFacts],
+    predictions: Sequence[Mapping[str, Any]],
+    *,
+    tokenized_with_java: bool,
+) -> ResultFacts:
+    """The scores of the split that `all_results.json` has them for, `test` before `eval`, and its captions."""
+    measured = {split.role: split for split in splits if any(key.startswith(f"{split.role}_") for key in results)}
+    scored = measured.get("test") or measured.get("eval")
+    name = ranking_score(predictions) if predictions else None
+    return ResultFacts(
+        scored=scored,
+        scores=score_facts(results, scored.role) if scored else [],
+        tokenization=PTB if tokenized_with_java else LIKE_PTB,
+        distinct_captions=len({each["caption"] for each in predictions}),
+        samples=[sample_facts(title, each, name) for title, each in choose_samples(predictions).items()],
+        ranked_by=SCORE_LABELS[name] if name else None,
+    )
 
 
 def score_facts(results: Mapping[str, float], role: str) -> list[ScoreFacts]:
@@ -212,6 +223,25 @@ def find_language(
     references = [caption.lower().split() for each in predictions for caption in each["references"]]
     english = sum(not ENGLISH.isdisjoint(words) for words in references)
     return "en" if references and english >= ENGLISH_SHARE * len(references) else None
+
+
+def training_facts(recipe: Recipe[Any], train: tuple[int, int], callback: CardCallback) -> TrainingFacts:
+    """What the recipe asked for and the callback noted; `train` is (images, captions) of the split."""
+    return TrainingFacts(
+        parameters=callback.parameters,
+        trained_parameters=callback.trained_parameters,
+        quantization=recipe.model.quantization,
+        selected_by=recipe.training.metric_for_best_model if callback.best_step else None,
+        selected_step=callback.best_step or callback.steps,
+        steps=callback.steps,
+        settings=describe_training(recipe, train, callback),
+        hardware=callback.hardware,
+        seconds=callback.seconds,
+        peak_memory=callback.peak_memory,
+        energy=callback.energy,
+        date=datetime.now(UTC).date().isoformat(),
+        versions={"Python": platform.python_version()} | installed_versions(PACKAGES),
+    )
 
 
 def describe_training(recipe: Recipe[Any], train: tuple[int, int], callback: CardCallback) -> dict[str, str]:
@@ -274,6 +304,11 @@ def installed_versions(packages: Sequence[str]) -> dict[str, str]:
         with suppress(PackageNotFoundError):  # this package itself may be used from its checkout
             versions[package] = version(package)
     return versions
+
+
+def count_lines(path: Path) -> int:
+    """How many lines a file has; none where there is no file."""
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def _name(value: Any) -> str:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import html
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from blip_recipe.resources import resource_folder
+from blip_recipe.results import write_json
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -23,8 +24,28 @@ Kind = Literal["full", "lora", "merged"]
 PLACEHOLDER = "ORG/NAME"
 """The repository that the card of a run without `push_to_hub` speaks of; `push` puts the real one in."""
 
+FACTS = "card_facts.json"
+"""The file of an output directory that holds the facts of its card; it is not published."""
+
 TASK = "image-to-text"
 UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class OriginFacts:
+    """A base model or a data set.
+
+    Attributes:
+        name: Hub id; without `on_hub` the last name of a local one, or `tiny` or `shapes`, which come with the package.
+        on_hub: Whether everybody can get it by that name.
+        revision: Its commit, where it is known.
+        license: As its own card names it, or `unknown`.
+    """
+
+    name: str
+    on_hub: bool
+    revision: str | None
+    license: str
 
 
 @dataclass(frozen=True)
@@ -43,6 +64,16 @@ class SplitFacts:
     images: int
     captions: int
     limited: bool
+
+
+@dataclass(frozen=True)
+class DecodingFacts:
+    """How captions are generated; lengths in tokens, prompt included."""
+
+    prompt: str
+    num_beams: int
+    max_length: int
+    min_length: int
 
 
 @dataclass(frozen=True)
@@ -66,82 +97,105 @@ class SampleFacts:
 
 
 @dataclass(frozen=True)
+class ResultFacts:
+    """What was measured of the finished model.
+
+    Attributes:
+        scored: The split with the role whose scores follow; None where the recipe names neither `test` nor `eval`.
+        scores: Loss and scores.
+        tokenization: How captions were tokenized before they were scored.
+        distinct_captions: How many different captions the model gave for the images of `scored`.
+        samples: Best, median and worst caption.
+        ranked_by: Label of the score that they were ranked by; None where no image has a score.
+    """
+
+    scored: SplitFacts | None
+    scores: list[ScoreFacts]
+    tokenization: str
+    distinct_captions: int
+    samples: list[SampleFacts]
+    ranked_by: str | None
+
+
+@dataclass(frozen=True)
+class EnergyFacts:
+    """Electricity of the training as codecarbon measured it: kWh, kg of CO2-equivalent, the country of the mix."""
+
+    kwh: float
+    co2_kg: float
+    country: str
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """How the weights came about.
+
+    Attributes:
+        parameters, trained_parameters: How many there are, and how many were trained.
+        quantization: Precision of the frozen base while training, `8bit` or `4bit`; None is full.
+        selected_by: What the best checkpoint was chosen by; None where the last one was kept.
+        selected_step, steps: The step of the published weights, and how many there were.
+        settings: What the training depended on, by label.
+        hardware: What it ran on.
+        seconds: Wall-clock time, evaluations within included, over all its sessions.
+        peak_memory: Most bytes that one process held: of the accelerator, or else of main memory.
+        energy: What it used; None where that was not measured.
+        date: The day it was finished (`2026-01-31`).
+        versions: Version by package.
+    """
+
+    parameters: int
+    trained_parameters: int
+    quantization: str | None
+    selected_by: str | None
+    selected_step: int
+    steps: int
+    settings: dict[str, str]
+    hardware: str
+    seconds: float
+    peak_memory: int | None
+    energy: EnergyFacts | None
+    date: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
 class CardFacts:
     """Everything that a card may say. Plain values, each measured or read in the run; no local path, no secret.
 
     Attributes:
         kind: All weights, an adapter, or an adapter folded into its base.
         repo_id: `namespace/name` that the card speaks of, or `PLACEHOLDER`.
-        base_model: Hub id of the base; without `base_on_hub` the last name of a local one, or `tiny`.
-        base_revision: Commit of the base, where it is known.
-        base_license: The base's licence as its own card names it, or `unknown`.
-        parameters, trained_parameters: How many there are, and how many were trained.
-        quantization: Precision of the frozen base while training, `8bit` or `4bit`; None is full.
-        dataset: Hub id of the data; without `dataset_on_hub` the last name of a local file or folder, or `shapes`.
-        dataset_config, dataset_revision: The data set's configuration and commit, where there is one.
-        dataset_license: As `base_license`.
+        base, dataset: What the model was made from.
+        dataset_config: The data set's configuration, where there is one.
         language: ISO code of the captions; None where nothing tells.
         splits: What was read, by role.
-        scored: The split with the role whose scores follow; None where the recipe names neither `test` nor `eval`.
-        scores: Loss and scores of the finished model.
-        distinct_captions: How many different captions the model gave for the images of `scored`.
-        samples: Best, median and worst caption.
-        ranked_by: Label of the score that they were ranked by; None where no image has a score.
-        tokenization: How captions were tokenized before they were scored.
-        prompt, num_beams, max_length, min_length: Decoding; lengths in tokens, prompt included.
-        selected_by: What the best checkpoint was chosen by; None where the last one was kept.
-        selected_step, steps: The step of the published weights, and how many there were.
-        hyperparameters: What the training depended on, by label.
-        hardware: What it ran on.
-        train_seconds: Wall-clock time of the training, evaluations within included, over all its sessions.
-        peak_memory: Most bytes that one process held: of the accelerator, or else of main memory.
-        date: The day it was finished (`2026-01-31`).
-        versions: Version by package.
+        skipped_rows: How many rows could not be used, and were left out as the recipe asked.
     """
 
     kind: Kind
     repo_id: str
-    base_model: str
-    base_on_hub: bool
-    base_revision: str | None
-    base_license: str
-    parameters: int
-    trained_parameters: int
-    quantization: str | None
-    dataset: str
-    dataset_on_hub: bool
+    base: OriginFacts
+    dataset: OriginFacts
     dataset_config: str | None
-    dataset_revision: str | None
-    dataset_license: str
     language: str | None
     splits: list[SplitFacts]
-    scored: SplitFacts | None
-    scores: list[ScoreFacts]
-    distinct_captions: int
-    samples: list[SampleFacts]
-    ranked_by: str | None
-    tokenization: str
-    prompt: str
-    num_beams: int
-    max_length: int
-    min_length: int
-    selected_by: str | None
-    selected_step: int
-    steps: int
-    hyperparameters: dict[str, str]
-    hardware: str
-    train_seconds: float
-    peak_memory: int | None
-    date: str
-    versions: dict[str, str]
+    skipped_rows: int
+    decoding: DecodingFacts
+    results: ResultFacts
+    training: TrainingFacts
 
     def score(self, name: str) -> ScoreFacts | None:
         """The score of this name, if the run has it."""
-        return next((each for each in self.scores if each.name == name), None)
+        return next((each for each in self.results.scores if each.name == name), None)
 
 
 def write_card(facts: CardFacts, output_dir: Path) -> Path:
-    """Write `README.md` into an output directory, over one that another tool may have left there."""
+    """Write `README.md` into an output directory, over one that another tool may have left there.
+
+    Its facts are left beside it in `FACTS`, so that the card of a run can be written anew with another template.
+    """
+    write_json(output_dir / FACTS, asdict(facts))
     path = output_dir / "README.md"
     path.write_text(render_card(facts), encoding="utf-8", newline="\n")
     return path
@@ -175,37 +229,52 @@ def build_metadata(facts: CardFacts) -> ModelCardData:
     """What the Hub reads of a card: task, library, base, data and, in `model-index`, every score unrounded."""
     from huggingface_hub import EvalResult, ModelCardData
 
+    base, dataset, scored, scores = facts.base, facts.dataset, facts.results.scored, facts.results.scores
     results = [
         EvalResult(
             task_type=TASK,
             task_name="Image captioning",
-            dataset_type=facts.dataset,
-            dataset_name=facts.dataset,
+            dataset_type=dataset.name,
+            dataset_name=dataset.name,
             dataset_config=facts.dataset_config,
-            dataset_split=facts.scored.name,
-            dataset_revision=facts.dataset_revision,
+            dataset_split=scored.name,
+            dataset_revision=dataset.revision,
             metric_type=score.name,
             metric_name=score.label,
             metric_value=score.value,
         )
-        for score in facts.scores
-        if facts.scored
+        for score in scores
+        if scored
     ]
     tags = ["blip", "image-captioning", "blip_recipe"]
     return ModelCardData(
         language=facts.language,
-        license=facts.base_license,
+        license=base.license,
         library_name="peft" if facts.kind == "lora" else "transformers",
         pipeline_tag=TASK,
         tags=tags if facts.kind == "full" else [*tags, "lora"],
-        base_model=facts.base_model if facts.base_on_hub else None,
-        base_model_relation=("adapter" if facts.kind == "lora" else "finetune") if facts.base_on_hub else None,
-        datasets=[facts.dataset] if facts.dataset_on_hub else None,
-        metrics=list(dict.fromkeys(_hub_metric(score.name) for score in facts.scores if score.name != "loss")) or None,
-        widget=[{"src": "samples.png", "example_title": "Scored pictures"}] if facts.samples else None,
+        base_model=base.name if base.on_hub else None,
+        base_model_relation=("adapter" if facts.kind == "lora" else "finetune") if base.on_hub else None,
+        datasets=[dataset.name] if dataset.on_hub else None,
+        metrics=list(dict.fromkeys(_hub_metric(score.name) for score in scores if score.name != "loss")) or None,
+        widget=[{"src": "samples.png", "example_title": "Scored pictures"}] if facts.results.samples else None,
+        co2_eq_emissions=_emissions(facts.training),
         model_name=facts.repo_id,
         eval_results=results or None,
     )
+
+
+def _emissions(training: TrainingFacts) -> dict[str, Any] | None:
+    """The Hub's `co2_eq_emissions`, in grams; `energy_consumed`, in kWh, is codecarbon's name for what was measured."""
+    energy = training.energy
+    return energy and {
+        "emissions": energy.co2_kg * 1000,
+        "energy_consumed": energy.kwh,
+        "source": "codecarbon",
+        "training_type": "fine-tuning",
+        "geographical_location": energy.country,
+        "hardware_used": training.hardware,
+    }
 
 
 def _hub_metric(score: str) -> str:

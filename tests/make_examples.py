@@ -1,0 +1,134 @@
+"""Make the example cards of `model_cards/examples` anew, each by the run that it describes.
+
+python tests/make_examples.py            # trains all five: ten minutes on two idle cores
+python tests/make_examples.py --render   # after a change of the templates: writes the cards again from their facts
+
+The quickstart comes first; the others start from its model, published under a made-up name on a Hub on loopback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from commands import CHECKOUT, run_checked
+from hub_server import WRITE_TOKEN, HubServer, Token
+from PIL import Image
+
+from blip_recipe.model_card import (
+    FACTS,
+    CardFacts,
+    DecodingFacts,
+    EnergyFacts,
+    OriginFacts,
+    ResultFacts,
+    SampleFacts,
+    ScoreFacts,
+    SplitFacts,
+    TrainingFacts,
+    render_card,
+)
+from blip_recipe.published_files import published_files
+
+FOLDER = CHECKOUT / "model_cards" / "examples"
+QUICKSTART = "shapes_tiny"
+USER = "your-name"
+BASE = f"{USER}/blip-shapes"
+BASE_LICENSE = "apache-2.0"
+"""The quickstart's weights are new, so whoever publishes them chooses a licence."""
+
+FROM_BASE: dict[str, list[str]] = {
+    "shapes_lora": [],
+    "shapes_lora_8bit": ["--load_in_8bit", "true"],
+    "shapes_full": ["--use_peft", "false", "--learning_rate", "3e-4"],
+    "shapes_merged": ["--merge_adapter", "true"],
+}
+"""Options of `recipes/shapes_lora.json` by example."""
+
+EXAMPLES = (QUICKSTART, *FROM_BASE)
+KEPT = ("README.md", "all_results.json", "recipe.json", "samples.png", "training_curves.png", FACTS)
+LARGEST_PICTURE = 200_000
+
+
+def main() -> None:
+    """Train and keep what the runs leave, or render again."""
+    parser = argparse.ArgumentParser(description="Make the example cards anew.")
+    parser.add_argument("--render", action="store_true", help="only write the cards again, from the facts kept")
+    parser.add_argument(
+        "--outputs", type=Path, default=CHECKOUT / "outputs", help="where the runs are; default: outputs"
+    )
+    arguments = parser.parse_args()
+    if arguments.render:
+        for name in EXAMPLES:
+            (FOLDER / name / "README.md").write_text(render_card(read_facts(name)), encoding="utf-8", newline="\n")
+        return
+    outputs = arguments.outputs.resolve()
+    run_checked(
+        "blip_recipe.finetune",
+        f"recipes/{QUICKSTART}.json",
+        "--output_dir",
+        f"outputs/{QUICKSTART}",
+        cwd=outputs.parent,
+        timeout=3600,
+    )
+    keep(outputs / QUICKSTART)
+    with HubServer({WRITE_TOKEN: Token(USER)}) as hub:
+        files = {name: path.read_bytes() for name, path in published_files(outputs / QUICKSTART).items()}
+        files["README.md"] = files["README.md"].replace(
+            b"\nlicense: unknown\n", f"\nlicense: {BASE_LICENSE}\n".encode()
+        )
+        hub.publish_model(BASE, files)
+        for name, options in FROM_BASE.items():
+            train_from_base(name, options, outputs, hub)
+            keep(outputs / name)
+
+
+def train_from_base(name: str, options: list[str], outputs: Path, hub: HubServer) -> None:
+    """Run the recipe of the second caption style on the published quickstart, and publish the result beside it."""
+    names = ["--model_name_or_path", BASE, "--output_dir", f"outputs/{name}", "--overwrite_output_dir", "true"]
+    push = ["--push_to_hub", "true", "--hub_model_id", f"{USER}/{name.replace('_', '-')}"]
+    arguments = ["recipes/shapes_lora.json", *names, *push, *options]
+    run_checked("blip_recipe.finetune", *arguments, cwd=outputs.parent, env=hub.environment(), timeout=3600)
+
+
+def keep(run: Path) -> None:
+    """Copy what an example shows out of an output directory; pictures that are large get a palette."""
+    folder = FOLDER / run.name
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in KEPT:
+        path = Path(shutil.copyfile(run / name, folder / name))
+        if path.suffix == ".png" and path.stat().st_size > LARGEST_PICTURE:
+            Image.open(path).quantize(256, method=Image.Quantize.FASTOCTREE).save(path, optimize=True)
+
+
+def read_facts(name: str) -> CardFacts:
+    """The facts of an example's card, as its run left them."""
+    facts: dict[str, Any] = json.loads((FOLDER / name / FACTS).read_text(encoding="utf-8"))
+    results, training = facts["results"], facts["training"]
+    return CardFacts(
+        **facts
+        | {
+            "base": OriginFacts(**facts["base"]),
+            "dataset": OriginFacts(**facts["dataset"]),
+            "splits": [SplitFacts(**split) for split in facts["splits"]],
+            "decoding": DecodingFacts(**facts["decoding"]),
+            "results": ResultFacts(
+                **results
+                | {
+                    "scored": results["scored"] and SplitFacts(**results["scored"]),
+                    "scores": [ScoreFacts(**score) for score in results["scores"]],
+                    "samples": [SampleFacts(**sample) for sample in results["samples"]],
+                }
+            ),
+            "training": TrainingFacts(
+                **training | {"energy": training["energy"] and EnergyFacts(**training["energy"])}
+            ),
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()
