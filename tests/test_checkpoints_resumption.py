@@ -209,7 +209,7 @@ def test_a_stopped_command_ends_with_128_and_the_signal_as_a_shell_counts(capsys
     def stopped() -> None:
         raise StoppedError(signal.SIGTERM)
 
-    with pytest.raises(SystemExit, match="^143$"):
+    with pytest.raises(SystemExit, match=r"^143$"):
         run_command(stopped)
     assert capsys.readouterr().err == "stopped by SIGTERM; the same command goes on from the last checkpoint\n"
 
