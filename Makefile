@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install quickstart test lint compatibility bench kills examples clean
+.PHONY: install quickstart test lint compatibility bench kills soak examples clean
 
 install: .venv/installed
 
@@ -33,6 +33,9 @@ compatibility: install
 
 bench: install
 	$(BIN)/python -m benchmarks.scoring
+
+soak: install  ## a folder of 2,000 pictures captioned, killed three times and gone on with
+	$(BIN)/python -m benchmarks.captioning
 
 kills: install  ## runs killed fifty times, compared with runs that nobody killed: about 20 minutes
 	$(BIN)/python tests/kills.py --kills 50

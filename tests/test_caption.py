@@ -25,6 +25,7 @@ from commands import CHECKOUT, run_module
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.captioning import watch
 from blip_recipe import caption_pipeline
 from blip_recipe.caption import list_folder, main, read_ahead
 from blip_recipe.caption_output import finished_images, write_line
@@ -173,35 +174,13 @@ def test_odd_files_of_the_world_are_captioned_or_named(caption: Caption, shared:
 def test_a_killed_run_goes_on_without_a_line_twice_or_missing(captioner: Path, tmp_path: Path) -> None:
     paths = draw_pictures(tmp_path / "photos", 250, size=20)
     output = tmp_path / "captions.jsonl"
-    command: list[str | Path] = [
-        captioner,
-        tmp_path / "photos",
-        "--output",
-        output,
-        "--batch_size",
-        "2",
-        "--device",
-        "cpu",
-        "--sidecar",
-    ]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "blip_recipe.caption", *map(str, command)],
-        env={**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        if output.exists() and output.read_bytes().count(b"\n") >= 20:
-            break
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
+    command = [sys.executable, "-m", "blip_recipe.caption", str(captioner), str(tmp_path / "photos")]
+    command += ["--batch_size", "2", "--device", "cpu", "--sidecar"]
+    watch(command, output, kill_at=20)
     finished = output.read_bytes()
     assert 20 <= finished.count(b"\n") < 250, "the test needs a run that is killed half-way"
     output.write_bytes(finished + b'{"image": "' + bytes(paths[-1])[:-3])
-    again = run_module("blip_recipe.caption", *command)
-    assert again.returncode == 0, again.stderr[-2000:]
-    assert again.stdout == ""
+    watch(command, output)
     assert output.read_bytes().startswith(finished)
     rows = rows_of(output.read_bytes())
     assert names_of(rows) == [str(path) for path in paths]
