@@ -63,6 +63,8 @@ def _compare_with_manifest(checkpoint: Path) -> str | None:
                 return f"{name} has {path.stat().st_size} bytes, not {entry['size']}"
             if checksum(path) != entry["sha256"]:
                 return f"{name} is not what was written (another sha256)"
+        if not any(name.startswith("rng_state") for name in expected):
+            return "it has weights alone (save_only_model), with which a run cannot go on as before"
     except (OSError, ValueError) as error:
         return str(error)
     return None

@@ -90,6 +90,8 @@ class ResumableTrainer(Seq2SeqTrainer):
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As Trainer's, leaving random states as they were; if it has to stop, the evaluation is still owed."""
+        if kwargs.get("skip_scheduler") and self.state.global_step:
+            return {}  # `eval_on_start`, which was done at the start of the run
         try:
             with torch.random.fork_rng([self.args.device] if self.args.device.type == "cuda" else []):
                 return super()._evaluate(*args, **kwargs)

@@ -44,6 +44,8 @@ class Run:
 def find_run(recipe: Recipe[FinetuneOptions]) -> Run:
     """The run that is to go on in `output_dir`, if there is one and it is not to be overwritten.
 
+    A run without a checkpoint keeps nothing but the scores of its base model, and only from its own recipe.
+
     Raises:
         RecipeError: It is that of another recipe.
     """
@@ -57,6 +59,9 @@ def find_run(recipe: Recipe[FinetuneOptions]) -> Run:
         and not MAY_CHANGE.fullmatch(key)
         and _value(run.given, key, recipe) != _value(recipe.given, key, recipe)
     ]
+    if changed and not (run.finished or any(recipe.output_dir.glob("checkpoint-*"))):
+        # It died before its first checkpoint, of what was changed perhaps: there is nothing to go on with.
+        return Run({})
     if changed:
         raise RecipeError(
             f"{recipe.output_dir} holds the run of another recipe, which differs in {', '.join(changed)}. Choose "

@@ -26,10 +26,20 @@ def save(output_dir: Path, step: int, best: int | None = None) -> Path:
     staged.mkdir(parents=True)
     (staged / "model.safetensors").write_bytes(bytes(range(256)) * 40)
     (staged / "optimizer.pt").write_bytes(b"moments" * step)
+    (staged / "rng_state.pth").touch()
     state = {"global_step": step, "best_model_checkpoint": f"/elsewhere/checkpoint-{best}" if best else None}
     (staged / "trainer_state.json").write_text(json.dumps(state))
     move_into_place(staged, checkpoint)
     return checkpoint
+
+
+def keep_weights_alone(checkpoint: Path) -> None:
+    """What `save_only_model` leaves."""
+    for name in ("optimizer.pt", "rng_state.pth"):
+        (checkpoint / name).unlink()
+    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    files = {name: entry for name, entry in manifest["files"].items() if (checkpoint / name).exists()}
+    (checkpoint / MANIFEST).write_text(json.dumps({"files": files}))
 
 
 def flip_a_bit(path: Path) -> None:
@@ -54,6 +64,7 @@ TEARS: dict[str, tuple[Callable[[Path], object], str]] = {
     "not finished": (lambda it: (it / MANIFEST).unlink(), "is missing"),
     "manifest cut off": (lambda it: (it / MANIFEST).write_text('{"files": {'), "column"),
     "empty": (empty, "is missing"),
+    "weights alone": (keep_weights_alone, "save_only_model"),
 }
 
 
