@@ -21,6 +21,9 @@ from transformers import TrainerCallback
 from blip_recipe.checkpoints import MANIFEST, STAGING, checksum, find_checkpoints, last_checkpoint
 from blip_recipe.errors import RecipeError, SaveError, StoppedError, run_command
 from blip_recipe.finetune import main
+from blip_recipe.recipe import FinetuneOptions, read_recipe
+from blip_recipe.results import write_json
+from blip_recipe.runs import RUN, Run, find_run
 from blip_recipe.trainer import CaptionTrainer
 
 KILOBYTE = 1024
@@ -73,7 +76,6 @@ def build(place: Path, output_dir: Path, *callbacks: TrainerCallback, **keys: An
     from blip_recipe.adapters import build_model
     from blip_recipe.data import caption_datasets, load_splits
     from blip_recipe.metrics import CaptionScorer
-    from blip_recipe.recipe import FinetuneOptions, read_recipe
     from blip_recipe.trainer import build_trainer
 
     file = write_recipe(place, output_dir, **keys)
@@ -137,6 +139,24 @@ def test_a_signal_after_the_last_step_loses_nothing(place: Path, unbroken: Capti
     assert what_was_learnt(train(place, tmp_path / "run")) == what_was_learnt(unbroken)
     # Nor is a step too many taken from the last checkpoint.
     assert what_was_learnt(train(place, tmp_path / "run")) == what_was_learnt(unbroken)
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"train_sampling_strategy": "group_by_length"},
+        {"freeze_vision": True, "augmentation": "none", "cache_image_embeds": True},
+    ],
+    ids=["rows grouped by length", "pictures encoded once"],
+)
+def test_within_a_later_epoch_too_a_run_goes_on_as_if_it_had_not_stopped(
+    keys: dict[str, Any], place: Path, tmp_path: Path
+) -> None:
+    keys = keys | {"eval_strategy": "no", "load_best_model_at_end": False}
+    with pytest.raises(StoppedError):
+        train(place, tmp_path / "run", Signal("on_step_begin", 7, signal.SIGTERM), **keys)
+    resumed, unbroken = (train(place, tmp_path / name, **keys) for name in ("run", "unbroken"))
+    assert what_was_learnt(resumed) == what_was_learnt(unbroken)
 
 
 def test_training_does_not_depend_on_how_often_it_is_evaluated(
@@ -231,6 +251,18 @@ def test_a_full_disk_ends_the_run_with_one_message_and_earlier_checkpoints_are_w
 
 
 # The command
+
+
+def test_a_run_that_kept_nothing_may_be_changed_and_one_with_a_checkpoint_may_not(place: Path, tmp_path: Path) -> None:
+    def find(**keys: Any) -> Run:
+        file = write_recipe(place, tmp_path / "run", **keys)
+        return find_run(read_recipe(FinetuneOptions, prog="", description="", recipe_needed=True, argv=[str(file)]))
+
+    write_json(tmp_path / "run" / RUN, {"given": RECIPE | {"seed": 5}, "finished": False})
+    assert find(per_device_train_batch_size=1) == Run({})
+    (tmp_path / "run" / "checkpoint-3").mkdir()
+    with pytest.raises(RecipeError, match="per_device_train_batch_size"):
+        find(per_device_train_batch_size=1)
 
 
 def test_another_recipe_is_refused_and_a_finished_run_only_says_that_it_is(
