@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from blip_recipe.hub import PushResult
     from blip_recipe.trainer import CaptionTrainer
 
-logger = logging.getLogger(__name__)
+# By its own name also where it is run as `__main__`, whose messages would be dropped.
+logger = logging.getLogger("blip_recipe.finetune")
 
 
 def main(argv: list[str] | None = None) -> None:
