@@ -239,7 +239,9 @@ class Runs:
             if kill_in(attempt, PHASES[phase], rng):
                 killed[phase] += 1
             else:
+                # It came to its end before.
                 self.finish(attempt)
+                break
         self.finish(self.start(name, kind, workers))
         return killed
 
