@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from captioners import draw_pictures, save_adapter, save_captioner
+from captioners import draw_pictures, save_adapter, save_captioner, write_recipe
 from commands import CHECKOUT
 from hub_server import HubServer
 from PIL import Image
@@ -227,6 +227,10 @@ def test_several_captions_a_picture_come_together(captioner: Path, pictures: lis
     batched = pipe(pictures, batch_size=2, num_beams=4, num_return_sequences=3)
     assert batched == one_by_one
     assert [len({entry["generated_text"] for entry in result}) for result in batched] == [3] * len(pictures)
+    sampled = pipe(pictures, batch_size=2, do_sample=True, num_return_sequences=4, prompt="two green circles")
+    assert [len(result) for result in sampled] == [4] * len(pictures)
+    texts_of_all = [entry["generated_text"] for result in sampled for entry in result]
+    assert all(text.startswith("two green circles") for text in texts_of_all)
 
 
 def test_explicit_decoding_wins_over_the_recipe(captioner: Path, pictures: list[Path]) -> None:
@@ -411,16 +415,29 @@ def test_repositories_on_the_hub_load_by_name_in_a_fresh_process(
     code = """
 import sys, blip_recipe
 from transformers import pipeline
-base, adapter, picture = sys.argv[1:]
+base, adapter, revision, picture = sys.argv[1:]
 pipes = [pipeline("image-to-text", model=name, device="cpu") for name in (base, adapter)]
-pipes.append(blip_recipe.caption_pipeline(adapter, revision="main", device="cpu"))
+pipes.append(pipeline("image-to-text", model=adapter, revision="main", device="cpu"))
+pipes.append(blip_recipe.caption_pipeline(adapter, revision=revision, device="cpu"))
 print(*(pipe(picture)[0]["generated_text"] for pipe in pipes), sep="\\n")
 """
+    offline = """
+import sys, blip_recipe
+pipes = [blip_recipe.caption_pipeline(name, local_files_only=True, device="cpu") for name in sys.argv[1:3]]
+print(*(pipe(sys.argv[3])[0]["generated_text"] for pipe in pipes), sep="\\n")
+"""
     with HubServer() as hub:
+        environment = hub.environment(home=tmp_path / "home")
         hub.publish_model("lab/base", captioner)
+        first = hub.publish_model("lab/adapter", adapter)
+        write_recipe(adapter, **RECIPE | {"generation_max_length": 7})
         hub.publish_model("lab/adapter", adapter)
-        printed = run_python(code, "lab/base", "lab/adapter", pictures[0], **hub.environment(home=tmp_path / "home"))
-    assert printed.splitlines() == [captions[0], expected[0], expected[0]]
+        printed = run_python(code, "lab/base", "lab/adapter", first, pictures[0], **environment).splitlines()
+    assert printed[0] == captions[0]
+    assert printed[1] != expected[0], "the test needs revisions that differ"
+    # For a commit, transformers' own `pipeline` would ask the base model's repository too, which has no such commit.
+    assert printed[2:] == [printed[1], expected[0]]
+    assert run_python(offline, "lab/base", "lab/adapter", pictures[0], **environment).splitlines() == printed[:2]
 
 
 def test_a_repository_loads_with_plain_transformers_5(captioner: Path, pictures: list[Path]) -> None:
