@@ -153,14 +153,14 @@ class CaptionTrainer(ResumableTrainer):
         """As Trainer's, with each row counted once: `Seq2SeqTrainer` gathers the filling of the last batch too."""
         self.gather_function = self.accelerator.gather_for_metrics
         self.scored_dataset: CaptionDataset = dataloader.dataset
-        prepared_before = bool(self.accelerator._models)
-        output = super().evaluation_loop(dataloader, *args, **kwargs)
-        if not prepared_before and not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
-            # A model that was prepared for an evaluation first would be trained without DistributedDataParallel.
-            self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        if self.accelerator._models or self.is_deepspeed_enabled:
+            return super().evaluation_loop(dataloader, *args, **kwargs)
+        # A model that Trainer prepares for an evaluation would later be trained without DistributedDataParallel.
+        self.accelerator._models.append(self.model)
+        try:
+            return super().evaluation_loop(dataloader, *args, **kwargs)
+        finally:
             self.accelerator._models.clear()
-            self.model._is_accelerate_prepared = False
-        return output
 
     def prediction_step(  # type: ignore[override]
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any

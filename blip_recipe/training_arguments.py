@@ -31,6 +31,9 @@ class CaptionTrainingArguments(Seq2SeqTrainingArguments):
     dataloader_pin_memory: bool = field(
         default_factory=torch.cuda.is_available, metadata={"help": "Pin memory; default: where there is a GPU."}
     )
+    ddp_find_unused_parameters: bool | None = field(
+        default=False, metadata={"help": "Look for weights that a step leaves out; BLIP's captioner has none."}
+    )
     remove_unused_columns: bool = field(default=False, init=False)
     predict_with_generate: bool = field(default=True, init=False)
     generation_max_length: int | None = field(default=None, init=False)
