@@ -59,6 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     from blip_recipe.metrics import CaptionScorer
     from blip_recipe.plan import format_plan
     from blip_recipe.published_files import PUBLISHED_FILES
+    from blip_recipe.recipe_checks import check_fits, check_quantisable
     from blip_recipe.trainer import build_trainer
 
     set_up_logs(recipe.training)
@@ -71,7 +72,9 @@ def main(argv: list[str] | None = None) -> None:
         finish_again(recipe, repo_id, splits)
         return
     set_seed(recipe.training.seed)
+    check_quantisable(recipe)
     model, processor = build_model(recipe.model, recipe.generation, texts(splits["train"], recipe.data))
+    check_fits(recipe, model, processor)
     if recipe.data.cache_image_embeds:
         check_frozen(model)
     peak = choose_checkpointing(model, recipe.training, longest_row(splits["train"], processor.tokenizer, recipe.data))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 import sys
 from argparse import SUPPRESS, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from transformers.hf_argparser import HfArgumentParser
 
 from blip_recipe.errors import RecipeError
 from blip_recipe.metrics import METRICS
+from blip_recipe.recipe_checks import check_values
 from blip_recipe.resources import resource_folder
 
 if TYPE_CHECKING:
@@ -344,7 +346,8 @@ def read_recipe(
     if not recipe_needed:
         # Scores of an evaluation do not belong into the run that the recipe describes.
         content = {key: value for key, value in content.items() if key not in ("output_dir", *OF_ONE_RUN)}
-    words = [*_to_words(content, names, words[0]), *words[1:]] if file else words
+    lists: set[str] = {action.dest for action in parser._actions if action.nargs in ("+", "*")}
+    words = [*_to_words(content, names, lists, words[0]), *words[1:]] if file else words
     default_dir = f"outputs/{file.stem}" if file and recipe_needed else "outputs/evaluate"
     try:
         parsed: tuple[Any, ...] = parser.parse_args_into_dataclasses(
@@ -354,17 +357,20 @@ def read_recipe(
         raise RecipeError(str(error)) from error
     model, data, generation, command, training, unknown = parsed
     if unknown:
-        raise _unknown_key(unknown[0].lstrip("-").split("=")[0].replace("-", "_"), names, "the command line")
+        aliases = [option.lstrip("-") for action in parser._actions for option in action.option_strings]
+        raise _unknown_key(unknown[0].lstrip("-").split("=")[0].replace("-", "_"), aliases, "the command line")
     for action in parser._actions:
         action.default = SUPPRESS
     given = vars(parser.parse_known_args(words)[0])
-    if given.get("hub_token"):
+    if token := next((key for key in given if key.endswith("_token") and given[key]), None):
         raise RecipeError(
-            "hub_token is given, but a token must not stand in a recipe: set HF_TOKEN or run `hf auth login`."
+            f"{token} is given, but a token must not stand in a recipe: set HF_TOKEN or run `hf auth login`."
         )
     # Trainer's own push swallows its failures and uploads pickles: this package pushes, once, at the end.
     push_to_hub, training.push_to_hub = training.push_to_hub, False
-    return Recipe(model, data, generation, command, training, given=given, push_to_hub=push_to_hub)
+    recipe = Recipe(model, data, generation, command, training, given=given, push_to_hub=push_to_hub)
+    check_values(recipe)
+    return recipe
 
 
 def check_recipe(recipe: Recipe[FinetuneOptions]) -> None:
@@ -393,6 +399,11 @@ def check_recipe(recipe: Recipe[FinetuneOptions]) -> None:
         raise RecipeError(
             f"model_name_or_path is the local {model.model_name_or_path!r}, which nobody else has: an adapter that is "
             "pushed needs a base model on the Hub. Push the base first, or set merge_adapter without hub_strategy."
+        )
+    if training.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise RecipeError(
+            "FSDP is asked for, but accelerate cannot shard BLIP: the bias of its tied LM head would be in two groups. "
+            "BLIP has under half a billion parameters: start several processes without FSDP (DistributedDataParallel)."
         )
     if recipe.push_to_hub and training.hub_revision is not None:
         raise RecipeError(
@@ -448,7 +459,13 @@ def _find_recipe(name: str) -> Path:
 
 def _load_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(
+            path.read_text(encoding="utf-8-sig"), object_pairs_hook=_no_key_twice, parse_constant=_no_constant
+        )
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path} is no UTF-8 text ({error}): save it as UTF-8.") from error
+    except RecursionError as error:
+        raise RecipeError(f"{path} cannot be read as JSON: it is nested too deeply for a flat recipe.") from error
     except (ValueError, OSError) as error:
         raise RecipeError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
@@ -456,13 +473,29 @@ def _load_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _to_words(recipe: dict[str, Any], names: list[str], file: str) -> list[str]:
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} stands there twice")
+    return content
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number that JSON knows")
+
+
+def _to_words(recipe: dict[str, Any], names: list[str], lists: set[str], file: str) -> list[str]:
     """The recipe as command-line words, so that JSON and command line are read, typed and refused in one way."""
     words: list[str] = []
     for key, value in recipe.items():
         if key not in names:
             raise _unknown_key(key, names, file)
         if isinstance(value, list):
+            if key not in lists or any(isinstance(each, (dict, list)) or each is None for each in value):
+                expected = "a list of plain values" if key in lists else "one value"
+                raise RecipeError(f"{file}: {key} is {json.dumps(value):.60}: expected {expected}.")
             words += [f"--{key}", *map(_to_word, value)]
         elif value is not None:
             words.append(f"--{key}={_to_word(value)}")

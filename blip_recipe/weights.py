@@ -9,6 +9,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, Literal
 
+import torch
 from safetensors import SafetensorError
 from transformers.utils import cached_file
 
@@ -61,6 +62,13 @@ def reading_weights(name: str) -> Iterator[None]:
         raise RecipeError(
             f"The weights of {name!r} cannot be read: {reason}. Expected what `save_pretrained` writes; if a download "
             "or copy was cut off, fetch the files again."
+        ) from error
+    except (ValueError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise RecipeError(
+            f"The model {name!r} cannot be built: {first_line(error)} Expected config.json and weights of one and the "
+            "same BLIP, as `save_pretrained` writes them."
         ) from error
 
 
