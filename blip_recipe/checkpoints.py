@@ -97,6 +97,12 @@ def move_into_place(staged: Path, checkpoint: Path) -> None:
     shutil.rmtree(staged.parent)
 
 
+def flush_files(folder: Path) -> None:
+    """Have the files of a folder written to the disk, not those of folders in it."""
+    for path in (*filter(Path.is_file, folder.iterdir()), folder):
+        flush(path)
+
+
 def flush(path: Path) -> None:
     """Have the content of a file, or the names in a directory, written to the disk."""
     if path.is_dir():
