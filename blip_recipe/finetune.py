@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     from blip_recipe.adapters import build_model
     from blip_recipe.card_callback import CardCallback
     from blip_recipe.checkpoint_upload import checkpoint_uploads
-    from blip_recipe.checkpoints import clear_output_dir
+    from blip_recipe.checkpoints import clear_output_dir, flush_files
     from blip_recipe.data import caption_datasets, check_splits, load_splits, texts, write_skipped_rows
     from blip_recipe.data.checks import SKIPPED_FILE
     from blip_recipe.frozen_vision import check_frozen, keep_embeddings
@@ -108,6 +108,7 @@ def main(argv: list[str] | None = None) -> None:
         score(trainer, datasets)
     if trainer.is_world_process_zero():
         describe(trainer, recipe, splits, sources, card, repo_id)
+        flush_files(recipe.output_dir)
         note_run(recipe, resolved, finished=True)
         print(format_next_steps(recipe, repo_id))
         if repo_id:
