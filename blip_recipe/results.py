@@ -9,8 +9,9 @@ from typing import Any
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` as readable JSON, making the directory where needed; the file is never half written, nor
-    empty after a power failure.
+    """Write `content` as readable JSON, making the directory where needed.
+
+    The file is never half written, nor empty after a power failure.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(f"{path.name}.new")
