@@ -1,0 +1,103 @@
+"""How time and memory grow with the number of images, from reading the data to the last batch of an epoch.
+
+python -m benchmarks.scaling                              # 1,000, 10,000 and 100,000 made rows
+python -m benchmarks.scaling --images 1000 1000000
+
+Rows are made: parquet shards of small pictures, each with five captions. Every number is measured in a process of its
+own: reading the split, looking at every row as training does before it begins, and one pass of the loader's work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from benchmarks.common import RESULTS, machine, seconds_of, write_results
+from benchmarks.workload import PeakMemory
+from blip_recipe.collator import CaptionCollator
+from blip_recipe.data import caption_datasets, check_splits, load_splits
+from blip_recipe.errors import run_command
+from blip_recipe.recipe import DataArguments
+from blip_recipe.tiny import build_tiny_blip
+
+SHARD, BATCH, SIDE = 10_000, 32, 32
+CAPTIONS = [f"a made picture with number {number}" for number in range(5)]
+
+
+def main() -> None:
+    """Measure each number of images, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, nargs="+", default=[1_000, 10_000, 100_000])
+    parser.add_argument("--output", type=Path, default=RESULTS / "scaling_cpu.json")
+    options = parser.parse_args()
+    rows = []
+    for images in options.images:
+        with tempfile.TemporaryDirectory() as folder:
+            make_rows(Path(folder), images)
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
+                rows.append(fresh.submit(measure, folder, images).result())
+    write_results(options.output, machine(["torch", "datasets"]), rows)
+
+
+def make_rows(folder: Path, images: int) -> None:
+    """Parquet shards with `images` rows."""
+    (folder / "data").mkdir()
+    for shard, start in enumerate(range(0, images, SHARD)):
+        count = min(SHARD, images - start)
+        pictures = [{"bytes": picture(start + row), "path": None} for row in range(count)]
+        pq.write_table(
+            pa.table({"image": pictures, "captions": [CAPTIONS] * count}),
+            folder / "data" / f"train-{shard:05}.parquet",
+        )
+
+
+def picture(number: int) -> bytes:
+    """A small JPEG, another one for each number."""
+    pixels = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).resize((SIDE, SIDE)).save(file, format="JPEG")
+    return file.getvalue()
+
+
+def measure(folder: str, images: int) -> dict[str, Any]:
+    """Seconds and memory of everything that depends on the number of images, a step apart."""
+    torch.set_num_threads(1)
+    arguments = DataArguments(dataset_name=folder, augmentation="none")
+    processor = build_tiny_blip(CAPTIONS)[1]
+    collate = CaptionCollator(processor, processor.tokenizer.bos_token_id)
+    found: dict[str, Any] = {}
+
+    def read() -> None:
+        found["splits"] = load_splits(arguments)
+
+    def look() -> None:
+        found["splits"], _ = check_splits(found["splits"], arguments)
+
+    def epoch() -> None:
+        dataset = caption_datasets(found["splits"], arguments, processor, seed=0)["train"]
+        for start in range(0, len(dataset), BATCH):
+            collate([dataset[row] for row in range(start, min(start + BATCH, len(dataset)))])
+
+    memory = PeakMemory(torch.device("cpu"))
+    seconds = {work.__name__: seconds_of(work) for work in (read, look, epoch)}
+    return {
+        "images": images,
+        **{f"{name}: seconds": round(each, 2) for name, each in seconds.items()},
+        "milliseconds an image": round(1000 * sum(seconds.values()) / images, 3),
+        "peak MiB": round(memory.on_top() / 2**20),
+    }
+
+
+if __name__ == "__main__":
+    run_command(main)
