@@ -22,8 +22,9 @@ from blip_recipe.data.pixels import read_pixels
 from blip_recipe.data.resized_cache import cache_folder, resize_beforehand, shorter_side
 from blip_recipe.errors import RecipeError
 from blip_recipe.processing import normalize_pixels, resize_pixels
-from blip_recipe.recipe import DataArguments
+from blip_recipe.recipe import DataArguments, FinetuneOptions, read_recipe
 from blip_recipe.tiny import build_tiny_blip
+from blip_recipe.training_arguments import CaptionTrainingArguments, cores_of_this_process
 
 SIZE = 48
 """Side of the pictures that the model sees here."""
@@ -161,6 +162,23 @@ def test_any_number_of_workers_gives_the_same_pictures() -> None:
     ]
     assert seen[0].equal(seen[1])
     assert seen[0].equal(seen[2])
+
+
+def test_without_a_gpu_the_cores_are_the_models_and_a_number_that_is_given_counts(tmp_path: Path) -> None:
+    assert CaptionTrainingArguments(str(tmp_path), use_cpu=True).dataloader_num_workers == 0
+    assert CaptionTrainingArguments(str(tmp_path), use_cpu=True, dataloader_num_workers=3).dataloader_num_workers == 3
+
+
+def test_the_processes_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = cores_of_this_process()
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert cores_of_this_process() == alone // 2
+
+
+def test_workers_that_would_score_the_wrong_split_cannot_be_asked_for() -> None:
+    words = ["shapes_tiny.json", "--dataloader_persistent_workers", "true"]
+    with pytest.raises(RecipeError, match="no key 'dataloader_persistent_workers'"):
+        read_recipe(FinetuneOptions, prog="", description="", recipe_needed=True, argv=words)
 
 
 def test_large_pictures_are_kept_small_and_upright_and_others_read_where_they_are(tmp_path: Path) -> None:
