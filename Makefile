@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install quickstart test lint compatibility bench kills soak examples clean
+.PHONY: install quickstart test lint compatibility bench kills soak examples fuzz clean
 
 install: .venv/installed
 
@@ -39,6 +39,11 @@ soak: install  ## a folder of 2,000 pictures captioned, killed three times and g
 
 kills: install  ## runs killed fifty times, compared with runs that nobody killed: about 20 minutes
 	$(BIN)/python tests/kills.py --kills 50
+
+FUZZ_INPUTS ?= 200000
+
+fuzz: install  ## odd inputs of every kind; FUZZ_INPUTS says how many
+	FUZZ_INPUTS=$(FUZZ_INPUTS) $(BIN)/python -m pytest -q -s --timeout 0 tests/fuzz
 
 clean:
 	rm -rf .venv

@@ -16,6 +16,7 @@ from huggingface_hub.file_download import repo_folder_name
 
 from blip_recipe.data.captions import read_captions
 from blip_recipe.data.columns import check_column, choose_caption_columns, choose_image_column
+from blip_recipe.data.metadata import check_metadata
 from blip_recipe.data.rows import PathRoot, SplitColumns, absolute, images_from_paths
 from blip_recipe.errors import RecipeError
 
@@ -64,6 +65,7 @@ def load_table(arguments: DataArguments, split: str, max_rows: int | None = None
     name = str(arguments.dataset_name)
     if is_directory(arguments):
         name = str(Path(name).expanduser().resolve())
+        check_metadata(Path(name))
     elif _looks_like_path(name):
         raise RecipeError(f"There is no file or directory {name}.{_nearest(Path(name).expanduser())}")
     try:
@@ -72,7 +74,8 @@ def load_table(arguments: DataArguments, split: str, max_rows: int | None = None
         return datasets.load_dataset(
             name, arguments.dataset_config_name, split=split, revision=arguments.dataset_revision
         )
-    except (OSError, ValueError, TypeError, RuntimeError, DatasetsError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, LookupError, AttributeError, DatasetsError) as error:
+        # Its readers of broken files raise what their code happens to run into.
         raise RecipeError(_explain(error, arguments, split)) from error
 
 

@@ -43,6 +43,8 @@ def read_references(path: Path) -> dict[ImageId, list[str]]:
     content = read_json_or_lines(path, REFERENCES)
     if isinstance(content, dict):
         return references_of_coco(content, path)
+    if not isinstance(content, list):
+        raise RecipeError(f"{path} holds {shorten(content)}: expected {REFERENCES}.")
     rows = [(image_id_of(row, path, REFERENCES), captions_of(row, path)) for row in content]
     check_unique((image_id for image_id, _ in rows), f"in {path}: expected one line an image")
     return dict(rows)
