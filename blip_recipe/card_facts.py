@@ -31,6 +31,7 @@ from blip_recipe.model_card import (
     format_code,
 )
 from blip_recipe.recipe import TINY_MODEL
+from blip_recipe.text_layout import find_fonts
 
 if TYPE_CHECKING:
     from blip_recipe.recipe import Recipe
@@ -183,13 +184,16 @@ def result_facts(
     measured = {split.role: split for split in splits if any(key.startswith(f"{split.role}_") for key in results)}
     scored = measured.get("test") or measured.get("eval")
     name = ranking_score(predictions) if predictions else None
+    samples = [sample_facts(title, each, name) for title, each in choose_samples(predictions).items()]
+    _, undrawn = find_fonts(text for sample in samples for text in (sample.caption, *sample.references))
     return ResultFacts(
         scored=scored,
         scores=score_facts(results, scored.role) if scored else [],
         tokenization=PTB if tokenized_with_java else LIKE_PTB,
         distinct_captions=len({each["caption"] for each in predictions}),
-        samples=[sample_facts(title, each, name) for title, each in choose_samples(predictions).items()],
+        samples=samples,
         ranked_by=SCORE_LABELS[name] if name else None,
+        undrawn=undrawn,
     )
 
 

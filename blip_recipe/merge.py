@@ -1,4 +1,4 @@
-"""Fold a LoRA adapter into a plain model.
+"""Fold a LoRA adapter into a plain model, with a card that carries over what the adapter's says.
 
 python -m blip_recipe.merge outputs/coco_lora outputs/coco_lora_merged
 """
@@ -6,7 +6,6 @@ python -m blip_recipe.merge outputs/coco_lora outputs/coco_lora_merged
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from blip_recipe.errors import RecipeError, run_command
@@ -24,13 +23,24 @@ def main(argv: list[str] | None = None) -> None:
         raise RecipeError(f"{arguments.out} is not empty: name a directory that does not exist yet.")
 
     from blip_recipe.adapters import merged_captioner, read_repository_json
+    from blip_recipe.folded_card import carry_card
+    from blip_recipe.model_card import DecodingFacts
     from blip_recipe.processing import save_processor
+    from blip_recipe.results import write_json
 
-    model, processor = merged_captioner(arguments.adapter)
-    model.save_pretrained(arguments.out)
-    save_processor(processor, arguments.out)
-    if recipe := read_repository_json(arguments.adapter, "recipe.json"):
-        (arguments.out / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+    adapter, out = arguments.adapter, arguments.out
+    model, processor = merged_captioner(adapter)
+    model.save_pretrained(out)
+    save_processor(processor, out)
+    recipe = read_repository_json(adapter, "recipe.json")
+    if recipe:
+        # Run again, it gives a merged model; where that is published is for the next push to say.
+        write_json(out / "recipe.json", recipe | {"merge_adapter": True, "hub_model_id": None})
+    generation = model.generation_config
+    decoding = DecodingFacts(
+        recipe.get("prompt", ""), generation.num_beams, generation.max_length, generation.min_length
+    )
+    carry_card(adapter, read_repository_json(adapter, "adapter_config.json"), recipe, decoding, out)
     print(arguments.out)
 
 

@@ -17,6 +17,8 @@ from blip_recipe.resources import resource_folder
 from blip_recipe.results import write_json
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from huggingface_hub import ModelCardData
 
 Kind = Literal["full", "lora", "merged"]
@@ -107,6 +109,7 @@ class ResultFacts:
         distinct_captions: How many different captions the model gave for the images of `scored`.
         samples: Best, median and worst caption.
         ranked_by: Label of the score that they were ranked by; None where no image has a score.
+        undrawn: The characters of the samples that no font had when `samples.png` was drawn.
     """
 
     scored: SplitFacts | None
@@ -115,6 +118,7 @@ class ResultFacts:
     distinct_captions: int
     samples: list[SampleFacts]
     ranked_by: str | None
+    undrawn: str
 
 
 @dataclass(frozen=True)
@@ -211,6 +215,12 @@ def render_card(facts: CardFacts, templates: Path | None = None) -> str:
     Raises:
         jinja2.UndefinedError: The template uses what is not among the facts.
     """
+    text = render_template(f"{facts.kind}.md.jinja", vars(facts) | {"score": facts.score}, templates)
+    return assemble_card(build_metadata(facts), text)
+
+
+def render_template(name: str, facts: Mapping[str, Any], templates: Path | None = None) -> str:
+    """A template of `model_cards`, filled with `facts`, which must have all that it asks for."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
@@ -221,8 +231,12 @@ def render_card(facts: CardFacts, templates: Path | None = None) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"text": escape_markdown, "code": format_code, "quote": quote, "duration": format_duration}
-    body = environment.get_template(f"{facts.kind}.md.jinja").render(vars(facts) | {"score": facts.score})
-    return f"---\n{build_metadata(facts).to_yaml()}\n---\n\n{body.strip()}\n"
+    return environment.get_template(name).render(facts)
+
+
+def assemble_card(metadata: ModelCardData, text: str) -> str:
+    """A card of its block of metadata and its text."""
+    return f"---\n{metadata.to_yaml()}\n---\n\n{text.strip()}\n"
 
 
 def build_metadata(facts: CardFacts) -> ModelCardData:
@@ -265,9 +279,11 @@ def build_metadata(facts: CardFacts) -> ModelCardData:
 
 
 def _emissions(training: TrainingFacts) -> dict[str, Any] | None:
-    """The Hub's `co2_eq_emissions`, in grams; `energy_consumed`, in kWh, is codecarbon's name for what was measured."""
+    """The Hub's `co2_eq_emissions`, in grams, with what was measured, in kWh, under codecarbon's name for it."""
     energy = training.energy
-    return energy and {
+    if energy is None:
+        return None
+    return {
         "emissions": energy.co2_kg * 1000,
         "energy_consumed": energy.kwh,
         "source": "codecarbon",

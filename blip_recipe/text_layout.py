@@ -47,7 +47,15 @@ class Typesetter:
         from matplotlib.backends.backend_agg import RendererAgg
 
         self._renderer = RendererAgg(1, 1, 72)
-        self._families = [FONT, *find_fonts(set().union(*map(clean_text, texts)))]
+        families, missing = find_fonts(texts)
+        self._families = [FONT, *families]
+        if missing:
+            logger.warning(
+                "No installed font has %d characters of the sample captions (%s): they are drawn as boxes. Install a "
+                "font that has them, such as one of the Noto family, and run again.",
+                len(missing),
+                missing[:20],
+            )
 
     def lay_out(
         self,
@@ -173,12 +181,16 @@ def split_clusters(text: str) -> list[str]:
     return clusters
 
 
-def find_fonts(characters: set[str]) -> list[str]:
-    """Families of installed fonts for what `FONT` lacks, those first that have the most of it."""
+def find_fonts(texts: Iterable[str]) -> tuple[list[str], str]:
+    """What the texts need beside `FONT`.
+
+    Returns:
+        Families of installed fonts, those first that are the easiest to read; and the characters that none has.
+    """
     from matplotlib.font_manager import findfont, fontManager
     from matplotlib.ft2font import FT2Font
 
-    missing = {c for c in characters if unicodedata.category(c) != "Cf"}
+    missing = {c for text in texts for c in clean_text(text) if unicodedata.category(c) != "Cf"}
     missing -= set(map(chr, FT2Font(findfont(FONT)).get_charmap()))
     families: list[str] = []
     for entry in sorted(fontManager.ttflist, key=_preference):
@@ -190,14 +202,7 @@ def find_fonts(characters: set[str]) -> list[str]:
         if found:
             families.append(entry.name)
             missing -= found
-    if missing:
-        logger.warning(
-            "No installed font has %d characters of the sample captions (%s): they are drawn as boxes. Install a font "
-            "that has them, such as one of the Noto family, and run again.",
-            len(missing),
-            "".join(sorted(missing)[:20]),
-        )
-    return families
+    return families, "".join(sorted(missing))
 
 
 def _preference(entry: FontEntry) -> tuple[bool, bool, int, str]:

@@ -21,7 +21,16 @@ from jinja2 import UndefinedError
 
 from blip_recipe.card_callback import CardCallback
 from blip_recipe.card_facts import Source, gather_facts, read_source
-from blip_recipe.model_card import PLACEHOLDER, CardFacts, build_metadata, render_card, write_card
+from blip_recipe.folded_card import fold_card
+from blip_recipe.model_card import (
+    PLACEHOLDER,
+    CardFacts,
+    DecodingFacts,
+    EnergyFacts,
+    build_metadata,
+    render_card,
+    write_card,
+)
 from blip_recipe.push import retarget_card
 from blip_recipe.recipe import FinetuneOptions, Recipe, read_recipe
 from blip_recipe.resources import resource_folder
@@ -71,8 +80,8 @@ def make_recipe(name: str, *words: str) -> Recipe[FinetuneOptions]:
     )
 
 
-def make_callback(recipe: Recipe[FinetuneOptions]) -> CardCallback:
-    """What the callback notes in a run of fixed length on a fixed machine."""
+def make_callback(recipe: Recipe[FinetuneOptions], **noted: Any) -> CardCallback:
+    """What the callback notes in a run of fixed length on a fixed machine; `noted` is what else it notes."""
     callback = CardCallback()
     trained = 2_654_208 if recipe.model.use_peft else 247_414_076
     vars(callback).update(
@@ -86,10 +95,11 @@ def make_callback(recipe: Recipe[FinetuneOptions]) -> CardCallback:
         epochs=5.0,
         best_step=8_888,
     )
+    vars(callback).update(noted)
     return callback
 
 
-def make_facts(name: str, *words: str, **changes: Any) -> CardFacts:
+def make_facts(name: str, *words: str, noted: dict[str, Any] | None = None, **changes: Any) -> CardFacts:
     recipe = make_recipe(name, *words)
     arguments: dict[str, Any] = {
         "kind": "merged" if recipe.model.merge_adapter else "lora" if recipe.model.use_peft else "full",
@@ -100,7 +110,7 @@ def make_facts(name: str, *words: str, **changes: Any) -> CardFacts:
         | {"train_runtime": 12.0, "epoch": 5.0, "test_runtime": 3.0},
         "predictions": PREDICTIONS,
         "counts": COUNTS,
-        "callback": make_callback(recipe),
+        "callback": make_callback(recipe, **noted or {}),
         "base": BASE,
         "dataset": COCO,
         "tokenized_with_java": True,
@@ -116,20 +126,98 @@ def metadata(card: str) -> Any:
     return ModelCard(card).data
 
 
-@pytest.mark.parametrize(
-    ("golden", "recipe", "words"),
-    [
-        ("full", "coco_full", []),
-        ("lora", "coco_qlora_4bit", ["--use_dora=true"]),
-        ("merged", "coco_lora", ["--merge_adapter=true", "--prompt="]),
-    ],
-)
-def test_a_whole_card_of_each_kind(golden: str, recipe: str, words: list[str]) -> None:
+TINY, SHAPES = Source("tiny"), Source("shapes")
+SAME = [{**PREDICTIONS[0], "image_id": number, "caption": "a \u0378 dog", "scores": {}} for number in range(2)]
+
+GOLDEN_CARDS: dict[str, dict[str, Any]] = {
+    "full": {"name": "coco_full"},
+    "lora": {"name": "coco_qlora_4bit", "words": ["--use_dora=true"]},
+    "lora_8bit": {"name": "coco_lora_8bit", "words": ["--prompt=", "--max_eval_samples=3"]},
+    "merged": {"name": "coco_lora", "words": ["--merge_adapter=true", "--prompt="]},
+    "merged_8bit": {"name": "coco_lora_8bit", "words": ["--merge_adapter=true", "--dataset_config_name=small"]},
+    "quickstart": {"name": "shapes_tiny", "base": TINY, "dataset": SHAPES, "repo_id": None},
+    "nothing_scored": {
+        "name": "my_folder",
+        "words": ["--freeze_vision=true", "--use_peft=false"],
+        "noted": {"best_step": None, "trained_parameters": 137_000_000},
+        "results": {},
+        "predictions": [],
+        "counts": {"train": (10, 50)},
+        "base": Source("somebody/blip"),
+        "dataset": Source("my_folder"),
+    },
+    "everything_wrong": {
+        "name": "coco_full",
+        "results": {"eval_cider": 0.5, "baseline_cider": 0.6},
+        "predictions": SAME,
+        "counts": {"train": (1, 1), "eval": (2, 4)},
+        "noted": {"energy": EnergyFacts(kwh=1.234567, co2_kg=0.456789, country="DEU")},
+    },
+}
+"""Arguments of `make_facts` by the name of a card in `golden/`: together they fill every place of the templates."""
+
+
+def golden_facts(golden: str, tmp_path: Path) -> CardFacts:
+    arguments = dict(GOLDEN_CARDS[golden])
+    if isinstance(data := arguments.get("dataset"), Source) and data.name == "my_folder":
+        (tmp_path / "my_folder").mkdir()
+        arguments["dataset"] = Source(str(tmp_path / "my_folder"))
+    facts = make_facts(arguments.pop("name"), *arguments.pop("words", ()), **arguments)
+    return dataclasses.replace(facts, skipped_rows=2) if golden == "everything_wrong" else facts
+
+
+FOLDED: dict[str, dict[str, Any]] = {
+    "folded": {"recipe": {"load_in_4bit": True, "hub_model_id": "lab/blip-coco"}, "adapter": "lab/blip-coco"},
+    "folded_foreign": {"recipe": {}, "adapter": "somebody/adapter"},
+}
+"""Arguments of `fold_card` by the name of a card in `golden/`."""
+
+
+def make_folded(golden: str, templates: Path | None = None) -> str:
+    old = (GOLDEN / "card_lora.md").read_text(encoding="utf-8") if golden == "folded" else "# Model Card\n\n## Uses\n"
+    base = {"base_model_name_or_path": BASE.name, "revision": BASE.revision}
+    decoding = DecodingFacts(prompt="a picture of ", num_beams=3, max_length=20, min_length=5)
+    return fold_card(old, adapter_config=base, decoding=decoding, templates=templates, **FOLDED[golden])
+
+
+@pytest.mark.parametrize("golden", [*GOLDEN_CARDS, *FOLDED])
+def test_a_whole_card_of_each_kind(golden: str, tmp_path: Path) -> None:
     path = GOLDEN / f"card_{golden}.md"
-    card = render_card(make_facts(recipe, *words))
+    card = make_folded(golden) if golden in FOLDED else render_card(golden_facts(golden, tmp_path))
     if "BLIP_RECIPE_WRITE_GOLDEN" in os.environ:
         path.write_text(card, encoding="utf-8")
     assert card == path.read_text(encoding="utf-8")
+
+
+CODE = re.compile(r"({% ?raw.*?endraw %}|{[{%#].*?[}%#]})", re.DOTALL)
+TEXT = re.compile(r'"[^"]*"')
+
+
+def test_every_word_of_the_templates_stands_on_a_golden_card(tmp_path: Path) -> None:
+    """So whichever word of a template is changed, a card is no longer the golden one."""
+    folder = tmp_path / "model_cards"
+    folder.mkdir()
+    marks: dict[str, str] = {}
+
+    def mark(word: re.Match[str]) -> str:
+        name = f"⟦{len(marks)}⟧"
+        marks[name] = f"{template.name}: {word[0]}"
+        return word[0] + name
+
+    for template in resource_folder("model_cards").glob("*.jinja"):
+        # A text in code is a phrase of the card where it has a space.
+        pieces = [
+            TEXT.sub(lambda text: re.sub("[a-zA-Z]+", mark, text[0]) if " " in text[0] else text[0], piece)
+            if number % 2
+            else re.sub(r"\w+", mark, piece)
+            for number, piece in enumerate(CODE.split(template.read_text(encoding="utf-8")))
+        ]
+        (folder / template.name).write_text("".join(pieces), encoding="utf-8")
+    cards = [render_card(golden_facts(golden, tmp_path), folder) for golden in GOLDEN_CARDS]
+    cards += [make_folded(golden, folder) for golden in FOLDED]
+    seen = set(re.findall("⟦[0-9]+⟧", "".join(cards)))
+    unseen = [where for name, where in marks.items() if name not in seen]
+    assert not unseen, "\n".join(unseen)
 
 
 def test_metadata_is_what_the_hub_reads(tmp_path: Path) -> None:

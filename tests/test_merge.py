@@ -1,0 +1,75 @@
+"""An adapter, on disk or on the Hub, becomes a plain model with a card, ready to be pushed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from captioners import save_adapter, save_captioner
+from commands import run_checked
+from hub_server import HubServer
+from huggingface_hub import ModelCard
+
+from blip_recipe.folded_card import CARRIED_FILES, drop_section
+from blip_recipe.results import read_json, write_json
+
+GOLDEN = Path(__file__).parent / "golden"
+BASE = "somebody/blip"
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output directory of a LoRA run, with a card whose scores are those of its `all_results.json`."""
+    folder = tmp_path_factory.mktemp("adapter")
+    save_captioner(folder / "base")
+    keys: dict[str, Any] = {"prompt": "a picture of ", "generation_max_length": 20, "generation_min_length": 5}
+    names = {"hub_model_id": "lab/blip-coco", "hub_private_repo": True}
+    output_dir = save_adapter(folder / "run", BASE, base_directory=folder / "base", **keys, **names)
+    shutil.copyfile(GOLDEN / "card_lora.md", output_dir / "README.md")
+    scores = {each.metric_type: each.metric_value for each in card_of(output_dir).data.eval_results or []}
+    write_json(output_dir / "all_results.json", {f"test_{name}": value for name, value in scores.items()})
+    for name in ("samples.png", "training_curves.png"):
+        (output_dir / name).write_bytes(name.encode())
+    return output_dir
+
+
+def card_of(folder: Path) -> ModelCard:
+    return ModelCard.load(folder / "README.md")
+
+
+@pytest.mark.parametrize("place", ["disk", "hub"])
+def test_a_merged_model_has_a_card_with_the_adapters_scores_and_can_be_pushed(
+    place: str, adapter: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "merged"
+    with HubServer() as hub:
+        hub.publish_model(BASE, adapter.parent / "base")
+        hub.publish_model("lab/blip-coco", adapter)
+        source = {"disk": adapter, "hub": "lab/blip-coco"}[place]
+        run_checked("blip_recipe.merge", source, out, env=hub.environment())
+        for name in CARRIED_FILES:
+            assert (out / name).read_bytes() == (adapter / name).read_bytes()
+        assert read_json(out / "recipe.json")["merge_adapter"]
+        run_checked("blip_recipe.push", out, "--repo_id", "lab/merged", env=hub.environment())
+        published = hub.files("lab/merged")
+        assert hub.repositories["model", "lab/merged"].private
+    card = card_of(out)
+    assert published["README.md"] == (out / "README.md").read_bytes()
+    assert {"model.safetensors", "recipe.json", *CARRIED_FILES} <= published.keys()
+    assert (card.data.library_name, card.data.base_model) == ("transformers", BASE)
+    assert card.data.to_dict()["base_model_relation"] == "finetune"
+    results = json.loads((adapter / "all_results.json").read_text())
+    assert {f"test_{each.metric_type}": each.metric_value for each in card.data.eval_results or []} == results
+    assert card.data.model_name == "lab/merged"
+    assert "was not measured anew" in card.text
+    assert 'model="lab/merged"' in card.text
+    assert 'model="lab/blip-coco"' not in card.text
+
+
+def test_only_headings_outside_of_code_begin_a_section() -> None:
+    card = "# Title\n\n## Use\n\n```bash\n## no heading\n```\n\n## Scores\n\n```\n## none\n```\n\n## Use\nagain\n"
+    assert drop_section(card, "Use") == "## Scores\n\n```\n## none\n```"
+    assert drop_section("no heading", "Use") == ""
