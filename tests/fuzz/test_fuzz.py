@@ -153,6 +153,7 @@ def mutated(content: bytes, most: int = 4) -> Any:
 
 def with_odd_parts(content: Any) -> Any:
     """JSON like `content`, in which some parts are something else, or gone."""
+    usual: Any
     if isinstance(content, dict):
         fixed = {key: with_odd_parts(value) for key, value in content.items()}
         usual = st.fixed_dictionaries({}, optional=fixed) | st.fixed_dictionaries(fixed)
