@@ -142,10 +142,11 @@ def explained_if_it_fails(what: str, output_dir: Path) -> Iterator[None]:
         if isinstance(error, RuntimeError) and not re.search("PytorchStreamWriter|inline_container", str(error)):
             raise
         shutil.rmtree(output_dir / STAGING, ignore_errors=True)
-        reason = str(error).splitlines()[0]
+        # torch only says that its archive has another length than it should.
+        reason = "a file could not be written to its end" if isinstance(error, RuntimeError) else error
         raise SaveError(
             f"{what} could not be saved in {output_dir}, where {shutil.disk_usage(output_dir).free / GIB:.1f} GiB are "
-            f"free: {reason}\nEarlier checkpoints are whole. Make room, or lower save_total_limit, and run the same "
+            f"free: {reason}.\nEarlier checkpoints are whole. Make room, or lower save_total_limit, and run the same "
             "command again: it goes on from the newest."
         ) from error
 

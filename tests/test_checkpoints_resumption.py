@@ -243,7 +243,10 @@ def test_a_full_disk_ends_the_run_with_one_message_and_earlier_checkpoints_are_w
     before = last_checkpoint(tmp_path / "run")
     assert before is not None
     assert (before / "model.safetensors").stat().st_size < 8000 * KILOBYTE < (before / "optimizer.pt").stat().st_size
-    with files_of_at_most(size), pytest.raises(SaveError, match=r"step 6 could not be saved in .* GiB are free"):
+    with (
+        files_of_at_most(size),
+        pytest.raises(SaveError, match=r"step 6 could not be saved .* GiB are free: .*(too large|to its end)"),
+    ):
         train(place, tmp_path / "run")
     assert last_checkpoint(tmp_path / "run") == before
     assert not (tmp_path / "run" / STAGING).exists()
