@@ -53,6 +53,8 @@ def main(argv: list[str] | None = None) -> None:
     from blip_recipe.checkpoints import clear_output_dir, flush_files
     from blip_recipe.data import caption_datasets, check_splits, load_splits, texts, write_skipped_rows
     from blip_recipe.data.checks import SKIPPED_FILE
+    from blip_recipe.data.load import is_streamed
+    from blip_recipe.data.streaming import caption_stream, open_stream
     from blip_recipe.frozen_vision import check_frozen, keep_embeddings
     from blip_recipe.logs import set_up_logs
     from blip_recipe.memory import choose_checkpointing, longest_row
@@ -60,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     from blip_recipe.plan import format_plan
     from blip_recipe.published_files import PUBLISHED_FILES
     from blip_recipe.recipe_checks import check_fits, check_quantisable
+    from blip_recipe.stream_progress import plan_steps
     from blip_recipe.trainer import build_trainer
 
     set_up_logs(recipe.training)
@@ -67,7 +70,11 @@ def main(argv: list[str] | None = None) -> None:
     sources = pin_sources(recipe, run)
     with recipe.training.main_process_first(desc="reading the data"):
         found = load_splits(recipe.data)
+        stream = open_stream(recipe.data) if is_streamed(recipe.data) else None
     splits, skipped = check_splits(found, recipe.data)
+    if stream:
+        plan_steps(recipe.training, stream.images)
+        splits["train"] = stream.sample()
     if run.finished and not recipe.options.dry_run:
         finish_again(recipe, repo_id, splits)
         return
@@ -79,11 +86,13 @@ def main(argv: list[str] | None = None) -> None:
         check_frozen(model)
     peak = choose_checkpointing(model, recipe.training, longest_row(splits["train"], processor.tokenizer, recipe.data))
     if recipe.options.dry_run:
-        print(format_plan(recipe, model, splits, repo_id, peak))
+        print(format_plan(recipe, model, splits, repo_id, peak, stream))
         if skipped:
             print(f"{'skipped':<8}{len(skipped):,} rows that cannot be used (on_bad_image is skip)")
         return
-    datasets = caption_datasets(splits, recipe.data, processor, recipe.training.seed)
+    datasets: dict[str, Any] = caption_datasets(splits, recipe.data, processor, recipe.training.seed)
+    if stream:
+        datasets["train"] = caption_stream(stream, processor, recipe.training)
     card = CardCallback()
     resolved = resolve(recipe, repo_id, sources)
     with (
@@ -102,12 +111,18 @@ def main(argv: list[str] | None = None) -> None:
             keep_embeddings(trainer, datasets)
         score_baseline(trainer, recipe, datasets, run)
         train(trainer, recipe, card)
+        counts = {role: (len(rows), sum(map(len, rows["captions"]))) for role, rows in splits.items()}
+        if trainer.progress:
+            counts["train"], card.epochs = trainer.progress.totals(card.epochs)
+            skipped += trainer.progress.all_skipped()
+            if trainer.is_world_process_zero():
+                write_skipped_rows(recipe.output_dir / SKIPPED_FILE, skipped)
         if recipe.model.merge_adapter:
             trainer = merge(trainer, recipe, processor, scorer, datasets)
         save_model(trainer, recipe)
         score(trainer, datasets)
     if trainer.is_world_process_zero():
-        describe(trainer, recipe, splits, sources, card, repo_id)
+        describe(trainer, recipe, counts, sources, card, repo_id)
         flush_files(recipe.output_dir)
         note_run(recipe, resolved, finished=True)
         print(format_next_steps(recipe, repo_id))
@@ -227,7 +242,7 @@ def score(trainer: CaptionTrainer, datasets: dict[str, CaptionDataset]) -> None:
 def describe(
     trainer: CaptionTrainer,
     recipe: Recipe[FinetuneOptions],
-    splits: Mapping[str, Dataset],
+    counts: Mapping[str, tuple[int, int]],
     sources: tuple[Source, Source],
     card: CardCallback,
     repo_id: str | None,
@@ -250,7 +265,7 @@ def describe(
         repo_id=repo_id,
         results=read_json(output_dir / "all_results.json"),
         predictions=trainer.predictions,
-        counts={role: (len(rows), sum(map(len, rows["captions"]))) for role, rows in splits.items()},
+        counts=counts,
         callback=card,
         base=base,
         dataset=dataset,

@@ -13,13 +13,22 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from torch import nn
 
+    from blip_recipe.data.streaming import ShardedSplit
     from blip_recipe.recipe import FinetuneOptions, Recipe
 
 
 def format_plan(
-    recipe: Recipe[FinetuneOptions], model: nn.Module, splits: Mapping[str, Dataset], repo_id: str | None, peak: int
+    recipe: Recipe[FinetuneOptions],
+    model: nn.Module,
+    splits: Mapping[str, Dataset],
+    repo_id: str | None,
+    peak: int,
+    stream: ShardedSplit | None = None,
 ) -> str:
-    """What the run will do, one fact a line; `peak` is the memory of a step in bytes."""
+    """What the run will do, one fact a line; `peak` is the memory of a step in bytes.
+
+    Of a `stream`, `splits` has the first rows of `train`.
+    """
     captions = {role: sum(map(len, rows["captions"])) for role, rows in splits.items()}
     trainable, total = count_parameters(model)
     images = recipe.training.train_batch_size * recipe.training.gradient_accumulation_steps * recipe.training.world_size
@@ -30,6 +39,7 @@ def format_plan(
     lines = {
         "model": f"{recipe.model.model_name_or_path}, {trainable:,} of {total:,} parameters trained",
         **{role: f"{len(rows):,} images, {captions[role]:,} captions" for role, rows in splits.items()},
+        **({"train": f"a stream of {stream.describe()}"} if stream else {}),
         "steps": f"{steps:,}, each {images:,} images with about {images * per_image:,.0f} captions",
         "memory": describe_peak(recipe.training, peak),
         "output": recipe.training.output_dir,

@@ -123,7 +123,14 @@ class DataArguments:
     )
     image_root: str | None = field(default=None, metadata={"help": "Directory that relative image paths start at."})
     streaming: bool = field(
-        default=False, metadata={"help": "Fetch only the rows that are used, and no other split, of a Hub data set."}
+        default=False,
+        metadata={
+            "help": "Read training rows from the Hub's shards, or a directory's, while training; other splits, and "
+            "max_train_samples, fetch the rows that are used."
+        },
+    )
+    shuffle_buffer_size: int = field(
+        default=1000, metadata={"help": "Images that each worker of a stream holds and draws from."}
     )
     on_bad_image: Literal["fail", "skip"] = field(
         default="fail", metadata={"help": "Stop before training, or go on without the pictures that cannot be read."}
@@ -158,7 +165,7 @@ class DataArguments:
     )
 
     def __post_init__(self) -> None:
-        for name in ("max_train_samples", "max_eval_samples", "captions_per_image"):
+        for name in ("max_train_samples", "max_eval_samples", "captions_per_image", "shuffle_buffer_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise RecipeError(f"{name} is {value}: expected at least 1, or nothing for all.")

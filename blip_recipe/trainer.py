@@ -21,7 +21,7 @@ from blip_recipe.collator import CaptionCollator
 from blip_recipe.data.dataset import CaptionDataset
 from blip_recipe.modeling import IGNORED, BlipForCaptioning, decode_captions, generate_token_ids
 from blip_recipe.processing import normalize_pixels, save_processor
-from blip_recipe.resumable import ResumableTrainer
+from blip_recipe.stream_progress import StreamingTrainer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -54,7 +54,7 @@ class EpochLengthSampler(LengthGroupedSampler):
         self.generator.manual_seed(self.seed + epoch)
 
 
-class CaptionTrainer(ResumableTrainer):
+class CaptionTrainer(StreamingTrainer):
     """Trains and scores a BLIP captioner.
 
     Args:

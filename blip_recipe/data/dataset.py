@@ -91,17 +91,18 @@ class CaptionDataset(torch.utils.data.Dataset):
         resized = self.resized.get(row)
         # Megapixels that are not looked at are not taken from the table either.
         record = (self._captions if resized else self.rows)[row]
-        captions = self._draw_captions(record["captions"], rng)
+        captions = draw_captions(record["captions"], self.captions_per_image, self.normalize_captions, rng)
         image = read_pixels(resized or record["image"])
         if self.augmentation == "blip":
             image = augment(image, self.image_size, rng)
         return {"row": row, "image": image, "captions": captions}
 
-    def _draw_captions(self, captions: list[str], rng: np.random.Generator) -> list[str]:
-        if self.captions_per_image is not None and self.captions_per_image < len(captions):
-            drawn = rng.choice(len(captions), self.captions_per_image, replace=False)
-            captions = [captions[number] for number in drawn]
-        return [normalize_caption(caption) for caption in captions] if self.normalize_captions else captions
+
+def draw_captions(captions: list[str], count: int | None, normalize: bool, rng: np.random.Generator) -> list[str]:
+    """`count` of the captions of an image, or all of them, cleaned on request."""
+    if count is not None and count < len(captions):
+        captions = [captions[number] for number in rng.choice(len(captions), count, replace=False)]
+    return [normalize_caption(caption) for caption in captions] if normalize else captions
 
 
 def caption_datasets(

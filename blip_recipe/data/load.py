@@ -46,8 +46,16 @@ def load_split(arguments: DataArguments, split: str, *, max_samples: int | None 
     return rows if max_samples is None else rows.select(range(min(max_samples, len(rows))))
 
 
+def is_streamed(arguments: DataArguments) -> bool:
+    """Whether training rows are read while training: those of `datasets`, unless a number of them is asked for."""
+    is_table = arguments.dataset_name != SHAPES and not Path(str(arguments.dataset_name)).expanduser().is_file()
+    return arguments.streaming and arguments.max_train_samples is None and is_table
+
+
 def load_splits(arguments: DataArguments) -> dict[str, Dataset]:
     """The splits of the recipe by role, `train` and, where the recipe names them, `eval` and `test`; not checked yet.
+
+    `train` is left out where it is streamed.
 
     Raises:
         RecipeError: As `load_split`.
@@ -60,7 +68,7 @@ def load_splits(arguments: DataArguments) -> dict[str, Dataset]:
     return {
         role: load_split(arguments, split, max_samples=max_samples)
         for role, (split, max_samples) in splits.items()
-        if split is not None
+        if split is not None and not (role == "train" and is_streamed(arguments))
     }
 
 

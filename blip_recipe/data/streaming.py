@@ -1,0 +1,470 @@
+"""Data larger than the disk: a split read from its shards while it is trained on, and never kept.
+
+Shards (parquet files, webdataset tars, an imagefolder) are read lazily by `datasets`, from the Hub or from a directory.
+Every process and every worker of its loader reads a stream of its own. A pass takes the shards in an order drawn from
+the seed, and a stream takes every n-th of that endless sequence of passes: in a pass each row is read once, by one
+stream, whatever their number, and no stream runs dry. Where there are fewer shards than streams, each is cut into
+parts; a part costs reading its shard. A stream reads `shuffle_buffer_size` images, gives them in random order, and
+reads on.
+
+All random choices come from (seed, pass, shard, row), and a stream that goes on needs four numbers (`Position`) and
+reads no more again than the shard it stopped in.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import groupby, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import datasets
+import fsspec
+import numpy as np
+import torch
+from datasets import Dataset, Features, Image, IterableDataset, List, Value
+from datasets.exceptions import DatasetsError
+
+from blip_recipe.data import tables
+from blip_recipe.data.augmentation import augment
+from blip_recipe.data.captions import read_captions
+from blip_recipe.data.checks import SkippedRow, _caption_fault
+from blip_recipe.data.columns import check_column, choose_caption_columns, choose_image_column
+from blip_recipe.data.dataset import draw_captions
+from blip_recipe.data.images import BadImageError, naming_faults
+from blip_recipe.data.pixels import read_pixels
+from blip_recipe.errors import RecipeError
+
+if TYPE_CHECKING:
+    from transformers import ProcessorMixin
+
+    from blip_recipe.recipe import DataArguments
+    from blip_recipe.training_arguments import CaptionTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+SAMPLE = 1000
+"""Images whose captions are looked at before training."""
+
+READ_AT_ONCE = 16
+"""Rows that are taken from a shard at once."""
+
+SHARD_BITS = 32
+"""A row's number in a batch is that of its shard, shifted by these bits, and that within its shard."""
+
+
+class Position(NamedTuple):
+    """Where a stream stands.
+
+    Attributes:
+        turn: The shard, counted over all passes and streams.
+        row: The row in it that the shuffled images begin with.
+        image: The number of that image in its shard.
+        taken: How many of the shuffled images were taken.
+    """
+
+    turn: int
+    row: int = 0
+    image: int = 0
+    taken: int = 0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a row, or a batch, tells of its stream.
+
+    Attributes:
+        worker: Which of the process's streams it is.
+        position: Where that stands behind the row.
+        images, captions: How many there are of the first pass, captions drawn or not.
+        skipped: Rows that were left out on the way.
+        fault: Why the stream ends here.
+    """
+
+    worker: int
+    position: Position
+    images: int = 0
+    captions: int = 0
+    skipped: tuple[SkippedRow, ...] = ()
+    fault: str | None = None
+
+
+class StreamedImage(NamedTuple):
+    """An image of a shard: number of its first row, its id, its picture as it is stored, and its captions."""
+
+    row: int
+    image_id: int | str | None
+    picture: Any
+    captions: list[str]
+
+
+@dataclass(frozen=True)
+class ShardedSplit:
+    """A split as shards that can be read from any row on.
+
+    Args:
+        tables: What `datasets` streams: one for each part of a sum of splits.
+        arguments: The recipe's data keys.
+        image_column: Where the pictures are.
+        caption_columns: Where the captions are.
+        images: How many there are, where the source tells.
+    """
+
+    tables: list[IterableDataset]
+    arguments: DataArguments
+    image_column: str
+    caption_columns: list[str]
+    images: int | None
+
+    @property
+    def shards(self) -> int:
+        """How many there are."""
+        return sum(table.num_shards for table in self.tables)
+
+    def read(self, shard: int, first_row: int = 0) -> Iterator[StreamedImage]:
+        """The images of a shard, in their order; adjacent rows that share an id are one image.
+
+        Raises:
+            RecipeError: Rows of an image are not adjacent, or captions are no text.
+        """
+        column = self.arguments.image_id_column
+        seen: set[int | str] = set()
+        numbered = enumerate(self._rows(shard, first_row), first_row)
+        for image_id, group in groupby(numbered, lambda each: each[0] if column is None else each[1][column]):
+            rows = list(group)
+            row, first = rows[0]
+            if column is not None:
+                self._check_id(image_id, column, seen, self.where(shard, row))
+            captions = [caption for number, each in rows for caption in self._captions(each, shard, number)]
+            yield StreamedImage(row, None if column is None else image_id, first[self.image_column], captions)
+
+    def _check_id(self, image_id: Any, column: str, seen: set[int | str], where: str) -> None:
+        """Note that an image was seen in its shard; shards are small enough to remember their ids."""
+        if image_id is None:
+            raise RecipeError(f"{where}, has no {column!r}: expected an id in each row.")
+        if image_id in seen:
+            raise RecipeError(
+                f"{where}, has the {column} {image_id!r} of rows before it that are not beside it: a stream joins only "
+                "adjacent rows of an image. Sort the data by that column, or leave streaming out."
+            )
+        seen.add(image_id)
+
+    def _rows(self, shard: int, first_row: int) -> Iterator[dict[str, Any]]:
+        for table in self.tables:
+            if shard < table.num_shards:
+                break
+            shard -= table.num_shards
+        rows = table.shard(num_shards=table.num_shards, index=shard).skip(first_row)
+        # Iterated row by row, a table would leave shards to the other workers of a loader.
+        for batch in rows.iter(READ_AT_ONCE):
+            names = list(batch)
+            yield from (dict(zip(names, cells, strict=True)) for cells in zip(*batch.values(), strict=True))
+
+    def _captions(self, row: dict[str, Any], shard: int, number: int) -> list[str]:
+        cells = [row[column] for column in self.caption_columns]
+        try:
+            return read_captions(cells[0] if len(cells) == 1 else cells)
+        except TypeError as error:
+            raise RecipeError(f"{self.where(shard, number)} holds {error}: expected captions as text.") from error
+
+    def picture(self, cell: Any) -> Any:
+        """A stored picture as `open_image` takes it; files of the data set itself are fetched.
+
+        Raises:
+            BadImageError: Such a file cannot be read.
+            RecipeError: A path leads where the data set may not.
+        """
+        if isinstance(cell, bytes):
+            return {"bytes": cell, "path": None}
+        picture = {"bytes": None, "path": cell} if isinstance(cell, str) else cell or {"bytes": None, "path": None}
+        path = picture["path"]
+        if picture["bytes"] is not None or path is None:
+            return picture
+        directory = Path(str(self.arguments.dataset_name)).expanduser()
+        ours = f"{directory.resolve()}/" if directory.is_dir() else f"hf://datasets/{self.arguments.dataset_name}@"
+        if "://" in path and path.rpartition("::")[2].startswith(ours):
+            with naming_faults(picture), fsspec.open(path, "rb") as file:
+                return {"bytes": file.read(), "path": path}
+        (place,) = tables.path_root(self.arguments).resolve([path], str(self.arguments.dataset_name))
+        return {"bytes": None, "path": place}
+
+    def describe(self) -> str:
+        """How large it is, as far as that is known."""
+        images = f"{self.images:,}" if self.images else "an unknown number of"
+        return f"{self.shards:,} shards with {images} images"
+
+    def where(self, shard: int, row: int) -> str:
+        """A row's name for messages."""
+        return f"{self.arguments.dataset_name}, split {self.arguments.train_split!r}, shard {shard}, row {row}"
+
+    def sample(self) -> Dataset:
+        """The first images with their captions, as `load_split` gives them; only the first brings its picture."""
+        found = list(islice((image for shard in range(self.shards) for image in self.read(shard)), SAMPLE))
+        if not found:
+            raise RecipeError(
+                f"{self.arguments.dataset_name}, split {self.arguments.train_split!r}, is empty: expected at least one "
+                "picture with captions."
+            )
+        return Dataset.from_dict(
+            {
+                "image": [self.picture(found[0].picture), *[None] * (len(found) - 1)],
+                "image_id": list(range(len(found))),
+                "captions": [each.captions for each in found],
+            },
+            features=Features(
+                {"image": Image(decode=False), "image_id": Value("int64"), "captions": List(Value("string"))}
+            ),
+        )
+
+
+def open_stream(arguments: DataArguments) -> ShardedSplit:
+    """The training split as shards; nothing is read but what tells its columns.
+
+    Raises:
+        RecipeError: There is no such data set, split or column, or another key needs all rows beforehand.
+    """
+    for key in ("image_cache", "cache_image_embeds"):
+        if getattr(arguments, key):
+            raise RecipeError(f"{key} keeps pictures on the disk, which streaming is to spare: leave one of them out.")
+    streams = [_open(arguments, name.strip()) for name in arguments.train_split.split("+")]
+    features = streams[0].features
+    where = f"{arguments.dataset_name}, split {arguments.train_split!r},"
+    image_column = choose_image_column(features, arguments.image_column, where)
+    caption_columns = choose_caption_columns(features, arguments.caption_column, where)
+    feature, id_column = features[image_column], arguments.image_id_column
+    is_struct = isinstance(feature, dict) and feature.keys() <= {"bytes", "path"}
+    is_value = isinstance(feature, Value) and ("string" in feature.dtype or "binary" in feature.dtype)
+    if not (isinstance(feature, Image) or is_struct or is_value):
+        raise RecipeError(f"{where} column {image_column!r} holds {feature}: expected pictures, bytes, paths or URLs.")
+    if id_column is not None:
+        check_column(features, id_column, "image_id_column", where)
+    columns = list(dict.fromkeys([image_column, *caption_columns, *([id_column] if id_column else [])]))
+    for stream in streams:
+        for column in columns:
+            check_column(stream.features, column, "a part of train_split", where)
+    return ShardedSplit(
+        [stream.select_columns(columns) for stream in streams],
+        arguments,
+        image_column,
+        caption_columns,
+        _count(streams) if id_column is None else None,
+    )
+
+
+def _open(arguments: DataArguments, split: str) -> IterableDataset:
+    name = str(arguments.dataset_name)
+    if tables.is_directory(arguments):
+        name = str(Path(name).expanduser().resolve())
+    try:
+        stream = datasets.load_dataset(
+            name, arguments.dataset_config_name, split=split, revision=arguments.dataset_revision, streaming=True
+        )
+        stream = stream if stream.features else stream._resolve_features()
+        return stream.decode(False)
+    except (OSError, ValueError, TypeError, RuntimeError, DatasetsError) as error:
+        raise RecipeError(tables._explain(error, arguments, split)) from error
+
+
+def _count(streams: list[IterableDataset]) -> int | None:
+    """The rows of all `streams`, where the data set's card tells them."""
+    counts = [stream.info.splits[stream.split].num_examples if stream.info.splits else 0 for stream in streams]
+    return sum(counts) if all(counts) else None
+
+
+class CaptionStream(torch.utils.data.IterableDataset):
+    """The rows of a `ShardedSplit` without end, as `CaptionDataset` gives them, each with its `progress`.
+
+    Args:
+        split: Where the rows come from.
+        image_size, captions_per_image, normalize_captions, augmentation, seed: As for `CaptionDataset`.
+        shuffle_buffer_size: How many images are read before one of them is given.
+        on_bad_image: Whether a picture that cannot be read ends the stream or is left out.
+        process, processes: Which process of how many this is.
+    """
+
+    def __init__(
+        self,
+        split: ShardedSplit,
+        *,
+        image_size: int,
+        captions_per_image: int | None,
+        normalize_captions: bool,
+        augmentation: Literal["blip", "none"],
+        seed: int,
+        shuffle_buffer_size: int,
+        on_bad_image: Literal["fail", "skip"],
+        process: int = 0,
+        processes: int = 1,
+    ) -> None:
+        self.split = split
+        self.image_size = image_size
+        self.captions_per_image = captions_per_image
+        self.normalize_captions = normalize_captions
+        self.augmentation = augmentation
+        self.seed = seed
+        self.shuffle_buffer_size = shuffle_buffer_size
+        self.on_bad_image = on_bad_image
+        self.process, self.processes = process, processes
+        self.shards = split.shards
+        self.positions: Mapping[int, Position] = {}
+
+    def parts(self, workers: int) -> int:
+        """Into how many parts each shard is cut, so that there is one for each stream of all processes."""
+        return -(-self.processes * max(1, workers) // self.shards)
+
+    def turns(self, workers: int) -> int:
+        """How many shards, or parts of them, make a pass."""
+        return self.shards * self.parts(workers)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Rows `{"row", "image", "captions", "progress"}`, or `{"progress"}` alone with the fault that ends them."""
+        info = torch.utils.data.get_worker_info()
+        worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        stream, streams = self.process * workers + worker, self.processes * workers
+        start = self.positions.get(worker, Position(stream))
+        try:
+            yield from self._prepare(start, worker, _Layout(streams, self.parts(workers), self.turns(workers)))
+        except RecipeError as error:
+            # Raised in a worker, it would arrive as a traceback, and before anything could be saved.
+            yield {"progress": Progress(worker, start, fault=str(error))}
+
+    def _prepare(self, start: Position, worker: int, layout: _Layout) -> Iterator[dict[str, Any]]:
+        skipped: list[SkippedRow] = []
+        last = start.turn
+        for position, place, image in self._shuffled(start, layout):
+            rng = np.random.default_rng([self.seed, place.number, place.shard, image.row])
+            pixels, fault = self._open(image)
+            if pixels is None:
+                skipped.append(self._bad(image, place.shard, fault))
+                if position.turn - last > (layout.parts + 1) * layout.turns:
+                    raise RecipeError(
+                        f"None of the rows of a pass can be used; the last, {skipped[-1].image_id}: {fault}"
+                    )
+                continue
+            captions = draw_captions(image.captions, self.captions_per_image, self.normalize_captions, rng)
+            if self.augmentation == "blip":
+                pixels = augment(pixels, self.image_size, rng)
+            row = (place.shard << SHARD_BITS) + image.row
+            counts = (1, len(image.captions)) if place.number == 0 else (0, 0)
+            progress = Progress(worker, position, *counts, tuple(skipped))
+            yield {"row": row, "image": pixels, "captions": captions, "progress": progress}
+            skipped, last = [], position.turn
+
+    def _open(self, image: StreamedImage) -> tuple[torch.Tensor | None, str]:
+        """The pixels of an image, or what is wrong with it."""
+        if fault := _caption_fault(image.captions):
+            return None, fault
+        try:
+            return read_pixels(self.split.picture(image.picture)), ""
+        except BadImageError as error:
+            return None, str(error)
+
+    def _bad(self, image: StreamedImage, shard: int, fault: str) -> SkippedRow:
+        """A row that cannot be used, where it may be skipped.
+
+        Raises:
+            RecipeError: It may not.
+        """
+        where = self.split.where(shard, image.row)
+        if self.on_bad_image == "fail":
+            raise RecipeError(
+                f"{where} cannot be used: {fault}\nRepair or remove it, or set on_bad_image to 'skip' to go on without."
+            )
+        logger.warning("Skipped %s: %s", where, fault)
+        image_id = f"shard {shard}, row {image.row}" if image.image_id is None else image.image_id
+        return SkippedRow(image.row, image_id, self.split.arguments.train_split, fault)
+
+    def _shuffled(self, start: Position, layout: _Layout) -> Iterator[tuple[Position, _Place, StreamedImage]]:
+        """Images in random order, each with the stream's position behind it and its place."""
+        taken = start.taken
+        for _, images in groupby(self._read(start, layout), lambda each: each[1].number):
+            while block := list(islice(images, self.shuffle_buffer_size)):
+                begin = block[0][0]
+                order = np.random.default_rng([self.seed, *begin[:3]]).permutation(len(block)).tolist()
+                # Those that were taken go at once, to make room for what workers prepare of them.
+                waiting = [block[index] for index in reversed(order[taken:])]
+                block.clear()
+                for count in range(taken + 1, len(order) + 1):
+                    _, place, image = waiting.pop()
+                    yield begin._replace(taken=count), place, image
+                taken = 0
+
+    def _read(self, start: Position, layout: _Layout) -> Iterator[tuple[Position, _Place, StreamedImage]]:
+        """The images of the stream's shards from `start` on, without end."""
+        turn, row, number, last = start.turn, start.row, start.image, start.turn
+        while True:
+            place = self._locate(turn, layout)
+            for image_number, image in enumerate(self.split.read(place.shard, row), number):
+                if image_number % layout.parts == place.part:
+                    last = turn
+                    yield Position(turn, image.row, image_number), place, image
+            turn, row, number = turn + layout.streams, 0, 0
+            if turn - last > (layout.parts + 1) * layout.turns:
+                raise RecipeError(f"{self.split.where(0, 0)} and all others hold no image: expected at least one.")
+
+    def _locate(self, turn: int, layout: _Layout) -> _Place:
+        number, within = divmod(turn, layout.turns)
+        order = np.random.default_rng([self.seed, number]).permutation(self.shards)
+        # Parts go round, so that no stream is left with one that has no images.
+        return _Place(number, int(order[within % self.shards]), (within // self.shards + number) % layout.parts)
+
+
+class _Place(NamedTuple):
+    """What a turn stands for."""
+
+    number: int
+    """Of the pass."""
+    shard: int
+    part: int
+
+
+class _Layout(NamedTuple):
+    """How the shards of a pass are dealt out."""
+
+    streams: int
+    parts: int
+    turns: int
+
+
+def caption_stream(split: ShardedSplit, processor: ProcessorMixin, training: CaptionTrainingArguments) -> CaptionStream:
+    """The training rows of a stream, as the recipe says."""
+    arguments, workers = split.arguments, max(1, training.dataloader_num_workers or 0)
+    stream = CaptionStream(
+        split,
+        image_size=processor.image_processor.size["height"],
+        captions_per_image=arguments.captions_per_image,
+        normalize_captions=arguments.normalize_captions,
+        augmentation=arguments.augmentation,
+        seed=training.seed,
+        shuffle_buffer_size=arguments.shuffle_buffer_size,
+        on_bad_image=arguments.on_bad_image,
+        process=training.process_index,
+        processes=training.world_size,
+    )
+    if stream.parts(workers) > 1 and training.process_index == 0:
+        logger.warning(
+            "%d shards are fewer than %d processes x %d workers: each is read %d times over. Use more and smaller "
+            "shards, or fewer workers (dataloader_num_workers).",
+            stream.shards,
+            training.world_size,
+            workers,
+            stream.parts(workers),
+        )
+    return stream
+
+
+@dataclass(frozen=True)
+class StreamCollator:
+    """Batches rows of a `CaptionStream`: those of `collator`, and the `progress` of the batch."""
+
+    collator: Any
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """The batch of `rows`; nothing but `progress` where the stream ended in it."""
+        progress = [row["progress"] for row in rows]
+        skipped = tuple(each for one in progress for each in one.skipped)
+        images, captions = sum(each.images for each in progress), sum(each.captions for each in progress)
+        last = replace(progress[-1], images=images, captions=captions, skipped=skipped)
+        return {"progress": last} if last.fault else {**self.collator(rows), "progress": last}
