@@ -133,20 +133,16 @@ FIVE = ("checkpoint", "evaluation", "step", "end of training", "upload")
 """Phases of a series of five kills."""
 
 
-def plan(kills: int, rng: random.Random) -> list[list[str]]:
-    """Which phases the runs are killed in, in the order in which a run comes to them."""
-    if kills == 5:
-        return [list(FIVE)]
-    runs: list[list[str]] = []
-    while kills > 0:
-        middle = [*2 * IN_TRAINING, *STOPS]
-        rng.shuffle(middle)
-        phases = ["start", "baseline", *middle, *LATE]
-        while count_kills(Counter(phases)) > kills:
-            phases.pop()
-        runs.append(phases)
-        kills -= count_kills(Counter(phases))
-    return runs
+def plan(kills: int, rng: random.Random) -> list[str]:
+    """Which phases a run is killed in, at most `kills` times, in the order in which it comes to them."""
+    if kills == len(FIVE):
+        return list(FIVE)
+    middle = [*2 * IN_TRAINING, *STOPS]
+    rng.shuffle(middle)
+    phases = ["start", "baseline", *middle, *LATE]
+    while count_kills(Counter(phases)) > kills:
+        phases.pop()
+    return phases
 
 
 def count_kills(phases: Counter[str]) -> int:
@@ -297,9 +293,11 @@ def run_kills(kills: int, seed: int, place: Path, kinds: list[str]) -> dict[str,
         runs = Runs(hub, place)
         unbroken = {kind: runs.start(f"unbroken-{kind}", kind, workers=0) for kind in kinds}
         killed: Counter[str] = Counter()
-        for number, phases in enumerate(plan(kills, rng)):
+        while count_kills(killed) < kills:
+            number = len(report["runs"])
             name, kind = f"run-{number}", kinds[number % len(kinds)]
             workers = (2, 0)[number // len(kinds) % 2]
+            phases = plan(kills - count_kills(killed), rng)
             here = runs.run_with_kills(name, kind, workers, phases, rng)
             runs.finish(unbroken[kind])
             differences = find_differences(unbroken[kind].output_dir, place / name, hub, f"lab/{name}")
