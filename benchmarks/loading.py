@@ -37,7 +37,7 @@ from blip_recipe.data.augmentation import CROP_SCALE, augment
 from blip_recipe.data.pixels import read_pixels
 from blip_recipe.data.resized_cache import resize_beforehand
 from blip_recipe.errors import run_command
-from blip_recipe.processing import normalize_pixels, resize_pixels
+from blip_recipe.processing import normalize_pixels, resize_pixels, stack_pixels
 
 IMAGE_SIZE, BATCH = 384, 16
 SHARED = Path(os.environ.get("BLIP_RECIPE_SHARED", Path(__file__).parents[2] / "shared"))
@@ -114,14 +114,14 @@ def scoring_sides() -> dict[str, Side]:
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     stock, with_pillow = BlipImageProcessor(size=size), BlipImageProcessorPil(size=size)
     resize = partial(resize_pixels, image_processor=stock)
-    ours = partial(in_batches, lambda each: torch.stack([resize(read_pixels(content)) for content in each]))
+    ours = partial(in_batches, lambda each: stack_pixels([resize(read_pixels(content)) for content in each]))
     return {
         "decoding alone": partial(in_batches, lambda each: [open_with_pillow(content) for content in each]),
         "stock for Pillow": partial(in_batches, lambda each: with_stock(each, with_pillow)),
         "stock": partial(in_batches, lambda each: with_stock(each, stock)),
         "ours, normalised here": partial(
             in_batches,
-            lambda each: normalize_pixels(torch.stack([resize(read_pixels(content)) for content in each]), stock),
+            lambda each: normalize_pixels(stack_pixels([resize(read_pixels(content)) for content in each]), stock),
         ),
         "ours": ours,
         "ours, cached": ours,
@@ -142,7 +142,7 @@ def training_sides() -> dict[str, Side]:
     rng = np.random.default_rng(0)
 
     def augmented(each: Pictures) -> torch.Tensor:
-        return torch.stack([augment(read_pixels(content), IMAGE_SIZE, rng) for content in each])
+        return stack_pixels([augment(read_pixels(content), IMAGE_SIZE, rng) for content in each])
 
     return {
         "decoding alone": partial(in_batches, lambda each: [open_with_pillow(content) for content in each]),

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from blip_recipe.data.pixels import read_pixels
 from blip_recipe.modeling import IGNORED
-from blip_recipe.processing import resize_pixels
+from blip_recipe.processing import resize_pixels, stack_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,7 +61,7 @@ class CaptionCollator:
     def _images(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         if "image_embeds" in rows[0]:
             return {"image_embeds": torch.stack([row["image_embeds"] for row in rows])}
-        return {"pixel_values": torch.stack([self._resize(row["image"]) for row in rows])}
+        return {"pixel_values": stack_pixels([self._resize(row["image"]) for row in rows])}
 
     def _resize(self, image: torch.Tensor | Picture) -> torch.Tensor:
         pixels = image if isinstance(image, torch.Tensor) else read_pixels(image)

@@ -11,15 +11,16 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from transformers import BlipProcessor
 from transformers.utils import cached_file
 
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from os import PathLike
 
-    import torch
     from transformers import BlipImageProcessor
     from transformers.image_utils import SizeDict
 
@@ -84,6 +85,14 @@ def resize_pixels(pixels: torch.Tensor, image_processor: BlipImageProcessor) -> 
     both: by 0.024 of 255 levels on average over 86 photographs at 384 pixels, by 10 at most.)
     """
     return image_processor.resize(pixels, cast("SizeDict", image_processor.size), image_processor.resample)
+
+
+def stack_pixels(pictures: Sequence[torch.Tensor]) -> torch.Tensor:
+    """`(images, 3, height, width)` of pictures of one size, colours side by side in memory.
+
+    So they are decoded and resized; the device puts colours behind one another faster (`normalize_pixels`).
+    """
+    return torch.stack([picture.permute(1, 2, 0) for picture in pictures]).permute(0, 3, 1, 2)
 
 
 def normalize_pixels(pixels: torch.Tensor, image_processor: BlipImageProcessor) -> torch.Tensor:
