@@ -48,5 +48,5 @@ fuzz: install  ## odd inputs of every kind; FUZZ_INPUTS says how many
 clean:
 	rm -rf .venv
 
-examples: quickstart  ## the example cards, from the run that they describe
-	cp outputs/shapes_tiny/README.md outputs/shapes_tiny/*.png model_cards/examples/shapes_tiny/
+examples: quickstart  ## the example cards, from the runs that they describe
+	PYTHONPATH=. $(BIN)/python tests/make_examples.py
