@@ -33,6 +33,7 @@ compatibility: install
 
 bench: install
 	$(BIN)/python -m benchmarks.scoring
+	$(BIN)/python -m benchmarks.loading
 
 soak: install  ## a folder of 2,000 pictures captioned, killed three times and gone on with
 	$(BIN)/python -m benchmarks.captioning
