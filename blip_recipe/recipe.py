@@ -1,6 +1,6 @@
 """A recipe: one flat JSON file whose keys can be overridden on the command line.
 
-Keys of `transformers.Seq2SeqTrainingArguments` keep their meaning; the rest are the fields of the three dataclasses
+Keys of `transformers.Seq2SeqTrainingArguments` keep their meaning; the rest are the fields of the dataclasses
 below. Nothing here imports torch, so that `--help` answers at once.
 """
 
@@ -228,6 +228,49 @@ class GenerationArguments:
 
 
 @dataclass
+class ObjectiveArguments:
+    """What is optimised: the likelihood of the captions, or, in a second stage, the scores of the model's own."""
+
+    _argument_group_name = "objective"
+
+    stage: Literal["xe", "scst"] = field(
+        default="xe",
+        metadata={"help": "Cross entropy, or self-critical training (arXiv 1612.00563) of a model trained with it."},
+    )
+    num_generations: int = field(default=5, metadata={"help": "scst: captions sampled of an image."})
+    scst_baseline: Literal["leave_one_out", "greedy"] = field(
+        default="leave_one_out",
+        metadata={"help": "scst: a sample is compared with the mean of the image's others, or its greedy caption."},
+    )
+    cider_reward_weight: float = field(default=1.0, metadata={"help": "scst: worth of a CIDEr-D of 1."})
+    bleu_reward_weight: float = field(default=0.0, metadata={"help": "scst: worth of a BLEU-4 of 1."})
+    kl_coef: float = field(
+        default=0.0, metadata={"help": "scst: what a nat of divergence from the starting model costs a caption."}
+    )
+    xe_weight: float = field(
+        default=0.0, metadata={"help": "scst: share of the cross entropy (without label smoothing) in the loss."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after N evaluations without a better metric_for_best_model."}
+    )
+
+    def __post_init__(self) -> None:
+        least = 2 if self.scst_baseline == "leave_one_out" else 1
+        if self.num_generations < least:
+            raise RecipeError(
+                f"num_generations is {self.num_generations}: expected at least {least} with scst_baseline "
+                f"{self.scst_baseline!r}."
+            )
+        if not 0 <= self.xe_weight < 1:
+            raise RecipeError(f"xe_weight is {self.xe_weight}: expected a share of at least 0 and less than 1.")
+        for name in ("cider_reward_weight", "bleu_reward_weight", "kl_coef"):
+            if getattr(self, name) < 0:
+                raise RecipeError(f"{name} is {getattr(self, name)}: expected at least 0.")
+        if not self.cider_reward_weight + self.bleu_reward_weight:
+            raise RecipeError("cider_reward_weight and bleu_reward_weight are both 0: there would be no reward.")
+
+
+@dataclass
 class FinetuneOptions:
     """What only `finetune` knows."""
 
@@ -258,6 +301,7 @@ class Recipe(Generic[Options]):
     model: ModelArguments
     data: DataArguments
     generation: GenerationArguments
+    objective: ObjectiveArguments
     options: Options
     training: CaptionTrainingArguments
     given: dict[str, Any]
@@ -275,7 +319,14 @@ class Recipe(Generic[Options]):
 
     def default_of(self, key: str) -> Any:
         """What a key is if it is not given."""
-        groups: tuple[Any, ...] = (self.model, self.data, self.generation, self.options, self.training)
+        groups: tuple[Any, ...] = (
+            self.model,
+            self.data,
+            self.generation,
+            self.objective,
+            self.options,
+            self.training,
+        )
         for each in chain.from_iterable(map(dataclasses.fields, groups)):
             if each.name == key:
                 return each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
@@ -308,7 +359,7 @@ class RecipeParser(HfArgumentParser):
         raise RecipeError(message.replace("argument --", "", 1))
 
 
-GROUPS: tuple[Any, ...] = (ModelArguments, DataArguments, GenerationArguments)
+GROUPS: tuple[Any, ...] = (ModelArguments, DataArguments, GenerationArguments, ObjectiveArguments)
 
 HELP_EPILOG = """\
 Every argument of transformers.Seq2SeqTrainingArguments works too, in the recipe and here; the usual ones:
@@ -362,7 +413,7 @@ def read_recipe(
         )
     except (ValueError, ImportError) as error:
         raise RecipeError(str(error)) from error
-    model, data, generation, command, training, unknown = parsed
+    model, data, generation, objective, command, training, unknown = parsed
     if unknown:
         aliases = [option.lstrip("-") for action in parser._actions for option in action.option_strings]
         raise _unknown_key(unknown[0].lstrip("-").split("=")[0].replace("-", "_"), aliases, "the command line")
@@ -375,7 +426,7 @@ def read_recipe(
         )
     # Trainer's own push swallows its failures and uploads pickles: this package pushes, once, at the end.
     push_to_hub, training.push_to_hub = training.push_to_hub, False
-    recipe = Recipe(model, data, generation, command, training, given=given, push_to_hub=push_to_hub)
+    recipe = Recipe(model, data, generation, objective, command, training, given=given, push_to_hub=push_to_hub)
     check_values(recipe)
     return recipe
 
@@ -427,6 +478,11 @@ def check_recipe(recipe: Recipe[FinetuneOptions]) -> None:
         raise RecipeError(
             f"resume_from_checkpoint is {training.resume_from_checkpoint!r}, which is no checkpoint: expected a "
             "directory with trainer_state.json. Leave it out to go on from the newest checkpoint in output_dir."
+        )
+    if recipe.objective.early_stopping_patience is not None and not training.load_best_model_at_end:
+        raise RecipeError(
+            "early_stopping_patience is given, but load_best_model_at_end is false: set it, with eval_strategy and "
+            "metric_for_best_model, to say what has to become better."
         )
     best = (training.metric_for_best_model or "loss").removeprefix("eval_")
     scores = recipe.generation.score_names(recipe.generation.metrics_while_training())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -254,7 +255,15 @@ def build_trainer(
         )
         # torch's DataParallel would cut captions and images at different places.
         recipe.training._n_gpu = 1
-    return CaptionTrainer(
+    from blip_recipe.scst import EarlyStopping, SelfCriticalTrainer
+
+    patience = recipe.objective.early_stopping_patience
+    if patience is not None:
+        callbacks = [*(callbacks or []), EarlyStopping(patience)]
+    trainer_class: Any = CaptionTrainer
+    if recipe.objective.stage == "scst":
+        trainer_class = partial(SelfCriticalTrainer, objective=recipe.objective)
+    return trainer_class(
         model,
         recipe.training,
         processor=processor,
