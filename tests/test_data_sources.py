@@ -455,7 +455,9 @@ WRONG: dict[str, tuple[Callable[[dict[str, Any], Path], None], dict[str, Any], s
     "no known column of pictures": (with_columns(photo=["a"], text=["x"]), {}, "train", "image_column.*photo, text"),
     "a loading script": (with_file("set.py", "import datasets"), {}, "train", "loading script.*parquet"),
     "nothing in the directory": (with_file("notes.md", ""), {}, "train", "Expected an imagefolder"),
-    "broken metadata": (with_file("metadata.jsonl", "{"), {}, "train", "cannot be read"),
+    "broken metadata": (with_file("metadata.jsonl", "{"), {}, "train", "1 of 1 lines are broken"),
+    "metadata without names": (with_file("metadata.jsonl", '{"a": 1}\n\n[]\n'), {}, "train", r"lines 1, 3.*file_name"),
+    "empty metadata": (with_file("metadata.csv", "file_name,text\n"), {}, "train", "is empty"),
 }
 
 
@@ -492,6 +494,13 @@ WRONG_FILES: dict[str, tuple[str, dict[str, Any], dict[str, Any], str, str]] = {
     "no such image field": ("coco_json", {}, {"image_column": "url"}, "x", "'url'.*id, file_name"),
     "wrong image_root": ("coco_json", {}, {"image_root": "nowhere"}, "x", "nowhere/000.png: set image_root"),
     "empty": ("coco_json", {"images": []}, {}, "x", "is empty"),
+    "ids that are lists": (
+        "karpathy_json",
+        {"images": [{"filename": "000.png", "filepath": "some2014", "split": "train", "cocoid": [], "sentences": []}]},
+        {},
+        "train",
+        r"the id \[\]",
+    ),
 }
 
 

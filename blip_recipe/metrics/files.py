@@ -77,6 +77,8 @@ def read_json_or_lines(path: Path, expected: str) -> Any:
         raise RecipeError(f"{path} is empty: expected {expected}.")
     try:
         content = json.loads(text)
+    except RecursionError as error:
+        raise RecipeError(f"{path} is nested too deeply: expected {expected}.") from error
     except ValueError:
         return list(parse_lines(text, path, expected))
     # A file of one line is JSON and JSON lines at once.
@@ -89,7 +91,7 @@ def parse_lines(text: str, path: Path, expected: str) -> Iterator[Any]:
         if line.strip():
             try:
                 yield json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise RecipeError(f"line {number} of {path} is no JSON ({error}): expected {expected}.") from error
 
 
