@@ -54,7 +54,8 @@ def main(argv: list[str] | None = None) -> None:
     from blip_recipe.data import caption_datasets, check_splits, load_splits, texts, write_skipped_rows
     from blip_recipe.data.checks import SKIPPED_FILE
     from blip_recipe.data.load import is_streamed
-    from blip_recipe.data.streaming import caption_stream, open_stream
+    from blip_recipe.data.shards import open_stream
+    from blip_recipe.data.streaming import caption_stream
     from blip_recipe.frozen_vision import check_frozen, keep_embeddings
     from blip_recipe.logs import set_up_logs
     from blip_recipe.memory import choose_checkpointing, longest_row

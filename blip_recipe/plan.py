@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from torch import nn
 
-    from blip_recipe.data.streaming import ShardedSplit
+    from blip_recipe.data.shards import ShardedSplit
     from blip_recipe.recipe import FinetuneOptions, Recipe
 
 

@@ -194,6 +194,8 @@ class StreamingTrainer(ResumableTrainer):
         kept = cast("dict[str, Any]", self.state.stateful_callbacks).get(STREAM)
         if self.progress and kept and self.state.global_step:
             self.progress.restore(kept["attributes"])
+            # After the last step, an epoch of all steps would be followed by another, and another.
+            self.control.should_training_stop = self.state.global_step >= self.state.max_steps
         super()._run_epoch(*args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
@@ -209,7 +211,8 @@ class StreamingTrainer(ResumableTrainer):
         fault = next((each.fault for each in told if each.fault), None)
         if self._any_process(fault is not None):
             self._save_before_fault()
-            raise RecipeError(fault or "Another process found a row that cannot be used, which it names.")
+            # The first process that ends takes the others along: each has to say what is wrong.
+            raise RecipeError(next(filter(None, gather_object([fault]))))
         for batch, progress in zip(batches, told, strict=True):
             self.progress.note(batch, progress)
         return super().get_batch_samples(iter(batches), num_batches, device)

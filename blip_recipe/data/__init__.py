@@ -13,6 +13,7 @@
 | `checks.py` | what is wrong with rows, before training |
 | `augmentation.py` | the original's random crop, flip and RandAugment |
 | `dataset.py` | `CaptionDataset`: the rows as a trainer sees them |
+| `shards.py` | a split as shards, read lazily from any row on |
 | `streaming.py` | `CaptionStream`: rows that are read from shards while training |
 
 Names are imported when they are first asked for: captioning a file must not wait for `datasets`, nor reading a split

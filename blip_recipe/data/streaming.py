@@ -17,39 +17,25 @@ import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-import datasets
-import fsspec
 import numpy as np
 import torch
-from datasets import Dataset, Features, Image, IterableDataset, List, Value
-from datasets.exceptions import DatasetsError
 
-from blip_recipe.data import tables
 from blip_recipe.data.augmentation import augment
-from blip_recipe.data.captions import read_captions
 from blip_recipe.data.checks import SkippedRow, _caption_fault
-from blip_recipe.data.columns import check_column, choose_caption_columns, choose_image_column
 from blip_recipe.data.dataset import draw_captions
-from blip_recipe.data.images import BadImageError, naming_faults
+from blip_recipe.data.images import BadImageError
 from blip_recipe.data.pixels import read_pixels
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
-    from blip_recipe.recipe import DataArguments
+    from blip_recipe.data.shards import ShardedSplit, StreamedImage
     from blip_recipe.training_arguments import CaptionTrainingArguments
 
 logger = logging.getLogger(__name__)
-
-SAMPLE = 1000
-"""Images whose captions are looked at before training."""
-
-READ_AT_ONCE = 16
-"""Rows that are taken from a shard at once."""
 
 SHARD_BITS = 32
 """A row's number in a batch is that of its shard, shifted by these bits, and that within its shard."""
@@ -89,188 +75,6 @@ class Progress:
     captions: int = 0
     skipped: tuple[SkippedRow, ...] = ()
     fault: str | None = None
-
-
-class StreamedImage(NamedTuple):
-    """An image of a shard: number of its first row, its id, its picture as it is stored, and its captions."""
-
-    row: int
-    image_id: int | str | None
-    picture: Any
-    captions: list[str]
-
-
-@dataclass(frozen=True)
-class ShardedSplit:
-    """A split as shards that can be read from any row on.
-
-    Args:
-        tables: What `datasets` streams: one for each part of a sum of splits.
-        arguments: The recipe's data keys.
-        image_column: Where the pictures are.
-        caption_columns: Where the captions are.
-        images: How many there are, where the source tells.
-    """
-
-    tables: list[IterableDataset]
-    arguments: DataArguments
-    image_column: str
-    caption_columns: list[str]
-    images: int | None
-
-    @property
-    def shards(self) -> int:
-        """How many there are."""
-        return sum(table.num_shards for table in self.tables)
-
-    def read(self, shard: int, first_row: int = 0) -> Iterator[StreamedImage]:
-        """The images of a shard, in their order; adjacent rows that share an id are one image.
-
-        Raises:
-            RecipeError: Rows of an image are not adjacent, or captions are no text.
-        """
-        column = self.arguments.image_id_column
-        seen: set[int | str] = set()
-        numbered = enumerate(self._rows(shard, first_row), first_row)
-        for image_id, group in groupby(numbered, lambda each: each[0] if column is None else each[1][column]):
-            rows = list(group)
-            row, first = rows[0]
-            if column is not None:
-                self._check_id(image_id, column, seen, self.where(shard, row))
-            captions = [caption for number, each in rows for caption in self._captions(each, shard, number)]
-            yield StreamedImage(row, None if column is None else image_id, first[self.image_column], captions)
-
-    def _check_id(self, image_id: Any, column: str, seen: set[int | str], where: str) -> None:
-        """Note that an image was seen in its shard; shards are small enough to remember their ids."""
-        if image_id is None:
-            raise RecipeError(f"{where}, has no {column!r}: expected an id in each row.")
-        if image_id in seen:
-            raise RecipeError(
-                f"{where}, has the {column} {image_id!r} of rows before it that are not beside it: a stream joins only "
-                "adjacent rows of an image. Sort the data by that column, or leave streaming out."
-            )
-        seen.add(image_id)
-
-    def _rows(self, shard: int, first_row: int) -> Iterator[dict[str, Any]]:
-        for table in self.tables:
-            if shard < table.num_shards:
-                break
-            shard -= table.num_shards
-        rows = table.shard(num_shards=table.num_shards, index=shard).skip(first_row)
-        # Iterated row by row, a table would leave shards to the other workers of a loader.
-        for batch in rows.iter(READ_AT_ONCE):
-            names = list(batch)
-            yield from (dict(zip(names, cells, strict=True)) for cells in zip(*batch.values(), strict=True))
-
-    def _captions(self, row: dict[str, Any], shard: int, number: int) -> list[str]:
-        cells = [row[column] for column in self.caption_columns]
-        try:
-            return read_captions(cells[0] if len(cells) == 1 else cells)
-        except TypeError as error:
-            raise RecipeError(f"{self.where(shard, number)} holds {error}: expected captions as text.") from error
-
-    def picture(self, cell: Any) -> Any:
-        """A stored picture as `open_image` takes it; files of the data set itself are fetched.
-
-        Raises:
-            BadImageError: Such a file cannot be read.
-            RecipeError: A path leads where the data set may not.
-        """
-        if isinstance(cell, bytes):
-            return {"bytes": cell, "path": None}
-        picture = {"bytes": None, "path": cell} if isinstance(cell, str) else cell or {"bytes": None, "path": None}
-        path = picture["path"]
-        if picture["bytes"] is not None or path is None:
-            return picture
-        directory = Path(str(self.arguments.dataset_name)).expanduser()
-        ours = f"{directory.resolve()}/" if directory.is_dir() else f"hf://datasets/{self.arguments.dataset_name}@"
-        if "://" in path and path.rpartition("::")[2].startswith(ours):
-            with naming_faults(picture), fsspec.open(path, "rb") as file:
-                return {"bytes": file.read(), "path": path}
-        (place,) = tables.path_root(self.arguments).resolve([path], str(self.arguments.dataset_name))
-        return {"bytes": None, "path": place}
-
-    def describe(self) -> str:
-        """How large it is, as far as that is known."""
-        images = f"{self.images:,}" if self.images else "an unknown number of"
-        return f"{self.shards:,} shards with {images} images"
-
-    def where(self, shard: int, row: int) -> str:
-        """A row's name for messages."""
-        return f"{self.arguments.dataset_name}, split {self.arguments.train_split!r}, shard {shard}, row {row}"
-
-    def sample(self) -> Dataset:
-        """The first images with their captions, as `load_split` gives them; only the first brings its picture."""
-        found = list(islice((image for shard in range(self.shards) for image in self.read(shard)), SAMPLE))
-        if not found:
-            raise RecipeError(
-                f"{self.arguments.dataset_name}, split {self.arguments.train_split!r}, is empty: expected at least one "
-                "picture with captions."
-            )
-        return Dataset.from_dict(
-            {
-                "image": [self.picture(found[0].picture), *[None] * (len(found) - 1)],
-                "image_id": list(range(len(found))),
-                "captions": [each.captions for each in found],
-            },
-            features=Features(
-                {"image": Image(decode=False), "image_id": Value("int64"), "captions": List(Value("string"))}
-            ),
-        )
-
-
-def open_stream(arguments: DataArguments) -> ShardedSplit:
-    """The training split as shards; nothing is read but what tells its columns.
-
-    Raises:
-        RecipeError: There is no such data set, split or column, or another key needs all rows beforehand.
-    """
-    for key in ("image_cache", "cache_image_embeds"):
-        if getattr(arguments, key):
-            raise RecipeError(f"{key} keeps pictures on the disk, which streaming is to spare: leave one of them out.")
-    streams = [_open(arguments, name.strip()) for name in arguments.train_split.split("+")]
-    features = streams[0].features
-    where = f"{arguments.dataset_name}, split {arguments.train_split!r},"
-    image_column = choose_image_column(features, arguments.image_column, where)
-    caption_columns = choose_caption_columns(features, arguments.caption_column, where)
-    feature, id_column = features[image_column], arguments.image_id_column
-    is_struct = isinstance(feature, dict) and feature.keys() <= {"bytes", "path"}
-    is_value = isinstance(feature, Value) and ("string" in feature.dtype or "binary" in feature.dtype)
-    if not (isinstance(feature, Image) or is_struct or is_value):
-        raise RecipeError(f"{where} column {image_column!r} holds {feature}: expected pictures, bytes, paths or URLs.")
-    if id_column is not None:
-        check_column(features, id_column, "image_id_column", where)
-    columns = list(dict.fromkeys([image_column, *caption_columns, *([id_column] if id_column else [])]))
-    for stream in streams:
-        for column in columns:
-            check_column(stream.features, column, "a part of train_split", where)
-    return ShardedSplit(
-        [stream.select_columns(columns) for stream in streams],
-        arguments,
-        image_column,
-        caption_columns,
-        _count(streams) if id_column is None else None,
-    )
-
-
-def _open(arguments: DataArguments, split: str) -> IterableDataset:
-    name = str(arguments.dataset_name)
-    if tables.is_directory(arguments):
-        name = str(Path(name).expanduser().resolve())
-    try:
-        stream = datasets.load_dataset(
-            name, arguments.dataset_config_name, split=split, revision=arguments.dataset_revision, streaming=True
-        )
-        stream = stream if stream.features else stream._resolve_features()
-        return stream.decode(False)
-    except (OSError, ValueError, TypeError, RuntimeError, DatasetsError) as error:
-        raise RecipeError(tables._explain(error, arguments, split)) from error
-
-
-def _count(streams: list[IterableDataset]) -> int | None:
-    """The rows of all `streams`, where the data set's card tells them."""
-    counts = [stream.info.splits[stream.split].num_examples if stream.info.splits else 0 for stream in streams]
-    return sum(counts) if all(counts) else None
 
 
 class CaptionStream(torch.utils.data.IterableDataset):
