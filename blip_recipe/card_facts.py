@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-EMBEDDED = (TINY_MODEL, "shapes")
-"""Names of a model and a data set that come with the package."""
+EMBEDDED: dict[str, dict[str, str]] = {TINY_MODEL: {}, "shapes": {"language": "en"}}
+"""The model and the data set that come with the package, with what a card would say of them."""
 
 SCORE_ORDER = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider", "spice", "exact_match")
 """As papers list them."""
@@ -96,7 +96,7 @@ def read_source(name: str, kind: Literal["model", "dataset"], revision: str | No
 
     from blip_recipe.hub import HUB_ERRORS
 
-    source = Source(name, revision)
+    source = Source(name, revision, EMBEDDED.get(name, {}))
     if not source.on_hub:
         return source
     try:
