@@ -157,6 +157,7 @@ def stream_loader(
         num_workers=workers,
         pin_memory=training.dataloader_pin_memory,
         prefetch_factor=training.dataloader_prefetch_factor,
+        multiprocessing_context=training.dataloader_multiprocessing_context,
         worker_init_fn=_start_worker if workers else None,
         # Of its own: the seed of workers, which nothing depends on, would be taken from the model's random numbers.
         generator=torch.Generator(),

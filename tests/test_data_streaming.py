@@ -279,11 +279,13 @@ def fixture_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]
 SCRIPT = """
 import json
 from itertools import islice
-from test_data_streaming import number_of, stream
+from test_data_streaming import as_they_are, number_of, stream
+from torch.utils.data import DataLoader
 for name, count in (("lab/tars", 6), ("lab/parquet", 4), ("lab/folder", 3)):
     source = stream(name)
-    rows = list(islice(source, 2 * count))
-    told = [(number_of(row), row["captions"]) for row in rows]
+    workers = 2 if name != "lab/folder" else 0
+    loader = DataLoader(source, batch_size=1, num_workers=workers, collate_fn=as_they_are)
+    told = [(number_of(row), row["captions"]) for (row,) in islice(loader, 2 * count)]
     print(json.dumps({"images": source.split.images, "rows": told}))
 """
 

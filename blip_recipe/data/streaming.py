@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import fsspec.asyn
 import numpy as np
 import torch
 
@@ -126,6 +127,9 @@ class CaptionStream(torch.utils.data.IterableDataset):
         """Rows `{"row", "image", "captions", "progress"}`, or `{"progress"}` alone with the fault that ends them."""
         info = torch.utils.data.get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        if info:
+            # A lock that the parent held when it forked would never be released here.
+            fsspec.asyn.reset_lock()
         stream, streams = self.process * workers + worker, self.processes * workers
         start = self.positions.get(worker, Position(stream))
         try:
