@@ -55,13 +55,13 @@ def fold_card(
         adapter_config, recipe, decoding: As for `carry_card`.
         templates: As for `render_card`.
     """
-    from huggingface_hub import ModelCard, ModelCardData
+    from huggingface_hub import ModelCard
 
     from blip_recipe.adapters import recorded_quantization
     from blip_recipe.push import retarget_card
 
     old = ModelCard(card if is_ours(card) else "---\npipeline_tag: image-to-text\n---\n")
-    metadata: ModelCardData = old.data
+    metadata: Any = old.data  # base_model_relation is one of the keys that its class does not declare
     base = Source(adapter_config["base_model_name_or_path"], adapter_config.get("revision")).facts()
     facts = {
         "repo_id": PLACEHOLDER,

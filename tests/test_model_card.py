@@ -15,13 +15,15 @@ from typing import Any
 import pytest
 from captioners import draw_pictures, save_adapter, save_captioner
 from commands import CHECKOUT
-from hub_server import HubServer
-from huggingface_hub import ModelCard
+from hub_server import WRITE_TOKEN, HubServer
+from huggingface_hub import HfApi, ModelCard
 from jinja2 import UndefinedError
 
 from blip_recipe.card_callback import CardCallback
 from blip_recipe.card_facts import Source, gather_facts, read_source
+from blip_recipe.errors import PushError
 from blip_recipe.folded_card import fold_card
+from blip_recipe.hub import push_folder
 from blip_recipe.model_card import (
     PLACEHOLDER,
     CardFacts,
@@ -350,6 +352,21 @@ def test_the_language_is_read_off_columns_cards_or_words() -> None:
 def test_a_card_can_be_made_to_speak_of_another_repository(recipe: str) -> None:
     card = retarget_card(render_card(make_facts(recipe, repo_id=None)), PLACEHOLDER, "org/captioner")
     assert card == render_card(make_facts(recipe, repo_id="org/captioner"))
+
+
+def test_metadata_that_the_hub_refuses_are_reported_and_nothing_is_pushed(tmp_path: Path) -> None:
+    write_card(make_facts("coco_full"), tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    push: dict[str, Any] = {"private": None, "message": "Upload", "waits": []}
+    with HubServer() as hub:
+        api = HfApi(endpoint=hub.url, token=WRITE_TOKEN)
+        hub.inject("POST .*/validate-yaml", status=400)
+        with pytest.raises(PushError, match=r"(?s)metadata.*finish with"):
+            push_folder(tmp_path, "lab/captioner", api=api, **push)
+        assert len(hub.commits("lab/captioner")) == 1  # the Hub's own
+        push_folder(tmp_path, "lab/captioner", api=api, **push)
+        assert len(hub.commits("lab/captioner")) == 2
 
 
 def test_captions_cannot_break_the_card() -> None:
