@@ -139,10 +139,10 @@ class EarlyStopping(EarlyStoppingCallback):
         saved: dict[str, Any] = state.stateful_callbacks.get(type(self).__name__, {}) if state.global_step else {}
         self.early_stopping_patience_counter = saved.get("attributes", {}).get("early_stopping_patience_counter", 0)
 
-    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
         """Compare with the best evaluation so far."""
-        if "eval_loss" in kwargs["metrics"]:
-            super().on_evaluate(args, state, control, **kwargs)
+        if "eval_loss" in metrics:
+            super().on_evaluate(args, state, control, metrics, **kwargs)
 
 
 class SelfCriticalTrainer(CaptionTrainer):
@@ -235,7 +235,7 @@ class SelfCriticalTrainer(CaptionTrainer):
         return module.vision_model(pixel_values=inputs["pixel_values"]).last_hidden_state
 
     def _draw(self, image_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Samples `(images, samples, tokens)` and, where they are the baseline, greedy captions `(images, 1, tokens)`."""
+        """Samples `(images, samples, tokens)`, and greedy captions `(images, 1, tokens)` as their baseline."""
         count = self.objective.num_generations
         model = self._module(self.model)
         common: dict[str, Any] = {
