@@ -192,6 +192,15 @@ def test_adjacent_rows_of_an_image_are_one_and_others_are_refused(tmp_path: Path
     assert "Sort the data" in end["progress"].fault
 
 
+def test_a_sum_of_splits_is_one_stream(tmp_path: Path) -> None:
+    folder = write_parquet(tmp_path / "data", [[embedded(number, text="a")] for number in range(3)])
+    (folder / "train-02.parquet").rename(folder / "validation.parquet")
+    rows = list(islice(stream(folder, train_split="train + validation"), 6))
+    assert Counter(map(number_of, rows)) == {0: 2, 1: 2, 2: 2}
+    with pytest.raises(RecipeError, match="restval"):
+        stream(folder, train_split="train+restval")
+
+
 @pytest.fixture(name="with_bad_rows")
 def fixture_with_bad_rows(tmp_path: Path) -> Path:
     """Six rows, of which one has no picture and one no caption."""
