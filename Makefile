@@ -49,5 +49,5 @@ fuzz: install  ## odd inputs of every kind; FUZZ_INPUTS says how many
 clean:
 	rm -rf .venv
 
-examples: quickstart  ## the example cards, from the runs that they describe
+examples: install  ## the example cards, from the runs that they describe
 	PYTHONPATH=. $(BIN)/python tests/make_examples.py

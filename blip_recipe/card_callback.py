@@ -67,11 +67,11 @@ class CardCallback(TrainerCallback, ExportableState):
         saved: dict[str, Any] = state.stateful_callbacks.get(type(self).__name__, {}) if state.global_step else {}
         before = saved.get("attributes", {})
         self.seconds, self.peak_memory = before.get("seconds", 0.0), before.get("peak_memory")
-        self._resumed_at = time.monotonic()
         energy = before.get("energy")
         # Of a training that was measured in part, the card could only tell a part.
         if self._meter and state.is_world_process_zero and (energy or not before):
             self._meter.start(EnergyFacts(**energy) if energy else None)
+        self._resumed_at = time.monotonic()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
 

@@ -1,6 +1,6 @@
 """Make the example cards of `model_cards/examples` anew, each by the run that it describes.
 
-python tests/make_examples.py            # trains all five: ten minutes on two idle cores
+python tests/make_examples.py            # trains all five, and keeps what the runs leave
 python tests/make_examples.py --render   # after a change of the templates: writes the cards again from their facts
 
 The quickstart comes first; the others start from its model, published under a made-up name on a Hub on loopback.
@@ -54,27 +54,22 @@ LARGEST_PICTURE = 200_000
 
 
 def main() -> None:
-    """Train and keep what the runs leave, or render again."""
+    """Train and keep what the runs leave, unless only the cards are to be written."""
     parser = argparse.ArgumentParser(description="Make the example cards anew.")
     parser.add_argument("--render", action="store_true", help="only write the cards again, from the facts kept")
     parser.add_argument(
         "--outputs", type=Path, default=CHECKOUT / "outputs", help="where the runs are; default: outputs"
     )
     arguments = parser.parse_args()
-    if arguments.render:
-        for name in EXAMPLES:
-            (FOLDER / name / "README.md").write_text(render_card(read_facts(name)), encoding="utf-8", newline="\n")
-        return
-    outputs = arguments.outputs.resolve()
-    run_checked(
-        "blip_recipe.finetune",
-        f"recipes/{QUICKSTART}.json",
-        "--output_dir",
-        f"outputs/{QUICKSTART}",
-        cwd=outputs.parent,
-        timeout=3600,
-    )
-    keep(outputs / QUICKSTART)
+    if not arguments.render:
+        train_all(arguments.outputs.resolve())
+    for name in EXAMPLES:
+        (FOLDER / name / "README.md").write_text(render_card(read_facts(name)), encoding="utf-8", newline="\n")
+
+
+def train_all(outputs: Path) -> None:
+    """Run the quickstart, and from its model the others; keep what each leaves."""
+    finetune(QUICKSTART, [f"recipes/{QUICKSTART}.json"], outputs)
     with HubServer({WRITE_TOKEN: Token(USER)}) as hub:
         files = {name: path.read_bytes() for name, path in published_files(outputs / QUICKSTART).items()}
         files["README.md"] = files["README.md"].replace(
@@ -82,16 +77,16 @@ def main() -> None:
         )
         hub.publish_model(BASE, files)
         for name, options in FROM_BASE.items():
-            train_from_base(name, options, outputs, hub)
-            keep(outputs / name)
+            push = ["--push_to_hub", "true", "--hub_model_id", f"{USER}/{name.replace('_', '-')}"]
+            arguments = ["recipes/shapes_lora.json", "--model_name_or_path", BASE, *push, *options]
+            finetune(name, arguments, outputs, env=hub.environment())
 
 
-def train_from_base(name: str, options: list[str], outputs: Path, hub: HubServer) -> None:
-    """Run the recipe of the second caption style on the published quickstart, and publish the result beside it."""
-    names = ["--model_name_or_path", BASE, "--output_dir", f"outputs/{name}", "--overwrite_output_dir", "true"]
-    push = ["--push_to_hub", "true", "--hub_model_id", f"{USER}/{name.replace('_', '-')}"]
-    arguments = ["recipes/shapes_lora.json", *names, *push, *options]
-    run_checked("blip_recipe.finetune", *arguments, cwd=outputs.parent, env=hub.environment(), timeout=3600)
+def finetune(name: str, arguments: list[str], outputs: Path, env: dict[str, str] | None = None) -> None:
+    """Run the main job anew in `outputs/name`, and keep what it leaves."""
+    output_dir = ["--output_dir", f"{outputs.name}/{name}", "--overwrite_output_dir", "true"]
+    run_checked("blip_recipe.finetune", *arguments, *output_dir, cwd=outputs.parent, env=env, timeout=3600)
+    keep(outputs / name)
 
 
 def keep(run: Path) -> None:

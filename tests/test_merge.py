@@ -40,33 +40,41 @@ def metadata_of(folder: Path) -> Any:
     return ModelCard.load(folder / "README.md").data
 
 
-@pytest.mark.parametrize("place", ["disk", "hub"])
-def test_a_merged_model_has_a_card_with_the_adapters_scores_and_can_be_pushed(
-    place: str, adapter: Path, tmp_path: Path
+def test_a_merged_model_has_a_card_with_the_scores_and_pictures_of_an_adapter_on_the_hub(
+    adapter: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "merged"
     with HubServer() as hub:
         hub.publish_model(BASE, adapter.parent / "base")
         hub.publish_model("lab/blip-coco", adapter)
-        source = str(adapter) if place == "disk" else "lab/blip-coco"
-        run_checked("blip_recipe.merge", source, out, env=hub.environment())
+        run_checked("blip_recipe.merge", "lab/blip-coco", out, env=hub.environment())
         for name in CARRIED_FILES:
             assert (out / name).read_bytes() == (adapter / name).read_bytes()
         assert read_json(out / "recipe.json")["merge_adapter"]
-        run_checked("blip_recipe.push", out, "--repo_id", "lab/merged", env=hub.environment())
-        published = hub.files("lab/merged")
-        assert hub.repositories["model", "lab/merged"].private
     data, text = metadata_of(out), (out / "README.md").read_text(encoding="utf-8")
-    assert published["README.md"] == (out / "README.md").read_bytes()
-    assert {"model.safetensors", "recipe.json", *CARRIED_FILES} <= published.keys()
     assert (data.library_name, data.base_model) == ("transformers", BASE)
     assert data.to_dict()["base_model_relation"] == "finetune"
     results = json.loads((adapter / "all_results.json").read_text())
     assert {f"test_{each.metric_type}": each.metric_value for each in data.eval_results} == results
-    assert data.model_name == "lab/merged"
+    assert data.model_name == "ORG/NAME"
     assert "was not measured anew" in text
-    assert 'model="lab/merged"' in text
+    assert 'model="ORG/NAME"' in text
     assert 'model="lab/blip-coco"' not in text
+
+
+def test_a_merged_model_is_pushed_as_private_as_its_adapter_was(adapter: Path, tmp_path: Path) -> None:
+    out = tmp_path / "merged"
+    with HubServer() as hub:
+        hub.publish_model(BASE, adapter.parent / "base")
+        run_checked("blip_recipe.merge", adapter, out, env=hub.environment())
+        run_checked("blip_recipe.push", out, "--repo_id", "lab/merged", env=hub.environment())
+        published = hub.files("lab/merged")
+        assert hub.repositories["model", "lab/merged"].private
+    assert {"model.safetensors", "README.md", "recipe.json", *CARRIED_FILES} <= published.keys()
+    card = published["README.md"].decode()
+    assert card == (out / "README.md").read_text(encoding="utf-8")
+    assert 'model="lab/merged"' in card
+    assert metadata_of(out).model_name == "lab/merged"
 
 
 def test_only_headings_outside_of_code_begin_a_section() -> None:

@@ -21,6 +21,7 @@ from jinja2 import UndefinedError
 
 from blip_recipe.card_callback import CardCallback
 from blip_recipe.card_facts import Source, gather_facts, read_source
+from blip_recipe.data.checks import SKIPPED_FILE, SkippedRow, write_skipped_rows
 from blip_recipe.errors import PushError
 from blip_recipe.folded_card import fold_card
 from blip_recipe.hub import push_folder
@@ -337,6 +338,14 @@ def test_only_the_first_images_of_a_split_are_said_to_be_the_first() -> None:
     card = render_card(make_facts("coco_full", "--max_eval_samples=3"))
     assert "on the first 3 images with 6 reference captions" in card
     assert "| test | `test` | the first 3 | 6 |" in card
+
+
+def test_rows_that_were_skipped_are_counted_on_the_card(tmp_path: Path) -> None:
+    skipped = [SkippedRow(row, row, "train", "not a picture:\u2028\n?") for row in (3, 5, 8)]
+    write_skipped_rows(tmp_path / SKIPPED_FILE, skipped)
+    card = render_card(make_facts("coco_full", f"--output_dir={tmp_path}"))
+    assert "3 rows more could not be used" in card
+    assert "could not be used" not in render_card(make_facts("coco_full"))
 
 
 def test_the_language_is_read_off_columns_cards_or_words() -> None:
