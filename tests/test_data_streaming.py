@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from captioners import save_captioner
 from commands import run_checked, run_script
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
@@ -362,7 +363,12 @@ def losses(folder: Path) -> list[float]:
 def test_a_run_goes_on_bit_for_bit_within_a_pass(tmp_path: Path) -> None:
     rows = [embedded(number + 10, captions=[f"picture {number}", "a picture"]) for number in range(26)]
     folder = write_parquet(tmp_path / "data", [rows[:7], rows[7:16], rows[16:]])
-    keys: Row = {"max_steps": 10, "captions_per_image": 1, "gradient_accumulation_steps": 2}
+    save_captioner(tmp_path / "base")
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    config["text_config"] |= {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config))
+    keys: Row = {"model_name_or_path": str(tmp_path / "base"), "image_size": None}
+    keys |= {"max_steps": 10, "captions_per_image": 1, "gradient_accumulation_steps": 2}
     keys |= {"save_strategy": "steps", "save_steps": 4, "save_total_limit": 5, "dataloader_num_workers": 2}
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     main([str(recipe(folder, whole, **keys))])
@@ -376,8 +382,9 @@ def test_a_run_goes_on_bit_for_bit_within_a_pass(tmp_path: Path) -> None:
         assert "| 26 | 52 |" in card
         assert "| epochs, steps | 3.08, 10 |" in card
     other = recipe(folder, tmp_path / "other", **keys | {"dataloader_num_workers": 3})
-    main([str(recipe(folder, resumed, **keys)), "--resume_from_checkpoint", str(whole / "checkpoint-10")])
-    assert read_state(resumed)["global_step"] == 10
+    trained = tmp_path / "trained"
+    main([str(recipe(folder, trained, **keys)), "--resume_from_checkpoint", str(whole / "checkpoint-10")])
+    assert read_state(trained)["global_step"] == 10
     with pytest.raises(RecipeError, match="dataloader_num_workers"):
         main([str(other), "--resume_from_checkpoint", checkpoint])
 
