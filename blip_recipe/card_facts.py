@@ -52,6 +52,14 @@ ENGLISH_SHARE = 0.25
 PTB = "the PTB tokenizer of the COCO caption tools"
 LIKE_PTB = "in Python, as the COCO caption tools' PTB tokenizer does on ordinary captions (no Java was found)"
 
+HABIT_LABELS = {
+    "caption_length": "words a caption",
+    "distinct_words": "different words, share of all",
+    "repeated_ngrams": "repeated 4-grams, share",
+    "bad_endings": "captions ending within a phrase, share",
+}
+"""What self-critical training is known to spoil, as it is scored beside captions."""
+
 PACKAGES = ("blip-recipe", "transformers", "torch", "datasets", "peft", "bitsandbytes")
 
 
@@ -189,6 +197,7 @@ def result_facts(
     return ResultFacts(
         scored=scored,
         scores=score_facts(results, scored.role) if scored else [],
+        habits=habit_facts(results, scored.role) if scored else [],
         tokenization=PTB if tokenized_with_java else LIKE_PTB,
         distinct_captions=len({each["caption"] for each in predictions}),
         samples=samples,
@@ -203,6 +212,15 @@ def score_facts(results: Mapping[str, float], role: str) -> list[ScoreFacts]:
     return [
         ScoreFacts(name, label, results[f"{role}_{name}"], results.get(f"baseline_{name}"))
         for name, label in labels.items()
+        if f"{role}_{name}" in results
+    ]
+
+
+def habit_facts(results: Mapping[str, float], role: str) -> list[ScoreFacts]:
+    """The habits of the captions of a role, each beside the base model's; self-critical training asks for them."""
+    return [
+        ScoreFacts(name, label, results[f"{role}_{name}"], results.get(f"baseline_{name}"))
+        for name, label in HABIT_LABELS.items()
         if f"{role}_{name}" in results
     ]
 
@@ -274,7 +292,26 @@ def describe_training(recipe: Recipe[Any], train: tuple[int, int], callback: Car
         "prompt": format_code(recipe.data.prompt) if recipe.data.prompt else "none",
         "seed": str(args.seed),
     }
+    if recipe.objective.stage == "scst":
+        for name in ("image-caption pairs a step", "captions of an image a step", "label smoothing"):
+            del settings[name]
+        settings |= describe_self_critical(recipe, images)
     return settings | describe_adaptation(recipe)
+
+
+def describe_self_critical(recipe: Recipe[Any], images: int) -> dict[str, str]:
+    """The settings of self-critical training with `images` a step."""
+    objective = recipe.objective
+    baselines = {"leave_one_out": "the mean of the other samples of the image", "greedy": "the greedy caption"}
+    rewards = [("CIDEr-D", objective.cider_reward_weight), ("BLEU-4", objective.bleu_reward_weight)]
+    return {
+        "objective": "expected reward of sampled captions (self-critical sequence training), without dropout",
+        "reward": " + ".join(f"{weight:g} × {name}" for name, weight in rewards if weight) + ", end token included",
+        "samples a step": f"{images * objective.num_generations:,} ({objective.num_generations} an image)",
+        "baseline of a sample": baselines[objective.scst_baseline],
+        "pull to the starting model": f"{objective.kl_coef:g} a nat" if objective.kl_coef else "none",
+        "share of cross entropy": f"{objective.xe_weight:g}",
+    }
 
 
 def describe_adaptation(recipe: Recipe[Any]) -> dict[str, str]:

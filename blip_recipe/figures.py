@@ -35,6 +35,16 @@ INK, GREY, LINE, PANEL, LETTERBOX = "#1f2328", "#59636e", "#d1d9e0", "#ffffff", 
 TRAINING, EVALUATION, SCORE = "#0969da", "#bc4c00", "#1a7f37"
 TITLE_COLOURS = {"best": "#1a7f37", "median": "#0969da", "worst": "#bc4c00"}
 
+SAMPLE_CURVES = {
+    "reward": "Reward of samples",
+    "kl": "KL from the start, nats a caption",
+    "caption_length": "Words of a sample",
+    "distinct_words": "Different words, share",
+    "repeated_ngrams": "Repeated 4-grams, share",
+    "bad_endings": "Bad endings, share",
+}
+"""What self-critical training logs of its samples, two curves a row below the losses."""
+
 SCORE_LABELS = {
     "cider": "CIDEr",
     "bleu_4": "BLEU-4",
@@ -142,7 +152,7 @@ def draw_training_curves(log_history: Sequence[Mapping[str, Any]], path: Path) -
 
     Args:
         log_history: Trainer's, with `step` and any of `loss`, `eval_loss`, `eval_cider` an entry. A run so short that
-            it logged no `loss` has the mean of the run at its end (`train_loss`).
+            it logged no `loss` has the mean of the run at its end (`train_loss`). Self-critical training adds rows.
         path: The file.
     """
     curves = {
@@ -150,18 +160,25 @@ def draw_training_curves(log_history: Sequence[Mapping[str, Any]], path: Path) -
         "evaluation": _points(log_history, "eval_loss"),
     }
     score = next((name for name in SCORE_LABELS if _points(log_history, f"eval_{name}")), None)
+    sampled = [name for name in SAMPLE_CURVES if _points(log_history, name)]
+    rows = 1 + math.ceil(len(sampled) / 2)
     with _plain_style():
-        figure, _ = _panel(WIDTH, 640)
+        figure, _ = _panel(WIDTH, 640 * rows)
         columns = 2 if score else 1
         last_step = max((entry["step"] for entry in log_history), default=1)
-        axes = _curve_axes(figure, 0, columns, "Loss", last_step)
+        for number, name in enumerate(sampled):
+            place = {"row": 1 + number // 2, "rows": rows}
+            axes = _curve_axes(figure, number % 2, 2, SAMPLE_CURVES[name], last_step, **place)
+            _draw_curve(axes, _points(log_history, name), name, TRAINING)
+        axes = _curve_axes(figure, 0, columns, "Loss", last_step, rows=rows)
         for name, colour in (("training", TRAINING), ("evaluation", EVALUATION)):
             if curves[name]:
                 _draw_curve(axes, curves[name], name, colour)
         if any(curves.values()):
             axes.legend(frameon=False, labelcolor=INK, fontsize=24)
         if score:
-            axes = _curve_axes(figure, 1, columns, f"{SCORE_LABELS[score]} on the evaluation split", last_step)
+            title = f"{SCORE_LABELS[score]} on the evaluation split"
+            axes = _curve_axes(figure, 1, columns, title, last_step, rows=rows)
             points = _points(log_history, f"eval_{score}")
             _draw_curve(axes, points, SCORE_LABELS[score], SCORE)
             axes.set_ylim(0, 1.1 * max(value for _, value in points) or 1)
@@ -250,11 +267,13 @@ def _points(log_history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[fl
     return [(entry["step"], entry[key]) for entry in log_history if key in entry]
 
 
-def _curve_axes(figure: Figure, column: int, columns: int, title: str, last_step: int) -> Axes:
+def _curve_axes(
+    figure: Figure, column: int, columns: int, title: str, last_step: int, *, row: int = 0, rows: int = 1
+) -> Axes:
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     left, right = 0.065 + column * 0.49, 0.97 if column == columns - 1 else 0.47
-    axes = figure.add_axes((left, 0.165, right - left, 0.68), facecolor="none")
+    axes = figure.add_axes((left, (rows - 1 - row + 0.165) / rows, right - left, 0.68 / rows), facecolor="none")
     axes.set_title(title, loc="left", color=INK, fontsize=28, fontweight="bold", pad=18)
     axes.set_xlabel("step", color=GREY, fontsize=24, labelpad=10)
     axes.tick_params(colors=GREY, labelsize=22, length=0, pad=8)

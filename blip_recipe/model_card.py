@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -110,6 +110,7 @@ class ResultFacts:
         samples: Best, median and worst caption.
         ranked_by: Label of the score that they were ranked by; None where no image has a score.
         undrawn: The characters of the samples that no font had when `samples.png` was drawn.
+        habits: What self-critical training may spoil, measured as the scores are; empty after any other.
     """
 
     scored: SplitFacts | None
@@ -119,6 +120,7 @@ class ResultFacts:
     samples: list[SampleFacts]
     ranked_by: str | None
     undrawn: str
+    habits: list[ScoreFacts] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

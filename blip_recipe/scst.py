@@ -139,7 +139,7 @@ class EarlyStopping(EarlyStoppingCallback):
         saved: dict[str, Any] = state.stateful_callbacks.get(type(self).__name__, {}) if state.global_step else {}
         self.early_stopping_patience_counter = saved.get("attributes", {}).get("early_stopping_patience_counter", 0)
 
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any, **kwargs: Any) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         """Compare with the best evaluation so far."""
         if "eval_loss" in metrics:
             super().on_evaluate(args, state, control, metrics, **kwargs)
