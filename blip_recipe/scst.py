@@ -40,11 +40,16 @@ from blip_recipe.rewards import CaptionReward, caption_habits
 from blip_recipe.trainer import CaptionTrainer, predicted_tokens
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
     from blip_recipe.recipe import ObjectiveArguments
 
 logger = logging.getLogger(__name__)
+
+Scored = tuple[torch.Tensor, torch.Tensor | None, dict[str, float]]
+"""Rewards `(images, samples)`, those of greedy captions `(images,)`, and the habits of the samples."""
 
 
 def lay_out(token_ids: torch.Tensor, prompt: torch.Tensor, sep_token_id: int) -> dict[str, torch.Tensor]:
@@ -210,7 +215,7 @@ class SelfCriticalTrainer(CaptionTrainer):
         losses = F.pad(outputs.token_losses, (1, 0))
         surprise = losses[:, :room].view(*token_ids.shape[:2], -1).sum(2)
         divergence = self._divergence(inputs, image_embeds, batch, surprise.detach())
-        rewards, greedy, habits = scored.result()
+        rewards, greedy, habits = self._wait_for_scores(scored)
         worth = rewards.to(surprise) - self.objective.kl_coef * divergence
         advantage = advantages(worth, None if greedy is None else greedy.to(surprise))
         images, tokens = (num_items_in_batch / self.accelerator.num_processes).tolist()
@@ -219,6 +224,9 @@ class SelfCriticalTrainer(CaptionTrainer):
             loss = (1 - self.objective.xe_weight) * loss + self.objective.xe_weight * losses[:, room:].sum() / tokens
         self._note(len(rewards), {"reward": float(rewards.mean()), "kl": float(divergence.mean()), **habits})
         return (loss, outputs) if return_outputs else loss
+
+    def _wait_for_scores(self, scored: Future[Scored]) -> Scored:
+        return scored.result()
 
     @property
     def _has_xe(self) -> bool:
@@ -260,9 +268,7 @@ class SelfCriticalTrainer(CaptionTrainer):
         assert drawn is not None
         return drawn, None if greedy is None else greedy.cpu()
 
-    def _score(
-        self, rows: list[int], token_ids: torch.Tensor, greedy_ids: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, float]]:
+    def _score(self, rows: list[int], token_ids: torch.Tensor, greedy_ids: torch.Tensor | None) -> Scored:
         """Rewards `(images, samples)` and those of greedy captions `(images,)`, and the habits of the samples."""
         captions, rewards = self._score_captions(rows, token_ids)
         ended = (token_ids == self.sep_token_id).any(2)

@@ -1,0 +1,167 @@
+"""What a step of self-critical training costs next to one of cross entropy on the same images. From the checkout:
+
+python -m benchmarks.scst                                   # CPU: base width, 4+4 layers, 384 pixels, fp32
+python -m benchmarks.scst --size base --images 32           # one GPU: ViT-B, bf16
+
+Weights are random, pictures made, and every picture has five captions and five samples. A model with random weights
+hardly ever ends a caption, so every sample has all of `--max_length` tokens: 14 by default, as long as COCO's longer
+ones. Both sides take turns; the median of their steps counts. The seconds of scoring are those that the thread took,
+and those that the step waited for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from datasets import Dataset
+from transformers import default_data_collator
+
+from benchmarks.common import RESULTS, machine, seconds_of, write_results
+from benchmarks.training import StepTimes
+from benchmarks.workload import SIZES, made_captions, made_images
+from blip_recipe.errors import run_command
+from blip_recipe.modeling import IGNORED, BlipForCaptioning
+from blip_recipe.recipe import DataArguments, GenerationArguments, ObjectiveArguments
+from blip_recipe.scst import SelfCriticalTrainer
+from blip_recipe.tiny import build_tokenizer
+from blip_recipe.trainer import CaptionTrainer
+from blip_recipe.training_arguments import CaptionTrainingArguments
+
+SAMPLES = 5
+WORDS = [f"w{number}" for number in range(30000)]
+
+
+def main() -> None:
+    """Time both sides, print the table, write the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--images", type=int, default=2, help="Images a step.")
+    parser.add_argument("--steps", type=int, default=2, help="Timed steps of a turn, after one that warms up.")
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--max_length", type=int, default=14, help="Tokens of every sample, [DEC] included.")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    seconds: dict[str, list[float]] = {side: [] for side in SIDES}
+    scoring: list[tuple[float, float]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for _ in range(options.turns):
+            for side in SIDES:
+                seconds[side] += run_turn(side, folder, options, device, scoring)
+    xe, scst = (statistics.median(seconds[side]) for side in SIDES)
+    worked, waited = (statistics.median(column) for column in zip(*scoring, strict=True))
+    row = {
+        "images a step": options.images,
+        "tokens a sample": options.max_length - 1,
+        "cross entropy: s a step": round(xe, 3),
+        "self-critical: s a step": round(scst, 3),
+        "self-critical / cross entropy": round(scst / xe, 2),
+        "scoring: share of the step": round(worked / scst, 4),
+        "waiting for scores: share of the step": round(waited / scst, 4),
+    }
+    output = options.output or RESULTS / f"scst_{options.size}_{device.type}.json"
+    gpu = torch.cuda.get_device_name() if device.type == "cuda" else None
+    write_results(output, machine(["torch", "transformers"], gpu=gpu, threads=torch.get_num_threads()), [row])
+
+
+class TimedTrainer(SelfCriticalTrainer):
+    """Notes how long scores take, and how long the step waits for them."""
+
+    times: list[tuple[float, float]]
+
+    def _score(self, *args: Any) -> Any:
+        began = time.perf_counter()
+        scored = super()._score(*args)
+        self.worked = time.perf_counter() - began
+        return scored
+
+    def _wait_for_scores(self, scored: Any) -> Any:
+        waited = seconds_of(scored.result)
+        self.times.append((self.worked, waited))
+        return super()._wait_for_scores(scored)
+
+
+SIDES: dict[str, Any] = {"cross entropy": CaptionTrainer, "self-critical": TimedTrainer}
+
+
+def run_turn(
+    side: str, folder: str, options: argparse.Namespace, device: torch.device, scoring: list[tuple[float, float]]
+) -> list[float]:
+    """Seconds of the timed steps of a side."""
+    torch.manual_seed(0)
+    config = SIZES[options.size].config()
+    processor = Processor()
+    config.text_config.vocab_size = len(processor.tokenizer)
+    config.text_config.bos_token_id = processor.tokenizer.bos_token_id
+    config.text_config.sep_token_id = processor.tokenizer.sep_token_id
+    model = BlipForCaptioning(config).use_sdpa()
+    times = StepTimes(device)
+    steps = 1 + options.steps
+    objective = {} if side == "cross entropy" else {"objective": ObjectiveArguments("scst", SAMPLES)}
+    trainer = SIDES[side](
+        model,
+        CaptionTrainingArguments(
+            output_dir=folder,
+            max_steps=steps,
+            per_device_train_batch_size=options.images,
+            report_to="none",
+            save_strategy="no",
+            logging_steps=1000,
+            dataloader_num_workers=0,
+            disable_tqdm=True,
+        ),
+        processor=cast("Any", processor),
+        data=DataArguments(),
+        generation=GenerationArguments(generation_max_length=options.max_length),
+        scorer=cast("Any", None),
+        train_dataset=cast("Any", MadeRows(options.images * steps)),
+        callbacks=[times],
+        **objective,
+    )
+    trainer._prepare_inputs = lambda inputs: {name: each.to(device) for name, each in inputs.items()}
+    trainer.data_collator = default_data_collator
+    trainer.times = scoring
+    trainer.train()
+    return times.seconds[1:]
+
+
+class Processor:
+    """A tokenizer of as many words as BLIP's has pieces."""
+
+    def __init__(self) -> None:
+        self.tokenizer = build_tokenizer(WORDS)
+        self.model_input_names = ["pixel_values"]
+
+
+class MadeRows(torch.utils.data.Dataset):
+    """Made pictures with five captions each, as the collator lays them out."""
+
+    def __init__(self, images: int) -> None:
+        self.captions = made_captions(images)
+        self.pictures = made_images(2)
+        texts = [[" ".join(f"w{token}" for token in ids[1:-1].tolist()) for ids in each] for each in self.captions]
+        self.rows = Dataset.from_dict({"captions": texts})
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        ids = torch.cat(self.captions[row]).clamp(max=29000)
+        positions = torch.cat([torch.arange(len(each)) for each in self.captions[row]])
+        return {
+            "row": torch.tensor(row),
+            "pixel_values": self.pictures[row % 2],
+            "input_ids": ids,
+            "position_ids": positions,
+            "labels": ids.masked_fill(positions == 0, IGNORED),
+        }
+
+
+if __name__ == "__main__":
+    run_command(main)
