@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from captioners import save_captioner
+from captioners import CAPTIONS, draw_pictures, save_captioner
 from commands import run_checked
 from safetensors.torch import load_file
 
@@ -194,11 +194,7 @@ def test_dropout_passes_all_in_training_mode() -> None:
 SMALL: dict[str, Any] = {
     "stage": "scst",
     "num_generations": 3,
-    "dataset_name": "shapes",
     "augmentation": "none",
-    "captions_per_image": 1,
-    "max_train_samples": 24,
-    "max_eval_samples": 4,
     "metrics": ["bleu"],
     "generation_num_beams": 1,
     "generation_max_length": 8,
@@ -214,6 +210,10 @@ SMALL: dict[str, Any] = {
 }
 
 
+def places(base: Path) -> dict[str, str]:
+    return {"model_name_or_path": str(base), "dataset_name": str(base.parent / "pictures")}
+
+
 def build(folder: Path, base: Path, **keys: Any) -> tuple[SelfCriticalTrainer, Recipe[FinetuneOptions]]:
     """A trainer as the command builds it."""
     from transformers import set_seed
@@ -225,7 +225,7 @@ def build(folder: Path, base: Path, **keys: Any) -> tuple[SelfCriticalTrainer, R
 
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "recipe.json"
-    file.write_text(json.dumps(SMALL | {"model_name_or_path": str(base), "output_dir": str(folder / "out")} | keys))
+    file.write_text(json.dumps(SMALL | places(base) | {"output_dir": str(folder / "out")} | keys))
     recipe = read_recipe(FinetuneOptions, prog="", description="", recipe_needed=True, argv=[str(file)])
     set_seed(recipe.training.seed)
     model, processor = build_model(recipe.model, recipe.generation, [])
@@ -237,8 +237,16 @@ def build(folder: Path, base: Path, **keys: Any) -> tuple[SelfCriticalTrainer, R
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A captioner that says something else of every picture."""
-    return save_captioner(tmp_path_factory.mktemp("base"))
+    """A captioner that says something else of every picture, with a folder of pictures beside it."""
+    folder = tmp_path_factory.mktemp("base")
+    for split, count in {"train": 24, "validation": 4, "test": 4}.items():
+        pictures = draw_pictures(folder / "pictures" / split, count)
+        lines = [
+            {"file_name": path.name, "captions": [CAPTIONS[number % 4], CAPTIONS[(number + 1) % 4]]}
+            for number, path in enumerate(pictures)
+        ]
+        (folder / "pictures" / split / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return save_captioner(folder / "model")
 
 
 def trained(trainer: SelfCriticalTrainer) -> dict[str, torch.Tensor]:
@@ -366,7 +374,7 @@ def test_keys_that_cannot_work_are_refused(keys: dict[str, Any]) -> None:
 
 def test_two_processes_train_and_the_card_tells_of_it(tmp_path: Path, base: Path) -> None:
     file = tmp_path / "scst.json"
-    recipe = SMALL | {"model_name_or_path": str(base), "test_split": "test", "max_steps": 3, "kl_coef": 0.1}
+    recipe = SMALL | places(base) | {"test_split": "test", "max_steps": 3, "kl_coef": 0.1}
     file.write_text(json.dumps(recipe | {"logging_steps": 1, "per_device_train_batch_size": 2}))
     out = tmp_path / "out"
     run_checked("blip_recipe.finetune", file, "--output_dir", out, processes=2)
