@@ -64,6 +64,7 @@ def test_sixteen_bits_of_grey_are_scaled_and_not_clipped(weird: dict[str, Path])
     assert abs(float(grey8.mean()) - float(grey16.mean())) < 20
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 255), min_size=4, max_size=4))
 def test_grey_values_mean_the_same_in_every_depth(values: list[int]) -> None:
     grey = np.array(values, dtype=np.uint8).reshape(2, 2)
