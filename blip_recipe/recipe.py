@@ -463,6 +463,11 @@ def check_recipe(recipe: Recipe[FinetuneOptions]) -> None:
             "FSDP is asked for, but accelerate cannot shard BLIP: the bias of its tied LM head would be in two groups. "
             "BLIP has under half a billion parameters: start several processes without FSDP (DistributedDataParallel)."
         )
+    if recipe.objective.stage == "scst" and data.streaming:
+        raise RecipeError(
+            "stage is 'scst' and streaming is true, but self-critical training counts the words of all captions first: "
+            "leave one of them out."
+        )
     if recipe.push_to_hub and training.hub_revision is not None:
         raise RecipeError(
             f"hub_revision is {training.hub_revision!r}, but a finished model is pushed to main: leave it out; hub_tag "

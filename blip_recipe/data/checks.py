@@ -124,7 +124,7 @@ def _find_bad_rows(rows: Dataset, split: str) -> list[SkippedRow]:
 
     def find_fault(row: int) -> str | None:
         record = rows[row]
-        return _caption_fault(record["captions"]) or check_picture(record["image"])
+        return caption_fault(record["captions"]) or check_picture(record["image"])
 
     with ThreadPoolExecutor(min(32, threads)) as pool:
         faults = pool.map(find_fault, share)
@@ -135,7 +135,7 @@ def _find_bad_rows(rows: Dataset, split: str) -> list[SkippedRow]:
     return [SkippedRow(row, ids[row]["image_id"], split, reason) for row, reason in reasons.items()]
 
 
-def _caption_fault(captions: Sequence[str]) -> str | None:
+def caption_fault(captions: Sequence[str]) -> str | None:
     if not captions:
         return "it has no caption"
     longest = max(map(len, captions))

@@ -230,7 +230,7 @@ def _open(arguments: DataArguments, split: str) -> IterableDataset:
         stream = stream if stream.features else stream._resolve_features()
         return stream.decode(False)
     except (OSError, ValueError, TypeError, RuntimeError, DatasetsError) as error:
-        raise RecipeError(tables._explain(error, arguments, split)) from error
+        raise RecipeError(tables.explain_load_error(error, arguments, split)) from error
 
 
 def _count(streams: list[IterableDataset]) -> int | None:

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from blip_recipe.data.augmentation import augment
-from blip_recipe.data.checks import SkippedRow, _caption_fault
+from blip_recipe.data.checks import SkippedRow, caption_fault
 from blip_recipe.data.dataset import draw_captions
 from blip_recipe.data.images import BadImageError
 from blip_recipe.data.pixels import read_pixels
@@ -162,7 +162,7 @@ class CaptionStream(torch.utils.data.IterableDataset):
 
     def _open(self, image: StreamedImage) -> tuple[torch.Tensor | None, str]:
         """The pixels of an image, or what is wrong with it."""
-        if fault := _caption_fault(image.captions):
+        if fault := caption_fault(image.captions):
             return None, fault
         try:
             return read_pixels(self.split.picture(image.picture)), ""

@@ -76,7 +76,7 @@ def load_table(arguments: DataArguments, split: str, max_rows: int | None = None
         )
     except (OSError, ValueError, TypeError, RuntimeError, LookupError, AttributeError, DatasetsError) as error:
         # Its readers of broken files raise what their code happens to run into.
-        raise RecipeError(_explain(error, arguments, split)) from error
+        raise RecipeError(explain_load_error(error, arguments, split)) from error
 
 
 def _fetch_rows(arguments: DataArguments, split: str, max_rows: int | None) -> Dataset:
@@ -125,7 +125,7 @@ def _nearest(path: Path) -> str:
     return f" Did you mean {path.parent / nearest[0]}?" if nearest else f" {path.parent} has no {path.name}."
 
 
-def _explain(error: Exception, arguments: DataArguments, split: str) -> str:
+def explain_load_error(error: Exception, arguments: DataArguments, split: str) -> str:
     """What to do about an error of `datasets.load_dataset`."""
     name, reason = arguments.dataset_name, str(error.__cause__ or error)
     if "corresponds to no data" in reason:
