@@ -72,7 +72,9 @@ def fold_card(
         "decoding": decoding,
         "carried": retarget_card(drop_section(old.text, "Use"), recipe.get("hub_model_id") or PLACEHOLDER, PLACEHOLDER),
     }
-    metadata.library_name, metadata.model_name = "transformers", PLACEHOLDER
+    metadata.library_name = "transformers"
+    if metadata.eval_results:
+        metadata.model_name = PLACEHOLDER
     metadata.tags = list(dict.fromkeys([*(metadata.tags or []), "blip", "image-captioning", OUR_TAG, "lora"]))
     if base.on_hub:
         metadata.base_model, metadata.base_model_relation = base.name, "finetune"

@@ -275,7 +275,7 @@ def build_metadata(facts: CardFacts) -> ModelCardData:
         metrics=list(dict.fromkeys(_hub_metric(score.name) for score in scores if score.name != "loss")) or None,
         widget=[{"src": "samples.png", "example_title": "Scored pictures"}] if facts.results.samples else None,
         co2_eq_emissions=_emissions(facts.training),
-        model_name=facts.repo_id,
+        model_name=facts.repo_id if results else None,
         eval_results=results or None,
     )
 

@@ -115,6 +115,7 @@ def read_facts(name: str) -> CardFacts:
                 | {
                     "scored": results["scored"] and SplitFacts(**results["scored"]),
                     "scores": [ScoreFacts(**score) for score in results["scores"]],
+                    "habits": [ScoreFacts(**habit) for habit in results.get("habits", ())],
                     "samples": [SampleFacts(**sample) for sample in results["samples"]],
                 }
             ),

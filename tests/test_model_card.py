@@ -139,6 +139,11 @@ GOLDEN_CARDS: dict[str, dict[str, Any]] = {
     "merged": {"name": "coco_lora", "words": ["--merge_adapter=true", "--prompt="]},
     "merged_8bit": {"name": "coco_lora_8bit", "words": ["--merge_adapter=true", "--dataset_config_name=small"]},
     "quickstart": {"name": "shapes_tiny", "base": TINY, "dataset": SHAPES, "repo_id": None},
+    "self_critical": {
+        "name": "coco_scst",
+        "results": {"test_cider": 1.4, "baseline_cider": 1.3, "test_caption_length": 9.5, "baseline_caption_length": 9},
+    },
+    "lora_not_scored": {"name": "coco_lora", "results": {}, "predictions": [], "counts": {"train": (10, 50)}},
     "nothing_scored": {
         "name": "my_folder",
         "words": ["--freeze_vision=true", "--use_peft=false"],
