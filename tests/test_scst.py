@@ -328,8 +328,13 @@ def test_a_resumed_run_draws_and_learns_bit_for_bit(tmp_path: Path, base: Path) 
     assert [e["kl"] for e in lines[0]] == [e["kl"] for e in lines[1]]
 
 
-def test_an_adapter_is_pulled_to_the_base_and_nothing_else_is_trained(tmp_path: Path, base: Path) -> None:
-    trainer, _ = build(tmp_path, base, use_peft=True, lora_r=2, lora_dropout=0.5, kl_coef=0.5, max_steps=2)
+@pytest.mark.parametrize("eight_bit", [False, True])
+def test_an_adapter_is_pulled_to_the_base_and_nothing_else_is_trained(
+    tmp_path: Path, base: Path, eight_bit: bool
+) -> None:
+    trainer, _ = build(
+        tmp_path, base, use_peft=True, load_in_8bit=eight_bit, lora_r=2, lora_dropout=0.5, kl_coef=0.5, max_steps=2
+    )
     after = trained(trainer)
     assert all("lora" in name for name in after)
     assert any(weight.abs().max() > 0 for name, weight in after.items() if "lora_B" in name)
