@@ -64,7 +64,8 @@ def score_model(recipe: Recipe[EvaluateOptions]) -> None:
     from blip_recipe.trainer import build_trainer
 
     set_up_logs(recipe.training)
-    rows = load_split(recipe.data, recipe.data.eval_split, max_samples=recipe.data.max_eval_samples)
+    with recipe.training.main_process_first(desc="reading the data"):
+        rows = load_split(recipe.data, recipe.data.eval_split, max_samples=recipe.data.max_eval_samples)
     splits, skipped = check_splits({"eval": rows}, recipe.data)
     model, processor, _ = load_captioner(
         recipe.model.model_name_or_path,

@@ -53,12 +53,11 @@ def main(argv: list[str] | None = None) -> None:
     from blip_recipe.checkpoints import clear_output_dir, flush_files
     from blip_recipe.data import caption_datasets, check_splits, load_splits, texts, write_skipped_rows
     from blip_recipe.data.checks import SKIPPED_FILE
-    from blip_recipe.data.load import is_streamed
     from blip_recipe.data.shards import open_stream
     from blip_recipe.data.streaming import caption_stream
     from blip_recipe.frozen_vision import check_frozen, keep_embeddings
     from blip_recipe.logs import set_up_logs
-    from blip_recipe.memory import choose_checkpointing, longest_row
+    from blip_recipe.memory import choose_checkpointing, tokens_an_image
     from blip_recipe.metrics import CaptionScorer
     from blip_recipe.plan import format_plan
     from blip_recipe.published_files import PUBLISHED_FILES
@@ -71,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     sources = pin_sources(recipe, run)
     with recipe.training.main_process_first(desc="reading the data"):
         found = load_splits(recipe.data)
-        stream = open_stream(recipe.data) if is_streamed(recipe.data) else None
+        stream = open_stream(recipe.data) if recipe.data.is_streamed else None
     splits, skipped = check_splits(found, recipe.data)
     if stream:
         plan_steps(recipe.training, stream.images)
@@ -85,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
     check_fits(recipe, model, processor)
     if recipe.data.cache_image_embeds:
         check_frozen(model)
-    peak = choose_checkpointing(model, recipe.training, longest_row(splits["train"], processor.tokenizer, recipe.data))
+    peak = choose_checkpointing(model, recipe, tokens_an_image(recipe, splits["train"], processor.tokenizer))
     if recipe.options.dry_run:
         print(format_plan(recipe, model, splits, repo_id, peak, stream))
         if skipped:
@@ -120,6 +119,9 @@ def main(argv: list[str] | None = None) -> None:
                 write_skipped_rows(recipe.output_dir / SKIPPED_FILE, skipped)
         if recipe.model.merge_adapter:
             trainer = merge(trainer, recipe, processor, scorer, datasets)
+            if recipe.data.cache_image_embeds:
+                # A quantised image encoder is another one than the merged model's.
+                keep_embeddings(trainer, datasets)
         save_model(trainer, recipe)
         score(trainer, datasets)
     if trainer.is_world_process_zero():
@@ -215,6 +217,7 @@ def merge(trainer: CaptionTrainer, recipe: Recipe[FinetuneOptions], *parts: Any)
     trainer.save_model(str(adapter))
     trainer.accelerator.wait_for_everyone()
     model, _ = merged_captioner(str(adapter))
+    model.generation_config.update(**recipe.generation.generate_kwargs(), _from_model_config=False)
     merged = build_trainer(recipe, model, *parts)
     merged.state = trainer.state
     return merged

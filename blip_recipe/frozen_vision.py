@@ -48,7 +48,8 @@ def keep_embeddings(trainer: CaptionTrainer, datasets: Mapping[str, CaptionDatas
     """
     vision_model = trainer.accelerator.unwrap_model(trainer.model).vision_model
     args, image_processor = trainer.args, trainer.processor.image_processor
-    store = EmbeddingStore(vision_model, image_processor, torch.bfloat16 if args.bf16 else torch.float32)
+    dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
+    store = EmbeddingStore(vision_model.eval(), image_processor, dtype)
     store.check_space(sum(map(len, datasets.values())))
     for role, dataset in datasets.items():
         logger.info("Encoding the %s pictures that %s does not hold yet", role, store.folder)

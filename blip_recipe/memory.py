@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from contextlib import contextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedTokenizerBase
 
-    from blip_recipe.recipe import DataArguments
+    from blip_recipe.recipe import Recipe
     from blip_recipe.training_arguments import CaptionTrainingArguments
 
 OPTIMIZER_BYTES = {"adamw_torch": 8, "adamw_torch_fused": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "sgd": 0}
@@ -47,7 +46,7 @@ def estimate_peak_bytes(
         tokens: Tokens of the captions of an image together.
         checkpointing: Whether activations are computed again for the gradient.
     """
-    stored = sum(p.numel() * p.element_size() for p in [*model.parameters(), *model.buffers()])
+    stored = stored_bytes(model)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     moments = OPTIMIZER_BYTES.get(str(getattr(training.optim, "value", training.optim)), 8)
     gradients = GRADIENT_BYTES * trained
@@ -61,39 +60,69 @@ def estimate_peak_bytes(
     return stored + moments * trained + (activations + gradients if kept else max(activations, gradients))
 
 
-def choose_checkpointing(model: nn.Module, training: CaptionTrainingArguments, tokens: int) -> int:
+def choose_checkpointing(model: Any, recipe: Recipe[Any], tokens: int) -> int | None:
     """Switch gradient checkpointing on where a step would not fit a GPU without, unless the recipe decides it.
 
+    Args:
+        model: The model as it will be trained.
+        recipe: What says how.
+        tokens: Tokens of the captions of an image together.
+
     Returns:
-        Bytes at the peak of a step, as it will be taken.
+        Bytes at the peak of a step, as it will be taken; nothing where a step cannot be traced.
     """
-    estimate = partial(estimate_peak_bytes, model, training, training.train_batch_size, tokens)
-    if training.checkpointing_is_open and training.device.type == "cuda":
-        free = torch.cuda.mem_get_info(training.device)[0]
-        model.to(training.device)
-        if estimate(checkpointing=False) > SHARE_OF_MEMORY * free:
-            # Trainer reads the new name, accelerate's plugins the old one.
-            training.activation_checkpointing = training.gradient_checkpointing = True
-    peak = estimate(checkpointing=bool(training.activation_checkpointing))
+    training = recipe.training
+    # Self-critical training in full keeps a frozen copy of the model that it starts with, to measure divergence from.
+    copies = recipe.objective.stage == "scst" and recipe.objective.kl_coef and not recipe.model.use_peft
+    start = stored_bytes(model) if copies else 0
+
+    def estimate(checkpointing: bool) -> int:
+        return start + estimate_peak_bytes(
+            model, training, training.train_batch_size, tokens, checkpointing=checkpointing
+        )
+
+    try:
+        if training.checkpointing_is_open and training.device.type == "cuda":
+            if recipe.model.quantization is None:
+                model.to(training.device)
+            free = torch.cuda.mem_get_info(training.device)[0]
+            if estimate(checkpointing=False) - stored_bytes(model) > SHARE_OF_MEMORY * free:
+                # Trainer reads the new name, accelerate's plugins the old one.
+                training.activation_checkpointing = training.gradient_checkpointing = True
+        peak = estimate(checkpointing=bool(training.activation_checkpointing))
+    except RuntimeError as error:  # a kernel of a device that says nothing about the shape of its results
+        logger.warning("The memory of a step cannot be estimated here: %s", error)
+        return None
     logger.info("Memory: %s", describe_peak(training, peak))
     return peak
 
 
-def describe_peak(training: CaptionTrainingArguments, peak: int) -> str:
+def stored_bytes(model: nn.Module) -> int:
+    """Bytes of the weights and buffers."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.buffers()])
+
+
+def describe_peak(training: CaptionTrainingArguments, peak: int | None) -> str:
     """The memory of a step in words."""
+    if peak is None:
+        return "not known"
     checkpointing = ", with gradient checkpointing" if training.activation_checkpointing else ""
     size = f"{peak / 2**30:.1f} GiB" if peak > 2**30 else f"{peak / 2**20:.0f} MiB"
     return f"about {size} at the peak of a step, for each process{checkpointing}"
 
 
-def longest_row(rows: Dataset, tokenizer: PreTrainedTokenizerBase, data: DataArguments) -> int:
+def tokens_an_image(recipe: Recipe[Any], rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> int:
     """Tokens of the captions that an image brings to a step, for the most talked about of the first images."""
+    data, objective = recipe.data, recipe.objective
+    if objective.stage == "scst" and not objective.xe_weight:
+        return objective.num_generations * recipe.generation.generation_max_length
     lengths = []
-    for captions in rows[:SAMPLE]["captions"]:
-        texts = [f"{data.prompt}{caption}" for caption in captions]
+    for captions in rows.select_columns(["captions"])[:SAMPLE]["captions"]:
+        texts = [f"{data.prompt.rstrip()} {caption}".strip() for caption in captions]
         tokens = tokenizer(texts, truncation=True, max_length=data.max_caption_length).input_ids
         lengths.append(sum(sorted(map(len, tokens))[-(data.captions_per_image or len(tokens)) :]))
-    return max(lengths)
+    sampled = objective.num_generations * recipe.generation.generation_max_length
+    return max(lengths) + sampled * (objective.stage == "scst")
 
 
 def activation_bytes(model: Any, images: int, tokens: int, *, bf16: bool, checkpointing: bool) -> int:
@@ -130,11 +159,18 @@ def activation_bytes(model: Any, images: int, tokens: int, *, bf16: bool, checkp
 def as_trained(model: Any, checkpointing: bool) -> Iterator[None]:
     """The model in training mode, with gradient checkpointing or without, for a while."""
     was_training, was_checkpointing = model.training, model.is_activation_checkpointing
+    # LLM.int8() looks for outliers above a threshold, whose number no trace can know.
+    outliers = [module.state for module in model.modules() if hasattr(getattr(module, "state", None), "threshold")]
+    thresholds = [state.threshold for state in outliers]
+    for state in outliers:
+        state.threshold = 0.0
     model.train()
     switch_checkpointing(model, checkpointing)
     try:
         yield
     finally:
+        for state, threshold in zip(outliers, thresholds, strict=True):
+            state.threshold = threshold
         model.train(was_training)
         switch_checkpointing(model, was_checkpointing)
 

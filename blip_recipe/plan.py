@@ -22,7 +22,7 @@ def format_plan(
     model: nn.Module,
     splits: Mapping[str, Dataset],
     repo_id: str | None,
-    peak: int,
+    peak: int | None,
     stream: ShardedSplit | None = None,
 ) -> str:
     """What the run will do, one fact a line; `peak` is the memory of a step in bytes.

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 Quantization = Literal["8bit", "4bit"]
 
+SHAPES = "shapes"
+"""`dataset_name` of the embedded data set."""
+
 TINY_MODEL = "tiny"
 """`model_name_or_path` of the embedded model: a tiny BLIP with new weights and a vocabulary made from the captions."""
 
@@ -171,10 +174,20 @@ class DataArguments:
                 raise RecipeError(f"{name} is {value}: expected at least 1, or nothing for all.")
         if self.max_caption_length < 3:
             raise RecipeError(f"max_caption_length is {self.max_caption_length}: expected at least 3 tokens.")
+        if self.image_cache is not None and self.image_cache.lower() == "false":
+            self.image_cache = None
+        if self.cache_image_embeds and self.image_cache is not None:
+            raise RecipeError("cache_image_embeds and image_cache are both given: kept embeddings need no pictures.")
         if self.cache_image_embeds and self.augmentation != "none":
             raise RecipeError(
                 f"cache_image_embeds is true, but augmentation {self.augmentation!r} changes pictures: expected 'none'."
             )
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether training rows are read while training: those of `datasets`, unless a number of them is asked for."""
+        is_table = self.dataset_name != SHAPES and not Path(str(self.dataset_name)).expanduser().is_file()
+        return self.streaming and self.max_train_samples is None and is_table
 
 
 @dataclass
@@ -359,6 +372,9 @@ class RecipeParser(HfArgumentParser):
         raise RecipeError(message.replace("argument --", "", 1))
 
 
+OF_TRAINING = ("cache_image_embeds", "image_cache")
+"""Keys by which training reads pictures, and an evaluation does not."""
+
 GROUPS: tuple[Any, ...] = (ModelArguments, DataArguments, GenerationArguments, ObjectiveArguments)
 
 HELP_EPILOG = """\
@@ -403,7 +419,7 @@ def read_recipe(
     content: dict[str, Any] = _load_json(file) if file else {}
     if not recipe_needed:
         # Scores of an evaluation do not belong into the run that the recipe describes.
-        content = {key: value for key, value in content.items() if key not in ("output_dir", *OF_ONE_RUN)}
+        content = {key: value for key, value in content.items() if key not in ("output_dir", *OF_TRAINING, *OF_ONE_RUN)}
     lists: set[str] = {action.dest for action in parser._actions if action.nargs in ("+", "*")}
     words = [*_to_words(content, names, lists, words[0]), *words[1:]] if file else words
     default_dir = f"outputs/{file.stem}" if file and recipe_needed else "outputs/evaluate"
@@ -463,7 +479,7 @@ def check_recipe(recipe: Recipe[FinetuneOptions]) -> None:
             "FSDP is asked for, but accelerate cannot shard BLIP: the bias of its tied LM head would be in two groups. "
             "BLIP has under half a billion parameters: start several processes without FSDP (DistributedDataParallel)."
         )
-    if recipe.objective.stage == "scst" and data.streaming:
+    if recipe.objective.stage == "scst" and data.is_streamed:
         raise RecipeError(
             "stage is 'scst' and streaming is true, but self-critical training counts the words of all captions first: "
             "leave one of them out."

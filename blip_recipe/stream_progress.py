@@ -87,12 +87,14 @@ class StreamProgress:
     def __init__(self, stream: CaptionStream, workers: int) -> None:
         self.stream, self.workers = stream, max(1, workers)
         self.positions: dict[int, Position] = {}
+        self.next_worker = 0
         self.images, self.first_images, self.first_captions = 0, 0, 0
         self.skipped: dict[tuple[int | str, int], SkippedRow] = {}
 
     def note(self, batch: dict[str, Any], progress: Progress) -> None:
         """Count a batch that will be trained on."""
         self.positions[progress.worker] = progress.position
+        self.next_worker = (progress.worker + 1) % self.workers
         self.images += len(batch["row"])
         self.first_images += progress.images
         self.first_captions += progress.captions
@@ -102,6 +104,7 @@ class StreamProgress:
         """What a checkpoint keeps, for all processes; to be called by all."""
         mine = {
             "positions": [[worker, *position] for worker, position in sorted(self.positions.items())],
+            "next_worker": self.next_worker,
             "images": [self.images, self.first_images, self.first_captions],
             "skipped": [asdict(each) for each in self.skipped.values()],
         }
@@ -125,7 +128,8 @@ class StreamProgress:
         self.positions = {worker: Position(*position) for worker, *position in mine["positions"]}
         self.images, self.first_images, self.first_captions = mine["images"]
         self.skipped = {(each["image_id"], each["row"]): SkippedRow(**each) for each in mine["skipped"]}
-        self.stream.positions = self.positions
+        self.next_worker = mine["next_worker"]
+        self.stream.positions, self.stream.first_worker = self.positions, self.next_worker
 
     def totals(self, epochs: float) -> tuple[tuple[int, int], float]:
         """Different images and captions that were trained on, and passes over them; to be called by all processes.

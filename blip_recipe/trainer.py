@@ -81,6 +81,7 @@ class CaptionTrainer(StreamingTrainer):
     ) -> None:
         self.processor, self.prompt, self.generation, self.scorer = processor, data.prompt, generation, scorer
         self.predictions: list[dict[str, Any]] = []
+        self._length_sampler: EpochLengthSampler | None = None
         # `compute_loss` divides by the tokens of all accumulated batches.
         self.loss_is_scaled_for_ga = True
         super().__init__(
@@ -132,9 +133,11 @@ class CaptionTrainer(StreamingTrainer):
         return [name for name, _ in model.named_parameters()]
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """As Trainer's; with several processes accelerate forgets to tell the data set which epoch it is."""
+        """As Trainer's; with several processes accelerate does not tell all who draw which epoch it is."""
         if hasattr(self.train_dataset, "set_epoch"):
             self.train_dataset.set_epoch(kwargs["epoch"])
+        if self._length_sampler:
+            self._length_sampler.set_epoch(kwargs["epoch"])
         super()._run_epoch(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -144,7 +147,8 @@ class CaptionTrainer(StreamingTrainer):
             return super()._get_train_sampler(train_dataset)
         # Two tokens of each caption are no words.
         lengths = [sum(len(caption.split()) + 2 for caption in captions) for captions in dataset.rows["captions"]]
-        return EpochLengthSampler(self.args.train_batch_size, lengths=lengths, seed=self.args.seed)
+        self._length_sampler = EpochLengthSampler(self.args.train_batch_size, lengths=lengths, seed=self.args.seed)
+        return self._length_sampler
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         """Rows in their order, however training rows are drawn."""

@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 from commands import run_checked, run_module
+from datasets import Dataset as Rows
 from PIL import Image
 
+from blip_recipe.collator import CaptionCollator
+from blip_recipe.data import caption_datasets
 from blip_recipe.data.embeddings import EmbeddingStore, picture_key
+from blip_recipe.recipe import DataArguments
 from blip_recipe.tiny import build_tiny_blip
 
 RUN: dict[str, object] = {
@@ -63,6 +67,31 @@ def test_pictures_that_would_change_are_not_kept(tmp_path: Path, key: str, value
     assert key in result.stderr
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_kept_pictures_are_not_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BLIP_RECIPE_CACHE", str(tmp_path))
+    model, processor = build_tiny_blip(["a"])
+    rows = Rows.from_dict({"image": [{"bytes": b"no picture", "path": None}], "image_id": [0], "captions": [["a"]]})
+    arguments = DataArguments(augmentation="none", cache_image_embeds=True)
+    dataset = caption_datasets({"train": rows}, arguments, processor, seed=0)["train"]
+    store = EmbeddingStore(model.vision_model, processor.image_processor, torch.float32)
+    embeds = torch.randn(store.shape)
+    store.save("0123", embeds)
+    dataset.use_embeddings(store, ["0123"])
+    batch = CaptionCollator(processor, processor.tokenizer.bos_token_id)([dataset[0]])
+    assert torch.equal(batch["image_embeds"][0], embeds)
+    assert "pixel_values" not in batch
+
+
+def test_half_a_file_is_no_kept_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BLIP_RECIPE_CACHE", str(tmp_path))
+    model, processor = build_tiny_blip(["a"])
+    store = EmbeddingStore(model.vision_model, processor.image_processor, torch.float32)
+    store.save("0123", torch.randn(store.shape))
+    assert store.holds("0123")
+    store.path("0123").write_bytes(b"")
+    assert not store.holds("0123")
 
 
 def test_another_encoder_or_preprocessing_keeps_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from torch.nn import functional as F
 
 from blip_recipe.adapters import add_lora
-from blip_recipe.memory import activation_bytes, choose_checkpointing, estimate_peak_bytes
+from blip_recipe.memory import (
+    activation_bytes,
+    choose_checkpointing,
+    estimate_peak_bytes,
+    stored_bytes,
+    tokens_an_image,
+)
 from blip_recipe.modeling import BlipForCaptioning
-from blip_recipe.recipe import ModelArguments
+from blip_recipe.recipe import FinetuneOptions, ModelArguments, Recipe, read_recipe
 from blip_recipe.tiny import build_tiny_blip
 from blip_recipe.training_arguments import CaptionTrainingArguments
 
@@ -77,6 +84,24 @@ def test_adapters_and_checkpointing_save_memory(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("asked", [None, True])
 def test_checkpointing_is_left_alone_where_there_is_no_gpu(asked: bool | None, tmp_path: Path) -> None:
-    training = CaptionTrainingArguments(output_dir=str(tmp_path), use_cpu=True, activation_checkpointing=asked)
-    choose_checkpointing(build("full"), training, TOKENS)
-    assert training.activation_checkpointing is bool(asked)
+    choice = [] if asked is None else [f"--activation_checkpointing={asked}"]
+    recipe = read(tmp_path, *choice)
+    assert choose_checkpointing(build("full"), recipe, TOKENS)
+    assert recipe.training.activation_checkpointing is bool(asked)
+
+
+def test_a_step_of_self_critical_training_counts_its_samples_and_its_start(tmp_path: Path) -> None:
+    rows = Dataset.from_dict({"captions": [["a red circle"], ["a red circle", "a red circle"]]})
+    tokenizer = build_tiny_blip(["a red circle"])[1].tokenizer
+    plain, second = read(tmp_path), read(tmp_path, "--stage=scst", "--num_generations=4", "--kl_coef=0.1")
+    plain.data.captions_per_image = None
+    assert tokens_an_image(plain, rows, tokenizer) == 10
+    assert tokens_an_image(second, rows, tokenizer) == 4 * second.generation.generation_max_length
+    model = build("full")
+    peaks = [choose_checkpointing(model, recipe, TOKENS) or 0 for recipe in (plain, second)]
+    assert peaks[1] - peaks[0] == stored_bytes(model)
+
+
+def read(tmp_path: Path, *words: str) -> Recipe[FinetuneOptions]:
+    argv = ["recipes/shapes_tiny.json", "--use_cpu=true", f"--output_dir={tmp_path / 'run'}", *words]
+    return read_recipe(FinetuneOptions, prog="", description="", recipe_needed=True, argv=argv)

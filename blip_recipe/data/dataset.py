@@ -74,7 +74,6 @@ class CaptionDataset(torch.utils.data.Dataset):
     def use_embeddings(self, store: EmbeddingStore, keys: list[str]) -> None:
         """Give the embeddings of rows, kept in `store` under `keys`, in place of their pictures."""
         self.embeddings = store, keys
-        self._captions = self.rows.select_columns(["captions"])
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -88,6 +87,11 @@ class CaptionDataset(torch.utils.data.Dataset):
             BadImageError: The picture cannot be read.
         """
         rng = np.random.default_rng([self.seed, int(self._epoch), row])
+        if self.embeddings:
+            store, keys = self.embeddings
+            captions = self._captions[row]["captions"]
+            captions = draw_captions(captions, self.captions_per_image, self.normalize_captions, rng)
+            return {"row": row, "image_embeds": store.load(keys[row]), "captions": captions}
         resized = self.resized.get(row)
         # Megapixels that are not looked at are not taken from the table either.
         record = (self._captions if resized else self.rows)[row]

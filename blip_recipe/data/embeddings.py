@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -63,24 +64,38 @@ class EmbeddingStore:
         return flat.view(self.shape)
 
     def save(self, key: str, embeds: torch.Tensor) -> None:
-        """Keep the embeddings `(patches, width)` of a picture, whole or not at all."""
-        path = self.path(key)
-        path.parent.mkdir(exist_ok=True)
-        aside = path.with_name(f".{key}.{os.getpid()}")
-        aside.write_bytes(embeds.to(self.dtype).contiguous().view(torch.uint8).numpy().tobytes())
-        aside.replace(path)
-
-    def check_space(self, images: int) -> None:
-        """Refuse to begin what the disk cannot hold.
+        """Keep the embeddings `(patches, width)` of a picture, whole or not at all.
 
         Raises:
-            RecipeError: `images`, less those that are kept, do not fit.
+            RecipeError: The disk is full, or cannot be written.
         """
-        missing = images - sum(1 for _ in self.folder.glob("*/*"))
-        needed, free = missing * self.bytes_an_image, shutil.disk_usage(self.folder).free
-        if needed > free:
+        path = self.path(key)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            with NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as aside:
+                aside.write(embeds.to(self.dtype).contiguous().view(torch.uint8).numpy().tobytes())
+            Path(aside.name).replace(path)
+        except OSError as error:
             raise RecipeError(
-                f"cache_image_embeds needs {needed / 2**30:.1f} GiB for {missing:,} pictures, but {self.folder} has "
+                f"cache_image_embeds: {path.parent} cannot be written ({error}). Set BLIP_RECIPE_CACHE to another disk, "
+                "or leave the key out; what is kept already is used again."
+            ) from error
+
+    def holds(self, key: str) -> bool:
+        """Whether the picture `key` is kept, whole: a machine that lost its power may leave an empty file."""
+        path = self.path(key)
+        return path.exists() and path.stat().st_size == self.bytes_an_image
+
+    def check_space(self, images: int) -> None:
+        """Refuse to begin what the disk cannot hold, where nothing is kept yet.
+
+        Raises:
+            RecipeError: `images` do not fit.
+        """
+        needed, free = images * self.bytes_an_image, shutil.disk_usage(self.folder).free
+        if needed > free and not any(self.folder.iterdir()):
+            raise RecipeError(
+                f"cache_image_embeds needs {needed / 2**30:.1f} GiB for {images:,} pictures, but {self.folder} has "
                 f"{free / 2**30:.1f} GiB left: set BLIP_RECIPE_CACHE to a larger disk, or leave the key out."
             )
 
@@ -106,7 +121,7 @@ class PicturesToEncode(Dataset[Unencoded]):
         row = self.numbers[index]
         image = self.rows[row]["image"]
         key = picture_key(image)
-        if self.store.path(key).exists():
+        if self.store.holds(key):
             return Unencoded(row, key, None)
         return Unencoded(row, key, resize_pixels(read_pixels(image), self.image_processor))
 

@@ -12,6 +12,7 @@ from blip_recipe.data.rows import SplitColumns, join_columns, parse_split
 from blip_recipe.data.shapes import SHAPES_SPLITS, SHAPES_STYLES, Style, load_shapes, shapes_vocabulary
 from blip_recipe.data.tables import is_directory, read_table
 from blip_recipe.errors import RecipeError
+from blip_recipe.recipe import SHAPES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from blip_recipe.recipe import DataArguments
-
-SHAPES = "shapes"
-"""`dataset_name` of the embedded data set."""
 
 
 def load_split(arguments: DataArguments, split: str, *, max_samples: int | None = None) -> Dataset:
@@ -46,12 +44,6 @@ def load_split(arguments: DataArguments, split: str, *, max_samples: int | None 
     return rows if max_samples is None else rows.select(range(min(max_samples, len(rows))))
 
 
-def is_streamed(arguments: DataArguments) -> bool:
-    """Whether training rows are read while training: those of `datasets`, unless a number of them is asked for."""
-    is_table = arguments.dataset_name != SHAPES and not Path(str(arguments.dataset_name)).expanduser().is_file()
-    return arguments.streaming and arguments.max_train_samples is None and is_table
-
-
 def load_splits(arguments: DataArguments) -> dict[str, Dataset]:
     """The splits of the recipe by role, `train` and, where the recipe names them, `eval` and `test`; not checked yet.
 
@@ -68,7 +60,7 @@ def load_splits(arguments: DataArguments) -> dict[str, Dataset]:
     return {
         role: load_split(arguments, split, max_samples=max_samples)
         for role, (split, max_samples) in splits.items()
-        if split is not None and not (role == "train" and is_streamed(arguments))
+        if split is not None and not (role == "train" and arguments.is_streamed)
     }
 
 

@@ -114,6 +114,7 @@ class CaptionStream(torch.utils.data.IterableDataset):
         self.process, self.processes = process, processes
         self.shards = split.shards
         self.positions: Mapping[int, Position] = {}
+        self.first_worker = 0
 
     def parts(self, workers: int) -> int:
         """Into how many parts each shard is cut, so that there is one for each stream of all processes."""
@@ -127,6 +128,8 @@ class CaptionStream(torch.utils.data.IterableDataset):
         """Rows `{"row", "image", "captions", "progress"}`, or `{"progress"}` alone with the fault that ends them."""
         info = torch.utils.data.get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
+        # A loader asks its workers in turn, beginning with the first: it has to be the one whose turn it was.
+        worker = (worker + self.first_worker) % workers
         if info:
             # A lock that the parent held when it forked would never be released here.
             fsspec.asyn.reset_lock()
