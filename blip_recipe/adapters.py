@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from accelerate import PartialState
 from transformers import BlipConfig, BlipForConditionalGeneration, PreTrainedConfig
+from transformers.image_utils import SizeDict
 from transformers.utils import cached_file
 
 from blip_recipe.errors import RecipeError
@@ -209,7 +210,7 @@ def _load_base(arguments: ModelArguments) -> tuple[BlipForCaptioning, BlipProces
     processor = load_processor(name, **hub)
     if arguments.image_size is not None:
         resize_position_embeddings(model, arguments.image_size)
-        processor.image_processor.size = {"height": arguments.image_size, "width": arguments.image_size}
+        processor.image_processor.size = SizeDict(height=arguments.image_size, width=arguments.image_size)
     return model, processor
 
 
