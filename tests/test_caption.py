@@ -331,7 +331,7 @@ def test_there_is_nothing_to_load_where_there_is_nothing_to_caption(caption: Cap
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--max_length", "500"],
+        ["--max_length", "5000"],
         ["--min_length", "9", "--max_length", "8"],
         ["--prompt", "a red square on a blue ground"],
         ["--device", "no device"],
