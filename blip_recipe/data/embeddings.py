@@ -77,7 +77,7 @@ class EmbeddingStore:
             Path(aside.name).replace(path)
         except OSError as error:
             raise RecipeError(
-                f"cache_image_embeds: {path.parent} cannot be written ({error}). Set BLIP_RECIPE_CACHE to another disk, "
+                f"cache_image_embeds: {path.parent} cannot be written ({error}). Set BLIP_RECIPE_CACHE to another, "
                 "or leave the key out; what is kept already is used again."
             ) from error
 
