@@ -3,14 +3,35 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from hub_server import WRITE_TOKEN, HubServer
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
 
 # The loopback Hub speaks plain HTTP; read when huggingface_hub is imported.
 os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
 
 CHECKOUT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def hub() -> Iterator[HubServer]:
+    """A Hub of this test's own."""
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture
+def api(hub: HubServer) -> HfApi:
+    """A client of `hub` that may write."""
+    from huggingface_hub import HfApi
+
+    return HfApi(endpoint=hub.url, token=WRITE_TOKEN)
 
 
 @pytest.fixture(scope="session")

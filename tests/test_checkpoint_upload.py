@@ -12,7 +12,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 from coco import write_image_folder
 from commands import run_module, run_script
@@ -27,19 +26,6 @@ from blip_recipe.errors import RecipeError
 from blip_recipe.recipe import FinetuneOptions, check_recipe, read_recipe
 
 RECIPE = {"hub_model_id": "lab/flowers", "prompt": "a picture of "}
-
-
-@pytest.fixture(autouse=True)
-def plain_transfers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What HF_HUB_DISABLE_XET=1 does for a process that starts with it."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-
-
-@pytest.fixture(name="hub")
-def fixture_hub() -> Iterator[HubServer]:
-    """A Hub of this test's own."""
-    with HubServer() as hub:
-        yield hub
 
 
 @pytest.fixture(name="uploader")

@@ -8,10 +8,8 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
-import huggingface_hub
 import numpy
 import pytest
 from hub_server import FINE_TOKEN, READ_TOKEN, WRITE_TOKEN, HubServer, Token
@@ -35,25 +33,6 @@ model-index:
 
 `pipeline("image-to-text", model="lab/flowers")`, not lab/flowers-old.
 """
-
-
-@pytest.fixture(autouse=True)
-def plain_transfers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What HF_HUB_DISABLE_XET=1 does for a process that starts with it; the loopback Hub speaks plain LFS."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-
-
-@pytest.fixture(name="hub")
-def fixture_hub() -> Iterator[HubServer]:
-    """A Hub of this test's own."""
-    with HubServer() as hub:
-        yield hub
-
-
-@pytest.fixture(name="api")
-def fixture_api(hub: HubServer) -> HfApi:
-    """A client that may write."""
-    return HfApi(endpoint=hub.url, token=WRITE_TOKEN)
 
 
 @pytest.fixture(name="folder")

@@ -12,7 +12,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,25 +31,6 @@ ALL_KILLS = os.environ.get("BLIP_RECIPE_ALL_KILLS") == "1"
 
 PUSH = ("--repo_id", "lab/tulips", "--tag", "v1")
 """Of a folder that was made for another repository, so that card and recipe change too."""
-
-
-@pytest.fixture(autouse=True)
-def plain_transfers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What HF_HUB_DISABLE_XET=1 does for a process that starts with it."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-
-
-@pytest.fixture(name="hub")
-def fixture_hub() -> Iterator[HubServer]:
-    """A Hub of this test's own."""
-    with HubServer() as hub:
-        yield hub
-
-
-@pytest.fixture(name="api")
-def fixture_api(hub: HubServer) -> HfApi:
-    """A client that may write."""
-    return HfApi(endpoint=hub.url, token=WRITE_TOKEN)
 
 
 @pytest.fixture(name="folder")
