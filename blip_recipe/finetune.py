@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from blip_recipe.card_callback import CardCallback
     from blip_recipe.card_facts import Source
     from blip_recipe.data import CaptionDataset
+    from blip_recipe.data.checks import SkippedRow
     from blip_recipe.hub import PushResult
     from blip_recipe.trainer import CaptionTrainer
 
@@ -50,9 +51,8 @@ def main(argv: list[str] | None = None) -> None:
     from blip_recipe.adapters import build_model
     from blip_recipe.card_callback import CardCallback
     from blip_recipe.checkpoint_upload import checkpoint_uploads
-    from blip_recipe.checkpoints import clear_output_dir, flush_files
-    from blip_recipe.data import caption_datasets, check_splits, load_splits, texts, write_skipped_rows
-    from blip_recipe.data.checks import SKIPPED_FILE
+    from blip_recipe.checkpoints import flush_files
+    from blip_recipe.data import caption_datasets, check_splits, load_splits, texts
     from blip_recipe.data.shards import open_stream
     from blip_recipe.data.streaming import caption_stream
     from blip_recipe.frozen_vision import check_frozen, keep_embeddings
@@ -60,7 +60,6 @@ def main(argv: list[str] | None = None) -> None:
     from blip_recipe.memory import choose_checkpointing, tokens_an_image
     from blip_recipe.metrics import CaptionScorer
     from blip_recipe.plan import format_plan
-    from blip_recipe.published_files import PUBLISHED_FILES
     from blip_recipe.recipe_checks import check_fits, check_quantisable
     from blip_recipe.stream_progress import plan_steps
     from blip_recipe.trainer import build_trainer
@@ -86,9 +85,7 @@ def main(argv: list[str] | None = None) -> None:
         check_frozen(model)
     peak = choose_checkpointing(model, recipe, tokens_an_image(recipe, splits["train"], processor.tokenizer))
     if recipe.options.dry_run:
-        print(format_plan(recipe, model, splits, repo_id, peak, stream))
-        if skipped:
-            print(f"{'skipped':<8}{len(skipped):,} rows that cannot be used (on_bad_image is skip)")
+        print(format_plan(recipe, model, splits, repo_id, peak, stream, len(skipped)))
         return
     datasets: dict[str, Any] = caption_datasets(splits, recipe.data, processor, recipe.training.seed)
     if stream:
@@ -100,23 +97,13 @@ def main(argv: list[str] | None = None) -> None:
         checkpoint_uploads(recipe, repo_id, resolved) as uploads,
     ):
         scorer.prepare()
-        with recipe.training.main_process_first(local=False, desc="taking the output directory"):
-            if recipe.training.process_index == 0:
-                if recipe.options.overwrite_output_dir:
-                    clear_output_dir(recipe.output_dir, (*PUBLISHED_FILES, RUN))
-                note_run(recipe, resolved, finished=False)
-                write_skipped_rows(recipe.output_dir / SKIPPED_FILE, skipped)
+        take_output_dir(recipe, resolved, skipped)
         trainer = build_trainer(recipe, model, processor, scorer, datasets, callbacks=[card, *uploads])
         if recipe.data.cache_image_embeds:
             keep_embeddings(trainer, datasets)
         score_baseline(trainer, recipe, datasets, run)
         train(trainer, recipe, card)
-        counts = {role: (len(rows), sum(map(len, rows["captions"]))) for role, rows in splits.items()}
-        if trainer.progress:
-            counts["train"], card.epochs = trainer.progress.totals(card.epochs)
-            skipped += trainer.progress.all_skipped()
-            if trainer.is_world_process_zero():
-                write_skipped_rows(recipe.output_dir / SKIPPED_FILE, skipped)
+        counts = count_rows(trainer, recipe, splits, skipped, card)
         if recipe.model.merge_adapter:
             trainer = merge(trainer, recipe, processor, scorer, datasets)
             if recipe.data.cache_image_embeds:
@@ -159,6 +146,39 @@ def resolve(recipe: Recipe[FinetuneOptions], repo_id: str | None, sources: tuple
     """The recipe to run again, with what was found out for it: the repository's full name and the pinned commits."""
     base, dataset = sources
     return recipe.to_json(hub_model_id=repo_id, model_revision=base.revision, dataset_revision=dataset.revision)
+
+
+def take_output_dir(recipe: Recipe[FinetuneOptions], resolved: dict[str, Any], skipped: list[SkippedRow]) -> None:
+    """Note whose the output directory is from now on, and which rows are left out; start afresh on request."""
+    from blip_recipe.checkpoints import clear_output_dir
+    from blip_recipe.data.checks import SKIPPED_FILE, write_skipped_rows
+    from blip_recipe.published_files import PUBLISHED_FILES
+
+    with recipe.training.main_process_first(local=False, desc="taking the output directory"):
+        if recipe.training.process_index == 0:
+            if recipe.options.overwrite_output_dir:
+                clear_output_dir(recipe.output_dir, (*PUBLISHED_FILES, RUN))
+            note_run(recipe, resolved, finished=False)
+            write_skipped_rows(recipe.output_dir / SKIPPED_FILE, skipped)
+
+
+def count_rows(
+    trainer: CaptionTrainer,
+    recipe: Recipe[FinetuneOptions],
+    splits: Mapping[str, Dataset],
+    skipped: list[SkippedRow],
+    card: CardCallback,
+) -> dict[str, tuple[int, int]]:
+    """Images and captions of each split; of a stream, those that were trained on, and what it left out is noted."""
+    from blip_recipe.data.checks import SKIPPED_FILE, write_skipped_rows
+
+    counts = {role: (len(rows), sum(map(len, rows["captions"]))) for role, rows in splits.items()}
+    if trainer.progress:
+        counts["train"], card.epochs = trainer.progress.totals(card.epochs)
+        everything = [*skipped, *trainer.progress.all_skipped()]
+        if trainer.is_world_process_zero():
+            write_skipped_rows(recipe.output_dir / SKIPPED_FILE, everything)
+    return counts
 
 
 def score_baseline(

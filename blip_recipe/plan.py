@@ -24,8 +24,9 @@ def format_plan(
     repo_id: str | None,
     peak: int | None,
     stream: ShardedSplit | None = None,
+    skipped: int = 0,
 ) -> str:
-    """What the run will do, one fact a line; `peak` is the memory of a step in bytes.
+    """What the run will do, one fact a line; `peak` is the memory of a step in bytes, `skipped` a number of rows.
 
     Of a `stream`, `splits` has the first rows of `train`.
     """
@@ -40,6 +41,7 @@ def format_plan(
         "model": f"{recipe.model.model_name_or_path}, {trainable:,} of {total:,} parameters trained",
         **{role: f"{len(rows):,} images, {captions[role]:,} captions" for role, rows in splits.items()},
         **({"train": f"a stream of {stream.describe()}"} if stream else {}),
+        **({"skipped": f"{skipped:,} rows that cannot be used (on_bad_image is skip)"} if skipped else {}),
         "steps": f"{steps:,}, each {images:,} images with about {images * per_image:,.0f} captions",
         "memory": describe_peak(recipe.training, peak),
         "output": recipe.training.output_dir,

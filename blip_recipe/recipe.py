@@ -464,16 +464,6 @@ def check_recipe(recipe: Recipe[FinetuneOptions]) -> None:
         raise RecipeError(
             "image_size changes position embeddings, which an adapter does not save: set merge_adapter too."
         )
-    if (
-        recipe.push_to_hub
-        and model.use_peft
-        and (not model.merge_adapter or recipe.pushes_checkpoints)
-        and Path(model.model_name_or_path).expanduser().exists()
-    ):
-        raise RecipeError(
-            f"model_name_or_path is the local {model.model_name_or_path!r}, which nobody else has: an adapter that is "
-            "pushed needs a base model on the Hub. Push the base first, or set merge_adapter without hub_strategy."
-        )
     if training.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         raise RecipeError(
             "FSDP is asked for, but accelerate cannot shard BLIP: the bias of its tied LM head would be in two groups. "
@@ -484,15 +474,35 @@ def check_recipe(recipe: Recipe[FinetuneOptions]) -> None:
             "stage is 'scst' and streaming is true, but self-critical training counts the words of all captions first: "
             "leave one of them out."
         )
+    if training.eval_strategy != "no" and data.eval_split is None:
+        raise RecipeError(
+            f"eval_strategy is {str(training.eval_strategy)!r}, but eval_split does not say what to score."
+        )
+    _check_push(recipe)
+    _check_resumption(training)
+    _check_best_model(recipe)
+
+
+def _check_push(recipe: Recipe[FinetuneOptions]) -> None:
+    model, training = recipe.model, recipe.training
+    if (
+        recipe.push_to_hub
+        and model.use_peft
+        and (not model.merge_adapter or recipe.pushes_checkpoints)
+        and Path(model.model_name_or_path).expanduser().exists()
+    ):
+        raise RecipeError(
+            f"model_name_or_path is the local {model.model_name_or_path!r}, which nobody else has: an adapter that is "
+            "pushed needs a base model on the Hub. Push the base first, or set merge_adapter without hub_strategy."
+        )
     if recipe.push_to_hub and training.hub_revision is not None:
         raise RecipeError(
             f"hub_revision is {training.hub_revision!r}, but a finished model is pushed to main: leave it out; hub_tag "
             "names what is published."
         )
-    if training.eval_strategy != "no" and data.eval_split is None:
-        raise RecipeError(
-            f"eval_strategy is {str(training.eval_strategy)!r}, but eval_split does not say what to score."
-        )
+
+
+def _check_resumption(training: CaptionTrainingArguments) -> None:
     if training.resume_from_checkpoint in ("true", "True", "last", "false", "False"):
         training.resume_from_checkpoint = None  # resuming from the newest is what a rerun does anyway
     if training.resume_from_checkpoint and not Path(training.resume_from_checkpoint, "trainer_state.json").is_file():
@@ -500,6 +510,10 @@ def check_recipe(recipe: Recipe[FinetuneOptions]) -> None:
             f"resume_from_checkpoint is {training.resume_from_checkpoint!r}, which is no checkpoint: expected a "
             "directory with trainer_state.json. Leave it out to go on from the newest checkpoint in output_dir."
         )
+
+
+def _check_best_model(recipe: Recipe[FinetuneOptions]) -> None:
+    training = recipe.training
     if recipe.objective.early_stopping_patience is not None and not training.load_best_model_at_end:
         raise RecipeError(
             "early_stopping_patience is given, but load_best_model_at_end is false: set it, with eval_strategy and "
