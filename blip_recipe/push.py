@@ -72,7 +72,7 @@ def retarget(folder: Path, repo_id: str) -> None:
     killed can be repeated.
     """
     from blip_recipe.model_card import PLACEHOLDER
-    from blip_recipe.results import read_json, write_json
+    from blip_recipe.results import read_json, write_json, write_whole
 
     recipe = read_json(folder / "recipe.json")
     old = recipe.get("hub_model_id") or PLACEHOLDER
@@ -80,9 +80,7 @@ def retarget(folder: Path, repo_id: str) -> None:
         return
     readme = folder / "README.md"
     if readme.exists():
-        new_readme = folder / "README.md.new"
-        new_readme.write_bytes(retarget_card(readme.read_bytes().decode(), old, repo_id).encode())
-        new_readme.replace(readme)
+        write_whole(readme, retarget_card(readme.read_bytes().decode(), old, repo_id).encode())
     if recipe:
         write_json(folder / "recipe.json", recipe | {"hub_model_id": repo_id})
 

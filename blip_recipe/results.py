@@ -1,25 +1,38 @@
-"""The files in which a run keeps what it measured."""
+"""Files that are whole or not there, and those in which a run keeps what it measured."""
 
 from __future__ import annotations
 
 import json
 import os
+import uuid
 from pathlib import Path
 from typing import Any
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` as readable JSON, making the directory where needed.
+    """Write `content` as readable JSON; the file is never half written, nor empty after a power failure."""
+    write_whole(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode(), flush=True)
 
-    The file is never half written, nor empty after a power failure.
+
+def write_whole(path: Path, content: bytes, *, flush: bool = False) -> None:
+    """Put `content` under its name at once, so that a process that dies leaves no half of it.
+
+    Args:
+        path: Where; its directory is made where needed.
+        content: What.
+        flush: Wait until the disk has it, for what must outlast a power failure.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.new")
-    with new.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    new.replace(path)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with aside.open("wb") as file:
+            file.write(content)
+            if flush:
+                file.flush()
+                os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> dict[str, Any]:

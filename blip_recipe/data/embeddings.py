@@ -12,7 +12,6 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -22,6 +21,7 @@ from blip_recipe.data.pixels import read_pixels
 from blip_recipe.errors import RecipeError
 from blip_recipe.metrics.cache_folder import cache_folder
 from blip_recipe.processing import resize_pixels
+from blip_recipe.results import write_whole
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,10 +71,7 @@ class EmbeddingStore:
         """
         path = self.path(key)
         try:
-            path.parent.mkdir(exist_ok=True)
-            with NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as aside:
-                aside.write(embeds.to(self.dtype).contiguous().view(torch.uint8).numpy().tobytes())
-            Path(aside.name).replace(path)
+            write_whole(path, embeds.to(self.dtype).contiguous().view(torch.uint8).numpy().tobytes())
         except OSError as error:
             raise RecipeError(
                 f"cache_image_embeds: {path.parent} cannot be written ({error}). Set BLIP_RECIPE_CACHE to another, "

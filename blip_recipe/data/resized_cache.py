@@ -19,7 +19,6 @@ import math
 import os
 import shutil
 import sys
-import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,6 +31,7 @@ from blip_recipe.data.augmentation import CROP_SCALE
 from blip_recipe.data.images import Picture, describe, is_url, naming_faults, open_lazily, read_content
 from blip_recipe.data.pixels import read_pixels, to_image
 from blip_recipe.errors import RecipeError
+from blip_recipe.results import write_whole
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -140,11 +140,4 @@ def _write(path: Path, content: bytes) -> None:
             f"image_cache: the disk of {path.parents[1]} has less than {RESERVE / 2**30:.1f} GiB left, which are not "
             "for pictures. Free some, name a directory on another disk, or leave image_cache out."
         )
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
-        try:
-            file.write(content)
-            file.close()
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink()
-            raise
+    write_whole(path, content)
