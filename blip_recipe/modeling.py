@@ -178,6 +178,7 @@ class BlipForCaptioning(BlipForConditionalGeneration):
             image_embeds: `(images, patches, width)`, in place of `pixel_values`.
             label_smoothing: Share of the target spread over the vocabulary (BLIP: 0.1).
             output_attentions: Whether attention maps are kept, for which attention is computed eagerly.
+            kwargs: Not used; that they are taken tells Trainer to count the tokens of all accumulated batches.
         """
         if output_attentions and self.uses_sdpa:
             self._switch_attention(EAGER_CLASSES)
@@ -211,11 +212,9 @@ class BlipForCaptioning(BlipForConditionalGeneration):
         )
         if labels is None or predicted is None:
             output.logits = self.text_decoder.cls(text.last_hidden_state)
-            return output
-        targets = labels[:, 1:]
-        logits = self.text_decoder.cls(text.last_hidden_state[:, :-1][predicted]).float()
-        losses = F.cross_entropy(logits, targets[predicted], reduction="none", label_smoothing=label_smoothing)
-        output.token_losses = losses.new_zeros(targets.shape).index_put(predicted, losses)
+        else:
+            logits = self.text_decoder.cls(text.last_hidden_state[:, :-1][predicted])
+            output.token_losses = token_losses(logits, labels[:, 1:], predicted, label_smoothing)
         return output
 
     @torch.no_grad()
@@ -270,6 +269,21 @@ class BlipForCaptioning(BlipForConditionalGeneration):
         if is_main_process:
             self.config.architectures = [BlipForConditionalGeneration.__name__]
             self.config.save_pretrained(save_directory)
+
+
+def token_losses(
+    logits: torch.Tensor, targets: torch.Tensor, predicted: tuple[torch.Tensor, ...], label_smoothing: float
+) -> torch.Tensor:
+    """Cross entropies `(images, tokens)` in float32, 0 where nothing is predicted.
+
+    Args:
+        logits: `(predicted tokens, vocabulary)`.
+        targets: `(images, tokens)`.
+        predicted: Rows and columns of the predicted ones among `targets`.
+        label_smoothing: Share of the target spread over the vocabulary.
+    """
+    losses = F.cross_entropy(logits.float(), targets[predicted], reduction="none", label_smoothing=label_smoothing)
+    return losses.new_zeros(targets.shape).index_put(predicted, losses)
 
 
 def caption_mask(position_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
