@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from os import PathLike
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -11,86 +10,15 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import BlipForConditionalGeneration, DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import ModelOutput
-from transformers.models.blip.modeling_blip import BlipAttention
-from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 
+from blip_recipe.attention import EAGER_CLASSES, StockModel
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from transformers import PreTrainedTokenizerBase
 
 IGNORED = -100
 """The label of positions that are not predicted: padding and prompt."""
-
-
-class SdpaVisionAttention(BlipAttention):
-    """The image encoder's self-attention through `scaled_dot_product_attention`; the stock one up to rounding."""
-
-    def forward(  # type: ignore[override]
-        self, hidden_states: torch.Tensor, **kwargs: Any
-    ) -> tuple[torch.Tensor, None]:
-        """`(images, patches, width)` to the same shape; no attention map is kept."""
-        images, patches, width = hidden_states.shape
-        qkv = self.qkv(hidden_states).view(images, patches, 3, self.num_heads, self.head_dim)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        dropout = self.dropout.p if self.training else 0.0
-        context = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=self.scale)
-        return self.projection(context.transpose(1, 2).reshape(images, patches, width)), None
-
-
-class SdpaTextAttention(BlipTextSelfAttention):
-    """Self- and cross-attention of the text decoder through `scaled_dot_product_attention`.
-
-    While generating, cross-attention may find keys and values of `images` in its cache for `images * k` captions: the
-    `k` beams or samples of an image are then folded into the query axis.
-    """
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        encoder_hidden_states: torch.Tensor | None = None,
-        encoder_attention_mask: torch.Tensor | None = None,
-        cache: Any | None = None,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, None]:
-        """`(rows, tokens, width)` to the same shape; no attention map is kept."""
-        key, value = self._keys_and_values(hidden_states, encoder_hidden_states, cache)
-        query = self._heads(self.query(hidden_states).view(len(key), -1, hidden_states.shape[-1]))
-        context = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            # The stock class never hands an image mask to cross-attention: pictures have no padding.
-            attn_mask=attention_mask if encoder_hidden_states is None else None,
-            dropout_p=self.dropout.p if self.training else 0.0,
-        )
-        return context.transpose(1, 2).reshape(hidden_states.shape), None
-
-    def _heads(self, states: torch.Tensor) -> torch.Tensor:
-        return states.view(*states.shape[:-1], self.num_attention_heads, self.attention_head_size).transpose(1, 2)
-
-    def project(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values `(rows, heads, positions, width of a head)` of `states` `(rows, positions, width)`."""
-        return self._heads(self.key(states)), self._heads(self.value(states))
-
-    def _keys_and_values(
-        self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None, cache: Any | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Those of text or image, kept in `cache` while generating."""
-        if encoder_hidden_states is None:
-            key, value = self.project(hidden_states)
-            return (key, value) if cache is None else cache.self_attention_cache.update(key, value, self.layer_idx)
-        if cache is not None and cache.is_updated.get(self.layer_idx):
-            layer = cache.cross_attention_cache.layers[self.layer_idx]
-            return layer.keys, layer.values
-        key, value = self.project(encoder_hidden_states)
-        if cache is None:
-            return key, value
-        cache.is_updated[self.layer_idx] = True
-        return cache.cross_attention_cache.update(key, value, self.layer_idx)
 
 
 class SharedImageCache(EncoderDecoderCache):
@@ -102,10 +30,6 @@ class SharedImageCache(EncoderDecoderCache):
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Follow the chosen beams; the images' part is the same for all of them."""
         self.self_attention_cache.reorder_cache(beam_idx)
-
-
-SDPA_CLASSES = {BlipAttention: SdpaVisionAttention, BlipTextSelfAttention: SdpaTextAttention}
-EAGER_CLASSES = {sdpa: eager for eager, sdpa in SDPA_CLASSES.items()}
 
 
 @dataclass
@@ -128,30 +52,15 @@ class CaptioningOutput(ModelOutput):
     cross_attentions: tuple[torch.Tensor, ...] | None = None
 
 
-class BlipForCaptioning(BlipForConditionalGeneration):
+class BlipForCaptioning(StockModel, BlipForConditionalGeneration):
     """`BlipForConditionalGeneration` for several captions an image, laid end to end in one row.
 
     All that is computed once a row, the image encoder and the keys and values of cross-attention, is computed once an
     image, however many captions it has. Each caption counts its positions from 0 and sees only itself.
-
-    Loads and saves the stock weights under the stock names, and saves the stock class name, so that what it writes
-    loads without this package.
     """
 
-    def use_sdpa(self) -> BlipForCaptioning:
-        """Switch every attention to `scaled_dot_product_attention` (the stock class only has eager attention)."""
-        return self._switch_attention(SDPA_CLASSES)
-
-    def _switch_attention(self, classes: Mapping[type, type]) -> BlipForCaptioning:
-        for module in self.modules():
-            # Another class on the same module keeps weights, names, adapters and quantised layers as they are.
-            module.__class__ = classes.get(type(module), type(module))
-        return self
-
-    @property
-    def uses_sdpa(self) -> bool:
-        """Whether attention goes through `scaled_dot_product_attention`."""
-        return isinstance(self.text_decoder.bert.encoder.layer[0].crossattention.self, SdpaTextAttention)
+    stock_class = BlipForConditionalGeneration
+    lora_layers = r"text_decoder\.bert\.encoder\..*\.(query|key|value|dense)"
 
     def forward(
         self,
@@ -260,15 +169,6 @@ class BlipForCaptioning(BlipForConditionalGeneration):
         for number, layer in enumerate(layers):
             keys_and_values.update(*layer.crossattention.self.project(image_embeds), number)
         return SharedImageCache(DynamicCache(), keys_and_values)
-
-    def save_pretrained(  # type: ignore[override]
-        self, save_directory: str | PathLike[str], is_main_process: bool = True, **kwargs: Any
-    ) -> None:
-        """Save weights and configuration; the configuration names the stock class, which everybody has."""
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
-        if is_main_process:
-            self.config.architectures = [BlipForConditionalGeneration.__name__]
-            self.config.save_pretrained(save_directory)
 
 
 def token_losses(
