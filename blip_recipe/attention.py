@@ -58,8 +58,8 @@ class SdpaTextAttention(BlipTextSelfAttention):
             query,
             key,
             value,
-            # The stock class never hands an image mask to cross-attention: pictures have no padding.
-            attn_mask=attention_mask if encoder_hidden_states is None else None,
+            # In cross-attention, that of the states looked at, where they have padding: pictures have none.
+            attn_mask=attention_mask,
             dropout_p=self.dropout.p if self.training else 0.0,
         )
         return context.transpose(1, 2).reshape(hidden_states.shape), None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -15,7 +15,8 @@ from blip_recipe.modeling import BlipForCaptioning
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 WIDTH = 128
 LAYERS = 2
@@ -37,17 +38,19 @@ def build_tiny_blip(captions: Iterable[str], image_size: int | None = None) -> t
     model = BlipForCaptioning(tiny_config(tokenizer, size))
     # Positions as loud as patches, so that places are told apart from the first step and not after a thousand.
     nn.init.normal_(model.vision_model.embeddings.position_embedding, std=1.0)
-    _add_positions(model)
+    add_positions(model, model.text_decoder.bert)
     return model, BlipProcessor(image_processor, tokenizer)
 
 
-def _add_positions(model: BlipForCaptioning) -> None:
-    embeddings = model.text_decoder.bert.embeddings
-    drawn = embeddings.position_embeddings.weight.detach()
-    zeros = drawn.new_zeros(POSITIONS - len(drawn), drawn.shape[1])
-    embeddings.position_embeddings = nn.Embedding.from_pretrained(torch.cat([drawn, zeros]), freeze=False)
-    embeddings.register_buffer("position_ids", torch.arange(POSITIONS)[None], persistent=False)
-    model.config.text_config.max_position_embeddings = POSITIONS
+def add_positions(model: PreTrainedModel, *texts: BlipTextModel) -> None:
+    """Give the text encoders and decoders `texts` of `model` as many positions as BLIP has, those untrained zeros."""
+    for text in texts:
+        embeddings = text.embeddings
+        drawn = embeddings.position_embeddings.weight.detach()
+        zeros = drawn.new_zeros(POSITIONS - len(drawn), drawn.shape[1])
+        embeddings.position_embeddings = nn.Embedding.from_pretrained(torch.cat([drawn, zeros]), freeze=False)
+        embeddings.register_buffer("position_ids", torch.arange(POSITIONS)[None], persistent=False)
+    cast("Any", model.config).text_config.max_position_embeddings = POSITIONS
 
 
 def build_tokenizer(captions: Iterable[str]) -> PreTrainedTokenizerBase:

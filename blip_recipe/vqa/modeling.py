@@ -1,0 +1,231 @@
+"""BLIP that answers questions as the original does; same weights and names as the stock class.
+
+Source: `models/blip_vqa.py` of the original repository, and section 4.3 of the paper (arXiv 2201.12086): the question
+goes through the image-grounded encoder, and the decoder says the answer from the question's states.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import torch
+from torch.nn import functional as F
+from transformers import BlipForQuestionAnswering
+from transformers.modeling_outputs import ModelOutput
+from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
+
+from blip_recipe.attention import SDPA_CLASSES, SdpaTextAttention, StockModel
+from blip_recipe.modeling import IGNORED, caption_mask, token_losses
+
+if TYPE_CHECKING:
+    from transformers import BlipConfig
+
+
+class MaskedTextAttention(BlipTextSelfAttention):
+    """The stock attention with the mask of the states that cross-attention looks at, which the stock layer drops."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`(rows, tokens, width)` to the same shape, and the attention map."""
+        return super().forward(hidden_states, attention_mask, encoder_hidden_states, attention_mask, **kwargs)
+
+
+@dataclass
+class AnsweringOutput(ModelOutput):
+    """What `BlipForAnswering` computes.
+
+    Attributes:
+        token_losses: `(questions, tokens - 1)` in float32, the cross entropy of each next token of the answers, 0 where
+            it is not predicted; with `labels`.
+        logits: `(questions, tokens, vocabulary)`; without `labels`.
+        question_states: `(questions, question tokens, width)`, the question as the image-grounded encoder reads it.
+        image_embeds: `(images, patches, width)`.
+    """
+
+    token_losses: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    question_states: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+
+
+class BlipForAnswering(StockModel, BlipForQuestionAnswering):
+    """`BlipForQuestionAnswering` for several questions an image, and several answers a question laid end to end.
+
+    The padding of questions is seen neither by the encoder nor by the decoder, whose cross-attention the stock class
+    leaves unmasked. An image is encoded once for its questions, a question once for its answers.
+    """
+
+    stock_class = BlipForQuestionAnswering
+    lora_layers = r"text_(encoder|decoder\.bert)\.encoder\..*\.(query|key|value|dense)"
+
+    def __init__(self, config: BlipConfig) -> None:
+        super().__init__(config)
+        self._switch_attention({BlipTextSelfAttention: MaskedTextAttention})
+
+    def use_sdpa(self) -> Self:
+        """Switch every attention to `scaled_dot_product_attention` (the stock classes only have eager attention)."""
+        return self._switch_attention({**SDPA_CLASSES, MaskedTextAttention: SdpaTextAttention})
+
+    def forward(  # type: ignore[override]
+        self,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        decoder_position_ids: torch.Tensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        image_embeds: torch.Tensor | None = None,
+        image_index: torch.Tensor | None = None,
+        label_smoothing: float = 0.0,
+        **kwargs: Any,
+    ) -> AnsweringOutput:
+        """Each token of the answers given image, question and the tokens before it.
+
+        Args:
+            pixel_values: `(images, 3, height, width)`.
+            input_ids: `(questions, question tokens)`, beginning with `[ENC]`.
+            attention_mask: `(questions, question tokens)`, 0 on padding.
+            decoder_input_ids: `(questions, tokens)`, the answers to a question one after the other, each beginning with
+                `[DEC]`.
+            decoder_position_ids: `(questions, tokens)`, counted anew from 0 in each answer; padding is 0.
+            decoder_attention_mask: `(questions, tokens)`, 0 on padding, where a question has one answer and
+                `decoder_position_ids` are left out.
+            labels: `(questions, tokens)`, not shifted; `-100` is not predicted. (The stock class calls them shifted and
+                shifts them all the same.) Asks for losses in place of logits.
+            image_embeds: `(images, patches, width)`, in place of `pixel_values`.
+            image_index: `(questions,)`, the image that each question is about; left out where it is one each.
+            label_smoothing: Share of the target spread over the vocabulary (BLIP: 0.1).
+            kwargs: Not used; that they are taken tells Trainer to count the questions of all accumulated batches.
+        """
+        # First, as it waits for the device, which has nothing else to do yet.
+        predicted = None if labels is None else (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+        if image_embeds is None:
+            image_embeds = self.vision_model(pixel_values=pixel_values).last_hidden_state
+        question_states = self.encode_questions(image_embeds, input_ids, attention_mask, image_index)
+        if decoder_position_ids is not None:
+            decoder_attention_mask = caption_mask(decoder_position_ids, self.dtype)
+        answer_states = self.text_decoder.bert(
+            input_ids=decoder_input_ids,
+            attention_mask=decoder_attention_mask,
+            position_ids=decoder_position_ids,
+            encoder_hidden_states=question_states,
+            encoder_attention_mask=attention_mask,
+            use_cache=False,
+            is_decoder=True,
+        ).last_hidden_state
+        output = AnsweringOutput(question_states=question_states, image_embeds=image_embeds)
+        if labels is None or predicted is None:
+            output.logits = self.text_decoder.cls(answer_states)
+        else:
+            logits = self.text_decoder.cls(answer_states[:, :-1][predicted])
+            output.token_losses = token_losses(logits, labels[:, 1:], predicted, label_smoothing)
+        return output
+
+    def encode_questions(
+        self,
+        image_embeds: torch.Tensor,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        image_index: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Questions `(questions, question tokens, width)` as the image-grounded encoder reads them; as in `forward`."""
+        return self.text_encoder(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            encoder_hidden_states=image_embeds if image_index is None else image_embeds[image_index],
+        ).last_hidden_state
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]
+        self,
+        input_ids: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        question_states: torch.Tensor | None = None,
+        **generate_kwargs: Any,
+    ) -> torch.Tensor:
+        """Token ids `(questions * sequences, tokens)` of answers, beginning with `[DEC]`.
+
+        As the stock class, from `pixel_values` or from `question_states`; the decoder does not see padding.
+        """
+        if question_states is None:
+            image_embeds = self.vision_model(
+                pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding
+            ).last_hidden_state
+            question_states = self.encode_questions(image_embeds, input_ids, attention_mask)
+        text_config = cast("Any", self.config.text_config)
+        return cast("Any", self.text_decoder).generate(
+            input_ids=self._start(len(question_states)),
+            encoder_hidden_states=question_states,
+            encoder_attention_mask=attention_mask,
+            eos_token_id=text_config.sep_token_id,
+            pad_token_id=text_config.pad_token_id,
+            **generate_kwargs,
+        )
+
+    def _start(self, rows: int) -> torch.Tensor:
+        """`[DEC]`, `(rows, 1)`."""
+        return torch.full((rows, 1), cast("Any", self.config.text_config).bos_token_id, device=self.device)
+
+    @torch.no_grad()
+    def rank(
+        self,
+        question_states: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        answer_ids: torch.Tensor,
+        top_k: int = 128,
+        label_smoothing: float = 0.0,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The most likely of a list of answers to each question, most likely first.
+
+        As the original's `rank_answer`: the `top_k` answers whose first token is most likely are compared by the log
+        likelihood of all their tokens, `[SEP]` included. (The original's ranks by its training loss: its label
+        smoothing is 0.1.)
+
+        Args:
+            question_states: `(questions, question tokens, width)`, of `encode_questions`.
+            attention_mask: `(questions, question tokens)`, 0 on padding.
+            answer_ids: `(answers, tokens)`, each `[DEC]`, words, `[SEP]`, padding.
+            top_k: How many are compared.
+            label_smoothing: Share of the target spread over the vocabulary.
+
+        Returns:
+            Rows of `answer_ids`, and their log likelihoods, each `(questions, min(top_k, answers))`.
+        """
+        questions, top_k = len(question_states), min(top_k, len(answer_ids))
+        first = self._answer_logits(self._start(questions), question_states, attention_mask)[:, 0]
+        candidates = first.log_softmax(1)[:, answer_ids[:, 1]].topk(top_k).indices
+        ids = answer_ids[candidates.flatten()]
+        logits = self._answer_logits(
+            ids,
+            question_states.repeat_interleave(top_k, 0),
+            None if attention_mask is None else attention_mask.repeat_interleave(top_k, 0),
+        )
+        targets = ids.masked_fill(ids == cast("Any", self.config.text_config).pad_token_id, IGNORED)[:, 1:]
+        losses = F.cross_entropy(
+            logits[:, :-1].flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=label_smoothing
+        )
+        likelihoods, order = (-losses.view(questions, top_k, -1).sum(2)).sort(descending=True, stable=True)
+        return candidates.gather(1, order), likelihoods
+
+    def _answer_logits(
+        self, answer_ids: torch.Tensor, question_states: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """`(rows, tokens, vocabulary)` in float32; padding at the end of answers is seen by no word of them."""
+        states = self.text_decoder.bert(
+            input_ids=answer_ids,
+            encoder_hidden_states=question_states,
+            encoder_attention_mask=attention_mask,
+            use_cache=False,
+            is_decoder=True,
+        ).last_hidden_state
+        return self.text_decoder.cls(states).float()

@@ -1,0 +1,35 @@
+"""Tiny answering models for tests: untrained, yet with another answer for another picture and question."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from captioners import GAIN, write_recipe
+
+from blip_recipe.processing import save_processor
+from blip_recipe.vqa.modeling import BlipForAnswering
+from blip_recipe.vqa.tiny import build_tiny_answerer
+
+QUESTIONS = ["what is it", "what colour is the small cat in the picture", "is there a dog", "how many"]
+ANSWERS = [["cat"], ["red", "red", "a dark red", "red"], ["yes", "no", "yes", "a dog", "no"], ["two", "two"]]
+WORDS = [*QUESTIONS, *(answer for answers in ANSWERS for answer in answers), "blue"]
+
+
+def loud(model: BlipForAnswering) -> BlipForAnswering:
+    """`model` with weights so large that it looks at its picture and its question."""
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.mul_(GAIN if weights.ndim > 1 else 1.0)
+    return model
+
+
+def save_answerer(directory: Path, *, seed: int = 0, **recipe: object) -> Path:
+    """A full answering model in `directory`, with `recipe.json` where `recipe` has keys."""
+    torch.manual_seed(seed)
+    model, processor = build_tiny_answerer(WORDS)
+    loud(model).save_pretrained(directory)
+    save_processor(processor, directory)
+    if recipe:
+        write_recipe(directory, **recipe)
+    return directory
