@@ -9,6 +9,8 @@ import torch
 from transformers import Seq2SeqTrainingArguments
 from transformers.trainer_utils import SchedulerType
 
+from blip_recipe.sharding import is_asked_for, load_in_every_process
+
 MAX_WORKERS = 8
 """Enough for the fastest GPUs: one takes about 900 pictures a second, a core reads and augments some 280
 (`benchmarks/loading.py`)."""
@@ -72,4 +74,13 @@ class CaptionTrainingArguments(Seq2SeqTrainingArguments):
         if self.activation_checkpointing_kwargs is None and self.gradient_checkpointing_kwargs is None:
             # The reentrant kind needs inputs with gradients, which pictures and frozen embeddings are not.
             self.activation_checkpointing_kwargs = {"use_reentrant": False}
+        if isinstance(self.fsdp, str) and self.fsdp.lower() in ("true", "false"):
+            # As a recipe writes it; Trainer knows the bare flag and names of strategies.
+            self.fsdp = True if self.fsdp.lower() == "true" else None  # type: ignore[assignment]
         super().__post_init__()
+        load_in_every_process(self)
+
+    @property
+    def place_model_on_device(self) -> bool | None:
+        """Where a sharded model too begins, whole: the base is scored before it is trained."""
+        return True if is_asked_for(self) else None
