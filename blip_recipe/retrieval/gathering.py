@@ -1,0 +1,57 @@
+"""Tensors of all processes, with or without the way back for gradients; of this one where it is alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import distributed
+from torch.nn import functional as F
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this is, from 0."""
+    return distributed.get_rank() if world_size() > 1 else 0
+
+
+@torch.no_grad()
+def gather(tensor: torch.Tensor) -> torch.Tensor:
+    """`(rows, ...)` of each process, one after the other, without gradients; all have as many rows."""
+    return torch.cat(_all_gather(tensor)) if world_size() > 1 else tensor.detach()
+
+
+def gather_with_gradients(tensor: torch.Tensor) -> torch.Tensor:
+    """As `gather`; the gradient of a process's own rows is the sum of what all processes make of them."""
+    return _Gather.apply(tensor) if world_size() > 1 else tensor  # type: ignore[no-untyped-call]
+
+
+def pad_alike(tokens: torch.Tensor) -> torch.Tensor:
+    """`tokens` `(texts, tokens)`, filled up with 0 to the longest text of all processes, as `gather` needs them."""
+    if world_size() == 1:
+        return tokens
+    longest = torch.tensor(tokens.shape[1], device=tokens.device)
+    distributed.all_reduce(longest, distributed.ReduceOp.MAX)
+    return F.pad(tokens, (0, int(longest) - tokens.shape[1]))
+
+
+def _all_gather(tensor: torch.Tensor) -> list[torch.Tensor]:
+    gathered = [torch.empty_like(tensor, memory_format=torch.contiguous_format) for _ in range(world_size())]
+    distributed.all_gather(gathered, tensor.contiguous())
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        return torch.cat(_all_gather(tensor))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        gradient = gradient.contiguous()
+        distributed.all_reduce(gradient)
+        return gradient.chunk(world_size())[rank()]
