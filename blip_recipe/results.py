@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -22,11 +24,18 @@ def write_whole(path: Path, content: bytes, *, flush: bool = False) -> None:
         content: What.
         flush: Wait until the disk has it, for what must outlast a power failure.
     """
+    with whole_file(path, flush=flush) as file:
+        file.write(content)
+
+
+@contextmanager
+def whole_file(path: Path, *, flush: bool = False) -> Iterator[BinaryIO]:
+    """A file to write that gets its name when it is done; as `write_whole`, for what is written bit by bit."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         with aside.open("wb") as file:
-            file.write(content)
+            yield file
             if flush:
                 file.flush()
                 os.fsync(file.fileno())

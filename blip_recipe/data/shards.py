@@ -51,6 +51,7 @@ class ShardedSplit:
         image_column: Where the pictures are.
         caption_columns: Where the captions are.
         images: How many there are, where the source tells.
+        name: What the only shard is called in messages, where it has a name.
     """
 
     tables: list[IterableDataset]
@@ -58,6 +59,7 @@ class ShardedSplit:
     image_column: str
     caption_columns: list[str]
     images: int | None
+    name: str | None = None
 
     @property
     def shards(self) -> int:
@@ -157,6 +159,8 @@ class ShardedSplit:
         return f"{self._where(shard)}, row {row}"
 
     def _where(self, shard: int) -> str:
+        if self.name is not None:
+            return self.name
         return f"{self.arguments.dataset_name}, split {self.arguments.train_split!r}, shard {shard}"
 
     def sample(self) -> Dataset:
@@ -194,9 +198,17 @@ def open_stream(arguments: DataArguments) -> ShardedSplit:
     for key in ("image_cache", "cache_image_embeds"):
         if getattr(arguments, key):
             raise RecipeError(f"{key} keeps pictures on the disk, which streaming is to spare: leave one of them out.")
-    streams = [_open(arguments, name.strip()) for name in arguments.train_split.split("+")]
+    return choose_columns([_open(arguments, name.strip()) for name in arguments.train_split.split("+")], arguments)
+
+
+def choose_columns(streams: list[IterableDataset], arguments: DataArguments, name: str | None = None) -> ShardedSplit:
+    """Streams, whose pictures are not decoded, as the shards of a split; `name` is for messages.
+
+    Raises:
+        RecipeError: A column is missing or holds something else.
+    """
     features = streams[0].features
-    where = f"{arguments.dataset_name}, split {arguments.train_split!r},"
+    where = f"{name or f'{arguments.dataset_name}, split {arguments.train_split!r}'},"
     image_column = choose_image_column(features, arguments.image_column, where)
     caption_columns = choose_caption_columns(features, arguments.caption_column, where)
     feature, id_column = features[image_column], arguments.image_id_column
@@ -216,6 +228,7 @@ def open_stream(arguments: DataArguments) -> ShardedSplit:
         image_column,
         caption_columns,
         _count(streams) if id_column is None else None,
+        name,
     )
 
 
