@@ -52,15 +52,24 @@ EXPECTED = (
 
 
 def _load_json(file: Path) -> Record:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8-sig"))
-    except RecursionError as error:
-        raise RecipeError(f"{file} cannot be read as JSON: it is nested too deeply. {EXPECTED}") from error
-    except (ValueError, OSError) as error:
-        raise RecipeError(f"{file} cannot be read as JSON: {error}. {EXPECTED}") from error
+    content = load_json(file, EXPECTED)
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         raise RecipeError(f"{file} has no list of 'images'. {EXPECTED}")
     return content
+
+
+def load_json(file: Path, expected: str) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        RecipeError: It cannot be read; ends with what was `expected`.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8-sig"))
+    except RecursionError as error:
+        raise RecipeError(f"{file} cannot be read as JSON: it is nested too deeply. {expected}") from error
+    except (ValueError, OSError) as error:
+        raise RecipeError(f"{file} cannot be read as JSON: {error}. {expected}") from error
 
 
 def _read_coco(content: Record, arguments: DataArguments, file: Path) -> SplitColumns:
@@ -142,6 +151,15 @@ def _images_of(images: list[Record], arguments: DataArguments, default: tuple[st
             check_column(image, arguments.image_column, "image_column", str(file))
         _check_records(images, {arguments.image_column: (str, type(None))}, "images", file)
         paths = [image[arguments.image_column] for image in images]
+    return find_pictures(paths, root, arguments, file)
+
+
+def find_pictures(paths: Sequence[str | None], root: Path, arguments: DataArguments, file: Path) -> Dataset:
+    """The column `image` of the pictures at `paths` below `root`, which `file` lists; some of the first must be there.
+
+    Raises:
+        RecipeError: Paths lead elsewhere, or nowhere.
+    """
     # In a person's own file absolute paths are that person's word, unless image_root says where all pictures are.
     places = PathRoot(root, absolute=arguments.image_root is None).resolve(paths, str(file))
     probed = list(filter(None, places[:PROBED]))

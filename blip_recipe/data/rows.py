@@ -44,7 +44,7 @@ def join_columns(columns: SplitColumns, where: str) -> Dataset:
     if len(columns.images) == 0:
         raise RecipeError(f"{where} is empty: expected at least one picture with captions.")
     image_ids = range(len(columns.images)) if columns.image_ids is None else columns.image_ids
-    id_type = _type_of_ids(image_ids, where)
+    id_type = type_of_ids(image_ids, where)
     captions: dict[int | str, list[str]] = {}
     first_rows: dict[int | str, int] = {}
     for row, (image_id, found) in enumerate(zip(image_ids, columns.captions, strict=True)):
@@ -59,7 +59,7 @@ def join_columns(columns: SplitColumns, where: str) -> Dataset:
     return rows if len(first_rows) == len(rows) else rows.select(list(first_rows.values()))
 
 
-def _type_of_ids(image_ids: Sequence[object], where: str) -> str:
+def type_of_ids(image_ids: Sequence[object], where: str) -> str:
     """The column type of ids, which must be all integers or all text."""
     if all(type(each) is str for each in image_ids):
         return "string"

@@ -206,14 +206,15 @@ def load_shapes(splits: list[str], style: Style = "plain") -> Dataset:
     scenes = [scene for split in splits for scene in make_scenes(split)]
     return Dataset.from_dict(
         {
-            "image": [{"bytes": _encode(draw_scene(scene)), "path": None} for scene in scenes],
+            "image": [{"bytes": encode_picture(draw_scene(scene)), "path": None} for scene in scenes],
             "captions": [describe_scene(scene, style) for scene in scenes],
         },
         features=Features({"image": ImageFeature(decode=False), "captions": List(Value("string"))}),
     )
 
 
-def _encode(image: Image.Image) -> bytes:
+def encode_picture(image: Image.Image) -> bytes:
+    """A picture as PNG."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()

@@ -43,9 +43,9 @@ def read_table(arguments: DataArguments, split: str, max_rows: int | None = None
     caption_columns = choose_caption_columns(table.features, arguments.caption_column, where)
     image_ids = None
     if arguments.image_id_column is not None:
-        image_ids = _ids_of(table, arguments.image_id_column, where)
+        image_ids = ids_of(table, arguments.image_id_column, where)
     return SplitColumns(
-        _images_of(table, image_column, arguments, where), _captions_of(table, caption_columns, where), image_ids
+        images_of(table, image_column, arguments, where), _captions_of(table, caption_columns, where), image_ids
     )
 
 
@@ -153,7 +153,7 @@ def path_root(arguments: DataArguments) -> PathRoot:
     return PathRoot(None)
 
 
-def _images_of(table: Dataset, column: str, arguments: DataArguments, where: str) -> Dataset:
+def images_of(table: Dataset, column: str, arguments: DataArguments, where: str) -> Dataset:
     """The column of pictures as `image`, not decoded; its paths lead where they may."""
     feature = table.features[column]
     images = table.select_columns([column])
@@ -204,7 +204,7 @@ def _captions_of(table: Dataset, columns: list[str], where: str) -> list[list[st
     return captions
 
 
-def _ids_of(table: Dataset, column: str, where: str) -> list[Any]:
+def ids_of(table: Dataset, column: str, where: str) -> list[Any]:
     check_column(table.features, column, "image_id_column", where)
     feature = table.features[column]
     if not (isinstance(feature, Value) and ("int" in feature.dtype or "string" in feature.dtype)):
