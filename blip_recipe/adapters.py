@@ -228,11 +228,10 @@ def merged_captioner(adapter: str, **hub: Any) -> tuple[BlipForCaptioning, BlipP
     return merged, processor
 
 
-def name_stock_class(adapter_dir: Path) -> None:
+def name_stock_class(adapter_dir: Path, stock: type = BlipForConditionalGeneration) -> None:
     """Let a saved adapter name the stock BLIP class, which everybody has, as the class of its base model."""
     path = adapter_dir / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
-    stock = BlipForConditionalGeneration
     config["auto_mapping"] = {"base_model_class": stock.__name__, "parent_library": stock.__module__}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

@@ -42,7 +42,7 @@ from blip_recipe.trainer import CaptionTrainer, predicted_tokens
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from transformers import TrainerControl, TrainerState, TrainingArguments
+    from transformers import EvalPrediction, TrainerControl, TrainerState, TrainingArguments
 
     from blip_recipe.recipe import ObjectiveArguments
 
@@ -165,7 +165,7 @@ class SelfCriticalTrainer(CaptionTrainer):
         self.add_callback(self.record)
         disable_dropout(model)
         tokenizer, text_config = self.processor.tokenizer, model.config.text_config
-        self.prompt_ids = [text_config.bos_token_id, *tokenizer(self.prompt).input_ids[1:-1]]
+        self.prompt_ids = [text_config.bos_token_id, *tokenizer(self.data.prompt).input_ids[1:-1]]
         self.sep_token_id = text_config.sep_token_id
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -258,7 +258,7 @@ class SelfCriticalTrainer(CaptionTrainer):
         with self.accelerator.autocast():
             drawn, greedy = (
                 generate_token_ids(
-                    model, self.processor.tokenizer, image_embeds, self.prompt, **common, **how
+                    model, self.processor.tokenizer, image_embeds, self.data.prompt, **common, **how
                 ).unflatten(0, (len(image_embeds), -1))
                 if wanted
                 else None
@@ -329,7 +329,7 @@ class SelfCriticalTrainer(CaptionTrainer):
             logs = logs | self.record.take_means()
         super().log(logs, *args, **kwargs)
 
-    def _score_on_this_process(self, rows: Any, token_ids: Any) -> dict[str, float]:
+    def score_on_this_process(self, prediction: EvalPrediction) -> dict[str, float]:
         """As `CaptionTrainer`'s, with the habits of the captions."""
-        scores = super()._score_on_this_process(rows, token_ids)
+        scores = super().score_on_this_process(prediction)
         return scores | asdict(caption_habits([each["caption"] for each in self.predictions]))

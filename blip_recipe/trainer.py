@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import SequentialSampler
 from transformers import EvalPrediction
-from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_pt_utils import LengthGroupedSampler
-from transformers.trainer_utils import has_length
 
-from blip_recipe.adapters import name_stock_class
+from blip_recipe.blip_trainer import BlipTrainer
 from blip_recipe.collator import CaptionCollator
 from blip_recipe.data.dataset import CaptionDataset
 from blip_recipe.modeling import IGNORED, BlipForCaptioning, decode_captions, generate_token_ids
-from blip_recipe.processing import normalize_pixels, save_processor
-from blip_recipe.stream_progress import StreamingTrainer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import BlipProcessor, TrainerCallback
 
     from blip_recipe.metrics import CaptionScorer
-    from blip_recipe.recipe import DataArguments, GenerationArguments, Recipe
+    from blip_recipe.recipe import DataArguments, Recipe
     from blip_recipe.training_arguments import CaptionTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -55,7 +48,7 @@ class EpochLengthSampler(LengthGroupedSampler):
         self.generator.manual_seed(self.seed + epoch)
 
 
-class CaptionTrainer(StreamingTrainer):
+class CaptionTrainer(BlipTrainer):
     """Trains and scores a BLIP captioner.
 
     Args:
@@ -63,9 +56,7 @@ class CaptionTrainer(StreamingTrainer):
         args: Trainer's arguments; `label_smoothing_factor` is applied by the model.
         processor: BLIP's image processor and tokenizer.
         data: The recipe's data keys (`prompt`, `max_caption_length`).
-        generation: The recipe's generation keys.
-        scorer: Scores generated captions against all references of their images.
-        train_dataset, eval_dataset: `CaptionDataset`.
+        kwargs: As `BlipTrainer`'s: `generation`, a `CaptionScorer` as `scorer`, and `CaptionDataset`s.
     """
 
     def __init__(
@@ -75,23 +66,17 @@ class CaptionTrainer(StreamingTrainer):
         *,
         processor: BlipProcessor,
         data: DataArguments,
-        generation: GenerationArguments,
-        scorer: CaptionScorer,
         **kwargs: Any,
     ) -> None:
-        self.processor, self.prompt, self.generation, self.scorer = processor, data.prompt, generation, scorer
-        self.predictions: list[dict[str, Any]] = []
         self._length_sampler: EpochLengthSampler | None = None
-        # `compute_loss` divides by the tokens of all accumulated batches.
-        self.loss_is_scaled_for_ga = True
         super().__init__(
-            model=model,
-            args=args,
-            processing_class=processor,
+            model,
+            args,
+            processor=processor,
+            data=data,
             data_collator=CaptionCollator(
                 processor, model.config.text_config.bos_token_id, data.prompt, data.max_caption_length
             ),
-            compute_metrics=self.score_captions,
             **kwargs,
         )
 
@@ -116,26 +101,13 @@ class CaptionTrainer(StreamingTrainer):
         loss = outputs.token_losses.sum() / num_items_in_batch
         return (loss, outputs) if return_outputs else loss
 
-    def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
-        """The batch on the device, where the bytes of pictures become `pixel_values` as the model takes them."""
-        inputs = super()._prepare_inputs(inputs)
-        if "image_embeds" in inputs:
-            return inputs
-        return inputs | {"pixel_values": normalize_pixels(inputs["pixel_values"], self.processor.image_processor)}
-
     def _run(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
         """`CaptioningOutput` of the model for a batch; row numbers are for the scores."""
         batch = {key: value for key, value in inputs.items() if key != "row"}
         return model(**batch, label_smoothing=self.args.label_smoothing_factor)
 
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Every parameter: the original decays biases and norms too (`train_caption.py`, one AdamW group)."""
-        return [name for name, _ in model.named_parameters()]
-
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """As Trainer's; with several processes accelerate does not tell all who draw which epoch it is."""
-        if hasattr(self.train_dataset, "set_epoch"):
-            self.train_dataset.set_epoch(kwargs["epoch"])
+        """As `BlipTrainer`'s, for the order by length too."""
         if self._length_sampler:
             self._length_sampler.set_epoch(kwargs["epoch"])
         super()._run_epoch(*args, **kwargs)
@@ -149,23 +121,6 @@ class CaptionTrainer(StreamingTrainer):
         lengths = [sum(len(caption.split()) + 2 for caption in captions) for captions in dataset.rows["captions"]]
         self._length_sampler = EpochLengthSampler(self.args.train_batch_size, lengths=lengths, seed=self.args.seed)
         return self._length_sampler
-
-    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        """Rows in their order, however training rows are drawn."""
-        return SequentialSampler(eval_dataset) if has_length(eval_dataset) else None
-
-    def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer's, with each row counted once: `Seq2SeqTrainer` gathers the filling of the last batch too."""
-        self.gather_function = self.accelerator.gather_for_metrics
-        self.scored_dataset: CaptionDataset = dataloader.dataset
-        if self.accelerator._models or self.is_deepspeed_enabled:
-            return super().evaluation_loop(dataloader, *args, **kwargs)
-        # A model that Trainer prepares for an evaluation would later be trained without DistributedDataParallel.
-        self.accelerator._models.append(self.model)
-        try:
-            return super().evaluation_loop(dataloader, *args, **kwargs)
-        finally:
-            self.accelerator._models.clear()
 
     def prediction_step(  # type: ignore[override]
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any
@@ -191,28 +146,20 @@ class CaptionTrainer(StreamingTrainer):
             self.accelerator.unwrap_model(self.model, keep_torch_compile=False),
             self.processor.tokenizer,
             image_embeds,
-            self.prompt,
+            self.data.prompt,
             **self.generation.generate_kwargs(),
         )
         padding = self.generation.generation_max_length - token_ids.shape[1]
         return F.pad(token_ids, (0, padding), value=self.processor.tokenizer.pad_token_id)
 
-    def score_captions(self, prediction: EvalPrediction) -> dict[str, float]:
-        """The `compute_metrics` hook: token-mean loss and the scores of generated captions against all references.
+    def score_on_this_process(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Token-mean loss, and the scores of generated captions against all references.
 
         Fills `predictions` with one record an image: `image_id`, `caption`, `references`, `scores`.
         """
         rows, loss_sums, counts = prediction.label_ids  # type: ignore[misc]
-        metrics = [{"loss": float(loss_sums.sum(dtype="float64") / counts.sum())}]
-        if self.is_world_process_zero():
-            metrics[0] |= self._score_on_this_process(rows, prediction.predictions)
-        # One process scores (METEOR is a JVM of its own); all need the result to agree on the best checkpoint.
-        broadcast_object_list(metrics)
-        return metrics[0]
-
-    def _score_on_this_process(self, rows: Any, token_ids: Any) -> dict[str, float]:
         scored = self.scored_dataset.rows.select_columns(["image_id", "captions"])[rows.tolist()]
-        captions = decode_captions(self.processor.tokenizer, token_ids)
+        captions = decode_captions(self.processor.tokenizer, prediction.predictions)  # type: ignore[arg-type]
         references = dict(zip(scored["image_id"], scored["captions"], strict=True))
         metrics = self.generation.metrics_while_training() if self.is_in_train else self.generation.metrics
         scores = self.scorer.score(dict(zip(scored["image_id"], captions, strict=True)), references, metrics)
@@ -225,22 +172,7 @@ class CaptionTrainer(StreamingTrainer):
             }
             for image_id, caption in zip(scored["image_id"], captions, strict=True)
         ]
-        return scores.corpus | self._sum_for_best_model(scores.corpus)
-
-    def _sum_for_best_model(self, corpus: dict[str, float]) -> dict[str, float]:
-        """`metric_for_best_model` may be a sum, such as the original's `bleu_4+cider` (`train_caption.py`)."""
-        name = (self.args.metric_for_best_model or "").removeprefix("eval_")
-        return {name: sum(corpus[part] for part in name.split("+"))} if "+" in name and self.is_in_train else {}
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """As Trainer's, in the form that everybody can load and without the pickle of the arguments."""
-        super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            directory = Path(output_dir or str(self.args.output_dir))
-            (directory / TRAINING_ARGS_NAME).unlink()
-            save_processor(self.processor, directory)
-            if (directory / "adapter_config.json").exists():
-                name_stock_class(directory)
+        return {"loss": float(loss_sums.sum(dtype="float64") / counts.sum())} | scores.corpus
 
 
 def build_trainer(
