@@ -14,6 +14,7 @@ from blip_recipe.vqa.accuracy import is_exact_match, vqa_accuracy
 from blip_recipe.vqa.questions import (
     ANNOTATORS,
     OTHER_WORDS,
+    QUESTIONS,
     USUAL,
     WORDINGS,
     Question,
@@ -48,7 +49,7 @@ def look(scene: Scene, question: Question) -> str:
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_every_answer_can_be_seen(split: str) -> None:
     for scene, questions in questions_of(split):
-        assert [question.kind for question in questions] == list(WORDINGS)
+        assert len({question.kind for question in questions} & set(WORDINGS)) == len(questions) == QUESTIONS
         for question in questions:
             assert question.answer == look(scene, question)
             assert question.answer in possible_answers(question.kind)
@@ -76,7 +77,8 @@ def test_a_no_asks_for_what_two_things_would_make_together() -> None:
     scene = Scene(
         (Thing("red", "circle", "small", PLACES[0], (0, 0)), Thing("blue", "square", "large", PLACES[1], (0, 0))), 0
     )
-    texts = [ask(scene, random.Random(seed))[-1] for seed in range(60)]
+    asked = [question for seed in range(60) for question in ask(scene, random.Random(seed))]
+    texts = [question for question in asked if question.kind == "yes or no"]
     denied = {(find(COLOURS, each.text), find(FORMS, each.text)) for each in texts if each.answer == "no"}
     assert denied == {("red", "square"), ("blue", "circle")}
 
@@ -121,4 +123,4 @@ def test_questions_are_the_same_on_every_machine() -> None:
     assert hashlib.sha256(asked.encode()).hexdigest()[:16] == DIGEST
 
 
-DIGEST = "74872bcfce87acc4"
+DIGEST = "1f300256864b1ff9"

@@ -1,6 +1,6 @@
 """Questions about the drawn scenes, each with the answers of ten annotators who do not all use the same words.
 
-Every scene is asked one question of each kind. The scenes of a split are those of captioning, so that the questions of
+Every scene is asked three questions of different kinds. The scenes of a split are those of captioning, so that the questions of
 test are all about pairs of things that training never shows together, and half of those of validation. What is asked
 for cannot be read off one thing alone: a yes or no about a thing tells a red circle beside a blue square from a blue
 circle beside a red square.
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from blip_recipe.data.shapes import Scene, Thing
 
+QUESTIONS = 3
+"""Asked about each scene."""
 ANNOTATORS = 10
 USUAL = (6, 10)
 """At least and at most so many annotators use the usual word for the answer; the others use another one."""
@@ -64,14 +66,14 @@ class Question:
 
 
 def ask(scene: Scene, rng: random.Random, mistakes: float = 0.0) -> list[Question]:
-    """One question of each kind about `scene`.
+    """Three questions of different kinds about `scene`.
 
     Args:
         scene: What is seen.
-        rng: Chooses things, wordings and annotators.
+        rng: Chooses kinds, things, wordings and annotators.
         mistakes: How often an annotator gives a wrong answer.
     """
-    return [_ask(kind, scene, rng, mistakes) for kind in WORDINGS]
+    return [_ask(kind, scene, rng, mistakes) for kind in rng.sample(list(WORDINGS), QUESTIONS)]
 
 
 def _ask(kind: str, scene: Scene, rng: random.Random, mistakes: float) -> Question:
