@@ -14,6 +14,9 @@ from torch.nn import functional as F
 DIFFERENT, MATCHING = 0, 1
 """Classes of the matching head."""
 
+BLOCK = 1024
+"""Queries whose similarities to a whole split are held at a time."""
+
 
 class Features(NamedTuple):
     """Features of images and texts of the same pairs, of length 1.
@@ -113,3 +116,26 @@ def matching_losses(
     labels = torch.tensor([MATCHING, DIFFERENT, DIFFERENT], device=logits.device).expand(len(logits), 3)
     losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
     return torch.cat([losses[:, :1], losses[:, 1:] * exists[:, None]], dim=1)
+
+
+@torch.no_grad()
+def split_loss(
+    images: torch.Tensor, texts: torch.Tensor, image_of_text: torch.Tensor, temperature: torch.Tensor
+) -> torch.Tensor:
+    """ITC of a whole split against itself, without soft targets: the same whatever the batches and processes.
+
+    Args:
+        images: Features `(images, width)`.
+        texts: Features `(texts, width)`.
+        image_of_text: The number of each text's image, `(texts,)`; every image has a text.
+        temperature: What similarities are divided by.
+    """
+    to_images, to_texts = torch.zeros(len(texts)), torch.zeros(len(images))
+    for rows in torch.arange(len(texts)).split(BLOCK):
+        likely = _similarities(texts[rows], images, temperature).log_softmax(1)
+        to_images[rows] = -likely.gather(1, image_of_text[rows, None])[:, 0]
+    for rows in torch.arange(len(images)).split(BLOCK):
+        likely = _similarities(images[rows], texts, temperature).log_softmax(1)
+        own = rows[:, None] == image_of_text
+        to_texts[rows] = -(likely * own).sum(1) / own.sum(1)
+    return (to_images.mean() + to_texts.mean()) / 2

@@ -1,0 +1,124 @@
+"""Recall at 1, 5 and 10 in both directions, with the best candidates of ITC ranked again by ITM.
+
+As the original evaluates (`train_retrieval.py`, `evaluation` and `itm_eval`): candidates are ranked by cosine; the best
+`k` of them by the sum of their ITM logit and their cosine. Unlike there, those that were not ranked again keep the
+order of their cosines behind the others, and a tie with a wrong candidate counts as lost.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from blip_recipe.retrieval.losses import BLOCK
+
+RANKS = (1, 5, 10)
+"""Where recall is measured."""
+
+
+@dataclass
+class Shortlist:
+    """The most similar candidates of each query.
+
+    Attributes:
+        candidates: Numbers of candidates `(queries, k)`, the most similar one first.
+        similarities: Their cosines `(queries, k)`.
+    """
+
+    candidates: torch.Tensor
+    similarities: torch.Tensor
+
+
+def shortlist(queries: torch.Tensor, candidates: torch.Tensor, k: int) -> Shortlist:
+    """The `k` candidates that are most similar to each query, by features `(queries, width)`, `(candidates, width)`."""
+    k = min(k, len(candidates))
+    blocks = [(block @ candidates.T).topk(k, dim=1) for block in queries.split(BLOCK)]
+    return Shortlist(torch.cat([each.indices for each in blocks]), torch.cat([each.values for each in blocks]))
+
+
+def rank_of_first_own(
+    queries: torch.Tensor,
+    candidates: torch.Tensor,
+    query_ids: torch.Tensor,
+    candidate_ids: torch.Tensor,
+    best: Shortlist | None = None,
+    scores: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Where the first candidate with the id of each query stands, from 0, `(queries,)`.
+
+    Args:
+        queries: Features `(queries, width)`.
+        candidates: Features `(candidates, width)`.
+        query_ids: `(queries,)`.
+        candidate_ids: `(candidates,)`; several may be the same.
+        best: Candidates that were ranked again; without them cosines decide alone.
+        scores: Their new scores `(queries, k)`; they stand before all others.
+    """
+    ranks = []
+    for rows in torch.arange(len(queries)).split(BLOCK):
+        cosines = queries[rows] @ candidates.T
+        own = query_ids[rows, None] == candidate_ids
+        if best is None or scores is None:
+            ranks.append(_before_first_own(cosines, own))
+            continue
+        again = best.candidates[rows]
+        own_again = own.gather(1, again)
+        behind = again.shape[1] + _before_first_own(cosines.scatter(1, again, -torch.inf), own)
+        ranks.append(torch.where(own_again.any(1), _before_first_own(scores[rows], own_again), behind))
+    return torch.cat(ranks)
+
+
+def _before_first_own(scores: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+    """How many others score at least as high as the best of `own`; both `(queries, candidates)`."""
+    best = scores.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
+    return ((scores >= best) & ~own & (scores > -torch.inf)).sum(1)
+
+
+def recalls(text_ranks: torch.Tensor, image_ranks: torch.Tensor) -> dict[str, float]:
+    """`text_recall_1` to `image_recall_10` and their mean, as fractions.
+
+    Args:
+        text_ranks: Where each image's first own text stands, from 0, `(images,)`.
+        image_ranks: Where each text's image stands, from 0, `(texts,)`.
+    """
+    found = {
+        f"{kind}_recall_{rank}": float((ranks < rank).double().mean())
+        for kind, ranks in (("text", text_ranks), ("image", image_ranks))
+        for rank in RANKS
+    }
+    return found | {"recall_mean": sum(found.values()) / len(found)}
+
+
+class PairsToMatch:
+    """The pairs on the shortlists of either direction, each once, in the order of their images.
+
+    Args:
+        texts_of_images: The best texts of each image.
+        images_of_texts: The best images of each text.
+
+    Attributes:
+        images, texts: Numbers of their images and texts, each `(pairs,)`.
+    """
+
+    def __init__(self, texts_of_images: Shortlist, images_of_texts: Shortlist) -> None:
+        self._texts_of_images, self._images_of_texts = texts_of_images, images_of_texts
+        self._by_image, self._by_text = self._codes()
+        self._codes_once = torch.cat([self._by_image.flatten(), self._by_text.flatten()]).unique()
+        count = len(images_of_texts.candidates)
+        self.images, self.texts = self._codes_once // count, self._codes_once % count
+
+    def _codes(self) -> tuple[torch.Tensor, torch.Tensor]:
+        texts, images = self._texts_of_images.candidates, self._images_of_texts.candidates
+        count = len(images)
+        return torch.arange(len(texts))[:, None] * count + texts, images * count + torch.arange(count)[:, None]
+
+    def scores(self, matches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What candidates are ranked by, their ITM logit and their cosine together: `(images, k)` and `(texts, k)`.
+
+        Args:
+            matches: The ITM logit of each pair, `(pairs,)`.
+        """
+        of_images = matches[torch.searchsorted(self._codes_once, self._by_image)]
+        of_texts = matches[torch.searchsorted(self._codes_once, self._by_text)]
+        return of_images + self._texts_of_images.similarities, of_texts + self._images_of_texts.similarities
