@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from accelerate import PartialState
@@ -18,7 +18,7 @@ from blip_recipe.errors import RecipeError
 from blip_recipe.modeling import BlipForCaptioning, resize_position_embeddings
 from blip_recipe.processing import load_processor
 from blip_recipe.recipe import TINY_MODEL, Quantization
-from blip_recipe.tiny import build_tiny_blip
+from blip_recipe.tasks import find_task
 from blip_recipe.weights import find_weights, first_line, reading_weights
 
 if TYPE_CHECKING:
@@ -27,10 +27,16 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import BitsAndBytesConfig, BlipProcessor
 
-    from blip_recipe.recipe import GenerationArguments, ModelArguments
+    from blip_recipe.attention import StockModel
+    from blip_recipe.recipe import GenerationArguments, ModelArguments, Recipe
+    from blip_recipe.tasks import Task
 
-TEXT_LINEARS = r"text_decoder\.bert\.encoder\..*\.(query|key|value|dense)"
-"""Default LoRA targets, as a pattern of module names: every attention and feed-forward layer of the text decoder."""
+KINDS = {
+    "BlipForConditionalGeneration": ("captioner", "Salesforce/blip-image-captioning-base"),
+    "BlipForQuestionAnswering": ("question answerer", "Salesforce/blip-vqa-base"),
+    "BlipForImageTextRetrieval": ("matcher of texts and pictures", "Salesforce/blip-itm-base-coco"),
+}
+"""What the stock classes are, in words, with a model of each."""
 
 
 @dataclass
@@ -41,6 +47,17 @@ class CaptionSettings:
     num_beams: int = 3
     max_length: int = 20
     min_length: int = 5
+
+    @classmethod
+    def of(cls, recipe: Recipe[Any]) -> CaptionSettings:
+        """Those of a recipe."""
+        generation = recipe.generation
+        return cls(
+            recipe.data.prompt,
+            generation.generation_num_beams,
+            generation.generation_max_length,
+            generation.generation_min_length,
+        )
 
     def generate_kwargs(self) -> dict[str, Any]:
         """What `generate` is called with: beam search without sampling."""
@@ -76,9 +93,10 @@ def load_blip(
     device: Any = None,
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
+    model_class: type[StockModel] = BlipForCaptioning,
     **hub: Any,
-) -> BlipForCaptioning:
-    """A full BLIP captioner from a directory or a Hub id, on `device`.
+) -> Any:
+    """A full BLIP from a directory or a Hub id, on `device`; of `model_class`, a captioner by default.
 
     `hub` goes to `from_pretrained`: `revision`, `token`, `local_files_only`. Weights are read from safetensors; from
     pickle files only with `allow_pickle`, and then nothing but tensors is unpickled (`torch.load(weights_only=True)`).
@@ -96,14 +114,14 @@ def load_blip(
         place = {"": device or PartialState().device}
         load |= {"quantization_config": quantization_config(quantization), "device_map": place}
     with reading_weights(name):
-        model = BlipForCaptioning.from_pretrained(name, **load)
+        model = model_class.from_pretrained(name, **load)
     if device is not None and quantization is None:
         model.to(device)
     return model
 
 
-def check_is_blip(name: str, **hub: Any) -> PreTrainedConfig:
-    """The configuration of `name`, which must be a BLIP captioner's; reads one small file.
+def check_is_blip(name: str, model_class: type[StockModel] = BlipForCaptioning, **hub: Any) -> PreTrainedConfig:
+    """The configuration of `name`, which must be a BLIP of the kind of `model_class`; reads one small file.
 
     Raises:
         RecipeError: There is no such model, it cannot be read, or it is of another kind.
@@ -118,20 +136,22 @@ def check_is_blip(name: str, **hub: Any) -> PreTrainedConfig:
         raise RecipeError(
             f"model_name_or_path is {name!r}, which cannot be loaded: {first_line(error)}{advice}"
         ) from error
+    what, example = KINDS[model_class.stock_class.__name__]
     if not isinstance(config, BlipConfig):
         raise RecipeError(
-            f"model_name_or_path is {name!r}, a model of type {config.model_type!r}: expected a BLIP captioner "
-            "(model type 'blip'), such as Salesforce/blip-image-captioning-base."
+            f"model_name_or_path is {name!r}, a model of type {config.model_type!r}: expected a BLIP {what} "
+            f"(model type 'blip'), such as {example}."
         )
-    architecture = (config.architectures or [BlipForConditionalGeneration.__name__])[0]
-    if architecture != BlipForConditionalGeneration.__name__:
+    expected = model_class.stock_class.__name__
+    architecture = (config.architectures or [expected])[0]
+    if architecture != expected:
         raise RecipeError(
-            f"model_name_or_path is {name!r}, a {architecture}: expected a captioner (BlipForConditionalGeneration)."
+            f"model_name_or_path is {name!r}, a {architecture}: expected a {what} ({expected}), such as {example}."
         )
     return config
 
 
-def add_lora(model: BlipForCaptioning, arguments: ModelArguments) -> PeftModel:
+def add_lora(model: StockModel, arguments: ModelArguments) -> PeftModel:
     """Wrap `model` with a fresh LoRA adapter; everything else is frozen.
 
     Raises:
@@ -151,7 +171,7 @@ def add_lora(model: BlipForCaptioning, arguments: ModelArguments) -> PeftModel:
         r=arguments.lora_r,
         lora_alpha=arguments.lora_alpha,
         lora_dropout=arguments.lora_dropout,
-        target_modules=arguments.lora_target_modules or TEXT_LINEARS,
+        target_modules=arguments.lora_target_modules or model.lora_layers,
         exclude_modules=r".*\.cls\..*",
         use_dora=arguments.use_dora,
         use_rslora=arguments.use_rslora,
@@ -170,27 +190,34 @@ def add_lora(model: BlipForCaptioning, arguments: ModelArguments) -> PeftModel:
 
 
 def build_model(
-    arguments: ModelArguments, generation: GenerationArguments, captions: Iterable[str]
-) -> tuple[BlipForCaptioning | PeftModel, BlipProcessor]:
-    """The model of a recipe, ready to train, and its processor; the embedded one learns its words from `captions`.
+    arguments: ModelArguments, generation: GenerationArguments, words: Iterable[str], task: Task | None = None
+) -> tuple[Any, BlipProcessor]:
+    """The model of a recipe, ready to train, and its processor.
+
+    Args:
+        arguments, generation: The recipe's keys.
+        words: What the embedded model learns its words from.
+        task: What it will learn; by default to write captions.
 
     Raises:
-        RecipeError: There is no such model, or it is not a BLIP captioner.
+        RecipeError: There is no such model, or it is not a BLIP of the task's kind.
     """
+    task = task or find_task("captioning")
     if arguments.model_name_or_path == TINY_MODEL:
-        model, processor = build_tiny_blip(captions, arguments.image_size)
+        model, processor = task.build_tiny(words, arguments.image_size)
     else:
-        model, processor = _load_base(arguments)
+        model, processor = _load_base(arguments, task.model_class)
     if arguments.attention_implementation == "sdpa":
         model.use_sdpa()
     if arguments.freeze_vision:
         model.vision_model.requires_grad_(False)
-    # Saved beside the model, so that pipelines caption as the scores were made.
-    model.generation_config.update(**generation.generate_kwargs(), _from_model_config=False)
+    if model.can_generate():
+        # Saved beside the model, so that pipelines caption as the scores were made.
+        model.generation_config.update(**generation.generate_kwargs(), _from_model_config=False)
     return (add_lora(model, arguments) if arguments.use_peft else model), processor
 
 
-def _load_base(arguments: ModelArguments) -> tuple[BlipForCaptioning, BlipProcessor]:
+def _load_base(arguments: ModelArguments, model_class: type[StockModel]) -> tuple[Any, BlipProcessor]:
     name = arguments.model_name_or_path
     hub: dict[str, Any] = {"revision": arguments.model_revision}
     if read_repository_json(name, "adapter_config.json", **hub):
@@ -198,13 +225,14 @@ def _load_base(arguments: ModelArguments) -> tuple[BlipForCaptioning, BlipProces
             f"model_name_or_path is {name!r}, an adapter: fold it into its base first with "
             f"`python -m blip_recipe.merge {name} OUT`, and train OUT."
         )
-    check_is_blip(name, trust_remote_code=arguments.trust_remote_code, **hub)
+    check_is_blip(name, model_class, trust_remote_code=arguments.trust_remote_code, **hub)
     # Trained weights are kept in 32 bits, whatever they were saved in; bf16 is Trainer's autocast.
     model = load_blip(
         name,
         quantization=arguments.quantization,
         dtype=torch.float32,
         trust_remote_code=arguments.trust_remote_code,
+        model_class=model_class,
         **hub,
     )
     processor = load_processor(name, **hub)
@@ -214,17 +242,22 @@ def _load_base(arguments: ModelArguments) -> tuple[BlipForCaptioning, BlipProces
     return model, processor
 
 
-def merged_captioner(adapter: str, **hub: Any) -> tuple[BlipForCaptioning, BlipProcessor]:
+def merged_model(
+    adapter: str, model_class: type[StockModel] = BlipForCaptioning, **hub: Any
+) -> tuple[Any, BlipProcessor]:
     """The adapter folded into its base in full precision, never into quantised weights.
 
     Raises:
-        RecipeError: `adapter` is not an adapter of a BLIP captioner.
+        RecipeError: `adapter` is not an adapter of a BLIP of that kind.
     """
     if not read_repository_json(adapter, "adapter_config.json", **hub):
         raise RecipeError(f"{adapter!r} holds no adapter_config.json: expected the output directory of a LoRA run.")
-    model, processor, settings = load_captioner(adapter, quantization=None, dtype=torch.float32, **hub)
-    merged = cast("Any", model).merge_and_unload()
-    merged.generation_config.update(**settings.generate_kwargs(), _from_model_config=False)
+    model, processor, settings = load_captioner(
+        adapter, quantization=None, dtype=torch.float32, model_class=model_class, **hub
+    )
+    merged = model.merge_and_unload()
+    if merged.can_generate():
+        merged.generation_config.update(**settings.generate_kwargs(), _from_model_config=False)
     return merged, processor
 
 
@@ -267,8 +300,11 @@ def load_captioner(
     allow_pickle: bool = False,
     trust_remote_code: bool = False,
     local_files_only: bool = False,
-) -> tuple[BlipForCaptioning | PeftModel, BlipProcessor, CaptionSettings]:
+    model_class: type[StockModel] = BlipForCaptioning,
+) -> tuple[Any, BlipProcessor, CaptionSettings]:
     """A saved captioner, full or adapter, ready to caption, with its processor and the settings it was scored with.
+
+    With another `model_class`, another kind of BLIP.
 
     An adapter trained on an 8- or 4-bit base is put on the same base (`quantization="recorded"`), because that is the
     model whose captions were scored; `None` asks for the base in full precision. Weights in pickle files are read
@@ -294,24 +330,25 @@ def load_captioner(
         "device": device,
         "allow_pickle": allow_pickle,
         "trust_remote_code": trust_remote_code,
+        "model_class": model_class,
     }
     if adapter:
         base_hub = hub | {"revision": adapter.get("revision")}
-        check_is_blip(adapter["base_model_name_or_path"], trust_remote_code=trust_remote_code, **base_hub)
+        check_is_blip(adapter["base_model_name_or_path"], model_class, trust_remote_code=trust_remote_code, **base_hub)
         processor = load_processor(model_name_or_path, **hub)
         base = load_blip(adapter["base_model_name_or_path"], **load, **base_hub)
         if processor.image_processor.size["height"] != base.config.vision_config.image_size:
             resize_position_embeddings(base, processor.image_processor.size["height"])
-        model: BlipForCaptioning | PeftModel = _with_adapter(base, model_name_or_path, device, allow_pickle, **hub)
+        model: Any = _with_adapter(base, model_name_or_path, device, allow_pickle, **hub)
     else:
-        check_is_blip(model_name_or_path, trust_remote_code=trust_remote_code, **hub)
+        check_is_blip(model_name_or_path, model_class, trust_remote_code=trust_remote_code, **hub)
         processor = load_processor(model_name_or_path, **hub)
         model = load_blip(model_name_or_path, **load, **hub)
     model.use_sdpa()
     return model.eval(), processor, settings
 
 
-def _with_adapter(base: BlipForCaptioning, adapter: str, device: Any, allow_pickle: bool, **hub: Any) -> PeftModel:
+def _with_adapter(base: StockModel, adapter: str, device: Any, allow_pickle: bool, **hub: Any) -> PeftModel:
     from peft import PeftModel
 
     weights = find_weights(adapter, "adapter_model", allow_pickle=allow_pickle, **hub)

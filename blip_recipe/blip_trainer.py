@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from accelerate.utils import broadcast_object_list
 from torch.utils.data import SequentialSampler
+from transformers import EarlyStoppingCallback
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import has_length
 
@@ -23,17 +24,44 @@ from blip_recipe.sharding import (
     without_aliases,
 )
 from blip_recipe.stream_progress import StreamingTrainer
+from blip_recipe.tasks import find_task
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from peft import PeftModel
     from torch import nn
-    from transformers import BlipProcessor, EvalPrediction
+    from transformers import (
+        BlipProcessor,
+        EvalPrediction,
+        TrainerCallback,
+        TrainerControl,
+        TrainerState,
+        TrainingArguments,
+    )
 
     from blip_recipe.attention import StockModel
-    from blip_recipe.recipe import DataArguments, GenerationArguments
+    from blip_recipe.recipe import DataArguments, GenerationArguments, Recipe
     from blip_recipe.training_arguments import CaptionTrainingArguments
 
 logger = logging.getLogger(__name__)
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """transformers' early stopping, whose patience a resumed run remembers, by evaluations of the training alone."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Go on counting where the checkpoint stopped."""
+        super().on_train_begin(args, state, control, **kwargs)
+        saved: dict[str, Any] = state.stateful_callbacks.get(type(self).__name__, {}) if state.global_step else {}
+        self.early_stopping_patience_counter = saved.get("attributes", {}).get("early_stopping_patience_counter", 0)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        """Compare with the best evaluation so far."""
+        if "eval_loss" in metrics:
+            super().on_evaluate(args, state, control, metrics, **kwargs)
 
 
 class BlipTrainer(StreamingTrainer):
@@ -164,3 +192,35 @@ class BlipTrainer(StreamingTrainer):
             if (directory / "adapter_config.json").exists():
                 model: Any = self.model
                 name_stock_class(directory, model.base_model.model.stock_class)
+
+
+def build_trainer(
+    recipe: Recipe[Any],
+    model: StockModel | PeftModel,
+    processor: BlipProcessor,
+    scorer: Any,
+    datasets: Mapping[str, Any],
+    callbacks: list[TrainerCallback] | None = None,
+) -> BlipTrainer:
+    """A trainer of the recipe's task for `model`, on the `train` and `eval` parts of `datasets`."""
+    if recipe.training.n_gpu > 1:
+        logger.warning(
+            "%d GPUs are there, 1 is used: start the command with `accelerate launch` to use all.",
+            recipe.training.n_gpu,
+        )
+        # torch's DataParallel would cut captions and images at different places.
+        recipe.training._n_gpu = 1
+    patience = recipe.objective.early_stopping_patience
+    if patience is not None:
+        callbacks = [*(callbacks or []), EarlyStopping(patience)]
+    return find_task(recipe.objective.task).trainer(recipe)(
+        model,
+        recipe.training,
+        processor=processor,
+        data=recipe.data,
+        generation=recipe.generation,
+        scorer=scorer,
+        train_dataset=datasets.get("train"),
+        eval_dataset=datasets.get("eval"),
+        callbacks=callbacks,
+    )

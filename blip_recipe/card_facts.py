@@ -42,7 +42,11 @@ logger = logging.getLogger(__name__)
 EMBEDDED: dict[str, dict[str, str]] = {TINY_MODEL: {}, "shapes": {"language": "en"}}
 """The model and the data set that come with the package, with what a card would say of them."""
 
-SCORE_ORDER = ("bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider", "spice", "exact_match")
+SCORE_ORDER = (
+    *("bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider", "spice", "vqa_accuracy", "exact_match"),
+    *(f"{direction}_recall_{rank}" for direction in ("text", "image") for rank in (1, 5, 10)),
+    "recall_mean",
+)
 """As papers list them."""
 
 ENGLISH = {"the", "and", "with", "of"}
@@ -135,7 +139,7 @@ def gather_facts(
         kind: What was saved.
         repo_id: Where it will be pushed, if that is known.
         results: `all_results.json`.
-        predictions: `predictions.jsonl`, of the split that was scored last.
+        predictions: `predictions.jsonl`, of the split that was scored last, as `Task.show` gives its lines.
         counts: (images, captions) of each split that was read, by role.
         callback: That was with the trainer.
         base: The model that was fine-tuned.
@@ -155,6 +159,7 @@ def gather_facts(
         decoding=decoding_facts(recipe),
         results=result_facts(results, splits, predictions, tokenized_with_java=tokenized_with_java),
         training=training_facts(recipe, counts["train"], callback),
+        task=recipe.objective.task,
     )
 
 

@@ -1,4 +1,4 @@
-"""Generate and score captions with a model, or score captions that are already there.
+"""Score a model on a split, or captions that are already there.
 
 python -m blip_recipe.evaluate --model outputs/coco_lora --dataset_name jxie/flickr8k --eval_split test
 python -m blip_recipe.evaluate --predictions captions.json --references captions_val2014.json
@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     recipe = read_recipe(
         EvaluateOptions,
         prog="python -m blip_recipe.evaluate",
-        description="Score a captioner, or a file of captions, against all references of each image.",
+        description="Score a model on a split of a data set, or a file of captions against their references.",
         recipe_needed=False,
         argv=argv,
     )
@@ -52,33 +52,33 @@ def score_file(recipe: Recipe[EvaluateOptions]) -> None:
 
 
 def score_model(recipe: Recipe[EvaluateOptions]) -> None:
-    """Generate captions for `--eval_split` with a model directory or Hub id, and score them."""
+    """Score what a model directory or Hub id says of `--eval_split`."""
     if recipe.data.dataset_name is None or recipe.data.eval_split is None:
         raise RecipeError("dataset_name and eval_split say what to score; --predictions scores a file instead.")
 
     from blip_recipe.adapters import load_captioner, read_repository_json
-    from blip_recipe.data import caption_datasets, check_splits, load_split, write_skipped_rows
+    from blip_recipe.blip_trainer import build_trainer
+    from blip_recipe.data import check_splits, write_skipped_rows
     from blip_recipe.data.checks import SKIPPED_FILE
     from blip_recipe.logs import set_up_logs
-    from blip_recipe.metrics import CaptionScorer
-    from blip_recipe.trainer import build_trainer
+    from blip_recipe.tasks import find_task
 
     set_up_logs(recipe.training)
+    name, revision = recipe.model.model_name_or_path, recipe.model.model_revision
+    take_recorded_settings(recipe, read_repository_json(name, "recipe.json", revision=revision))
+    task = find_task(recipe.objective.task)
     with recipe.training.main_process_first(desc="reading the data"):
-        rows = load_split(recipe.data, recipe.data.eval_split, max_samples=recipe.data.max_eval_samples)
-    splits, skipped = check_splits({"eval": rows}, recipe.data)
+        rows = task.load_split(recipe.data, recipe.data.eval_split, max_samples=recipe.data.max_eval_samples)
+    splits, skipped = check_splits({"eval": rows}, recipe.data, task.row_fault)
     model, processor, _ = load_captioner(
-        recipe.model.model_name_or_path,
-        revision=recipe.model.model_revision,
+        name,
+        revision=revision,
         quantization=recipe.model.quantization or "recorded",
         trust_remote_code=recipe.model.trust_remote_code,
+        model_class=task.model_class,
     )
-    take_recorded_settings(
-        recipe,
-        read_repository_json(recipe.model.model_name_or_path, "recipe.json", revision=recipe.model.model_revision),
-    )
-    datasets = caption_datasets(splits, recipe.data, processor, recipe.training.seed)
-    with CaptionScorer(recipe.generation.metrics) as scorer:
+    datasets = task.datasets(splits, recipe, processor)
+    with task.scorer(recipe) as scorer:
         trainer = build_trainer(recipe, model, processor, scorer, datasets)
         metrics = trainer.evaluate()
     if trainer.is_world_process_zero():
@@ -96,6 +96,8 @@ RECORDED = {
 
 def take_recorded_settings(recipe: Recipe[EvaluateOptions], recorded: dict[str, Any]) -> None:
     """Score as the model was scored (`recorded`: its `recipe.json`), in whatever the command line leaves open."""
+    if "task" in recorded and "task" not in recipe.given:
+        recipe.take_task(recorded["task"])
     for part, keys in RECORDED.items():
         for key in keys:
             if key in recorded and key not in recipe.given:

@@ -46,6 +46,8 @@ SAMPLE_CURVES = {
 """What self-critical training logs of its samples, two curves a row below the losses."""
 
 SCORE_LABELS = {
+    "vqa_accuracy": "VQA accuracy",
+    "reciprocal_rank": "Reciprocal rank",
     "cider": "CIDEr",
     "bleu_4": "BLEU-4",
     "spice": "SPICE",
@@ -55,6 +57,9 @@ SCORE_LABELS = {
     "bleu_3": "BLEU-3",
     "bleu_2": "BLEU-2",
     "bleu_1": "BLEU-1",
+    "recall_mean": "Mean recall",
+    **{f"text_recall_{rank}": f"Text recall at {rank}" for rank in (1, 5, 10)},
+    **{f"image_recall_{rank}": f"Image recall at {rank}" for rank in (1, 5, 10)},
 }
 """Names of scores as people write them; the first that a run has ranks its captions and is drawn as a curve."""
 
@@ -101,12 +106,13 @@ def choose_samples(predictions: Sequence[Mapping[str, Any]]) -> dict[str, Mappin
     return {title: ranked[place] for place, title in sorted(taken.items()) if ranked}
 
 
-def load_samples(predictions: Sequence[Mapping[str, Any]], rows: Dataset) -> list[Sample]:
+def load_samples(predictions: Sequence[Mapping[str, Any]], rows: Dataset, key: str = "image_id") -> list[Sample]:
     """The samples that `choose_samples` names, with their pictures.
 
     Args:
         predictions: Lines of `predictions.jsonl`.
         rows: The split that they were made for, as `load_split` gives it.
+        key: The column that names rows in predictions.
 
     Raises:
         BadImageError: A picture cannot be read any more.
@@ -114,11 +120,11 @@ def load_samples(predictions: Sequence[Mapping[str, Any]], rows: Dataset) -> lis
     from blip_recipe.data import open_image
 
     name = ranking_score(predictions)
-    row_numbers = {image_id: row for row, image_id in enumerate(rows["image_id"])}
+    row_numbers = {name: row for row, name in enumerate(rows[key])}
     return [
         Sample(
             title,
-            open_image(rows[row_numbers[each["image_id"]]]["image"]),
+            open_image(rows[row_numbers[each[key]]]["image"]),
             each["caption"],
             each["references"],
             f"{SCORE_LABELS[name]} {each['scores'][name]:.3f}" if name else "",

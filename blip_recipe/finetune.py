@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
     from datasets import Dataset
 
+    from blip_recipe.blip_trainer import BlipTrainer
     from blip_recipe.card_callback import CardCallback
     from blip_recipe.card_facts import Source
-    from blip_recipe.data import CaptionDataset
     from blip_recipe.data.checks import SkippedRow
     from blip_recipe.hub import PushResult
-    from blip_recipe.trainer import CaptionTrainer
+    from blip_recipe.tasks import Task
 
 # By its own name also where it is run as `__main__`, whose messages would be dropped.
 logger = logging.getLogger("blip_recipe.finetune")
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     recipe = read_recipe(
         FinetuneOptions,
         prog="python -m blip_recipe.finetune",
-        description="Fine-tune BLIP for image captioning from one recipe, and publish the result.",
+        description="Fine-tune BLIP for captions, answers or retrieval from one recipe, and publish the result.",
         recipe_needed=True,
         argv=argv,
     )
@@ -49,61 +49,64 @@ def main(argv: list[str] | None = None) -> None:
     from transformers import set_seed
 
     from blip_recipe.adapters import build_model
+    from blip_recipe.blip_trainer import build_trainer
     from blip_recipe.card_callback import CardCallback
     from blip_recipe.checkpoint_upload import checkpoint_uploads
     from blip_recipe.checkpoints import flush_files
-    from blip_recipe.data import caption_datasets, check_splits, load_splits, texts
+    from blip_recipe.data import check_splits, load_splits
     from blip_recipe.data.shards import open_stream
     from blip_recipe.data.streaming import caption_stream
     from blip_recipe.frozen_vision import check_frozen, keep_embeddings
     from blip_recipe.logs import set_up_logs
-    from blip_recipe.memory import choose_checkpointing, tokens_an_image
-    from blip_recipe.metrics import CaptionScorer
     from blip_recipe.plan import format_plan
     from blip_recipe.recipe_checks import check_fits, check_quantisable
+    from blip_recipe.sharding import gather_weights
     from blip_recipe.stream_progress import plan_steps
-    from blip_recipe.trainer import build_trainer
+    from blip_recipe.tasks import find_task
 
     set_up_logs(recipe.training)
+    task = find_task(recipe.objective.task)
     repo_id = find_repository(recipe) if recipe.push_to_hub else None
     sources = pin_sources(recipe, run)
     with recipe.training.main_process_first(desc="reading the data"):
-        found = load_splits(recipe.data)
+        found = load_splits(recipe.data, task.load_split)
         stream = open_stream(recipe.data) if recipe.data.is_streamed else None
-    splits, skipped = check_splits(found, recipe.data)
+    splits, skipped = check_splits(found, recipe.data, task.row_fault)
     if stream:
         plan_steps(recipe.training, stream.images)
         splits["train"] = stream.sample()
     if run.finished and not recipe.options.dry_run:
-        finish_again(recipe, repo_id, splits)
+        finish_again(recipe, task, repo_id, splits)
         return
     set_seed(recipe.training.seed)
-    check_quantisable(recipe)
-    model, processor = build_model(recipe.model, recipe.generation, texts(splits["train"], recipe.data))
+    check_quantisable(recipe, task.model_class)
+    words = task.words(splits["train"], recipe.data)
+    model, processor = build_model(recipe.model, recipe.generation, words, task)
     check_fits(recipe, model, processor)
     if recipe.data.cache_image_embeds:
         check_frozen(model)
-    peak = choose_checkpointing(model, recipe, tokens_an_image(recipe, splits["train"], processor.tokenizer))
+    peak = task.choose_checkpointing(model, recipe, splits["train"], processor)
+    counts = {role: (len(rows), sum(map(len, rows[task.texts]))) for role, rows in splits.items()}
     if recipe.options.dry_run:
-        print(format_plan(recipe, model, splits, repo_id, peak, stream, len(skipped)))
+        print(format_plan(recipe, model, counts, repo_id, peak, stream, len(skipped)))
         return
-    datasets: dict[str, Any] = caption_datasets(splits, recipe.data, processor, recipe.training.seed)
+    datasets = task.datasets(splits, recipe, processor)
     if stream:
         datasets["train"] = caption_stream(stream, processor, recipe.training)
     card = CardCallback()
     resolved = resolve(recipe, repo_id, sources)
     with (
-        CaptionScorer(recipe.generation.metrics) as scorer,
+        task.scorer(recipe) as scorer,
         checkpoint_uploads(recipe, repo_id, resolved) as uploads,
     ):
-        scorer.prepare()
         take_output_dir(recipe, resolved, skipped)
         trainer = build_trainer(recipe, model, processor, scorer, datasets, callbacks=[card, *uploads])
         if recipe.data.cache_image_embeds:
             keep_embeddings(trainer, datasets)
         score_baseline(trainer, recipe, datasets, run)
         train(trainer, recipe, card)
-        counts = count_rows(trainer, recipe, splits, skipped, card)
+        if trainer.progress:
+            counts["train"] = count_stream(trainer, recipe, skipped, card)
         if recipe.model.merge_adapter:
             trainer = merge(trainer, recipe, processor, scorer, datasets)
             if recipe.data.cache_image_embeds:
@@ -111,13 +114,14 @@ def main(argv: list[str] | None = None) -> None:
                 keep_embeddings(trainer, datasets)
         save_model(trainer, recipe)
         score(trainer, datasets)
+    gather_weights(trainer.model)
     if trainer.is_world_process_zero():
-        describe(trainer, recipe, counts, sources, card, repo_id)
+        describe(trainer, recipe, task, counts, sources, card, repo_id)
         flush_files(recipe.output_dir)
         note_run(recipe, resolved, finished=True)
         print(format_next_steps(recipe, repo_id))
         if repo_id:
-            push(trainer.model, recipe, repo_id, splits)
+            push(trainer.model, recipe, task, repo_id, splits)
 
 
 def find_repository(recipe: Recipe[FinetuneOptions]) -> str:
@@ -162,28 +166,20 @@ def take_output_dir(recipe: Recipe[FinetuneOptions], resolved: dict[str, Any], s
             write_skipped_rows(recipe.output_dir / SKIPPED_FILE, skipped)
 
 
-def count_rows(
-    trainer: CaptionTrainer,
-    recipe: Recipe[FinetuneOptions],
-    splits: Mapping[str, Dataset],
-    skipped: list[SkippedRow],
-    card: CardCallback,
-) -> dict[str, tuple[int, int]]:
-    """Images and captions of each split; of a stream, those that were trained on, and what it left out is noted."""
+def count_stream(
+    trainer: BlipTrainer, recipe: Recipe[FinetuneOptions], skipped: list[SkippedRow], card: CardCallback
+) -> tuple[int, int]:
+    """Images and captions of a stream that were trained on; what it left out is noted."""
     from blip_recipe.data.checks import SKIPPED_FILE, write_skipped_rows
 
-    counts = {role: (len(rows), sum(map(len, rows["captions"]))) for role, rows in splits.items()}
-    if trainer.progress:
-        counts["train"], card.epochs = trainer.progress.totals(card.epochs)
-        everything = [*skipped, *trainer.progress.all_skipped()]
-        if trainer.is_world_process_zero():
-            write_skipped_rows(recipe.output_dir / SKIPPED_FILE, everything)
-    return counts
+    count, card.epochs = trainer.progress.totals(card.epochs)
+    everything = [*skipped, *trainer.progress.all_skipped()]
+    if trainer.is_world_process_zero():
+        write_skipped_rows(recipe.output_dir / SKIPPED_FILE, everything)
+    return count
 
 
-def score_baseline(
-    trainer: CaptionTrainer, recipe: Recipe[FinetuneOptions], datasets: dict[str, CaptionDataset], run: Run
-) -> None:
+def score_baseline(trainer: BlipTrainer, recipe: Recipe[FinetuneOptions], datasets: dict[str, Any], run: Run) -> None:
     """Score the untouched base model, once a run, on the split that the finished model is scored on."""
     role = scored_role(datasets)
     names = {f"baseline_{name}" for name in ["loss", *recipe.generation.score_names()]}
@@ -193,12 +189,12 @@ def score_baseline(
         trainer.save_metrics("baseline", trainer.evaluate(datasets[role], metric_key_prefix="baseline"))
 
 
-def scored_role(datasets: Mapping[str, CaptionDataset]) -> str | None:
+def scored_role(datasets: Mapping[str, Any]) -> str | None:
     """The split that finished models are scored on: `test`, or `eval` where there is no other."""
     return next((role for role in ("test", "eval") if role in datasets), None)
 
 
-def train(trainer: CaptionTrainer, recipe: Recipe[FinetuneOptions], card: CardCallback) -> None:
+def train(trainer: BlipTrainer, recipe: Recipe[FinetuneOptions], card: CardCallback) -> None:
     """Train, from the newest whole checkpoint where there is one.
 
     Raises:
@@ -228,22 +224,24 @@ def train(trainer: CaptionTrainer, recipe: Recipe[FinetuneOptions], card: CardCa
     trainer.save_state()
 
 
-def merge(trainer: CaptionTrainer, recipe: Recipe[FinetuneOptions], *parts: Any) -> CaptionTrainer:
+def merge(trainer: BlipTrainer, recipe: Recipe[FinetuneOptions], *parts: Any) -> BlipTrainer:
     """Fold the trained adapter into the base in full precision; what follows scores and saves the result."""
-    from blip_recipe.adapters import merged_captioner
-    from blip_recipe.trainer import build_trainer
+    from blip_recipe.adapters import merged_model
+    from blip_recipe.blip_trainer import build_trainer
+    from blip_recipe.tasks import find_task
 
     adapter = recipe.output_dir / "adapter"
     trainer.save_model(str(adapter))
     trainer.accelerator.wait_for_everyone()
-    model, _ = merged_captioner(str(adapter))
-    model.generation_config.update(**recipe.generation.generate_kwargs(), _from_model_config=False)
+    model, _ = merged_model(str(adapter), find_task(recipe.objective.task).model_class)
+    if model.can_generate():
+        model.generation_config.update(**recipe.generation.generate_kwargs(), _from_model_config=False)
     merged = build_trainer(recipe, model, *parts)
     merged.state = trainer.state
     return merged
 
 
-def save_model(trainer: CaptionTrainer, recipe: Recipe[FinetuneOptions]) -> None:
+def save_model(trainer: BlipTrainer, recipe: Recipe[FinetuneOptions]) -> None:
     """Save the finished model, without what an earlier run of the other kind left in its place."""
     if trainer.is_world_process_zero():
         plain = recipe.model.merge_adapter or not recipe.model.use_peft
@@ -253,7 +251,7 @@ def save_model(trainer: CaptionTrainer, recipe: Recipe[FinetuneOptions]) -> None
     trainer.save_model()
 
 
-def score(trainer: CaptionTrainer, datasets: dict[str, CaptionDataset]) -> None:
+def score(trainer: BlipTrainer, datasets: dict[str, Any]) -> None:
     """Score the finished model."""
     role = scored_role(datasets)
     if role:
@@ -264,14 +262,15 @@ def score(trainer: CaptionTrainer, datasets: dict[str, CaptionDataset]) -> None:
 
 
 def describe(
-    trainer: CaptionTrainer,
+    trainer: BlipTrainer,
     recipe: Recipe[FinetuneOptions],
+    task: Task,
     counts: Mapping[str, tuple[int, int]],
     sources: tuple[Source, Source],
     card: CardCallback,
     repo_id: str | None,
 ) -> None:
-    """Write what the run leaves beside the model: captions, recipe, pictures and, last, the card."""
+    """Write what the run leaves beside the model: predictions, recipe, pictures and, last, the card."""
     from blip_recipe.card_facts import gather_facts
     from blip_recipe.figures import draw_samples, draw_training_curves, load_samples
     from blip_recipe.model_card import write_card
@@ -281,19 +280,20 @@ def describe(
     write_json(output_dir / "recipe.json", resolve(recipe, repo_id, sources))
     write_predictions(output_dir / "predictions.jsonl", trainer.predictions)
     draw_training_curves(card.log_history, output_dir / "training_curves.png")
-    if trainer.predictions:
-        draw_samples(load_samples(trainer.predictions, trainer.scored_dataset.rows), output_dir / "samples.png")
+    shown = [task.show(each) for each in trainer.predictions]
+    if shown:
+        draw_samples(load_samples(shown, trainer.scored_dataset.rows, task.key), output_dir / "samples.png")
     facts = gather_facts(
         recipe,
         kind="merged" if model.merge_adapter else "lora" if model.use_peft else "full",
         repo_id=repo_id,
         results=read_json(output_dir / "all_results.json"),
-        predictions=trainer.predictions,
+        predictions=shown,
         counts=counts,
         callback=card,
         base=base,
         dataset=dataset,
-        tokenized_with_java=trainer.scorer.java is not None,
+        tokenized_with_java=getattr(trainer.scorer, "java", None) is not None,
     )
     write_card(facts, output_dir)
 
@@ -301,13 +301,15 @@ def describe(
 def format_next_steps(recipe: Recipe[FinetuneOptions], repo_id: str | None) -> str:
     """What a person may want to do with the result, one thing a line."""
     from blip_recipe.hub import push_command
+    from blip_recipe.tasks import find_task
 
+    task = find_task(recipe.objective.task)
     folder = shlex.quote(str(recipe.output_dir))
     private = recipe.training.hub_private_repo
     local_base = recipe.model.use_peft and Path(recipe.model.model_name_or_path).expanduser().exists()
     steps = {
         "read": f"{folder}/README.md (the model card) and {folder}/samples.png",
-        "caption": f"python -m blip_recipe.caption {folder} PICTURE_OR_FOLDER...",
+        task.try_it.split()[0]: f"python -m blip_recipe.{task.try_it.format(model=folder)}",
         "publish": push_command(recipe.output_dir, repo_id or PLACEHOLDER, private=private, tag=recipe.options.hub_tag),
     }
     if local_base and not recipe.model.merge_adapter:
@@ -318,7 +320,9 @@ def format_next_steps(recipe: Recipe[FinetuneOptions], repo_id: str | None) -> s
     )
 
 
-def finish_again(recipe: Recipe[FinetuneOptions], repo_id: str | None, splits: Mapping[str, Dataset]) -> None:
+def finish_again(
+    recipe: Recipe[FinetuneOptions], task: Task, repo_id: str | None, splits: Mapping[str, Dataset]
+) -> None:
     """Do what a finished run may still want: let the card speak of the repository, and publish it."""
     from blip_recipe.adapters import load_captioner
     from blip_recipe.push import retarget
@@ -330,15 +334,16 @@ def finish_again(recipe: Recipe[FinetuneOptions], repo_id: str | None, splits: M
         retarget(recipe.output_dir, repo_id)
     print(format_next_steps(recipe, repo_id))
     if repo_id:
-        model, _, _ = load_captioner(str(recipe.output_dir), device=recipe.training.device)
-        push(model, recipe, repo_id, splits)
+        device = recipe.training.device
+        model, _, _ = load_captioner(str(recipe.output_dir), device=device, model_class=task.model_class)
+        push(model, recipe, task, repo_id, splits)
 
 
-def push(model: Any, recipe: Recipe[FinetuneOptions], repo_id: str, splits: Mapping[str, Dataset]) -> None:
-    """Publish the output directory in one commit, and see that what was published captions as before.
+def push(model: Any, recipe: Recipe[FinetuneOptions], task: Task, repo_id: str, splits: Mapping[str, Dataset]) -> None:
+    """Publish the output directory in one commit, and see that what was published says the same as before.
 
     Raises:
-        PushError: It was not pushed, or captions otherwise than the model that was scored.
+        PushError: It was not pushed, or says something else than the model that was scored.
     """
     from huggingface_hub import HfApi
 
@@ -354,45 +359,37 @@ def push(model: Any, recipe: Recipe[FinetuneOptions], repo_id: str, splits: Mapp
         api=HfApi(),
     )
     try:
-        check_published(model, recipe, repo_id, result, splits.get("test") or splits["train"])
+        check_published(model, recipe, task, repo_id, result, splits.get("test") or splits["train"])
     except (RecipeError, OSError) as error:
         raise PushError(
             f"{result.url} was pushed, but could not be loaded back to check it: {error}\nSee what it says of a "
-            f"picture with: python -m blip_recipe.caption {repo_id} PICTURE"
+            f"picture with: python -m blip_recipe.{task.try_it.format(model=repo_id)}"
         ) from error
     print(result.url)
 
 
 def check_published(
-    model: Any,
-    recipe: Recipe[FinetuneOptions],
-    repo_id: str,
-    result: PushResult,
-    rows: Dataset,
+    model: Any, recipe: Recipe[FinetuneOptions], task: Task, repo_id: str, result: PushResult, rows: Dataset
 ) -> None:
-    """Load the published revision and caption one picture: it must say what the trained model says.
+    """Load the published revision and try it on one row: it must say what the trained model says.
 
     Raises:
         PushError: It says something else.
     """
-    from blip_recipe.adapters import load_captioner
-    from blip_recipe.data.images import open_image
+    from blip_recipe.adapters import CaptionSettings, load_captioner
     from blip_recipe.hub import push_command
-    from blip_recipe.modeling import generate_captions
 
-    device = recipe.training.device
-    published, processor, settings = load_captioner(repo_id, revision=result.revision, device=device)
-    pictures = [open_image(rows[0]["image"])]
-    pixel_values = processor.image_processor(pictures, return_tensors="pt").pixel_values.to(device)
-    decoding = recipe.generation.generate_kwargs()
+    published, processor, settings = load_captioner(
+        repo_id, revision=result.revision, device=recipe.training.device, model_class=task.model_class
+    )
+    ours = CaptionSettings.of(recipe)
     trained_says, published_says = (
-        generate_captions(each.eval(), processor.tokenizer, pixel_values, prompt=prompt, **decoding)
-        for each, prompt in ((model, recipe.data.prompt), (published, settings.prompt))
+        task.say(each.eval(), processor, rows[0], how) for each, how in ((model, ours), (published, settings))
     )
     if trained_says != published_says:
         raise PushError(
-            f"{result.url} was pushed, but the model loaded from it says {published_says[0]!r} of a picture of which "
-            f"the trained model says {trained_says[0]!r}. Do not rely on it; pushing again is: "
+            f"{result.url} was pushed, but the model loaded from it says {published_says!r} of a picture of which "
+            f"the trained model says {trained_says!r}. Do not rely on it; pushing again is: "
             + push_command(recipe.output_dir, repo_id)
         )
 

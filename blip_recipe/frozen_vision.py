@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from blip_recipe.blip_trainer import BlipTrainer
     from blip_recipe.data import CaptionDataset
-    from blip_recipe.trainer import CaptionTrainer
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def check_frozen(model: Any) -> None:
         )
 
 
-def keep_embeddings(trainer: CaptionTrainer, datasets: Mapping[str, CaptionDataset]) -> None:
+def keep_embeddings(trainer: BlipTrainer, datasets: Mapping[str, CaptionDataset]) -> None:
     """Encode every picture of `datasets` that is not kept yet; rows then come with embeddings in place of pictures.
 
     Processes share the work. What is computed from embeddings is what would be computed from pictures: they are kept in
@@ -60,7 +60,7 @@ def keep_embeddings(trainer: CaptionTrainer, datasets: Mapping[str, CaptionDatas
 
 
 @torch.no_grad()
-def _encode(trainer: CaptionTrainer, vision_model: nn.Module, pictures: PicturesToEncode) -> Iterator[tuple[int, str]]:
+def _encode(trainer: BlipTrainer, vision_model: nn.Module, pictures: PicturesToEncode) -> Iterator[tuple[int, str]]:
     """Row number and key of each picture, once it is kept."""
     args, image_processor = trainer.args, trainer.processor.image_processor
     loader: DataLoader[Any] = DataLoader(

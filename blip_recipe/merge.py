@@ -22,14 +22,14 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.out.is_file() or (arguments.out.exists() and any(arguments.out.iterdir())):
         raise RecipeError(f"{arguments.out} is not empty: name a directory that does not exist yet.")
 
-    from blip_recipe.adapters import merged_captioner, read_repository_json
+    from blip_recipe.adapters import merged_model, read_repository_json
     from blip_recipe.folded_card import carry_card
     from blip_recipe.model_card import DecodingFacts
     from blip_recipe.processing import save_processor
     from blip_recipe.results import write_json
 
     adapter, out = arguments.adapter, arguments.out
-    model, processor = merged_captioner(adapter)
+    model, processor = merged_model(adapter)
     model.save_pretrained(out)
     save_processor(processor, out)
     recipe = read_repository_json(adapter, "recipe.json")

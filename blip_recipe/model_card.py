@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from blip_recipe.resources import resource_folder
 from blip_recipe.results import write_json
+from blip_recipe.task_keys import TASK_WORDS, TaskName, TaskWords
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,7 +30,6 @@ PLACEHOLDER = "ORG/NAME"
 FACTS = "card_facts.json"
 """The file of an output directory that holds the facts of its card; it is not published."""
 
-TASK = "image-to-text"
 UNKNOWN = "unknown"
 
 
@@ -177,6 +177,7 @@ class CardFacts:
         language: ISO code of the captions; None where nothing tells.
         splits: What was read, by role.
         skipped_rows: How many rows could not be used, and were left out as the recipe asked.
+        task: What the model learnt.
     """
 
     kind: Kind
@@ -190,6 +191,12 @@ class CardFacts:
     decoding: DecodingFacts
     results: ResultFacts
     training: TrainingFacts
+    task: TaskName = "captioning"
+
+    @property
+    def words(self) -> TaskWords:
+        """How the task is spoken of."""
+        return TASK_WORDS[self.task]
 
     def score(self, name: str) -> ScoreFacts | None:
         """The score of this name, if the run has it."""
@@ -208,7 +215,7 @@ def write_card(facts: CardFacts, output_dir: Path) -> Path:
 
 
 def render_card(facts: CardFacts, templates: Path | None = None) -> str:
-    """The whole card: a block of metadata, and the text of the template `<kind>.md.jinja`.
+    """The whole card: a block of metadata, and the text of the template `<kind>.md.jinja`, or `<task>.md.jinja`.
 
     Args:
         facts: Of the run.
@@ -217,7 +224,9 @@ def render_card(facts: CardFacts, templates: Path | None = None) -> str:
     Raises:
         jinja2.UndefinedError: The template uses what is not among the facts.
     """
-    text = render_template(f"{facts.kind}.md.jinja", vars(facts) | {"score": facts.score}, templates)
+    template = facts.kind if facts.task == "captioning" else facts.task
+    extra = {"score": facts.score, "words": facts.words}
+    text = render_template(f"{template}.md.jinja", vars(facts) | extra, templates)
     return assemble_card(build_metadata(facts), text)
 
 
@@ -245,11 +254,12 @@ def build_metadata(facts: CardFacts) -> ModelCardData:
     """What the Hub reads of a card: task, library, base, data and, in `model-index`, every score unrounded."""
     from huggingface_hub import EvalResult, ModelCardData
 
+    words = facts.words
     base, dataset, scored, scores = facts.base, facts.dataset, facts.results.scored, facts.results.scores
     results = [
         EvalResult(
-            task_type=TASK,
-            task_name="Image captioning",
+            task_type=words.pipeline_tag or words.tag,
+            task_name=words.label,
             dataset_type=dataset.name,
             dataset_name=dataset.name,
             dataset_config=facts.dataset_config,
@@ -262,12 +272,12 @@ def build_metadata(facts: CardFacts) -> ModelCardData:
         for score in scores
         if scored
     ]
-    tags = ["blip", "image-captioning", "blip_recipe"]
+    tags = ["blip", words.tag, "blip_recipe"]
     return ModelCardData(
         language=facts.language,
         license=base.license,
         library_name="peft" if facts.kind == "lora" else "transformers",
-        pipeline_tag=TASK,
+        pipeline_tag=words.pipeline_tag,
         tags=tags if facts.kind == "full" else [*tags, "lora"],
         base_model=base.name if base.on_hub else None,
         base_model_relation=("adapter" if facts.kind == "lora" else "finetune") if base.on_hub else None,

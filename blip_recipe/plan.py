@@ -6,11 +6,11 @@ import math
 from typing import TYPE_CHECKING
 
 from blip_recipe.memory import describe_peak
+from blip_recipe.task_keys import TASK_WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from datasets import Dataset
     from torch import nn
 
     from blip_recipe.data.shards import ShardedSplit
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def format_plan(
     recipe: Recipe[FinetuneOptions],
     model: nn.Module,
-    splits: Mapping[str, Dataset],
+    counts: Mapping[str, tuple[int, int]],
     repo_id: str | None,
     peak: int | None,
     stream: ShardedSplit | None = None,
@@ -28,21 +28,21 @@ def format_plan(
 ) -> str:
     """What the run will do, one fact a line; `peak` is the memory of a step in bytes, `skipped` a number of rows.
 
-    Of a `stream`, `splits` has the first rows of `train`.
+    `counts` has rows and texts of each split by role, of a `stream` those of the first rows of `train`.
     """
-    captions = {role: sum(map(len, rows["captions"])) for role, rows in splits.items()}
+    words = TASK_WORDS[recipe.objective.task]
     trainable, total = count_parameters(model)
     images = recipe.training.train_batch_size * recipe.training.gradient_accumulation_steps * recipe.training.world_size
     steps = recipe.training.max_steps
     if steps <= 0:
-        steps = math.ceil(recipe.training.num_train_epochs * math.ceil(len(splits["train"]) / images))
-    per_image = recipe.data.captions_per_image or captions["train"] / len(splits["train"])
+        steps = math.ceil(recipe.training.num_train_epochs * math.ceil(counts["train"][0] / images))
+    per_image = recipe.data.captions_per_image or counts["train"][1] / counts["train"][0]
     lines = {
         "model": f"{recipe.model.model_name_or_path}, {trainable:,} of {total:,} parameters trained",
-        **{role: f"{len(rows):,} images, {captions[role]:,} captions" for role, rows in splits.items()},
+        **{role: f"{rows:,} {words.row}s, {texts:,} {words.text}s" for role, (rows, texts) in counts.items()},
         **({"train": f"a stream of {stream.describe()}"} if stream else {}),
         **({"skipped": f"{skipped:,} rows that cannot be used (on_bad_image is skip)"} if skipped else {}),
-        "steps": f"{steps:,}, each {images:,} images with about {images * per_image:,.0f} captions",
+        "steps": f"{steps:,}, each {images:,} {words.row}s with about {images * per_image:,.0f} {words.text}s",
         "memory": describe_peak(recipe.training, peak),
         "output": recipe.training.output_dir,
         "push": repo_id or "nowhere (push_to_hub is false)",

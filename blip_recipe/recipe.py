@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
-import os
 import sys
 from argparse import SUPPRESS, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from dataclasses import dataclass, field
@@ -20,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar
 from transformers.hf_argparser import HfArgumentParser
 
 from blip_recipe.errors import RecipeError
-from blip_recipe.metrics import METRICS
 from blip_recipe.recipe_checks import check_values
 from blip_recipe.resources import resource_folder
+from blip_recipe.task_keys import SCORE_NAMES, TASKS, TaskName
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,10 +35,6 @@ SHAPES = "shapes"
 
 TINY_MODEL = "tiny"
 """`model_name_or_path` of the embedded model: a tiny BLIP with new weights and a vocabulary made from the captions."""
-
-
-SCORE_NAMES = {"bleu": ("bleu_1", "bleu_2", "bleu_3", "bleu_4")}
-"""Metrics that bring scores of other names than their own."""
 
 
 @dataclass
@@ -121,6 +116,10 @@ class DataArguments:
     test_split: str | None = field(default=None, metadata={"help": "Split scored once, before and after training."})
     image_column: str | None = field(default=None, metadata={"help": "Column of pictures, paths or URLs."})
     caption_column: list[str] | None = field(default=None, metadata={"help": "Column or columns of captions."})
+    question_column: str | None = field(default=None, metadata={"help": "vqa: column of questions."})
+    answer_column: str | None = field(
+        default=None, metadata={"help": "vqa: column of answers, one or those of several annotators."}
+    )
     image_id_column: str | None = field(
         default=None, metadata={"help": "Column that names the image; rows that share it are one image."}
     )
@@ -198,7 +197,11 @@ class GenerationArguments:
 
     metrics: list[str] = field(
         default_factory=lambda: ["bleu", "cider"],
-        metadata={"help": f"Scores of generated captions: {' '.join(METRICS)}."},
+        metadata={
+            "help": "Scores: "
+            + "; ".join(f"{' '.join(task.metrics)} ({name})" for name, task in TASKS.items())
+            + "; default: bleu cider, or the task's first."
+        },
     )
     eval_metrics: list[str] | None = field(
         default=None, metadata={"help": "Scores while training; default: `metrics` without SPICE, which takes minutes."}
@@ -208,18 +211,13 @@ class GenerationArguments:
     generation_min_length: int = field(default=5, metadata={"help": "Shortest caption in tokens, prompt included."})
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.metrics if name not in METRICS]
-        if unknown:
-            raise RecipeError(f"metrics names {unknown[0]!r}, which does not exist; known are {', '.join(METRICS)}.")
+        known = list(chain.from_iterable(task.metrics for task in TASKS.values()))
+        if unknown := [name for name in self.metrics if name not in known]:
+            raise RecipeError(f"metrics names {unknown[0]!r}, which does not exist; known are {', '.join(known)}.")
         if extra := [name for name in self.metrics_while_training() if name not in self.metrics]:
             raise RecipeError(f"eval_metrics names {extra[0]!r}, which metrics does not: {', '.join(self.metrics)}.")
         if self.generation_num_beams < 1:
             raise RecipeError(f"generation_num_beams is {self.generation_num_beams}: expected at least 1.")
-        if not 0 <= self.generation_min_length <= self.generation_max_length:
-            raise RecipeError(
-                f"generation_min_length is {self.generation_min_length} and generation_max_length "
-                f"{self.generation_max_length}: the minimum may not be over the maximum."
-            )
 
     def metrics_while_training(self) -> list[str]:
         """The metrics of evaluations between training steps."""
@@ -246,6 +244,13 @@ class ObjectiveArguments:
 
     _argument_group_name = "objective"
 
+    task: TaskName = field(
+        default="captioning",
+        metadata={
+            "help": "What BLIP learns: to write captions, to answer questions (vqa), or to find pictures of texts and "
+            "texts of pictures (retrieval)."
+        },
+    )
     stage: Literal["xe", "scst"] = field(
         default="xe",
         metadata={"help": "Cross entropy, or self-critical training (arXiv 1612.00563) of a model trained with it."},
@@ -263,6 +268,19 @@ class ObjectiveArguments:
     xe_weight: float = field(
         default=0.0, metadata={"help": "scst: share of the cross entropy (without label smoothing) in the loss."}
     )
+    queue_size: int = field(default=57_600, metadata={"help": "retrieval: pairs whose features are compared with."})
+    momentum: float = field(
+        default=0.995, metadata={"help": "retrieval: how much of their weights momentum encoders keep in a step."}
+    )
+    alpha: float = field(
+        default=0.4, metadata={"help": "retrieval: share of what momentum encoders find in the targets of ITC."}
+    )
+    negative_all_rank: bool = field(
+        default=True, metadata={"help": "retrieval: hard negatives are those of all processes, or of its own alone."}
+    )
+    rerank_top_k: int = field(
+        default=256, metadata={"help": "retrieval: best candidates by cosine, which ITM ranks again; 0 for none."}
+    )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after N evaluations without a better metric_for_best_model."}
     )
@@ -274,6 +292,12 @@ class ObjectiveArguments:
                 f"num_generations is {self.num_generations}: expected at least {least} with scst_baseline "
                 f"{self.scst_baseline!r}."
             )
+        for name in ("queue_size", "rerank_top_k"):
+            if getattr(self, name) < 0:
+                raise RecipeError(f"{name} is {getattr(self, name)}: expected at least 0.")
+        for name in ("momentum", "alpha"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise RecipeError(f"{name} is {getattr(self, name)}: expected a share from 0 to 1.")
         if not 0 <= self.xe_weight < 1:
             raise RecipeError(f"xe_weight is {self.xe_weight}: expected a share of at least 0 and less than 1.")
         for name in ("cider_reward_weight", "bleu_reward_weight", "kl_coef"):
@@ -330,6 +354,17 @@ class Recipe(Generic[Options]):
         """Whether checkpoints are published too; Trainer's default, `every_save`, must be asked for."""
         return self.push_to_hub and "hub_strategy" in self.given and self.training.hub_strategy != "end"
 
+    def take_task(self, task: TaskName) -> None:
+        """Train or score for `task`, with its defaults in all that was not given."""
+        self.objective.task = task
+        for key, value in TASKS[task].defaults.items():
+            if key not in self.given:
+                setattr(self._part_of(key), key, value)
+
+    def _part_of(self, key: str) -> Any:
+        parts = (self.model, self.data, self.generation, self.objective, self.training)
+        return next(part for part in parts if hasattr(part, key))
+
     def default_of(self, key: str) -> Any:
         """What a key is if it is not given."""
         groups: tuple[Any, ...] = (
@@ -372,8 +407,8 @@ class RecipeParser(HfArgumentParser):
         raise RecipeError(message.replace("argument --", "", 1))
 
 
-OF_TRAINING = ("cache_image_embeds", "image_cache")
-"""Keys by which training reads pictures, and an evaluation does not."""
+OF_TRAINING = ("cache_image_embeds", "image_cache", "fsdp", "fsdp_config")
+"""Keys by which training reads pictures and is spread over processes, and an evaluation is not."""
 
 GROUPS: tuple[Any, ...] = (ModelArguments, DataArguments, GenerationArguments, ObjectiveArguments)
 
@@ -443,6 +478,7 @@ def read_recipe(
     # Trainer's own push swallows its failures and uploads pickles: this package pushes, once, at the end.
     push_to_hub, training.push_to_hub = training.push_to_hub, False
     recipe = Recipe(model, data, generation, objective, command, training, given=given, push_to_hub=push_to_hub)
+    recipe.take_task(objective.task)
     check_values(recipe)
     return recipe
 
@@ -453,6 +489,8 @@ def check_recipe(recipe: Recipe[FinetuneOptions]) -> None:
     Raises:
         RecipeError: Keys that contradict each other.
     """
+    from blip_recipe.sharding import check_sharding
+
     model, data, training = recipe.model, recipe.data, recipe.training
     if data.dataset_name is None:
         raise RecipeError("dataset_name is missing: expected a Hub id, a directory, a captions file or 'shapes'.")
@@ -464,11 +502,8 @@ def check_recipe(recipe: Recipe[FinetuneOptions]) -> None:
         raise RecipeError(
             "image_size changes position embeddings, which an adapter does not save: set merge_adapter too."
         )
-    if training.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        raise RecipeError(
-            "FSDP is asked for, but accelerate cannot shard BLIP: the bias of its tied LM head would be in two groups. "
-            "BLIP has under half a billion parameters: start several processes without FSDP (DistributedDataParallel)."
-        )
+    check_sharding(recipe)
+    _check_task(recipe)
     if recipe.objective.stage == "scst" and data.is_streamed:
         raise RecipeError(
             "stage is 'scst' and streaming is true, but self-critical training counts the words of all captions first: "
@@ -481,6 +516,16 @@ def check_recipe(recipe: Recipe[FinetuneOptions]) -> None:
     _check_push(recipe)
     _check_resumption(training)
     _check_best_model(recipe)
+
+
+def _check_task(recipe: Recipe[FinetuneOptions]) -> None:
+    task = recipe.objective.task
+    for name, keys in TASKS.items():
+        given = [key for key in keys.keys if name != task and recipe.given.get(key) not in (None, False, "", "xe")]
+        if given:
+            raise RecipeError(
+                f"{given[0]} is given, but task is {task!r}: it belongs to {name!r}. Leave one of them out."
+            )
 
 
 def _check_push(recipe: Recipe[FinetuneOptions]) -> None:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blip_recipe.errors import RecipeError
+from blip_recipe.task_keys import TASKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from transformers import BlipProcessor
 
+    from blip_recipe.attention import StockModel
     from blip_recipe.recipe import FinetuneOptions, Recipe
 
 Range = tuple[str, "Callable[[float], bool]"]
@@ -47,7 +49,7 @@ SMALLEST_4BIT_WIDTH = 64
 
 
 def check_values(recipe: Recipe[Any]) -> None:
-    """Find numbers out of range, empty names of splits, and an `output_dir` that can be no directory.
+    """Find numbers out of range, metrics of another task, empty names of splits, and an `output_dir` that can be none.
 
     Raises:
         RecipeError: Names the key, its value and what it may be.
@@ -64,6 +66,17 @@ def check_values(recipe: Recipe[Any]) -> None:
             raise RecipeError(
                 f"{key} is {values[key]!r}: expected the name of a split, or a sum such as 'train+restval'."
             )
+    generation, metrics = recipe.generation, TASKS[recipe.objective.task].metrics
+    if not 0 <= generation.generation_min_length <= generation.generation_max_length:
+        raise RecipeError(
+            f"generation_min_length is {generation.generation_min_length} and generation_max_length "
+            f"{generation.generation_max_length}: the minimum may not be over the maximum."
+        )
+    if unknown := [name for name in generation.metrics if name not in metrics]:
+        raise RecipeError(
+            f"metrics names {unknown[0]!r}, which task {recipe.objective.task!r} does not have: expected some of "
+            f"{', '.join(metrics)}."
+        )
     check_output_dir(recipe)
 
 
@@ -127,11 +140,11 @@ def check_fits(recipe: Recipe[FinetuneOptions], model: Any, processor: BlipProce
             )
 
 
-def check_quantisable(recipe: Recipe[FinetuneOptions]) -> None:
+def check_quantisable(recipe: Recipe[FinetuneOptions], model_class: type[StockModel]) -> None:
     """Find a base model whose layers are too narrow for 4 bits, before it is loaded.
 
     Raises:
-        RecipeError: It is one, or it is no BLIP captioner.
+        RecipeError: It is one, or it is no BLIP of the kind of `model_class`.
     """
     if not recipe.model.load_in_4bit:
         return
@@ -139,7 +152,10 @@ def check_quantisable(recipe: Recipe[FinetuneOptions]) -> None:
 
     model = recipe.model
     config: Any = check_is_blip(
-        model.model_name_or_path, revision=model.model_revision, trust_remote_code=model.trust_remote_code
+        model.model_name_or_path,
+        model_class,
+        revision=model.model_revision,
+        trust_remote_code=model.trust_remote_code,
     )
     width = min(config.text_config.hidden_size, config.vision_config.hidden_size)
     if width < SMALLEST_4BIT_WIDTH:

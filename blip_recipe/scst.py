@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from blip_recipe.modeling import IGNORED, decode_captions, generate_token_ids
@@ -131,23 +131,6 @@ class SampleRecord(TrainerCallback, ExportableState):
         means = {name: value / images for name, value in self.sums.items()}
         self.sums = {}
         return means
-
-
-class EarlyStopping(EarlyStoppingCallback):
-    """transformers' early stopping, whose patience a resumed run remembers, by evaluations of the training alone."""
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Go on counting where the checkpoint stopped."""
-        super().on_train_begin(args, state, control, **kwargs)
-        saved: dict[str, Any] = state.stateful_callbacks.get(type(self).__name__, {}) if state.global_step else {}
-        self.early_stopping_patience_counter = saved.get("attributes", {}).get("early_stopping_patience_counter", 0)
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-        """Compare with the best evaluation so far."""
-        if "eval_loss" in metrics:
-            super().on_evaluate(args, state, control, metrics, **kwargs)
 
 
 class SelfCriticalTrainer(CaptionTrainer):

@@ -82,7 +82,9 @@ def _is_true(variable: str) -> bool:
 
 
 def load_in_every_process(training: TrainingArguments) -> None:
-    """Have every process read the whole model: the base is scored before it is sharded, and BLIP is small."""
+    """Have every process of a sharded run read the whole model: the base is scored before it is sharded."""
+    if not is_asked_for(training):
+        return
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     if training.fsdp_plugin_args:
         training.fsdp_plugin_args["cpu_ram_efficient_loading"] = False

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,16 +16,11 @@ from blip_recipe.data.dataset import CaptionDataset
 from blip_recipe.modeling import IGNORED, BlipForCaptioning, decode_captions, generate_token_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from peft import PeftModel
-    from transformers import BlipProcessor, TrainerCallback
+    from transformers import BlipProcessor
 
-    from blip_recipe.metrics import CaptionScorer
-    from blip_recipe.recipe import DataArguments, Recipe
+    from blip_recipe.recipe import DataArguments
     from blip_recipe.training_arguments import CaptionTrainingArguments
-
-logger = logging.getLogger(__name__)
 
 
 def predicted_tokens(labels: torch.Tensor) -> torch.Tensor:
@@ -173,40 +166,3 @@ class CaptionTrainer(BlipTrainer):
             for image_id, caption in zip(scored["image_id"], captions, strict=True)
         ]
         return {"loss": float(loss_sums.sum(dtype="float64") / counts.sum())} | scores.corpus
-
-
-def build_trainer(
-    recipe: Recipe[Any],
-    model: BlipForCaptioning | PeftModel,
-    processor: BlipProcessor,
-    scorer: CaptionScorer,
-    datasets: Mapping[str, CaptionDataset],
-    callbacks: list[TrainerCallback] | None = None,
-) -> CaptionTrainer:
-    """A trainer for `model` on the `train` and `eval` parts of `datasets`."""
-    if recipe.training.n_gpu > 1:
-        logger.warning(
-            "%d GPUs are there, 1 is used: start the command with `accelerate launch` to use all.",
-            recipe.training.n_gpu,
-        )
-        # torch's DataParallel would cut captions and images at different places.
-        recipe.training._n_gpu = 1
-    from blip_recipe.scst import EarlyStopping, SelfCriticalTrainer
-
-    patience = recipe.objective.early_stopping_patience
-    if patience is not None:
-        callbacks = [*(callbacks or []), EarlyStopping(patience)]
-    trainer_class: Any = CaptionTrainer
-    if recipe.objective.stage == "scst":
-        trainer_class = partial(SelfCriticalTrainer, objective=recipe.objective)
-    return trainer_class(
-        model,
-        recipe.training,
-        processor=processor,
-        data=recipe.data,
-        generation=recipe.generation,
-        scorer=scorer,
-        train_dataset=datasets.get("train"),
-        eval_dataset=datasets.get("eval"),
-        callbacks=callbacks,
-    )

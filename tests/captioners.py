@@ -36,11 +36,12 @@ def save_adapter(directory: Path, base: Path | str, *, base_directory: Path | No
     """A LoRA adapter that changes captions, of the model `base`, whose weights may lie elsewhere."""
     from peft import LoraConfig, get_peft_model
 
-    from blip_recipe.adapters import TEXT_LINEARS, name_stock_class
+    from blip_recipe.adapters import name_stock_class
+    from blip_recipe.modeling import BlipForCaptioning
     from blip_recipe.processing import load_processor
 
     weights = base_directory or Path(base)
-    config = LoraConfig(r=4, target_modules=TEXT_LINEARS, task_type=None, init_lora_weights=False)
+    config = LoraConfig(r=4, target_modules=BlipForCaptioning.lora_layers, task_type=None, init_lora_weights=False)
     torch.manual_seed(1)
     model = get_peft_model(BlipForCaptioning.from_pretrained(weights), config)
     model.peft_config["default"].base_model_name_or_path = str(base)

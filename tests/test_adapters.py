@@ -11,7 +11,7 @@ import torch
 from peft import AutoPeftModel
 from transformers import BlipForConditionalGeneration
 
-from blip_recipe.adapters import add_lora, load_blip, load_captioner, merged_captioner, name_stock_class
+from blip_recipe.adapters import add_lora, load_blip, load_captioner, merged_model, name_stock_class
 from blip_recipe.errors import RecipeError
 from blip_recipe.merge import main as merge_main
 from blip_recipe.processing import save_processor
@@ -108,7 +108,7 @@ def test_targets_that_cannot_be_adapted_are_refused(base: Path, targets: list[st
 
 def test_only_an_adapter_can_be_merged(base: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"adapter_config\.json"):
-        merged_captioner(str(base))
+        merged_model(str(base))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(RecipeError, match="not empty"):

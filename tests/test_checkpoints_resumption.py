@@ -76,7 +76,7 @@ def build(place: Path, output_dir: Path, *callbacks: TrainerCallback, **keys: An
     from blip_recipe.adapters import build_model
     from blip_recipe.data import caption_datasets, load_splits
     from blip_recipe.metrics import CaptionScorer
-    from blip_recipe.trainer import build_trainer
+    from blip_recipe.blip_trainer import build_trainer
 
     file = write_recipe(place, output_dir, **keys)
     recipe = read_recipe(FinetuneOptions, prog="", description="", recipe_needed=True, argv=[str(file)])

@@ -452,10 +452,10 @@ def first_session(folder: Path) -> float:
 def train(folder: Path, steps: int, *words: str) -> CardCallback:
     """Train the tiny model up to a step, from the checkpoint that is there."""
     from blip_recipe.adapters import build_model
+    from blip_recipe.blip_trainer import build_trainer
     from blip_recipe.checkpoints import last_checkpoint
     from blip_recipe.data import caption_datasets, load_splits, texts
     from blip_recipe.metrics import CaptionScorer
-    from blip_recipe.trainer import build_trainer
 
     settings = "--max_steps={} --save_steps=2 --save_strategy=steps --eval_strategy=no --load_best_model_at_end=false"
     small = "--max_train_samples=8 --per_device_train_batch_size=2 --logging_steps=1 --dataloader_num_workers=0"

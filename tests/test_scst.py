@@ -219,9 +219,9 @@ def build(folder: Path, base: Path, **keys: Any) -> tuple[SelfCriticalTrainer, R
     from transformers import set_seed
 
     from blip_recipe.adapters import build_model
+    from blip_recipe.blip_trainer import build_trainer
     from blip_recipe.data import caption_datasets, load_splits
     from blip_recipe.metrics import CaptionScorer
-    from blip_recipe.trainer import build_trainer
 
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "recipe.json"

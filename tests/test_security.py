@@ -14,7 +14,7 @@ import yaml
 from captioners import draw_pictures, save_adapter, save_captioner
 from test_model_card import BASE, COCO, make_facts
 
-from blip_recipe.adapters import load_captioner, merged_captioner
+from blip_recipe.adapters import load_captioner, merged_model
 from blip_recipe.card_facts import Source
 from blip_recipe.data import load_split
 from blip_recipe.errors import RecipeError
@@ -81,7 +81,7 @@ def test_a_pickle_in_a_model_is_not_opened(kind: str, captioner: Path, witness: 
             finetune([recipe_of(tmp_path, model_name_or_path=str(model))])
     if kind == "adapter":
         with pytest.raises(RecipeError):
-            merged_captioner(str(model))
+            merged_model(str(model))
     assert not witness.exists()
 
 

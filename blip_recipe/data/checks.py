@@ -19,12 +19,14 @@ from blip_recipe.data.images import check_picture
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from datasets import Dataset
 
     from blip_recipe.recipe import DataArguments
+
+    RowFault = Callable[[Mapping[str, Any]], str | None]
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ class SkippedRow:
 
 
 def check_splits(
-    splits: Mapping[str, Dataset], arguments: DataArguments
+    splits: Mapping[str, Dataset], arguments: DataArguments, row_fault: RowFault | None = None
 ) -> tuple[dict[str, Dataset], list[SkippedRow]]:
     """The splits without the rows that cannot be used, and these rows; every picture is opened and decoded.
 
@@ -65,13 +67,15 @@ def check_splits(
     Args:
         splits: Of `load_splits`, by role.
         arguments: The recipe's data keys; `on_bad_image` is `"fail"` or `"skip"`.
+        row_fault: Finds what is wrong with a row but for its picture; by default with its captions.
 
     Raises:
         RecipeError: With `"fail"`, a row cannot be used: names the first ten of all splits. With `"skip"`, none of a
             split can.
     """
     names = {"train": arguments.train_split, "eval": arguments.eval_split, "test": arguments.test_split}
-    bad = {role: _find_bad_rows(rows, str(names[role])) for role, rows in splits.items()}
+    row_fault = row_fault or (lambda record: caption_fault(record["captions"]))
+    bad = {role: _find_bad_rows(rows, str(names[role]), row_fault) for role, rows in splits.items()}
     found = list(chain.from_iterable(bad.values()))
     if found and arguments.on_bad_image == "fail":
         raise RecipeError(
@@ -114,7 +118,7 @@ def _without(rows: Dataset, bad: Sequence[SkippedRow]) -> Dataset:
     return rows.select([row for row in range(len(rows)) if row not in skipped]) if skipped else rows
 
 
-def _find_bad_rows(rows: Dataset, split: str) -> list[SkippedRow]:
+def _find_bad_rows(rows: Dataset, split: str, row_fault: RowFault) -> list[SkippedRow]:
     """The rows of a split that cannot be used, in their order."""
     from tqdm import tqdm
 
@@ -124,7 +128,7 @@ def _find_bad_rows(rows: Dataset, split: str) -> list[SkippedRow]:
 
     def find_fault(row: int) -> str | None:
         record = rows[row]
-        return caption_fault(record["captions"]) or check_picture(record["image"])
+        return row_fault(record) or check_picture(record["image"])
 
     with ThreadPoolExecutor(min(32, threads)) as pool:
         faults = pool.map(find_fault, share)

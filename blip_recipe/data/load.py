@@ -15,7 +15,7 @@ from blip_recipe.errors import RecipeError
 from blip_recipe.recipe import SHAPES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from datasets import Dataset
 
@@ -44,10 +44,10 @@ def load_split(arguments: DataArguments, split: str, *, max_samples: int | None 
     return rows if max_samples is None else rows.select(range(min(max_samples, len(rows))))
 
 
-def load_splits(arguments: DataArguments) -> dict[str, Dataset]:
+def load_splits(arguments: DataArguments, load: Callable[..., Dataset] = load_split) -> dict[str, Dataset]:
     """The splits of the recipe by role, `train` and, where the recipe names them, `eval` and `test`; not checked yet.
 
-    `train` is left out where it is streamed.
+    `train` is left out where it is streamed. Each is read by `load`, in place of `load_split`.
 
     Raises:
         RecipeError: As `load_split`.
@@ -58,7 +58,7 @@ def load_splits(arguments: DataArguments) -> dict[str, Dataset]:
         "test": (arguments.test_split, arguments.max_eval_samples),
     }
     return {
-        role: load_split(arguments, split, max_samples=max_samples)
+        role: load(arguments, split, max_samples=max_samples)
         for role, (split, max_samples) in splits.items()
         if split is not None and not (role == "train" and arguments.is_streamed)
     }

@@ -1,0 +1,100 @@
+"""What a task brings to the commands that train, score, describe and publish a BLIP."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, contextmanager
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from blip_recipe.task_keys import TASKS, TaskName
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from datasets import Dataset
+    from transformers import BlipProcessor
+
+    from blip_recipe.adapters import CaptionSettings
+    from blip_recipe.attention import StockModel
+    from blip_recipe.blip_trainer import BlipTrainer
+    from blip_recipe.recipe import DataArguments, Recipe
+
+
+class Task:
+    """One of the things that BLIP learns: its rows, its model, its trainer, and how its results are shown.
+
+    Attributes:
+        name: As recipes name it.
+        model_class: Ours, with the weights of a stock class.
+        key: The column of rows that names them in predictions.
+        texts: The column of rows with what is learnt, a list in each.
+        try_it: The command line that uses a finished model, after `python -m blip_recipe.` and with `{model}` in it.
+    """
+
+    name: ClassVar[TaskName]
+    model_class: ClassVar[type[StockModel]]
+    key: ClassVar[str] = "image_id"
+    texts: ClassVar[str] = "captions"
+    try_it: ClassVar[str]
+
+    def load_split(self, arguments: DataArguments, split: str, *, max_samples: int | None = None) -> Dataset:
+        """A split of the recipe's data set: `image`, `image_id`, the columns `key` and `texts`, and others of the task.
+
+        Raises:
+            RecipeError: There is no such data set, split or column, or the split is empty.
+        """
+        raise NotImplementedError
+
+    def row_fault(self, record: Mapping[str, Any]) -> str | None:
+        """What is wrong with the texts of a row, if anything is."""
+        raise NotImplementedError
+
+    def words(self, rows: Dataset, arguments: DataArguments) -> Iterable[str]:
+        """Texts with every word that a tokenizer for `rows` must know."""
+        raise NotImplementedError
+
+    def build_tiny(self, words: Iterable[str], image_size: int | None) -> tuple[Any, BlipProcessor]:
+        """The embedded model, new, with a vocabulary made from `words`, and its processor."""
+        raise NotImplementedError
+
+    def choose_checkpointing(
+        self, model: Any, recipe: Recipe[Any], rows: Dataset, processor: BlipProcessor
+    ) -> int | None:
+        """The bytes of a step on `rows` at its peak; nothing where no task has a way to find them out.
+
+        Gradient checkpointing is switched on where a step would not fit, unless the recipe decides it.
+        """
+        return None
+
+    def datasets(self, splits: Mapping[str, Dataset], recipe: Recipe[Any], processor: BlipProcessor) -> dict[str, Any]:
+        """The splits as the trainer reads them; each has its `rows`, and `set_epoch` where it draws."""
+        raise NotImplementedError
+
+    def scorer(self, recipe: Recipe[Any]) -> AbstractContextManager[Any]:
+        """What the trainer scores with, where that has to be fetched, kept or closed."""
+        return no_scorer()
+
+    def trainer(self, recipe: Recipe[Any]) -> Callable[..., BlipTrainer]:
+        """The trainer, to be called as `BlipTrainer` is, without a collator."""
+        raise NotImplementedError
+
+    def say(self, model: Any, processor: BlipProcessor, row: Mapping[str, Any], settings: CaptionSettings) -> str:
+        """What a model says of a row: a trained model and the one that was published of it must say the same."""
+        raise NotImplementedError
+
+    def show(self, prediction: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A line of `predictions.jsonl` as pictures and cards show it: `caption`, `references`, `scores`, and `key`."""
+        return prediction
+
+
+@contextmanager
+def no_scorer() -> Iterator[None]:
+    """Nothing to fetch, keep or close."""
+    yield None
+
+
+def find_task(name: TaskName) -> Task:
+    """The task of a name."""
+    module, _, kind = TASKS[name].place.partition(":")
+    task: Task = getattr(import_module(module), kind)()
+    return task
