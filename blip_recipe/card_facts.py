@@ -31,6 +31,8 @@ from blip_recipe.model_card import (
     format_code,
 )
 from blip_recipe.recipe import TINY_MODEL
+from blip_recipe.task_keys import TASK_WORDS
+from blip_recipe.tasks import find_task
 from blip_recipe.text_layout import find_fonts
 
 if TYPE_CHECKING:
@@ -274,12 +276,13 @@ def training_facts(recipe: Recipe[Any], train: tuple[int, int], callback: CardCa
 def describe_training(recipe: Recipe[Any], train: tuple[int, int], callback: CardCallback) -> dict[str, str]:
     """Every setting that the result depends on, by label, in words; `train` is (images, captions) of the split."""
     args: CaptionTrainingArguments = recipe.training
+    words = TASK_WORDS[recipe.objective.task]
     parts = (args.train_batch_size, args.gradient_accumulation_steps, args.world_size)
     images, all_captions = math.prod(parts), train[1] / train[0]
     per_image = min(recipe.data.captions_per_image or all_captions, all_captions)
     settings = {
-        "images a step": f"{images:,} (batch {parts[0]} × accumulation {parts[1]} × processes {parts[2]})",
-        "image-caption pairs a step": f"about {images * per_image:,.0f}",
+        f"{words.row}s a step": f"{images:,} (batch {parts[0]} × accumulation {parts[1]} × processes {parts[2]})",
+        f"{words.row}-{words.text} pairs a step": f"about {images * per_image:,.0f}",
         "captions of an image a step": str(recipe.data.captions_per_image or "all"),
         "epochs, steps": f"{callback.epochs:g}, {callback.steps:,}",
         "optimiser": _name(args.optim),
@@ -301,7 +304,14 @@ def describe_training(recipe: Recipe[Any], train: tuple[int, int], callback: Car
         for name in ("image-caption pairs a step", "captions of an image a step", "label smoothing"):
             del settings[name]
         settings |= describe_self_critical(recipe, images)
-    return settings | describe_adaptation(recipe)
+    if recipe.objective.task != "captioning":
+        for name in (
+            "training captions",
+            "prompt",
+            *(("captions of an image a step",) if words.text != "caption" else ()),
+        ):
+            del settings[name]
+    return settings | find_task(recipe.objective.task).settings(recipe) | describe_adaptation(recipe)
 
 
 def describe_self_critical(recipe: Recipe[Any], images: int) -> dict[str, str]:

@@ -82,6 +82,10 @@ class Task:
         """What a model says of a row: a trained model and the one that was published of it must say the same."""
         raise NotImplementedError
 
+    def settings(self, recipe: Recipe[Any]) -> dict[str, str]:
+        """What the result depends on besides what all tasks have, by label, in words, for the card."""
+        return {}
+
     def show(self, prediction: Mapping[str, Any]) -> Mapping[str, Any]:
         """A line of `predictions.jsonl` as pictures and cards show it: `caption`, `references`, `scores`, and `key`."""
         return prediction
