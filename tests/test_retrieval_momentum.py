@@ -103,7 +103,9 @@ def test_what_is_saved_is_a_stock_model_with_the_temperature_in_its_configuratio
     with torch.no_grad():
         similarities = stock.eval()(ids, pixels, use_itm_head=False, attention_mask=mask).itm_score
         ours = again.image_features(again.encode_images(pixels)) @ again.text_features(ids, mask).T
-        enc = torch.cat([torch.full_like(ids[:, :1], processor.tokenizer.convert_tokens_to_ids("[ENC]")), ids[:, 1:]], 1)
+        enc = torch.cat(
+            [torch.full_like(ids[:, :1], processor.tokenizer.convert_tokens_to_ids("[ENC]")), ids[:, 1:]], 1
+        )
         logits = stock(enc, pixels, attention_mask=mask).itm_score
     assert torch.allclose(ours, similarities, atol=1e-5)
     texts = processor.tokenizer.batch_decode(ids, skip_special_tokens=True)

@@ -178,5 +178,3 @@ class BlipForRetrieval(StockModel, BlipForImageTextRetrieval):
 def configured_temperature(config: Any) -> float:
     """The temperature of ITC that a configuration begins with; BLIP's own is 0.07."""
     return math.exp(-config.logit_scale_init_value)
-
-

@@ -1,0 +1,85 @@
+"""The task that finds pictures of texts and texts of pictures: BLIP's unimodal and image-grounded encoders."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from blip_recipe.data.checks import caption_fault
+from blip_recipe.data.dataset import caption_datasets
+from blip_recipe.data.images import open_image
+from blip_recipe.data.load import load_split, texts
+from blip_recipe.errors import RecipeError
+from blip_recipe.retrieval.modeling import BlipForRetrieval
+from blip_recipe.retrieval.scoring import match_probabilities
+from blip_recipe.retrieval.tiny import build_tiny_retriever
+from blip_recipe.tasks import Task
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from datasets import Dataset
+    from transformers import BlipProcessor
+
+    from blip_recipe.adapters import CaptionSettings
+    from blip_recipe.blip_trainer import BlipTrainer
+    from blip_recipe.recipe import DataArguments, Recipe
+
+
+class Retrieval(Task):
+    """Which texts belong to which pictures."""
+
+    name = "retrieval"
+    model_class = BlipForRetrieval
+    try_it = 'match {model} PICTURE "TEXT" ["TEXT"...]'
+
+    def load_split(self, arguments: DataArguments, split: str, *, max_samples: int | None = None) -> Dataset:
+        """Rows of `image`, `image_id` and `captions`.
+
+        Raises:
+            RecipeError: The data are streamed, or an image is to bring several captions to a step.
+        """
+        if arguments.is_streamed:
+            raise RecipeError(
+                "task is 'retrieval' and streaming is true, but images are told apart by their place in the data set: "
+                "leave streaming out."
+            )
+        if arguments.captions_per_image != 1:
+            raise RecipeError(
+                f"task is 'retrieval' and captions_per_image is {arguments.captions_per_image}: expected 1. A pair is "
+                "an image and one of its captions, drawn anew each epoch."
+            )
+        return load_split(arguments, split, max_samples=max_samples)
+
+    def row_fault(self, record: Mapping[str, Any]) -> str | None:
+        """Whether a row has captions, and none that is a whole file."""
+        return caption_fault(record["captions"])
+
+    def words(self, rows: Dataset, arguments: DataArguments) -> Iterable[str]:
+        """Captions as they are trained on."""
+        return texts(rows, arguments)
+
+    def build_tiny(self, words: Iterable[str], image_size: int | None) -> tuple[BlipForRetrieval, BlipProcessor]:
+        """The embedded model."""
+        return build_tiny_retriever(words, image_size)
+
+    def datasets(self, splits: Mapping[str, Dataset], recipe: Recipe[Any], processor: BlipProcessor) -> dict[str, Any]:
+        """`CaptionDataset`s."""
+        return {**caption_datasets(splits, recipe.data, processor, recipe.training.seed)}
+
+    def trainer(self, recipe: Recipe[Any]) -> Callable[..., BlipTrainer]:
+        """`RetrievalTrainer` with the recipe's keys of retrieval."""
+        from blip_recipe.retrieval.trainer import RetrievalTrainer
+
+        return partial(RetrievalTrainer, objective=recipe.objective)
+
+    def say(self, model: Any, processor: BlipProcessor, row: Mapping[str, Any], settings: CaptionSettings) -> str:
+        """How likely its first caption is to match its picture."""
+        pixel_values = processor.image_processor([open_image(row["image"])], return_tensors="pt").pixel_values
+        found = match_probabilities(model, processor, pixel_values.to(model.device), row["captions"][:1])
+        return f"{found.item():.4f}"
+
+    def show(self, prediction: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The text that was found first in place of a caption."""
+        shown = {key: prediction[key] for key in ("image_id", "scores")}
+        return shown | {"caption": prediction["texts"][0], "references": prediction["captions"]}

@@ -1,0 +1,25 @@
+"""The embedded model of matching: the tiny captioner's shape, with an encoder for texts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+from transformers import BlipImageProcessor, BlipProcessor
+
+from blip_recipe.retrieval.modeling import BlipForRetrieval
+from blip_recipe.tiny import IMAGE_SIZE, add_positions, build_tokenizer, tiny_config
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+def build_tiny_retriever(texts: Iterable[str], image_size: int | None = None) -> tuple[BlipForRetrieval, BlipProcessor]:
+    """A tiny BLIP that knows the words of `texts`, and its processor; the weights follow torch's random state."""
+    size = image_size or IMAGE_SIZE
+    tokenizer = build_tokenizer(texts)
+    model = BlipForRetrieval(tiny_config(tokenizer, size))
+    # As in `build_tiny_blip`: places are told apart from the first step.
+    nn.init.normal_(model.vision_model.embeddings.position_embedding, std=1.0)
+    add_positions(model, model.text_encoder)
+    return model, BlipProcessor(BlipImageProcessor(size={"height": size, "width": size}), tokenizer)
