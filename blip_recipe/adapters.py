@@ -316,11 +316,12 @@ def load_captioner(
     hub: dict[str, Any] = {"revision": revision, "token": token, "local_files_only": local_files_only}
     recipe = read_repository_json(model_name_or_path, "recipe.json", **hub)
     adapter = read_repository_json(model_name_or_path, "adapter_config.json", **hub)
+    usual = CaptionSettings(**model_class.decoding)
     settings = CaptionSettings(
-        prompt=recipe.get("prompt", CaptionSettings.prompt),
-        num_beams=recipe.get("generation_num_beams", CaptionSettings.num_beams),
-        max_length=recipe.get("generation_max_length", CaptionSettings.max_length),
-        min_length=recipe.get("generation_min_length", CaptionSettings.min_length),
+        prompt=recipe.get("prompt", usual.prompt),
+        num_beams=recipe.get("generation_num_beams", usual.num_beams),
+        max_length=recipe.get("generation_max_length", usual.max_length),
+        min_length=recipe.get("generation_min_length", usual.min_length),
     )
     if quantization == "recorded":
         quantization = recorded_quantization(recipe) if adapter else None

@@ -101,10 +101,12 @@ class StockModel(Mixin):
         stock_class: That class.
         lora_layers: The default targets of LoRA, as a pattern of module names: every attention and feed-forward layer
             of the text.
+        decoding: How it usually generates, where that is not as a captioner does (`CaptionSettings`).
     """
 
     stock_class: ClassVar[type[PreTrainedModel]]
     lora_layers: ClassVar[str]
+    decoding: ClassVar[dict[str, int]] = {}
 
     def use_sdpa(self) -> Self:
         """Switch every attention to `scaled_dot_product_attention` (the stock classes only have eager attention)."""

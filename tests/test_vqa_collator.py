@@ -9,14 +9,13 @@ import torch
 from transformers import ProcessorMixin
 from vqa_models import WORDS
 
-from blip_recipe.vqa.collator import MAX_QUESTION_LENGTH, AnswerCollator
+from blip_recipe.vqa.collator import MAX_QUESTION_LENGTH, AnswerCollator, encode_answers
 from blip_recipe.vqa.tiny import build_tiny_answerer
 
 
 @pytest.fixture(scope="module")
 def collator() -> AnswerCollator:
-    processor = build_tiny_answerer(WORDS)[1]
-    return AnswerCollator(processor, processor.tokenizer.bos_token_id, max_length=6)
+    return AnswerCollator(build_tiny_answerer(WORDS)[1], max_length=6)
 
 
 def row(question: str, answers: list[str], *, key: Any = 0, shade: int = 0) -> dict[str, Any]:
@@ -62,4 +61,7 @@ def test_long_questions_and_answers_are_cut_and_keep_their_ends(collator: Answer
 
 
 def test_an_empty_answer_is_its_end(collator: AnswerCollator) -> None:
-    assert words(collator.processor, collator.encode_answers(["", "a dog"])[0]) == "[DEC] [SEP] [PAD] [PAD]"
+    assert (
+        words(collator.processor, encode_answers(collator.processor.tokenizer, ["", "a dog"])[0])
+        == "[DEC] [SEP] [PAD] [PAD]"
+    )

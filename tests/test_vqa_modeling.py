@@ -14,7 +14,7 @@ from vqa_models import ANSWERS, QUESTIONS, WORDS, loud
 
 from blip_recipe.errors import RecipeError
 from blip_recipe.processing import load_processor, save_processor
-from blip_recipe.vqa.collator import AnswerCollator
+from blip_recipe.vqa.collator import AnswerCollator, encode_answers
 from blip_recipe.vqa.modeling import BlipForAnswering
 from blip_recipe.vqa.tiny import build_tiny_answerer
 from blip_recipe.vqa.tokens import mark_questions
@@ -43,7 +43,7 @@ def batch(processor: BlipProcessor, images: list[int] | None = None) -> dict[str
     generator = torch.Generator().manual_seed(1)
     images = images or list(range(len(QUESTIONS)))
     pixels = torch.randint(0, 256, (max(images) + 1, 3, 96, 96), dtype=torch.uint8, generator=generator)
-    collate = AnswerCollator(processor, processor.tokenizer.bos_token_id)
+    collate = AnswerCollator(processor)
     rows = [
         {"row": row, "image_key": images[row], "image": pixels[images[row]], "question": question, "answers": answers}
         for row, (question, answers) in enumerate(zip(QUESTIONS, ANSWERS, strict=True))
@@ -190,7 +190,7 @@ def test_ranking_is_by_likelihood(answerer: tuple[Path, BlipProcessor], attentio
     directory, processor = answerer
     model, inputs = load(directory, attention), batch(processor)
     candidates = ["red", "red cat", "blue", "a blue dog", "two", "yes", "no"]
-    answer_ids = AnswerCollator(processor, processor.tokenizer.bos_token_id).encode_answers(candidates)
+    answer_ids = encode_answers(processor.tokenizer, candidates)
     embeds = model.vision_model(inputs["pixel_values"]).last_hidden_state
     states = model.encode_questions(embeds, inputs["input_ids"], inputs["attention_mask"])
     rows, likelihoods = model.rank(states, inputs["attention_mask"], answer_ids)
@@ -219,7 +219,7 @@ def likelihood(
 def test_only_answers_of_the_most_likely_first_tokens_are_compared(answerer: tuple[Path, BlipProcessor]) -> None:
     model, processor, inputs = load(answerer[0]), answerer[1], batch(answerer[1])
     candidates = ["red", "blue", "two", "yes", "no"]
-    answer_ids = AnswerCollator(processor, processor.tokenizer.bos_token_id).encode_answers(candidates)
+    answer_ids = encode_answers(processor.tokenizer, candidates)
     embeds = model.vision_model(inputs["pixel_values"]).last_hidden_state
     states = model.encode_questions(embeds, inputs["input_ids"], inputs["attention_mask"])
     rows, _ = model.rank(states, inputs["attention_mask"], answer_ids, top_k=2)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -13,15 +13,16 @@ from torch.nn.utils.rnn import pad_sequence
 from blip_recipe.data.pixels import read_pixels
 from blip_recipe.modeling import IGNORED
 from blip_recipe.processing import resize_pixels, stack_pixels
-from blip_recipe.vqa.tokens import QUESTION_START
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
 
-    from transformers import ProcessorMixin
+    from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 MAX_QUESTION_LENGTH = 35
 """Longest question in tokens, `[ENC]` and `[SEP]` included (`models/blip_vqa.py` of the original)."""
+MAX_ANSWER_LENGTH = 40
+"""Longest answer in tokens, where nothing else is said; the original cuts none."""
 
 
 @dataclass
@@ -33,14 +34,12 @@ class AnswerCollator:
     share of the annotators gave it (`data/vqa_dataset.py`).
 
     Args:
-        processor: BLIP's image processor and tokenizer.
-        bos_token_id: `[DEC]`, the decoder's first token, as the model's `text_config` has it.
+        processor: BLIP's image processor and tokenizer, which `mark_questions` has seen.
         max_length: Longest answer in tokens.
     """
 
     processor: ProcessorMixin
-    bos_token_id: int
-    max_length: int = 40
+    max_length: int = MAX_ANSWER_LENGTH
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """A batch of `rows`: each `row`, `image_key`, `image`, `question` and `answers`.
@@ -56,7 +55,7 @@ class AnswerCollator:
         return {
             "row": torch.tensor([row["row"] for row in rows]),
             **self._images(rows),
-            **self.encode_questions([row["question"] for row in rows]),
+            **encode_questions(self.processor.tokenizer, [row["question"] for row in rows]),
             **self._answers([row["answers"] for row in rows]),
         }
 
@@ -68,27 +67,10 @@ class AnswerCollator:
         resized = [resize_pixels(each, self.processor.image_processor) for each in pixels]
         return {"pixel_values": stack_pixels(resized), "image_index": torch.tensor(index)}
 
-    def encode_questions(self, questions: Sequence[str]) -> dict[str, torch.Tensor]:
-        """`input_ids` and `attention_mask` `(questions, tokens)`."""
-        tokenizer = self.processor.tokenizer
-        encoded = tokenizer(
-            list(questions), padding=True, truncation=True, max_length=MAX_QUESTION_LENGTH, return_tensors="pt"
-        )
-        encoded.input_ids[:, 0] = tokenizer.convert_tokens_to_ids(QUESTION_START)
-        return {"input_ids": encoded.input_ids, "attention_mask": encoded.attention_mask}
-
-    def encode_answers(self, answers: Sequence[str]) -> torch.Tensor:
-        """Token ids `(answers, tokens)`, padded, to be ranked."""
-        ids = [torch.tensor(each) for each in self._answer_ids(answers)]
-        return pad_sequence(ids, batch_first=True, padding_value=self.processor.tokenizer.pad_token_id)
-
-    def _answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
-        encoded = self.processor.tokenizer(list(answers), truncation=True, max_length=self.max_length).input_ids
-        return [[self.bos_token_id, *each[1:]] for each in encoded]
-
     def _answers(self, answers: list[list[str]]) -> dict[str, torch.Tensor]:
         shares = [{answer: count / len(each) for answer, count in Counter(each).items()} for each in answers]
-        encoded = iter(self._answer_ids(list(chain.from_iterable(shares))))
+        texts = list(chain.from_iterable(shares))
+        encoded = iter(answer_token_ids(self.processor.tokenizer, texts, self.max_length))
         padding: dict[str, Any] = {
             "decoder_input_ids": self.processor.tokenizer.pad_token_id,
             "decoder_position_ids": 0,
@@ -106,3 +88,25 @@ class AnswerCollator:
         return {
             name: pad_sequence(batch[name], batch_first=True, padding_value=value) for name, value in padding.items()
         }
+
+
+def encode_questions(tokenizer: PreTrainedTokenizerBase, questions: Sequence[str]) -> dict[str, torch.Tensor]:
+    """`input_ids`, which begin with `[ENC]`, and `attention_mask`, each `(questions, tokens)`."""
+    encoded = tokenizer(
+        list(questions), padding=True, truncation=True, max_length=MAX_QUESTION_LENGTH, return_tensors="pt"
+    )
+    return {"input_ids": encoded.input_ids, "attention_mask": encoded.attention_mask}
+
+
+def encode_answers(
+    tokenizer: PreTrainedTokenizerBase, answers: Sequence[str], max_length: int = MAX_ANSWER_LENGTH
+) -> torch.Tensor:
+    """Token ids `(answers, tokens)`, padded, as `BlipForAnswering.rank` takes them."""
+    ids = [torch.tensor(each) for each in answer_token_ids(tokenizer, answers, max_length)]
+    return pad_sequence(ids, batch_first=True, padding_value=cast("Any", tokenizer).pad_token_id)
+
+
+def answer_token_ids(tokenizer: PreTrainedTokenizerBase, answers: Sequence[str], max_length: int) -> list[list[int]]:
+    """Token ids of each answer: `[DEC]`, its words, `[SEP]`."""
+    encoded = tokenizer(list(answers), truncation=True, max_length=max_length).input_ids
+    return [[cast("Any", tokenizer).bos_token_id, *each[1:]] for each in encoded]

@@ -7,7 +7,7 @@ goes through the image-grounded encoder, and the decoder says the answer from th
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 from torch.nn import functional as F
@@ -64,10 +64,21 @@ class BlipForAnswering(StockModel, BlipForQuestionAnswering):
 
     stock_class = BlipForQuestionAnswering
     lora_layers = r"text_(encoder|decoder\.bert)\.encoder\..*\.(query|key|value|dense)"
+    decoding: ClassVar[dict[str, int]] = {"max_length": 10, "min_length": 1}
 
     def __init__(self, config: BlipConfig) -> None:
         super().__init__(config)
         self._switch_attention({BlipTextSelfAttention: MaskedTextAttention})
+
+    @classmethod
+    def from_stock(cls, stock: BlipForQuestionAnswering) -> Self:
+        """A stock model as one of ours; both have the same weights in memory."""
+        with torch.device("meta"):
+            model = cls(stock.config)
+        for name, part in stock.named_children():
+            setattr(model, name, part)
+        model._switch_attention({BlipTextSelfAttention: MaskedTextAttention})
+        return model.train(stock.training)
 
     def use_sdpa(self) -> Self:
         """Switch every attention to `scaled_dot_product_attention` (the stock classes only have eager attention)."""

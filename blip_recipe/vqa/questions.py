@@ -1,9 +1,9 @@
 """Questions about the drawn scenes, each with the answers of ten annotators who do not all use the same words.
 
-Every scene is asked three questions of different kinds. The scenes of a split are those of captioning, so that the questions of
-test are all about pairs of things that training never shows together, and half of those of validation. What is asked
-for cannot be read off one thing alone: a yes or no about a thing tells a red circle beside a blue square from a blue
-circle beside a red square.
+Every scene is asked three questions of different kinds. The scenes of a split are those of captioning, so that the
+questions of test are all about pairs of things that training never shows together, and half of those of validation.
+What is asked for cannot be read off one thing alone: a yes or no about a thing tells a red circle beside a blue square
+from a blue circle beside a red square.
 """
 
 from __future__ import annotations
