@@ -7,20 +7,18 @@ below. Nothing here imports torch, so that `--help` answers at once.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import json
 import sys
-from argparse import SUPPRESS, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+from argparse import SUPPRESS
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, Literal, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from transformers.hf_argparser import HfArgumentParser
 
 from blip_recipe.errors import RecipeError
 from blip_recipe.recipe_checks import check_values
-from blip_recipe.resources import resource_folder
+from blip_recipe.recipe_file import HelpFormatter, RecipeParser, find_recipe, load_json, to_words, unknown_key
 from blip_recipe.task_keys import SCORE_NAMES, TASKS, TaskName
 
 if TYPE_CHECKING:
@@ -400,13 +398,6 @@ OF_ONE_RUN = (
 """Keys that steer one start of a command and are no part of the recipe to run again."""
 
 
-class RecipeParser(HfArgumentParser):
-    """`HfArgumentParser` whose complaints are `RecipeError`s, without a usage text of two hundred lines."""
-
-    def error(self, message: str) -> NoReturn:
-        raise RecipeError(message.replace("argument --", "", 1))
-
-
 OF_TRAINING = ("cache_image_embeds", "image_cache", "fsdp", "fsdp_config")
 """Keys by which training reads pictures and is spread over processes, and an evaluation is not."""
 
@@ -440,7 +431,7 @@ def read_recipe(
     if not words or "-h" in words or "--help" in words:
         _print_help(options, prog, description, recipe_needed)
         raise SystemExit(0 if words else 2)
-    file: Path | None = None if words[0].startswith("-") else _find_recipe(words[0])
+    file: Path | None = None if words[0].startswith("-") else find_recipe(words[0])
     if recipe_needed and file is None:
         raise RecipeError(
             f"The first argument is {words[0]!r}: expected a recipe file, such as recipes/shapes_tiny.json."
@@ -451,12 +442,12 @@ def read_recipe(
     groups: list[Any] = [*GROUPS, options, CaptionTrainingArguments]
     parser = RecipeParser(groups, prog=prog, add_help=False, allow_abbrev=False)
     names: list[str] = [each.name for group in groups for each in dataclasses.fields(group) if each.init]
-    content: dict[str, Any] = _load_json(file) if file else {}
+    content: dict[str, Any] = load_json(file) if file else {}
     if not recipe_needed:
         # Scores of an evaluation do not belong into the run that the recipe describes.
         content = {key: value for key, value in content.items() if key not in ("output_dir", *OF_TRAINING, *OF_ONE_RUN)}
     lists: set[str] = {action.dest for action in parser._actions if action.nargs in ("+", "*")}
-    words = [*_to_words(content, names, lists, words[0]), *words[1:]] if file else words
+    words = [*to_words(content, names, lists, words[0]), *words[1:]] if file else words
     default_dir = f"outputs/{file.stem}" if file and recipe_needed else "outputs/evaluate"
     try:
         parsed: tuple[Any, ...] = parser.parse_args_into_dataclasses(
@@ -467,7 +458,7 @@ def read_recipe(
     model, data, generation, objective, command, training, unknown = parsed
     if unknown:
         aliases = [option.lstrip("-") for action in parser._actions for option in action.option_strings]
-        raise _unknown_key(unknown[0].lstrip("-").split("=")[0].replace("-", "_"), aliases, "the command line")
+        raise unknown_key(unknown[0].lstrip("-").split("=")[0].replace("-", "_"), aliases, "the command line")
     for action in parser._actions:
         action.default = SUPPRESS
     given = vars(parser.parse_known_args(words)[0])
@@ -580,78 +571,6 @@ def _print_help(options: Any, prog: str, description: str, recipe_needed: bool) 
         usage=f"{prog} {'RECIPE.json' if recipe_needed else '[RECIPE.json]'} [--key value ...]",
         description=description,
         epilog=HELP_EPILOG,
-        formatter_class=_HelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.print_help()
-
-
-class _HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-    """Defaults beside the keys, and the epilogue as it is."""
-
-
-def _find_recipe(name: str) -> Path:
-    """The file `name`, or the one of that name that travels with the package."""
-    path, packaged = Path(name), resource_folder("recipes") / Path(name).name
-    if path.is_file():
-        return path
-    if path.parent in (Path(), Path("recipes")) and packaged.is_file():
-        return packaged
-    known = sorted(path.name for path in resource_folder("recipes").glob("*.json"))
-    raise RecipeError(f"There is no recipe {name!r}. The package brings: {', '.join(known)}.")
-
-
-def _load_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(
-            path.read_text(encoding="utf-8-sig"), object_pairs_hook=_no_key_twice, parse_constant=_no_constant
-        )
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"{path} is no UTF-8 text ({error}): save it as UTF-8.") from error
-    except RecursionError as error:
-        raise RecipeError(f"{path} cannot be read as JSON: it is nested too deeply for a flat recipe.") from error
-    except (ValueError, OSError) as error:
-        raise RecipeError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise RecipeError(f"{path} holds a JSON {type(content).__name__}: expected one flat object of keys and values.")
-    return content
-
-
-def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} stands there twice")
-    return content
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number that JSON knows")
-
-
-def _to_words(recipe: dict[str, Any], names: list[str], lists: set[str], file: str) -> list[str]:
-    """The recipe as command-line words, so that JSON and command line are read, typed and refused in one way."""
-    words: list[str] = []
-    for key, value in recipe.items():
-        if key not in names:
-            raise _unknown_key(key, names, file)
-        if isinstance(value, list):
-            if key not in lists or any(isinstance(each, (dict, list)) or each is None for each in value):
-                expected = "a list of plain values" if key in lists else "one value"
-                raise RecipeError(f"{file}: {key} is {json.dumps(value):.60}: expected {expected}.")
-            words += [f"--{key}", *map(_to_word, value)]
-        elif value is not None:
-            words.append(f"--{key}={_to_word(value)}")
-    return words
-
-
-def _to_word(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return json.dumps(value) if isinstance(value, dict) else str(value)
-
-
-def _unknown_key(key: str, names: list[str], where: str) -> RecipeError:
-    nearest = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else " `--help` lists the keys."
-    return RecipeError(f"{where}: there is no key {key!r}.{hint}")
