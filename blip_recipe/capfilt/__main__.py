@@ -1,0 +1,150 @@
+"""CapFilt: clean a web data set with a captioner and a filter.
+
+python -m blip_recipe.capfilt recipes/capfilt_web.json --dataset_name path/to/shards
+accelerate launch -m blip_recipe.capfilt recipes/capfilt_web.json --dataset_name path/to/shards
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from blip_recipe.capfilt.arguments import CapFiltArguments, read_arguments
+from blip_recipe.errors import RecipeError, run_command
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from accelerate import PartialState
+
+    from blip_recipe.capfilt.judging import Judge
+    from blip_recipe.capfilt.source import Shard, Source
+
+logger = logging.getLogger("blip_recipe.capfilt")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """List the shards, do those of this process, sum up all of them."""
+    arguments = read_arguments(argv)
+
+    from blip_recipe.capfilt.judging import Judge
+    from blip_recipe.capfilt.report import report
+    from blip_recipe.capfilt.run import claim_output_dir
+    from blip_recipe.capfilt.source import Source
+
+    state = start_process()
+    source = Source(arguments.data_arguments(), arguments.max_samples)
+    if state.is_main_process:
+        claim_output_dir(arguments, source)
+    mine = share_out(state, arguments, source)
+    if mine:
+        judge_shards(mine, source, Judge(arguments, state.device), arguments)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        report(arguments, source)
+
+
+def start_process() -> PartialState:
+    """This process among all; logs go to stderr, those of the first in full."""
+    from datetime import timedelta
+
+    import datasets
+    import torch
+    import transformers
+    from accelerate import PartialState
+
+    # Processes wait for one another at the end alone, and one may have days of work more than another.
+    patience = {"timeout": timedelta(days=365)}
+    state = PartialState(cpu=not torch.accelerator.is_available(), **patience)
+    logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("blip_recipe").setLevel(logging.INFO if state.is_main_process else logging.WARNING)
+    transformers.utils.logging.set_verbosity_warning()
+    datasets.utils.logging.set_verbosity_warning()
+    return state
+
+
+def share_out(state: PartialState, arguments: CapFiltArguments, source: Source) -> list[Shard]:
+    """The shards that this process is to do: every n-th of those that are not done."""
+    from accelerate.utils import broadcast_object_list
+
+    from blip_recipe.capfilt.run import find_pending
+
+    output_dir = Path(arguments.output_dir)
+    # As one process sees them: others may be done before the last has looked.
+    pending = broadcast_object_list([find_pending(output_dir, source.shards) if state.is_main_process else None])[0]
+    logger.info(
+        "%d of %d shards are to be done, by %d processes.", len(pending), len(source.shards), state.num_processes
+    )
+    return pending[state.process_index :: state.num_processes]
+
+
+def judge_shards(shards: Sequence[Shard], source: Source, judge: Judge, arguments: CapFiltArguments) -> None:
+    """Do `shards` one after the other; each is written whole, with its note last.
+
+    Raises:
+        RecipeError: With `on_bad_image: fail`, a picture or a shard cannot be read.
+    """
+    from tqdm import tqdm
+
+    from blip_recipe.capfilt.judging import KINDS
+    from blip_recipe.capfilt.run import write_fault, write_note
+    from blip_recipe.capfilt.source import BadShardError
+
+    output_dir = Path(arguments.output_dir)
+    with tqdm(unit="image", mininterval=1, file=sys.stderr) as bar:
+        for number, shard in enumerate(shards, 1):
+            bar.set_description(f"Shard {number}/{len(shards)}")
+            try:
+                note = judge_shard(shard, source, judge, arguments, bar)
+            except BadShardError as error:
+                if arguments.on_bad_image == "fail":
+                    raise RecipeError(f"{error}\n{ADVICE}") from error
+                logger.warning("Left out %s: %s", shard.name, error)
+                write_fault(output_dir, shard, source, str(error))
+            else:
+                write_note(output_dir, shard, note)
+                rates = [f"{note[kind]['kept']:,} of {note[kind]['judged']:,} {kind}" for kind in KINDS]
+                logger.info("%s: kept %s texts", shard.name, ", ".join(rates))
+
+
+ADVICE = (
+    "Repair it, or set on_bad_image to 'skip' to go on without; the same command goes on with the shards that are not "
+    "done."
+)
+
+
+def judge_shard(shard: Shard, source: Source, judge: Judge, arguments: CapFiltArguments, bar: Any) -> dict[str, Any]:
+    """Judge and write the images of a shard.
+
+    Returns:
+        What was counted.
+
+    Raises:
+        BadShardError: It cannot be read.
+        RecipeError: With `on_bad_image: fail`, a picture cannot.
+    """
+    from blip_recipe.capfilt.judging import BadImage
+    from blip_recipe.capfilt.shard_output import write_shard
+    from blip_recipe.capfilt.tally import Tally
+
+    tally = Tally(arguments.filter_threshold, len(source.shards))
+    rows = source.open(shard)
+    with write_shard(Path(arguments.output_dir), shard, source.kind, rows.image_column) as output:
+        for image in judge.judge(rows, source.read(shard, rows)):
+            if isinstance(image, BadImage):
+                where = f"{shard.name}, row {image.row}"
+                if arguments.on_bad_image == "fail":
+                    raise RecipeError(f"{where} cannot be used: {image.fault}\n{ADVICE}")
+                logger.warning("Skipped %s: %s", where, image.fault)
+                tally.skipped.append(image)
+            else:
+                output.write(image)
+                tally.count(image)
+            bar.update()
+    return tally.note()
+
+
+if __name__ == "__main__":
+    run_command(main)

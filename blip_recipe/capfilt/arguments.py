@@ -1,0 +1,179 @@
+"""The keys of a CapFilt recipe. Nothing here imports torch, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers.hf_argparser import HfArgumentParser
+
+from blip_recipe.errors import RecipeError
+from blip_recipe.recipe import SHAPES, DataArguments
+from blip_recipe.recipe_file import HelpFormatter, RecipeParser, find_recipe, load_json, to_words, unknown_key
+
+PROG = "python -m blip_recipe.capfilt"
+
+DESCRIPTION = """\
+Clean a web data set: a captioner writes captions for its pictures, a filter keeps the texts, found or written, that
+match. The same command goes on where a run was stopped; accelerate launch or torchrun share out the shards."""
+
+
+@dataclass
+class CapFiltArguments:
+    """What is read, what writes and judges, and where the result goes."""
+
+    _argument_group_name = "capfilt"
+
+    captioner_name_or_path: str = field(
+        default="Salesforce/blip-image-captioning-large",
+        metadata={"aliases": ["--captioner"], "help": "Hub id or directory of the captioner, full or LoRA."},
+    )
+    captioner_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit."})
+    filter_name_or_path: str = field(
+        default="Salesforce/blip-itm-base-coco",
+        metadata={"aliases": ["--filter"], "help": "Hub id or directory of a model for image-text matching (ITM)."},
+    )
+    filter_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit."})
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "Hub data set id or directory: webdataset tars, parquet, an imagefolder, or tables of URLs."},
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the data set."})
+    split: str = field(
+        default="train", metadata={"aliases": ["--train_split"], "help": "Split to clean; a sum such as 'cc3m+sbu'."}
+    )
+    image_column: str | None = field(default=None, metadata={"help": "Column of pictures, paths or URLs."})
+    caption_column: list[str] | None = field(default=None, metadata={"help": "Column or columns of the found texts."})
+    image_id_column: str | None = field(
+        default=None, metadata={"help": "Column that names the image; adjacent rows that share it are one image."}
+    )
+    image_root: str | None = field(default=None, metadata={"help": "Directory that relative image paths start at."})
+    max_samples: int | None = field(default=None, metadata={"help": "Only the first N images."})
+    on_bad_image: Literal["fail", "skip"] = field(
+        default="fail", metadata={"help": "Stop at a picture or shard that cannot be read, or go on without it."}
+    )
+    output_dir: str = field(default="outputs/capfilt", metadata={"help": "Where the result goes."})
+    filter_threshold: float = field(
+        default=0.5, metadata={"help": "Texts whose probability of matching (ITM) is at least this are kept."}
+    )
+    normalize_captions: bool = field(
+        default=True, metadata={"help": "Judge texts cleaned as BLIP's authors do; they are kept as written."}
+    )
+    num_generations: int = field(default=1, metadata={"help": "Captions sampled of a picture; 0 only filters."})
+    prompt: str | None = field(
+        default=None,
+        metadata={"help": "Words every caption starts with, which are left out; default: the captioner's own."},
+    )
+    top_p: float = field(default=0.9, metadata={"help": "Nucleus that captions are sampled from (arXiv 1904.09751)."})
+    top_k: int = field(default=50, metadata={"help": "Likeliest tokens that it is cut from; 0: all."})
+    repetition_penalty: float = field(default=1.1, metadata={"help": "Penalty of tokens that stand there; 1: none."})
+    min_length: int = field(default=5, metadata={"help": "Shortest caption in tokens, prompt included."})
+    max_length: int = field(default=20, metadata={"help": "Longest caption in tokens, prompt included."})
+    seed: int = field(default=42, metadata={"help": "What captions are drawn from, together with the picture."})
+    batch_size: int = field(default=32, metadata={"help": "Pictures captioned and judged at once."})
+    bf16: bool | None = field(default=None, metadata={"help": "Compute in bfloat16; default: where the GPU has it."})
+
+    def __post_init__(self) -> None:
+        for name, (expected, is_right) in RANGES.items():
+            value = getattr(self, name)
+            if value is not None and not is_right(value):
+                raise RecipeError(f"{name} is {value}: expected {expected}.")
+        if self.min_length > self.max_length:
+            raise RecipeError(
+                f"min_length is {self.min_length} and max_length {self.max_length}: the minimum may not be over the "
+                "maximum."
+            )
+
+    def data_arguments(self) -> DataArguments:
+        """The data keys as those of a streamed training split."""
+        return DataArguments(
+            dataset_name=self.dataset_name,
+            dataset_config_name=self.dataset_config_name,
+            dataset_revision=self.dataset_revision,
+            train_split=self.split,
+            image_column=self.image_column,
+            caption_column=self.caption_column,
+            image_id_column=self.image_id_column,
+            image_root=self.image_root,
+            streaming=True,
+        )
+
+
+RANGES: dict[str, tuple[str, Any]] = {
+    "filter_threshold": ("a probability", lambda value: 0 <= value <= 1),
+    "num_generations": ("at least 0", lambda value: value >= 0),
+    "top_p": ("more than 0 and at most 1", lambda value: 0 < value <= 1),
+    "top_k": ("at least 0", lambda value: value >= 0),
+    "repetition_penalty": ("more than 0", lambda value: value > 0),
+    "min_length": ("at least 0", lambda value: value >= 0),
+    "max_length": ("at least 3 tokens", lambda value: value >= 3),
+    "seed": ("at least 0", lambda value: value >= 0),
+    "batch_size": ("at least 1", lambda value: value >= 1),
+    "max_samples": ("at least 1, or nothing for all", lambda value: value >= 1),
+}
+"""What keys may be that any number can be written for."""
+
+GROUPS: list[Any] = [CapFiltArguments]
+
+
+def read_arguments(argv: list[str] | None = None) -> CapFiltArguments:
+    """Parse the command line: a recipe file and overrides.
+
+    Args:
+        argv: The command line without the program; default: the process's own.
+
+    Raises:
+        RecipeError: Something in it is unknown, of the wrong type or impossible.
+    """
+    words = sys.argv[1:] if argv is None else argv
+    if not words or "-h" in words or "--help" in words:
+        _print_help()
+        raise SystemExit(0 if words else 2)
+    if words[0].startswith("-"):
+        raise RecipeError(f"The first argument is {words[0]!r}: expected a recipe, such as recipes/capfilt_web.json.")
+    file = find_recipe(words[0])
+    parser = RecipeParser(GROUPS, prog=PROG, add_help=False, allow_abbrev=False)
+    names = [each.name for each in dataclasses.fields(CapFiltArguments)]
+    lists = {action.dest for action in parser._actions if action.nargs in ("+", "*")}
+    given = [f"--output_dir=outputs/{file.stem}", *to_words(load_json(file), names, lists, words[0]), *words[1:]]
+    try:
+        arguments, unknown = parser.parse_args_into_dataclasses(
+            given, return_remaining_strings=True, look_for_args_file=False
+        )
+    except ValueError as error:
+        raise RecipeError(str(error)) from error
+    if unknown:
+        known = [option.lstrip("-") for action in parser._actions for option in action.option_strings]
+        raise unknown_key(unknown[0].lstrip("-").split("=")[0].replace("-", "_"), known, "the command line")
+    _check_places(arguments)
+    return arguments
+
+
+def _check_places(arguments: CapFiltArguments) -> None:
+    """Find a missing data set, and an output directory whose files would be read as data or replace it."""
+    if arguments.dataset_name in (None, SHAPES):
+        raise RecipeError(f"dataset_name is {arguments.dataset_name!r}: expected a Hub id or a directory.")
+    data, output = (Path(str(each)).expanduser().resolve() for each in (arguments.dataset_name, arguments.output_dir))
+    if data.is_dir() and (output == data or data in output.parents or output in data.parents):
+        raise RecipeError(
+            f"output_dir is {arguments.output_dir} and dataset_name {arguments.dataset_name}: one lies in the other, "
+            "and what is written would be read as data. Name another output_dir."
+        )
+    there = next(path for path in (output, *output.parents) if path.exists())
+    if not there.is_dir():
+        raise RecipeError(f"output_dir is {arguments.output_dir}, but {there} is a file: name another directory.")
+
+
+def _print_help() -> None:
+    parser = HfArgumentParser(
+        GROUPS,
+        prog=PROG,
+        usage=f"{PROG} RECIPE.json [--key value ...]",
+        description=DESCRIPTION,
+        formatter_class=HelpFormatter,
+    )
+    parser.print_help()

@@ -1,0 +1,123 @@
+"""The results of a run: numbers in `all_results.json`, and a page that a person can look through, `report.html`.
+
+The page needs nothing but itself. Captions of the web are hostile: all text is escaped, and the page forbids its reader
+to run or fetch anything.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, islice, product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from blip_recipe.capfilt.judging import KINDS
+from blip_recipe.capfilt.run import read_note
+from blip_recipe.capfilt.shard_output import DATA
+from blip_recipe.capfilt.tally import BINS, SHOWN, sum_up
+from blip_recipe.errors import RecipeError
+from blip_recipe.results import write_json, write_whole
+
+if TYPE_CHECKING:
+    from blip_recipe.capfilt.arguments import CapFiltArguments
+    from blip_recipe.capfilt.source import Source
+
+logger = logging.getLogger(__name__)
+
+REPORT = "report.html"
+
+FAULTS_SHOWN = 50
+"""Shards and pictures that the page names of those that could not be read."""
+
+DISTANCES = {"near": "nearest to the threshold", "far": "farthest from it"}
+"""From the threshold, which examples are chosen by."""
+
+KIND_NAMES = {"web": "Found texts", "synthetic": "Written captions"}
+
+
+def report(arguments: CapFiltArguments, source: Source) -> None:
+    """Sum up all shards, write the results, and say where they are.
+
+    Raises:
+        RecipeError: No shard could be read.
+    """
+    output_dir = Path(arguments.output_dir)
+    notes = [read_note(output_dir, shard) for shard in source.shards]
+    totals = sum_up(notes)
+    if not totals["shards"]:
+        raise RecipeError(
+            f"None of the {len(notes):,} shards of {arguments.dataset_name} can be read; the first: {notes[0]['fault']}"
+        )
+    write_json(output_dir / "all_results.json", totals)
+    write_whole(output_dir / REPORT, render(arguments, notes, totals).encode())
+    for kind in KINDS:
+        logger.info(
+            "%s: %s of %s kept (%.1f%%)",
+            KIND_NAMES[kind],
+            f"{totals[f'{kind}_kept']:,}",
+            f"{totals[f'{kind}_judged']:,}",
+            100 * totals[f"{kind}_kept_rate"],
+        )
+    print(f"{totals['images_kept']:,} of {totals['images']:,} pictures have a text that matches: {output_dir / DATA}")
+    print(f"Look through {output_dir / REPORT}; train with --dataset_name {output_dir / DATA}")
+
+
+def render(arguments: CapFiltArguments, notes: Sequence[Mapping[str, Any]], totals: Mapping[str, Any]) -> str:
+    """The page."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    done = [note for note in notes if "images" in note]
+    skipped = chain.from_iterable(
+        ({"where": f"{note['shard']}, row {each['row']}", "reason": each["reason"]} for each in note["skipped"])
+        for note in done
+    )
+    unreadable = ({"where": note["shard"], "reason": note["fault"]} for note in notes if "fault" in note)
+    return environment.get_template("report.html.jinja").render(
+        arguments=arguments,
+        totals=totals,
+        kinds=[
+            {
+                "name": KIND_NAMES[kind],
+                "judged": totals[f"{kind}_judged"],
+                "kept": totals[f"{kind}_kept"],
+                "rate": totals[f"{kind}_kept_rate"],
+                "bars": bars([note[kind]["histogram"] for note in done]),
+            }
+            for kind in KINDS
+        ],
+        sorts=[
+            {
+                "title": f"{KIND_NAMES[kind]} that were {fate}, {title}",
+                "examples": choose_examples(done, f"{kind} {fate} {where}", arguments.filter_threshold),
+            }
+            for kind, fate, (where, title) in product(KINDS, ("kept", "dropped"), DISTANCES.items())
+        ],
+        faults=list(islice(chain(unreadable, skipped), FAULTS_SHOWN)),
+        faults_in_all=totals["shards_unreadable"] + totals["images_skipped"],
+    )
+
+
+def bars(histograms: Iterable[Sequence[int]]) -> list[dict[str, Any]]:
+    """The bars of a histogram, for scores from 0 to 1 in equal parts; heights are shares of the highest."""
+    counts = [sum(column) for column in zip(*histograms, strict=True)]
+    highest = max(1, *counts)
+    return [
+        {"low": number / BINS, "high": (number + 1) / BINS, "count": count, "height": count / highest}
+        for number, count in enumerate(counts)
+    ]
+
+
+def choose_examples(notes: Iterable[Mapping[str, Any]], sort: str, threshold: float) -> list[dict[str, Any]]:
+    """The examples of a sort among those of all shards, nearest to the threshold first, or farthest from it."""
+    found = ({"shard": note["shard"], **each} for note in notes for each in note["examples"].get(sort, ()))
+    choose = heapq.nsmallest if sort.endswith("near") else heapq.nlargest
+    return choose(SHOWN, found, key=lambda each: abs(each["score"] - threshold))

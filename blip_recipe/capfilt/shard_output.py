@@ -1,0 +1,182 @@
+"""What is written for a shard: the pictures with their kept texts, and a table of all that was judged.
+
+Of tars come tars, of all else parquet: an imagefolder has no shards that could be written whole. Both are read by
+`dataset_name` without further keys, an image a row with all texts that were kept of it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Features, Image, List, Value
+
+from blip_recipe.results import whole_file
+
+if TYPE_CHECKING:
+    from blip_recipe.capfilt.judging import JudgedImage
+    from blip_recipe.capfilt.source import Shard
+
+DATA, JUDGED = "data", "judged"
+"""Folders of the output directory."""
+
+ROW_GROUP = {DATA: 100, JUDGED: 10_000}
+"""Rows that are held before they are written: pictures are large."""
+
+DATA_FEATURES = Features(
+    {
+        "image": Image(),
+        "captions": List(Value("string")),
+        "kinds": List(Value("string")),
+        "scores": List(Value("float64")),
+        "source_shard": Value("string"),
+        "source_row": Value("int64"),
+        "source_name": Value("string"),
+        "source_id": Value("string"),
+    }
+)
+
+JUDGED_FEATURES = Features(
+    {
+        "source_shard": Value("string"),
+        "source_row": Value("int64"),
+        "source_name": Value("string"),
+        "source_id": Value("string"),
+        "kind": Value("string"),
+        "text": Value("string"),
+        "score": Value("float64"),
+        "kept": Value("bool"),
+    }
+)
+
+
+class ParquetWriter:
+    """Rows into a parquet file that `datasets` reads with `features`, the same bytes for the same rows."""
+
+    def __init__(self, file: BinaryIO, features: Features, row_group: int) -> None:
+        self.schema, self.row_group = features.arrow_schema, row_group
+        self.writer = pq.ParquetWriter(file, self.schema)
+        self.rows: list[dict[str, Any]] = []
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Add a row."""
+        self.rows.append(row)
+        if len(self.rows) == self.row_group:
+            self._flush()
+
+    def close(self) -> None:
+        """Write what is left, and the end."""
+        self._flush()
+        self.writer.close()
+
+    def _flush(self) -> None:
+        if self.rows:
+            self.writer.write_table(pa.Table.from_pylist(self.rows, schema=self.schema))
+            self.rows = []
+
+
+class TarWriter:
+    """Rows of `DATA_FEATURES` into a webdataset tar: the picture, its captions a line each, and the rest as JSON."""
+
+    def __init__(self, file: BinaryIO, shard: Shard, extension: str) -> None:
+        self.tar = tarfile.open(fileobj=file, mode="w")  # noqa: SIM115 - closed by `close`
+        self.shard, self.extension = shard, extension
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Add a row; its members are named by its place in the source."""
+        key = f"{self.shard.number:05}_{row['source_row']:08}"
+        facts = {name: value for name, value in row.items() if name != "image" and value is not None}
+        self._add(f"{key}.{self.extension}", row["image"]["bytes"])
+        self._add(f"{key}.txt", "\n".join(row["captions"]).encode())
+        self._add(f"{key}.json", json.dumps(facts, ensure_ascii=False).encode())
+
+    def close(self) -> None:
+        """Write the end."""
+        self.tar.close()
+
+    def _add(self, name: str, content: bytes) -> None:
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        self.tar.addfile(member, io.BytesIO(content))
+
+
+class ShardOutput:
+    """Writes the images of a shard; nothing is there before all of them are."""
+
+    def __init__(self, data: ParquetWriter | TarWriter, judged: ParquetWriter, shard: Shard) -> None:
+        self.data, self.judged, self.shard = data, judged, shard
+        self.images = 0
+
+    def write(self, image: JudgedImage) -> None:
+        """Add an image, if any of its texts is kept, and everything that was judged of it."""
+        source = {
+            "source_shard": self.shard.name,
+            "source_row": image.row,
+            "source_name": image.name,
+            "source_id": None if image.image_id is None else str(image.image_id),
+        }
+        for text in image.texts:
+            self.judged.write(source | text._asdict())
+        if kept := image.kept:
+            self.images += 1
+            facts = {
+                "captions": [each.text for each in kept],
+                "kinds": [each.kind for each in kept],
+                "scores": [each.score for each in kept],
+            }
+            self.data.write({"image": {"bytes": image.content, "path": image.name}} | facts | source)
+
+
+def data_path(output_dir: Path, number: int, kind: Literal["webdataset", "parquet"]) -> Path:
+    """Where the kept images of a shard are."""
+    return output_dir / DATA / f"train-{number:05}.{'tar' if kind == 'webdataset' else 'parquet'}"
+
+
+def judged_path(output_dir: Path, number: int) -> Path:
+    """Where all that was judged of a shard is."""
+    return output_dir / JUDGED / f"train-{number:05}.parquet"
+
+
+@contextmanager
+def write_shard(
+    output_dir: Path, shard: Shard, kind: Literal["webdataset", "parquet"], extension: str
+) -> Iterator[ShardOutput]:
+    """What takes the images of a shard; their files get their names when all went well.
+
+    A shard of which nothing is kept has no file of images: `datasets` takes no empty tars.
+
+    Args:
+        output_dir: Of the run.
+        shard: Which it is.
+        kind: Of its file of images.
+        extension: Of pictures in a tar.
+    """
+    images = data_path(output_dir, shard.number, kind)
+    with ExitStack() as stack:
+        judged_file = stack.enter_context(whole_file(judged_path(output_dir, shard.number), flush=True))
+        data_file = stack.enter_context(whole_file(images, flush=True))
+        judged = stack.enter_context(closing(ParquetWriter(judged_file, JUDGED_FEATURES, ROW_GROUP[JUDGED])))
+        data: TarWriter | ParquetWriter = (
+            TarWriter(data_file, shard, extension)
+            if kind == "webdataset"
+            else ParquetWriter(data_file, DATA_FEATURES, ROW_GROUP[DATA])
+        )
+        stack.enter_context(closing(data))
+        output = ShardOutput(data, judged, shard)
+        yield output
+    if not output.images:
+        images.unlink()
+
+
+def read_judged(output_dir: Path, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """All that was judged of these shards, a row a text."""
+    for number in numbers:
+        for batch in pq.ParquetFile(judged_path(output_dir, number)).iter_batches():
+            yield from batch.to_pylist()

@@ -1,0 +1,197 @@
+"""A data set of any kind as shards with names, each of which is opened alone: a broken one spoils no other."""
+
+from __future__ import annotations
+
+import copy
+import os
+import tarfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal
+
+import datasets
+import fsspec
+from datasets import DatasetBuilder, IterableDataset
+from datasets.data_files import DataFilesDict, DataFilesList
+from datasets.exceptions import DatasetsError
+
+from blip_recipe.data import tables
+from blip_recipe.data.metadata import check_metadata
+from blip_recipe.data.rows import parse_split
+from blip_recipe.data.shards import ShardedSplit, StreamedImage, choose_columns
+from blip_recipe.errors import RecipeError
+
+if TYPE_CHECKING:
+    from blip_recipe.recipe import DataArguments
+
+FOLDER_SHARD = 1000
+"""Images of an imagefolder, which has no shards, that are taken for one."""
+
+
+READ_FAULTS = (
+    *(OSError, ValueError, TypeError, LookupError, RuntimeError, EOFError),
+    *(tarfile.TarError, zlib.error, DatasetsError),
+)
+"""What readers of broken files raise: whatever their code happens to run into."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of the data set that is done as one.
+
+    Attributes:
+        number: Its place among all.
+        name: Its file, from the data set's directory on; of an imagefolder, the images it has.
+        images: How many of its images are taken; None for all.
+    """
+
+    number: int
+    name: str
+    images: int | None = None
+
+
+class BadShardError(RecipeError):
+    """A shard cannot be read. The message names it and says why."""
+
+
+class Source:
+    """A split of a Hub data set or directory, shard by shard.
+
+    Args:
+        arguments: Data keys; `train_split` is the split.
+        max_samples: Only the first images.
+
+    Attributes:
+        kind: What the result is written as: tars for tars, parquet for all else.
+        shards: All of them, in their order.
+
+    Raises:
+        RecipeError: There is no such data set or split.
+    """
+
+    def __init__(self, arguments: DataArguments, max_samples: int | None = None) -> None:
+        self.arguments = arguments
+        self.builder = open_builder(arguments)
+        self.kind: Literal["webdataset", "parquet"] = "webdataset" if self.builder.name == "webdataset" else "parquet"
+        self.is_folder = self.builder.name == "imagefolder"
+        known = list(map(str, self.builder.config.data_files or ()))
+        self.splits = parse_split(arguments.train_split, known, str(arguments.dataset_name))
+        self._files = [] if self.is_folder else self._list_files()
+        self.shards = self._list_images() if self.is_folder else self._list_names()
+        if max_samples is not None:
+            self.shards = self._first(max_samples)
+
+    def open(self, shard: Shard) -> ShardedSplit:
+        """The rows of `shard`; nothing is read but what tells its columns.
+
+        Raises:
+            BadShardError: It is broken, or has not the columns that are asked for.
+        """
+        try:
+            if self.is_folder:
+                streams = [self._stream(self.builder, split) for split in self.splits]
+            else:
+                split, file, origin = self._files[shard.number]
+                if file.endswith(".tar"):
+                    check_end_of_tar(file)
+                builder = copy.deepcopy(self.builder)
+                builder.config.data_files = DataFilesDict({split: DataFilesList([file], origin)})
+                streams = [self._stream(builder, split)]
+            return choose_columns(streams, self.arguments, shard.name)
+        except RecipeError as error:
+            raise BadShardError(str(error)) from error
+        except READ_FAULTS as error:
+            raise BadShardError(f"{shard.name} cannot be read ({type(error).__name__}: {error}).") from error
+
+    def read(self, shard: Shard, rows: ShardedSplit) -> Iterator[StreamedImage]:
+        """The images of `shard`, whose rows are `rows`, in their order.
+
+        Raises:
+            BadShardError: It is broken.
+        """
+        images = chain.from_iterable(map(rows.read, range(rows.shards)))
+        first = shard.number * FOLDER_SHARD if self.is_folder else 0
+        count = FOLDER_SHARD if self.is_folder and shard.images is None else shard.images
+        chosen = enumerate(islice(images, first, None if count is None else first + count), first)
+        try:
+            # An imagefolder may have several lists of its rows; an image's place among all names it.
+            yield from (image._replace(row=row) if self.is_folder else image for row, image in chosen)
+        except (RecipeError, *READ_FAULTS) as error:
+            raise BadShardError(str(error) or type(error).__name__) from error
+
+    @staticmethod
+    def _stream(builder: DatasetBuilder, split: str) -> IterableDataset:
+        stream = builder.as_streaming_dataset(split=split)
+        return (stream if stream.features else stream._resolve_features()).decode(False)
+
+    def _list_files(self) -> list[tuple[str, str, list[Any]]]:
+        """Split, place and version of each file."""
+        files = self.builder.config.data_files
+        return [
+            (split, str(file), [origin])
+            for split in self.splits
+            for file, origin in zip(files[split], files[split].origin_metadata, strict=True)
+        ]
+
+    def _list_names(self) -> list[Shard]:
+        base = f"{self.builder.base_path or ''}".rstrip("/") + "/"
+        names = [file.removeprefix(base) for _, file, _ in self._files]
+        # Of a Hub data set, the file's place in the repository, whatever its revision.
+        names = [name.split("@", 1)[-1].split("/", 1)[-1] if "://" in name else name for name in names]
+        return [Shard(number, str(PurePosixPath(name))) for number, name in enumerate(names)]
+
+    def _list_images(self) -> list[Shard]:
+        rows = self.open(Shard(0, str(self.arguments.dataset_name)))
+        count = sum(1 for shard in range(rows.shards) for _ in rows.read(shard))
+        starts = range(0, count, FOLDER_SHARD)
+        return [
+            Shard(number, f"images {first:,} to {min(count, first + FOLDER_SHARD) - 1:,}")
+            for number, first in enumerate(starts)
+        ]
+
+    def _first(self, max_samples: int) -> list[Shard]:
+        """The shards of the first images: those before are counted, so that any process may do any of them."""
+        chosen: list[Shard] = []
+        left = max_samples
+        for shard in self.shards:
+            if left <= 0:
+                break
+            try:
+                images = sum(1 for _ in islice(self.read(shard, self.open(shard)), left))
+            except BadShardError:
+                images = 0  # it is reported when its turn comes
+            chosen.append(Shard(shard.number, shard.name, min(images, left) or None))
+            left -= images
+        return chosen
+
+
+def check_end_of_tar(file: str) -> None:
+    """Make sure that a tar was not cut off: readers take one that ends in or before a header for a shorter one.
+
+    Raises:
+        tarfile.ReadError: It has not the empty block that tars end with.
+    """
+    with fsspec.open(file, "rb") as opened:
+        opened.seek(0, os.SEEK_END)
+        opened.seek(max(0, opened.tell() - tarfile.BLOCKSIZE))
+        if opened.read() != tarfile.NUL * tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("it is cut off: expected the empty blocks that a tar ends with")
+
+
+def open_builder(arguments: DataArguments) -> DatasetBuilder:
+    """What `datasets` reads the data set with.
+
+    Raises:
+        RecipeError: There is no such data set.
+    """
+    name = str(arguments.dataset_name)
+    if tables.is_directory(arguments):
+        name = str(Path(name).expanduser().resolve())
+        check_metadata(Path(name))
+    try:
+        return datasets.load_dataset_builder(name, arguments.dataset_config_name, revision=arguments.dataset_revision)
+    except (OSError, ValueError, TypeError, RuntimeError, LookupError, AttributeError, DatasetsError) as error:
+        raise RecipeError(tables.explain_load_error(error, arguments, arguments.train_split)) from error
