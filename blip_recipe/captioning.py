@@ -33,6 +33,9 @@ class Captioning(Task):
     model_class = BlipForCaptioning
     try_it = "caption {model} PICTURE_OR_FOLDER..."
 
+    def check(self, recipe: Recipe[Any]) -> None:
+        """Captions are learnt from streams too."""
+
     def load_split(self, arguments: DataArguments, split: str, *, max_samples: int | None = None) -> Dataset:
         """Rows of `image`, `image_id` and `captions`."""
         return load_split(arguments, split, max_samples=max_samples)

@@ -66,6 +66,7 @@ def main(argv: list[str] | None = None) -> None:
 
     set_up_logs(recipe.training)
     task = find_task(recipe.objective.task)
+    task.check(recipe)
     repo_id = find_repository(recipe) if recipe.push_to_hub else None
     sources = pin_sources(recipe, run)
     with recipe.training.main_process_first(desc="reading the data"):

@@ -27,12 +27,13 @@ def main(argv: list[str] | None = None) -> None:
     from blip_recipe.model_card import DecodingFacts
     from blip_recipe.processing import save_processor
     from blip_recipe.results import write_json
+    from blip_recipe.tasks import find_task
 
     adapter, out = arguments.adapter, arguments.out
-    model, processor = merged_model(adapter)
+    recipe = read_repository_json(adapter, "recipe.json")
+    model, processor = merged_model(adapter, find_task(recipe.get("task", "captioning")).model_class)
     model.save_pretrained(out)
     save_processor(processor, out)
-    recipe = read_repository_json(adapter, "recipe.json")
     if recipe:
         # Run again, it gives a merged model; where that is published is for the next push to say.
         write_json(out / "recipe.json", recipe | {"merge_adapter": True, "hub_model_id": None})

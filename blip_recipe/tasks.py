@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from blip_recipe.errors import RecipeError
 from blip_recipe.task_keys import TASKS, TaskName
 
 if TYPE_CHECKING:
@@ -36,6 +37,18 @@ class Task:
     key: ClassVar[str] = "image_id"
     texts: ClassVar[str] = "captions"
     try_it: ClassVar[str]
+
+    def check(self, recipe: Recipe[Any]) -> None:
+        """Find what this task cannot do, before anything is read.
+
+        Raises:
+            RecipeError: Names the key.
+        """
+        if recipe.data.is_streamed:
+            raise RecipeError(
+                f"task is {self.name!r} and streaming is true, but only captions are learnt from a stream: leave "
+                "streaming out."
+            )
 
     def load_split(self, arguments: DataArguments, split: str, *, max_samples: int | None = None) -> Dataset:
         """A split of the recipe's data set: `image`, `image_id`, the columns `key` and `texts`, and others of the task.

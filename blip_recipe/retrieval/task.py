@@ -33,22 +33,17 @@ class Retrieval(Task):
     model_class = BlipForRetrieval
     try_it = 'match {model} PICTURE "TEXT" ["TEXT"...]'
 
-    def load_split(self, arguments: DataArguments, split: str, *, max_samples: int | None = None) -> Dataset:
-        """Rows of `image`, `image_id` and `captions`.
-
-        Raises:
-            RecipeError: The data are streamed, or an image is to bring several captions to a step.
-        """
-        if arguments.is_streamed:
+    def check(self, recipe: Recipe[Any]) -> None:
+        """See that a pair is an image and one of its captions."""
+        super().check(recipe)
+        if recipe.data.captions_per_image != 1:
             raise RecipeError(
-                "task is 'retrieval' and streaming is true, but images are told apart by their place in the data set: "
-                "leave streaming out."
-            )
-        if arguments.captions_per_image != 1:
-            raise RecipeError(
-                f"task is 'retrieval' and captions_per_image is {arguments.captions_per_image}: expected 1. A pair is "
+                f"task is 'retrieval' and captions_per_image is {recipe.data.captions_per_image}: expected 1. A pair is "
                 "an image and one of its captions, drawn anew each epoch."
             )
+
+    def load_split(self, arguments: DataArguments, split: str, *, max_samples: int | None = None) -> Dataset:
+        """Rows of `image`, `image_id` and `captions`."""
         return load_split(arguments, split, max_samples=max_samples)
 
     def row_fault(self, record: Mapping[str, Any]) -> str | None:
