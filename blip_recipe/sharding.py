@@ -61,6 +61,7 @@ def check_sharding(recipe: Recipe[FinetuneOptions]) -> None:
     plugin: dict[str, Any] = training.fsdp_plugin_args or {"fsdp_version": int(os.environ.get("FSDP_VERSION", "1"))}
     asked = {
         "its version 1 (set fsdp_version to 2)": plugin["fsdp_version"] != 2,
+        f"task {recipe.objective.task!r}": recipe.objective.task != "captioning",
         "stage 'scst'": recipe.objective.stage == "scst",
         "load_in_8bit": model.load_in_8bit,
         "load_in_4bit": model.load_in_4bit,
@@ -113,7 +114,7 @@ def embeddings_in_root(model: Any) -> Iterator[None]:
         del model.get_input_embeddings
 
 
-def gather_weights(model: nn.Module) -> None:
+def gather_weights(model: Any) -> None:
     """Have the weights whole in this process, until they are sharded again; nothing to do where they always are.
 
     To be called by all processes.
@@ -125,7 +126,7 @@ def gather_weights(model: nn.Module) -> None:
 
 
 @contextmanager
-def whole_weights(model: nn.Module, plugin: FullyShardedDataParallelPlugin | None) -> Iterator[None]:
+def whole_weights(model: Any, plugin: FullyShardedDataParallelPlugin | None) -> Iterator[None]:
     """As `gather_weights`, and shard them again, after each forward pass too if `plugin` says so."""
     gather_weights(model)
     try:

@@ -162,6 +162,7 @@ CASES: dict[str, Wrong] = {
     "best by what is not scored": recipe("meteor", metric_for_best_model="meteor", eval_strategy="epoch",
         eval_split="train"),
     "both kinds of floats": recipe("bf16", "fp16", bf16=True, fp16=True),
+    "one process to shard a model": recipe("FSDP", "accelerate launch", fsdp=True),
     "no data": recipe("dataset_name", dataset_name=None),
     "no training split": recipe("train_split", train_split=""),
     "a key without its value": recipe("seed", "expected one argument", words="--seed"),
