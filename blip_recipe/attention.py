@@ -106,7 +106,7 @@ class StockModel(Mixin):
 
     stock_class: ClassVar[type[PreTrainedModel]]
     lora_layers: ClassVar[str]
-    decoding: ClassVar[dict[str, int]] = {}
+    decoding: ClassVar[dict[str, Any]] = {}
 
     def use_sdpa(self) -> Self:
         """Switch every attention to `scaled_dot_product_attention` (the stock classes only have eager attention)."""

@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import torch
-import wrapt
-from PIL import Image
 from transformers import (
     AutoConfig,
     AutoModelForImageTextToText,
     AutoProcessor,
-    AutoTokenizer,
     BlipConfig,
-    BlipImageProcessor,
     ImageTextToTextPipeline,
     Pipeline,
-    pipelines,
 )
 
-from blip_recipe.errors import RecipeError
+from blip_recipe.pipeline_models import (
+    SINGLE_IMAGE,
+    choose_processor,
+    decoding_arguments,
+    first_device,
+    load_blip_model,
+    load_with_its_own,
+    offer_task,
+    split_hub_arguments,
+    usable_device,
+    with_its_own,
+)
 
 if TYPE_CHECKING:
     from blip_recipe.adapters import CaptionSettings
 
 # The rest of blip_recipe is imported where it is used: this module comes along with every `transformers.pipelines`.
 TASK = "image-to-text"
-SINGLE_IMAGE = (str, bytes, Path, Mapping, Image.Image, np.ndarray)
 
 
 class ImageToTextPipeline(Pipeline):
@@ -76,7 +80,7 @@ class ImageToTextPipeline(Pipeline):
         from blip_recipe.adapters import CaptionSettings
 
         self.settings: CaptionSettings = getattr(model, "caption_settings", CaptionSettings())
-        tokenizer, image_processor = _choose_processor(model, tokenizer, image_processor, processor)
+        tokenizer, image_processor = choose_processor(model, tokenizer, image_processor, processor)
         super().__init__(model=model, tokenizer=tokenizer, image_processor=image_processor, **kwargs)
         self.model.eval()
 
@@ -152,23 +156,6 @@ class ImageToTextPipeline(Pipeline):
         return [self.postprocess({"token_ids": each[None]})[0]["generated_text"] for each in token_ids]
 
 
-def decoding_arguments(settings: CaptionSettings, explicit: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `generate`: those of `explicit`, and the model's own settings for what is left open."""
-    if "generation_config" in explicit:
-        return dict(explicit)
-    arguments: dict[str, Any] = {
-        # The original samples without beams (`models/blip.py`, BLIP_Decoder.generate).
-        "num_beams": 1 if explicit.get("do_sample") else settings.num_beams,
-        "max_length": settings.max_length,
-        "min_length": settings.min_length,
-    }
-    if "max_new_tokens" in explicit:
-        del arguments["max_length"]
-    if "min_new_tokens" in explicit:
-        del arguments["min_length"]
-    return arguments | dict(explicit)
-
-
 def caption_pipeline(
     model: str | Path,
     *,
@@ -196,8 +183,8 @@ def caption_pipeline(
     Raises:
         RecipeError: It cannot be loaded, or is not a BLIP captioner.
     """
-    device = _usable_device(device if device is not None else _first_device())
-    captioner = _load_captioner(
+    device = usable_device(device if device is not None else first_device())
+    captioner = load_with_its_own(
         str(model),
         revision=revision,
         token=token,
@@ -223,58 +210,11 @@ class AutoCaptioner:
         Raises:
             RecipeError: It cannot be loaded.
         """
-        # transformers resolves an adapter's revision for its base model: the plain name of it holds for both.
-        revision = None if kwargs.get("revision") is None else str(kwargs["revision"])
-        hub: dict[str, Any] = {"revision": revision, "token": kwargs.pop("token", None)}
-        hub["local_files_only"] = kwargs.pop("local_files_only", False)
-        hub["trust_remote_code"] = bool(kwargs.pop("trust_remote_code", False))
-        kwargs = {key: value for key, value in kwargs.items() if key != "revision" and not key.startswith("_")}
+        hub, kwargs = split_hub_arguments(kwargs)
         if _is_blip(name, **hub):
-            return _load_blip_captioner(name, hub, **kwargs)
+            return load_blip_model(name, hub, TASK, **kwargs)
         model = AutoModelForImageTextToText.from_pretrained(name, **hub, **kwargs)
-        return _with_its_own(model, AutoProcessor.from_pretrained(name, **hub))
-
-
-def _load_blip_captioner(
-    name: str,
-    hub: dict[str, Any],
-    *,
-    dtype: Any = "auto",
-    device_map: Any = None,
-    quantization_config: Any = None,
-    allow_pickle: bool = False,
-    **unknown: Any,
-) -> Any:
-    if unknown:
-        raise RecipeError(
-            f"model_kwargs has {', '.join(sorted(unknown))}: expected dtype, device_map, quantization_config or "
-            "allow_pickle. "
-            "Load the model yourself and hand it over: pipeline('image-to-text', model=model, processor=processor)."
-        )
-    quantization: Any = "recorded"
-    if quantization_config is not None:
-        quantization = "8bit" if quantization_config.load_in_8bit else "4bit"
-    # A quantised model is best loaded where it runs; the pipeline moves it if another device was asked for.
-    device = _device_of(device_map) or _first_device()
-    wishes = {"dtype": dtype, "quantization": quantization, "allow_pickle": allow_pickle}
-    return _load_captioner(name, device=device, **wishes, **hub)
-
-
-def _load_captioner(name: str, **arguments: Any) -> Any:
-    """The model that `load_captioner` gives, with its processor and settings on it."""
-    from blip_recipe.adapters import load_captioner
-
-    # It raises no OSError, which transformers would answer with a try by its stock class, which reads pickle files.
-    model, processor, settings = load_captioner(name, **arguments)
-    return _with_its_own(model, processor, settings)
-
-
-def _with_its_own(model: Any, processor: Any, settings: CaptionSettings | None = None) -> Any:
-    """`model` with its processor and settings on it: transformers hands nothing but the model to a pipeline."""
-    model.captioning_processor = processor
-    if settings is not None:
-        model.caption_settings = settings
-    return model
+        return with_its_own(model, AutoProcessor.from_pretrained(name, **hub))
 
 
 def _is_blip(name: str, *, revision: str | None, trust_remote_code: bool, **hub: Any) -> bool:
@@ -288,59 +228,4 @@ def _is_blip(name: str, *, revision: str | None, trust_remote_code: bool, **hub:
     return isinstance(config, BlipConfig)
 
 
-def _device_of(device_map: Any) -> str | None:
-    """The one device of a `device_map`; None when it leaves the choice open."""
-    device = device_map.get("") if isinstance(device_map, dict) else device_map
-    return None if device in (None, "auto", "balanced", "balanced_low_0", "sequential") else str(device)
-
-
-def _usable_device(device: Any) -> torch.device:
-    try:
-        return torch.zeros(1, device=device).device
-    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
-        raise RecipeError(
-            f"device is {str(device)!r}, which cannot be used: {error} Leave it out for the first "
-            "accelerator or the CPU."
-        ) from error
-
-
-def _first_device() -> str:
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return "cpu" if accelerator is None else f"{accelerator.type}:0"
-
-
-def _choose_processor(model: Any, tokenizer: Any, image_processor: Any, processor: Any) -> tuple[Any, Any]:
-    """Tokenizer and image processor: what the caller gave (objects or names), else what came with the model."""
-    from blip_recipe.processing import load_processor
-
-    if isinstance(processor, str):
-        processor = load_processor(processor)
-    processor = processor or getattr(model, "captioning_processor", None)
-    if isinstance(tokenizer, str):
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer)
-    if isinstance(image_processor, str):
-        image_processor = BlipImageProcessor.from_pretrained(image_processor)
-    if processor is None and (tokenizer is None or image_processor is None):
-        raise ValueError("A model that is loaded already needs `processor`, or `tokenizer` and `image_processor`.")
-    return tokenizer or processor.tokenizer, image_processor or processor.image_processor
-
-
-def _register() -> None:
-    """Offer the task to `transformers.pipeline`, and keep transformers 5.19 and later from renaming it first."""
-    pipelines.PIPELINE_REGISTRY.register_pipeline(
-        TASK,
-        pipeline_class=ImageToTextPipeline,
-        pt_model=AutoCaptioner,
-        default={"model": ("Salesforce/blip-image-captioning-base", "main")},
-        type="multimodal",
-    )
-    if hasattr(pipelines, "_resolve_deprecated_task"):
-
-        @wrapt.patch_function_wrapper(pipelines, "_resolve_deprecated_task")
-        def keep_image_to_text(
-            resolve: Callable[..., str], _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-        ) -> str:
-            return TASK if TASK in (*args, *kwargs.values()) else resolve(*args, **kwargs)
-
-
-_register()
+offer_task(TASK, ImageToTextPipeline, AutoCaptioner, "Salesforce/blip-image-captioning-base")

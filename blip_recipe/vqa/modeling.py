@@ -64,7 +64,7 @@ class BlipForAnswering(StockModel, BlipForQuestionAnswering):
 
     stock_class = BlipForQuestionAnswering
     lora_layers = r"text_(encoder|decoder\.bert)\.encoder\..*\.(query|key|value|dense)"
-    decoding: ClassVar[dict[str, int]] = {"max_length": 10, "min_length": 1}
+    decoding: ClassVar[dict[str, Any]] = {"max_length": 10, "min_length": 1}
 
     def __init__(self, config: BlipConfig) -> None:
         super().__init__(config)
