@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -13,12 +14,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from commands import CHECKOUT, run_checked, run_module
 from web_data import jpeg, read_judged, save_models, tree, web_rows, write_folder, write_parquet, write_tars
 
 from blip_recipe.capfilt.__main__ import main
-from blip_recipe.errors import RecipeError
+from blip_recipe.errors import RecipeError, SaveError
 
 ROWS = web_rows(12)
 PATIENCE = 240
@@ -152,6 +154,23 @@ def test_a_sample_without_a_picture_is_a_bad_row(tmp_path: Path, recipe: Callabl
     (data / "again.tar").replace(data / "web-000.tar")
     output = run(recipe(data, on_bad_image="skip"), tmp_path / "out")
     assert {row["source_row"] for row in read_judged(output)} == set(range(12)) - {9}
+
+
+def test_a_full_disk_ends_the_run_with_a_message(
+    tmp_path: Path, recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_parquet(tmp_path / "data", ROWS, 6)
+    unbroken = tree(run(recipe(data), tmp_path / "unbroken"))
+
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(pq.ParquetWriter, "write_table", refuse)
+        with pytest.raises(SaveError, match=r"web-000\.parquet could not be written"):
+            run(recipe(data), tmp_path / "out")
+    assert not [name for name in tree(tmp_path / "out") if name.startswith(("data", "judged", "shards"))]
+    assert tree(run(recipe(data), tmp_path / "out")) == unbroken
 
 
 def start(recipe: Path, output: Path) -> subprocess.Popen[bytes]:

@@ -7,12 +7,13 @@ accelerate launch -m blip_recipe.capfilt recipes/capfilt_web.json --dataset_name
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blip_recipe.capfilt.arguments import CapFiltArguments, read_arguments
-from blip_recipe.errors import RecipeError, run_command
+from blip_recipe.errors import RecipeError, SaveError, run_command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,6 +86,7 @@ def judge_shards(shards: Sequence[Shard], source: Source, judge: Judge, argument
 
     Raises:
         RecipeError: With `on_bad_image: fail`, a picture or a shard cannot be read.
+        SaveError: The disk is full.
     """
     from tqdm import tqdm
 
@@ -93,7 +95,8 @@ def judge_shards(shards: Sequence[Shard], source: Source, judge: Judge, argument
     from blip_recipe.capfilt.source import BadShardError
 
     output_dir = Path(arguments.output_dir)
-    with tqdm(unit="image", mininterval=1, file=sys.stderr) as bar:
+    is_first = int(os.environ.get("RANK", 0)) == 0
+    with tqdm(unit="image", mininterval=1, file=sys.stderr, disable=not is_first) as bar:
         for number, shard in enumerate(shards, 1):
             bar.set_description(f"Shard {number}/{len(shards)}")
             try:
@@ -103,6 +106,12 @@ def judge_shards(shards: Sequence[Shard], source: Source, judge: Judge, argument
                     raise RecipeError(f"{error}\n{ADVICE}") from error
                 logger.warning("Left out %s: %s", shard.name, error)
                 write_fault(output_dir, shard, source, str(error))
+            except OSError as error:
+                # What is wrong with reading is said otherwise.
+                raise SaveError(
+                    f"{shard.name} could not be written to {output_dir}: {error}. The shards that are done are whole: "
+                    "once there is room, the same command goes on."
+                ) from error
             else:
                 write_note(output_dir, shard, note)
                 rates = [f"{note[kind]['kept']:,} of {note[kind]['judged']:,} {kind}" for kind in KINDS]
@@ -126,12 +135,12 @@ def judge_shard(shard: Shard, source: Source, judge: Judge, arguments: CapFiltAr
         RecipeError: With `on_bad_image: fail`, a picture cannot.
     """
     from blip_recipe.capfilt.judging import BadImage
-    from blip_recipe.capfilt.shard_output import write_shard
+    from blip_recipe.capfilt.shard_output import extension_of, write_shard
     from blip_recipe.capfilt.tally import Tally
 
     tally = Tally(arguments.filter_threshold, len(source.shards))
     rows = source.open(shard)
-    with write_shard(Path(arguments.output_dir), shard, source.kind, rows.image_column) as output:
+    with write_shard(Path(arguments.output_dir), shard, source.kind, extension_of(rows)) as output:
         for image in judge.judge(rows, source.read(shard, rows)):
             if isinstance(image, BadImage):
                 where = f"{shard.name}, row {image.row}"

@@ -17,7 +17,7 @@ from blip_recipe.capfilt.sampling import sample_captions
 from blip_recipe.caption import read_ahead
 from blip_recipe.data.captions import normalize_caption
 from blip_recipe.data.checks import caption_fault
-from blip_recipe.data.images import BadImageError, read_content
+from blip_recipe.data.images import read_content
 from blip_recipe.data.pixels import read_pixels
 from blip_recipe.errors import RecipeError
 from blip_recipe.modeling import BlipForCaptioning
@@ -139,7 +139,7 @@ class Judge:
         try:
             content = read_content(split.picture(image.picture))
             pixels = read_pixels(content)
-        except BadImageError as error:
+        except RecipeError as error:  # of a picture, or of a path that leads where it may not
             return str(error)
         for_captioner, for_filter = (
             resize_pixels(pixels, processor.image_processor)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from blip_recipe.capfilt.arguments import CapFiltArguments
     from blip_recipe.capfilt.source import Shard, Source
 
-RUN = "run.json"
+RUN = "capfilt.json"
 """The file of an output directory that tells which recipe and data it belongs to."""
 
 NOTES = "shards"

@@ -23,6 +23,7 @@ from blip_recipe.results import whole_file
 if TYPE_CHECKING:
     from blip_recipe.capfilt.judging import JudgedImage
     from blip_recipe.capfilt.source import Shard
+    from blip_recipe.data.shards import ShardedSplit
 
 DATA, JUDGED = "data", "judged"
 """Folders of the output directory."""
@@ -73,8 +74,10 @@ class ParquetWriter:
 
     def close(self) -> None:
         """Write what is left, and the end."""
-        self._flush()
-        self.writer.close()
+        try:
+            self._flush()
+        finally:
+            self.writer.close()
 
     def _flush(self) -> None:
         if self.rows:
@@ -132,6 +135,12 @@ class ShardOutput:
                 "scores": [each.score for each in kept],
             }
             self.data.write({"image": {"bytes": image.content, "path": image.name}} | facts | source)
+
+
+def extension_of(rows: ShardedSplit) -> str:
+    """What pictures of a tar are called: as in the source, unless it has only their places."""
+    is_picture = isinstance(rows.tables[0].features[rows.image_column], Image)
+    return rows.image_column if is_picture else "jpg"
 
 
 def data_path(output_dir: Path, number: int, kind: Literal["webdataset", "parquet"]) -> Path:
