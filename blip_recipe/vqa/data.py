@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from datasets import Dataset, Features, Image, Value
@@ -14,7 +16,7 @@ from blip_recipe.data.tables import ids_of, images_of, load_table
 from blip_recipe.errors import RecipeError
 from blip_recipe.recipe import SHAPES
 from blip_recipe.vqa.files import is_vqa_folder, read_vqa_files
-from blip_recipe.vqa.questions import questions_of
+from blip_recipe.vqa.questions import QUESTIONS, questions_of
 from blip_recipe.vqa.rows import QuestionColumns, join_questions, read_answers
 
 if TYPE_CHECKING:
@@ -58,7 +60,7 @@ def load_questions(arguments: DataArguments, split: str, *, max_samples: int | N
     """
     where = f"{arguments.dataset_name}, split {split!r},"
     if arguments.dataset_name == SHAPES:
-        columns = _read_shapes(split)
+        columns = _read_shapes(split, max_samples)
     elif is_vqa_folder(arguments):
         columns = read_vqa_files(arguments, split)
     else:
@@ -67,10 +69,11 @@ def load_questions(arguments: DataArguments, split: str, *, max_samples: int | N
     return rows if max_samples is None else rows.select(range(min(max_samples, len(rows))))
 
 
-def _read_shapes(split: str) -> QuestionColumns:
+def _read_shapes(split: str, max_samples: int | None) -> QuestionColumns:
     pictures, image_ids, questions = [], [], []
     asked = (each for name in parse_split(split, SHAPES_SPLITS, SHAPES) for each in questions_of(name))
-    for image_id, (scene, of_scene) in enumerate(asked):
+    scenes = None if max_samples is None else math.ceil(max_samples / QUESTIONS)
+    for image_id, (scene, of_scene) in enumerate(islice(asked, scenes)):
         picture = {"bytes": encode_picture(draw_scene(scene)), "path": None}
         pictures += [picture] * len(of_scene)
         image_ids += [image_id] * len(of_scene)

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 QUESTIONS = 3
 """Asked about each scene."""
 ANNOTATORS = 10
-USUAL = (6, 10)
+USUAL = (7, 10)
 """At least and at most so many annotators use the usual word for the answer; the others use another one."""
-MISTAKES = 0.1
+MISTAKES = 0.03
 """How often an annotator of training scenes gives a wrong answer; those of the other splits never do."""
 
 OTHER_WORDS = {
