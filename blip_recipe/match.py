@@ -61,8 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
         "inputs",
         metavar="INPUT",
         nargs="+",
-        help="a picture (file or URL) and texts; with --embeddings, pictures, folders, globs, URLs, and .txt files with "
-        "a text a line",
+        help="a picture (file or URL) and texts; with --embeddings, pictures, folders, globs, URLs, and .txt files of "
+        "one text a line",
     )
     add(
         "--embeddings",

@@ -38,8 +38,8 @@ class Retrieval(Task):
         super().check(recipe)
         if recipe.data.captions_per_image != 1:
             raise RecipeError(
-                f"task is 'retrieval' and captions_per_image is {recipe.data.captions_per_image}: expected 1. A pair is "
-                "an image and one of its captions, drawn anew each epoch."
+                f"task is 'retrieval' and captions_per_image is {recipe.data.captions_per_image}: expected 1. A pair "
+                "is an image and one of its captions, drawn anew each epoch."
             )
 
     def load_split(self, arguments: DataArguments, split: str, *, max_samples: int | None = None) -> Dataset:
