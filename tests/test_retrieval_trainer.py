@@ -105,7 +105,7 @@ def test_a_resumed_run_ends_as_the_unbroken_one(run: Path, tmp_path: Path) -> No
 
 
 def test_a_few_scenes_are_learnt_from_scratch(tmp_path: Path) -> None:
-    """By an untrained model in a few steps: where a loss, the negatives or the ranking are wrong, it stays at chance."""
+    """By an untrained model: where a loss, the negatives or the ranking are wrong, it stays at chance."""
     learnt = finetune(
         tmp_path / "learnt",
         max_train_samples=12,
