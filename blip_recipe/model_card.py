@@ -307,7 +307,7 @@ def _emissions(training: TrainingFacts) -> dict[str, Any] | None:
 
 def _hub_metric(score: str) -> str:
     """The Hub's name for the metric that a score belongs to."""
-    return re.sub("_.$", "", score)
+    return "recall" if "recall" in score else re.sub("_.$", "", score)
 
 
 def escape_markdown(text: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from captioners import CAPTIONS, GAIN
@@ -124,6 +126,13 @@ def plain_match(
     tokens[0] = enc_token_id
     states = stock.text_encoder(tokens[None], encoder_hidden_states=embeds[None]).last_hidden_state
     return stock.itm_head(states[0, 0])
+
+
+def load_exactly(model_class: Any, directory: Path) -> Any:
+    """A saved model of `model_class`, whose weights are all there, and no others."""
+    model, report = model_class.from_pretrained(directory, output_loading_info=True)
+    assert not any(report.values()), report
+    return model
 
 
 def stock_copy(model: BlipForRetrieval) -> BlipForImageTextRetrieval:

@@ -51,10 +51,10 @@ def test_texts_of_one_image_are_positives_together() -> None:
 
 
 def test_matching_loss_by_hand() -> None:
-    logits = [torch.tensor([pair]) for pair in ([0.0, 1.0], [2.0, 0.0], [0.5, 0.5])]
-    losses = matching_losses(*logits, exists=torch.tensor([True]))
+    true, other_text, other_image = (torch.tensor([pair]) for pair in ([0.0, 1.0], [2.0, 0.0], [0.5, 0.5]))
+    losses = matching_losses(true, other_text, other_image, torch.tensor([True]))
     assert losses.tolist()[0] == pytest.approx([math.log(1 + math.exp(-1)), math.log(1 + math.exp(-2)), math.log(2)])
-    assert matching_losses(*logits, exists=torch.tensor([False])).tolist()[0][1:] == [0, 0]
+    assert matching_losses(true, other_text, other_image, torch.tensor([False])).tolist()[0][1:] == [0, 0]
 
 
 def test_hard_negatives_are_drawn_by_similarity_and_never_of_the_same_image() -> None:

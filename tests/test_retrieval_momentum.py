@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from retrievers import build_retriever, draw_pairs
+from retrievers import build_retriever, draw_pairs, load_exactly
 from safetensors.torch import load_file
 from torch import distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
@@ -90,13 +90,11 @@ def test_what_is_saved_is_a_stock_model_with_the_temperature_in_its_configuratio
         model.temperature.fill_(0.0333)
     model.eval().save_pretrained(tmp_path)
     save_processor(processor, tmp_path)
-    stock, report = BlipForImageTextRetrieval.from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(report.values())
+    stock = load_exactly(BlipForImageTextRetrieval, tmp_path)
     assert load_file(tmp_path / "model.safetensors").keys() == stock.state_dict().keys()
     assert stock.config.architectures == ["BlipForImageTextRetrieval"]
     assert math.exp(-stock.config.logit_scale_init_value) == pytest.approx(0.0333)
-    again, report = BlipForRetrieval.from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(report.values())
+    again = load_exactly(BlipForRetrieval, tmp_path)
     assert again.temperature.item() == model.temperature.item()
     pairs = draw_pairs(processor, [0, 1, 2])
     pixels, ids, mask = pairs["pixel_values"], pairs["input_ids"], pairs["attention_mask"]
@@ -148,6 +146,7 @@ def train_step(rank: int, processes: int, directory: Path, negatives_from_all: b
         (output.contrastive_losses.mean() + output.matching_losses.mean()).backward()
         with torch.no_grad():
             for weights in model.parameters():
+                assert weights.grad is not None
                 weights.sub_(0.01 * weights.grad)
     distributed.all_reduce(losses)
     if rank == 0:

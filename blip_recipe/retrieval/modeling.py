@@ -171,7 +171,9 @@ class BlipForRetrieval(StockModel, BlipForImageTextRetrieval):
         self, save_directory: str | PathLike[str], is_main_process: bool = True, **kwargs: Any
     ) -> None:
         """Save weights under the stock names, and a configuration that knows the temperature."""
-        self.config.logit_scale_init_value = -math.log(self.temperature.item())
+        least, most = TEMPERATURE_RANGE
+        # The last step may have left the range, which only the next one would have gone back to.
+        self.config.logit_scale_init_value = -math.log(min(max(self.temperature.item(), least), most))
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
 
 

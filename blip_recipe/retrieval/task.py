@@ -13,6 +13,7 @@ from blip_recipe.errors import RecipeError
 from blip_recipe.retrieval.modeling import BlipForRetrieval
 from blip_recipe.retrieval.scoring import match_probabilities
 from blip_recipe.retrieval.tiny import build_tiny_retriever
+from blip_recipe.sharding import is_asked_for
 from blip_recipe.tasks import Task
 
 if TYPE_CHECKING:
@@ -34,8 +35,13 @@ class Retrieval(Task):
     try_it = 'match {model} PICTURE "TEXT" ["TEXT"...]'
 
     def check(self, recipe: Recipe[Any]) -> None:
-        """See that a pair is an image and one of its captions."""
+        """See that a pair is an image and one of its captions, and that weights are whole."""
         super().check(recipe)
+        if is_asked_for(recipe.training):
+            raise RecipeError(
+                "task is 'retrieval' and FSDP is asked for, but momentum encoders are copies of whole weights: start "
+                "several processes without FSDP (DistributedDataParallel)."
+            )
         if recipe.data.captions_per_image != 1:
             raise RecipeError(
                 f"task is 'retrieval' and captions_per_image is {recipe.data.captions_per_image}: expected 1. A pair "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,6 +17,7 @@ from blip_recipe.retrieval.losses import MATCHING, split_loss
 from blip_recipe.retrieval.momentum import MomentumState, saved_temperature
 from blip_recipe.retrieval.recall import PairsToMatch, Shortlist, rank_of_first_own, recalls, shortlist
 from blip_recipe.retrieval.scoring import tokenize_texts
+from blip_recipe.stop_signals import ignore_stop_signals
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -55,7 +57,7 @@ class RetrievalTrainer(BlipTrainer):
         objective: ObjectiveArguments,
         **kwargs: Any,
     ) -> None:
-        self.objective = objective
+        self.objective: ObjectiveArguments = objective
         self.momentum: MomentumState | None = None
         self._momentum_step = -1
         collator = PairCollator(processor, data.max_caption_length)
@@ -68,10 +70,8 @@ class RetrievalTrainer(BlipTrainer):
         return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     def _start_momentum(self) -> MomentumState:
-        model = self.plain_model
-        # An adapter freezes all of its base, but the temperature is no weight of the base.
-        model.temperature.requires_grad_()
-        momentum = MomentumState(model, self.objective.queue_size, self.objective.momentum, self.args.seed)
+        objective = self.objective
+        momentum = MomentumState(self.plain_model, objective.queue_size, objective.momentum, self.args.seed)
         return momentum.to(self.args.device)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
@@ -212,7 +212,7 @@ class RetrievalTrainer(BlipTrainer):
     def _match(self, pairs: PairsToMatch, tokens: dict[str, torch.Tensor]) -> torch.Tensor:
         """ITM logits `(pairs,)`; a process encodes its share of the images, once for all texts of each."""
         found = torch.zeros(len(pairs.images), device=self.args.device)
-        starts = torch.searchsorted(pairs.images, torch.arange(len(self.scored_dataset) + 1))
+        starts = torch.searchsorted(pairs.images, torch.arange(len(self.scored_dataset) + 1)).tolist()
         mine = Subset(
             self.scored_dataset, range(self.args.process_index, len(self.scored_dataset), self.args.world_size)
         )
@@ -221,6 +221,7 @@ class RetrievalTrainer(BlipTrainer):
             batch_size=self.args.eval_batch_size,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
+            worker_init_fn=partial(ignore_stop_signals, None),
         )
         for batch in loader:
             inputs = self._prepare_inputs(batch)
