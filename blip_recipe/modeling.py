@@ -160,6 +160,8 @@ class BlipForCaptioning(StockModel, BlipForConditionalGeneration):
             encoder_hidden_states=image_embeds,
             eos_token_id=text_config.sep_token_id,
             pad_token_id=text_config.pad_token_id,
+            # Of a sharded model (`sharding.gather_weights`) a process has all weights too: it waits for no other.
+            synced_gpus=False,
             **generate_kwargs,
         )
 

@@ -72,10 +72,11 @@ def copy_as_if_it_had_died(run: Path, copy: Path) -> None:
 if __name__ == "__main__":
     place, kind = Path(sys.argv[1]), sys.argv[2]
     keys: dict[str, Any] = {}
+    push: dict[str, Any] = {}
     if kind == "sharded":
         shard_on_cpus()
-        keys = {"fsdp": True}
-    finetune(place / kind / "full", **keys)
+        keys, push = {"fsdp": True}, {"push_to_hub": True, "hub_model_id": "lab/sharded"}
+    finetune(place / kind / "full", **keys, **push)
     if kind == "sharded":
         copy_as_if_it_had_died(place / kind / "full", place / kind / "resumed")
         finetune(place / kind / "resumed", **keys)

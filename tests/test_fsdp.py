@@ -6,11 +6,12 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from commands import CHECKOUT, run_checked
+from hub_server import HubServer
 from safetensors.torch import load_file
 from transformers import BlipForConditionalGeneration
 
@@ -34,19 +35,34 @@ def largest_difference(one: Path, other: Path, name: str) -> float:
     return max((weights[key] - others[key]).abs().max().item() for key in weights)
 
 
+class Runs(NamedTuple):
+    """What `fsdp_runs` left.
+
+    Args:
+        copies, sharded: The folders of the runs with a copy of the model in each process, and of those that share it.
+        log: What the latter said.
+        published: The files that the first of the latter pushed.
+    """
+
+    copies: Path
+    sharded: Path
+    log: str
+    published: dict[str, bytes]
+
+
 @pytest.fixture(name="runs", scope="module")
-def fixture_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
-    """The runs with a copy of the model in each process, those that share it, and what the latter logged."""
+def fixture_runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     place = tmp_path_factory.mktemp("fsdp")
-    for kind in ("copies", "sharded"):
-        paths = {"PYTHONPATH": f"{CHECKOUT}:{CHECKOUT / 'tests'}"}
-        done = run_checked("fsdp_runs", place, kind, processes=2, env=paths, timeout=600)
-    return place / "copies", place / "sharded", done.stderr
+    with HubServer() as hub:
+        environment = hub.environment() | {"PYTHONPATH": f"{CHECKOUT}:{CHECKOUT / 'tests'}"}
+        for kind in ("copies", "sharded"):
+            done = run_checked("fsdp_runs", place, kind, processes=2, env=environment, timeout=900)
+        return Runs(place / "copies", place / "sharded", done.stdout + done.stderr, hub.files("lab/sharded"))
 
 
 @pytest.mark.parametrize("run", ["full", "lora"])
-def test_a_sharded_run_learns_and_says_what_copies_do(run: str, runs: tuple[Path, Path, str]) -> None:
-    copies, sharded = runs[0] / run, runs[1] / run
+def test_a_sharded_run_learns_and_says_what_copies_do(run: str, runs: Runs) -> None:
+    copies, sharded = runs.copies / run, runs.sharded / run
     assert largest_difference(copies, sharded, "model.safetensors") < 1e-5
     weights = "model.safetensors" if run == "full" else "adapter_model.safetensors"
     assert largest_difference(copies / "checkpoint-1", sharded / "checkpoint-1", weights) < 1e-5
@@ -57,19 +73,19 @@ def test_a_sharded_run_learns_and_says_what_copies_do(run: str, runs: tuple[Path
     assert len(predictions[1].splitlines()) == 4
 
 
-def test_each_process_keeps_half_of_the_weights_and_gathers_them_by_layer(runs: tuple[Path, Path, str]) -> None:
-    found = re.search(r"Sharded: ([\d,]+) of ([\d,]+) weights in this process, gathered in (\d+) groups", runs[2])
+def test_each_process_keeps_half_of_the_weights_and_gathers_them_by_layer(runs: Runs) -> None:
+    found = re.search(r"Sharded: ([\d,]+) of ([\d,]+) weights in this process, gathered in (\d+) groups", runs.log)
     assert found is not None
     mine, total, groups = (int(number.replace(",", "")) for number in found.groups())
     assert 0.49 < mine / total < 0.51
-    config = json.loads((runs[1] / "full/config.json").read_text())
+    config = json.loads((runs.sharded / "full/config.json").read_text())
     layers = config["text_config"]["num_hidden_layers"] + config["vision_config"]["num_hidden_layers"]
     assert groups == layers + 1
 
 
 @pytest.mark.parametrize("run", ["full", "lora"])
-def test_what_a_sharded_run_saves_is_a_stock_model_with_its_card(run: str, runs: tuple[Path, Path, str]) -> None:
-    copies, sharded = runs[0] / run, runs[1] / run
+def test_what_a_sharded_run_saves_is_a_stock_model_with_its_card(run: str, runs: Runs) -> None:
+    copies, sharded = runs.copies / run, runs.sharded / run
     loaded: Any = BlipForConditionalGeneration.from_pretrained(sharded, output_loading_info=True)
     model, report = loaded
     assert not any(report.values())
@@ -81,8 +97,14 @@ def test_what_a_sharded_run_saves_is_a_stock_model_with_its_card(run: str, runs:
     assert files[0] == files[1]
 
 
-def test_a_sharded_run_goes_on_from_its_checkpoint_bit_for_bit(runs: tuple[Path, Path, str]) -> None:
-    unbroken, resumed = runs[1] / "full", runs[1] / "resumed"
+def test_what_a_sharded_run_publishes_captions_as_it_does(runs: Runs) -> None:
+    assert runs.published["model.safetensors"] == (runs.sharded / "full/model.safetensors").read_bytes()
+    # Said at the end of a push, once the published model was loaded and compared.
+    assert re.search(r"^http\S+/lab/sharded$", runs.log, re.MULTILINE)
+
+
+def test_a_sharded_run_goes_on_from_its_checkpoint_bit_for_bit(runs: Runs) -> None:
+    unbroken, resumed = runs.sharded / "full", runs.sharded / "resumed"
     first = [folder / "checkpoint-1/model.safetensors" for folder in (unbroken, resumed)]
     assert first[0].stat().st_mtime_ns == first[1].stat().st_mtime_ns
     for folder in ("", "checkpoint-2"):
@@ -92,8 +114,8 @@ def test_a_sharded_run_goes_on_from_its_checkpoint_bit_for_bit(runs: tuple[Path,
     assert scores_of(resumed) == scores_of(unbroken)
 
 
-def test_a_checkpoint_of_the_other_kind_is_refused(runs: tuple[Path, Path, str]) -> None:
-    for folder, sharded in zip(runs[:2], (False, True), strict=True):
+def test_a_checkpoint_of_the_other_kind_is_refused(runs: Runs) -> None:
+    for folder, sharded in zip((runs.copies, runs.sharded), (False, True), strict=True):
         checkpoint = str(folder / "full/checkpoint-1")
         check_checkpoint(checkpoint, sharded=sharded)
         with pytest.raises(RecipeError, match=r"with(out)? FSDP, and this run is started with"):
