@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import run_module
+from commands import run_checked, run_module
+from hub_server import HubServer
 from transformers import BlipForImageTextRetrieval, TopKLogitsWarper, TopPLogitsWarper
 from web_data import (
     SHAPES,
@@ -28,6 +29,7 @@ from web_data import (
 
 from blip_recipe.capfilt import source as source_room
 from blip_recipe.capfilt.__main__ import main
+from blip_recipe.capfilt.arguments import read_arguments
 from blip_recipe.capfilt.judging import load_model, score_texts
 from blip_recipe.capfilt.sampling import NucleusSampler, picture_uniforms
 from blip_recipe.data.captions import normalize_caption
@@ -270,6 +272,27 @@ def test_what_cannot_be_done_is_said(
     keys = {key: value if value != "{captioner}" else captioner for key, value in keys.items()}
     with pytest.raises(RecipeError, match=message):
         run(**({"dataset": write_tars(tmp_path / "tars", ROWS[:2], 2)} | keys))
+
+
+def test_shards_of_the_hub_have_their_place_in_it_as_their_name(
+    tmp_path: Path, models: dict[str, str], hub: HubServer
+) -> None:
+    data = write_parquet(tmp_path / "parquet", ROWS, 6)
+    files = {f"data/train-{number:05}-of-00002.parquet": path for number, path in enumerate(sorted(data.iterdir()))}
+    hub.publish_dataset("lab/web", files)
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(json.dumps(models | {"dataset_name": "lab/web", "batch_size": 6}))
+    run_checked("blip_recipe.capfilt", recipe, "--output_dir", tmp_path / "out", env=hub.environment())
+    judged = read_judged(tmp_path / "out")
+    assert list(dict.fromkeys(row["source_shard"] for row in judged)) == list(files)
+    assert [row["text"] for row in judged if row["kind"] == "web"] == [text for _, texts in ROWS for text in texts]
+
+
+@pytest.mark.parametrize("name", ["shapes_capfilt", "capfilt_web"])
+def test_recipes_that_travel_with_the_package_are_sound(name: str) -> None:
+    arguments = read_arguments([f"recipes/{name}.json"])
+    assert arguments.output_dir == f"outputs/{name}"
+    assert arguments.filter_threshold == 0.5
 
 
 def test_output_and_data_may_not_lie_in_each_other(tmp_path: Path, run: Callable[..., Path]) -> None:

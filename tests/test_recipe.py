@@ -12,7 +12,11 @@ from blip_recipe.errors import RecipeError
 from blip_recipe.recipe import EvaluateOptions, FinetuneOptions, Recipe, check_recipe, read_recipe
 from blip_recipe.resources import resource_folder
 
-RECIPES = sorted(resource_folder("recipes").glob("*.json"))
+RECIPES = [
+    path
+    for path in sorted(resource_folder("recipes").glob("*.json"))
+    if "filter_threshold" not in json.loads(path.read_text())  # read by another command, and in tests/test_capfilt.py
+]
 
 
 def parse(*words: str | Path) -> Recipe[FinetuneOptions]:
