@@ -101,7 +101,9 @@ def run_turn(
     model = BlipForCaptioning(config).use_sdpa()
     times = StepTimes(device)
     steps = 1 + options.steps
-    objective = {} if side == "cross entropy" else {"objective": ObjectiveArguments("scst", SAMPLES)}
+    objective = (
+        {} if side == "cross entropy" else {"objective": ObjectiveArguments(stage="scst", num_generations=SAMPLES)}
+    )
     trainer = SIDES[side](
         model,
         CaptionTrainingArguments(
