@@ -223,7 +223,7 @@ def test_a_trainer_sees_cleaned_questions_and_augmented_pictures_the_same_in_eac
     plain, raw, augmented = dataset(), dataset(normalize=False), dataset(augmentation="blip")
     assert plain[2]["question"] == rows[2]["question"].lower()
     assert raw[2]["question"] == rows[2]["question"]
-    assert plain[2]["image_key"] == plain[3]["image_key"] == 0
+    assert [plain[row]["image_key"] for row in range(4)] == [0, 0, 0, 1]
     assert not (augmented[2]["image"] == plain[2]["image"]).all()
     assert (augmented[2]["image"] == dataset(augmentation="blip")[2]["image"]).all()
     before = augmented[2]["image"]

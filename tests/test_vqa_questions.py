@@ -13,12 +13,12 @@ from blip_recipe.data.shapes import COLOURS, FORMS, PLACES, SHAPES_SPLITS, Scene
 from blip_recipe.vqa.accuracy import is_exact_match, vqa_accuracy
 from blip_recipe.vqa.questions import (
     ANNOTATORS,
-    OTHER_WORDS,
     QUESTIONS,
     USUAL,
     WORDINGS,
     Question,
     ask,
+    other_words,
     possible_answers,
     questions_of,
     questions_vocabulary,
@@ -43,7 +43,12 @@ def look(scene: Scene, question: Question) -> str:
     if question.kind == "count":
         return str(len(things))
     (thing,) = things
-    return {"colour": thing.colour, "form": thing.form, "size": thing.size, "place": thing.place}[question.kind]
+    return {
+        "colour": thing.colour,
+        "thing": f"{thing.size} {thing.colour} {thing.form}",
+        "size": thing.size,
+        "place": thing.place,
+    }[question.kind]
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
@@ -90,7 +95,7 @@ def test_annotators_agree_on_the_right_answer_in_several_words(split: str) -> No
         for question in questions:
             total += 1
             assert len(question.answers) == ANNOTATORS
-            right = {question.answer, OTHER_WORDS.get(question.answer, question.answer)}
+            right = {question.answer, other_words(question.answer)}
             mistaken += not set(question.answers) <= right
             spread += len(set(question.answers)) > 1
             if split != "train":
@@ -98,7 +103,7 @@ def test_annotators_agree_on_the_right_answer_in_several_words(split: str) -> No
                 assert vqa_accuracy(question.answer, question.answers) == 1
                 assert is_exact_match(question.answer, question.answers) == 1
     assert spread > total / 3
-    assert (mistaken > total / 3) if split == "train" else (mistaken == 0)
+    assert (mistaken > total / 5) if split == "train" else (mistaken == 0)
 
 
 def test_a_wrong_answer_is_worth_nothing_in_test() -> None:
@@ -123,4 +128,4 @@ def test_questions_are_the_same_on_every_machine() -> None:
     assert hashlib.sha256(asked.encode()).hexdigest()[:16] == DIGEST
 
 
-DIGEST = "1f300256864b1ff9"
+DIGEST = "8c0965b33be38080"

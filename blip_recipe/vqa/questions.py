@@ -46,7 +46,7 @@ OTHER_WORDS = {
 
 WORDINGS = {
     "colour": ("What colour is the thing in the {place}?", "Which colour has the object in the {place}?"),
-    "form": ("What is in the {place}?", "Which form does the {place} show?"),
+    "thing": ("What is in the {place}?", "Which thing does the {place} show?"),
     "size": ("How large is the {colour} {form}?", "What size is the {colour} {form}?"),
     "place": ("Where is the {colour} {form}?", "In which place is the {colour} {form}?"),
     "count": ("How many {colour} things are there?", "What is the number of {colour} objects?"),
@@ -87,7 +87,8 @@ def _ask(kind: str, scene: Scene, rng: random.Random, mistakes: float) -> Questi
         there = any((each.colour, each.form) == (words["colour"], words["form"]) for each in scene.things)
         answer = "yes" if there else "no"
     else:
-        answer = {"colour": thing.colour, "form": thing.form, "size": thing.size, "place": thing.place}[kind]
+        whole = f"{thing.size} {thing.colour} {thing.form}"
+        answer = {"colour": thing.colour, "thing": whole, "size": thing.size, "place": thing.place}[kind]
     text = rng.choice(WORDINGS[kind]).format(**words)
     return Question(kind, text, answer, _annotate(answer, possible_answers(kind), rng, mistakes))
 
@@ -106,7 +107,7 @@ def possible_answers(kind: str) -> list[str]:
     """The right answers that questions of `kind` can have."""
     return {
         "colour": list(COLOURS),
-        "form": list(FORMS),
+        "thing": [" ".join(parts) for parts in product(SIZES, COLOURS, FORMS)],
         "size": list(SIZES),
         "place": list(PLACES),
         "count": ["0", "1", "2"],
@@ -114,10 +115,15 @@ def possible_answers(kind: str) -> list[str]:
     }[kind]
 
 
+def other_words(answer: str) -> str:
+    """`answer` in other words, or itself where there are none."""
+    return OTHER_WORDS.get(answer) or " ".join(OTHER_WORDS.get(word, word) for word in answer.split())
+
+
 def _annotate(answer: str, possible: list[str], rng: random.Random, mistakes: float) -> tuple[str, ...]:
     """What ten annotators say: most the usual word for `answer`, some another, a few a wrong one."""
     usual = rng.randint(*USUAL)
-    answers = [answer] * usual + [OTHER_WORDS.get(answer, answer)] * (ANNOTATORS - usual)
+    answers = [answer] * usual + [other_words(answer)] * (ANNOTATORS - usual)
     wrong = [each for each in possible if each != answer]
     answers = [rng.choice(wrong) if rng.random() < mistakes else each for each in answers]
     rng.shuffle(answers)
