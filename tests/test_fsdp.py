@@ -19,6 +19,9 @@ from blip_recipe.errors import RecipeError
 from blip_recipe.recipe import FinetuneOptions, Recipe, check_recipe, read_recipe
 from blip_recipe.sharding import check_checkpoint, is_asked_for
 
+# Five runs, of which two processes make one after the other.
+pytestmark = pytest.mark.timeout(1900)
+
 LAUNCHED = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 """What `accelerate launch --use_fsdp --fsdp_version 2` says."""
 
