@@ -66,6 +66,12 @@ HABIT_LABELS = {
 }
 """What self-critical training is known to spoil, as it is scored beside captions."""
 
+LORA_LAYERS = {
+    "captioning": "all linear layers of the text decoder",
+    "vqa": "all linear layers of text encoder and decoder",
+    "retrieval": "all linear layers of the text encoder",
+}
+
 PACKAGES = ("blip-recipe", "transformers", "torch", "datasets", "peft", "bitsandbytes")
 
 
@@ -334,9 +340,7 @@ def describe_adaptation(recipe: Recipe[Any]) -> dict[str, str]:
     model, args = recipe.model, recipe.training
     settings: dict[str, str] = {}
     if model.use_peft:
-        targets = (
-            ", ".join(map(format_code, model.lora_target_modules or [])) or "all linear layers of the text decoder"
-        )
+        targets = ", ".join(map(format_code, model.lora_target_modules or [])) or LORA_LAYERS[recipe.objective.task]
         kinds = [name for name, used in (("DoRA", model.use_dora), ("rank-stabilised", model.use_rslora)) if used]
         settings["LoRA"] = ", ".join(
             [f"rank {model.lora_r}", f"alpha {model.lora_alpha}", f"dropout {model.lora_dropout:g}", *kinds]

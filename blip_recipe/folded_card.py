@@ -9,6 +9,7 @@ from typing import Any
 
 from blip_recipe.card_facts import Source
 from blip_recipe.model_card import PLACEHOLDER, DecodingFacts, assemble_card, render_template
+from blip_recipe.task_keys import TASK_WORDS, TaskName
 
 CARRIED_FILES = ("all_results.json", "samples.png", "training_curves.png")
 OUR_TAG = "blip_recipe"
@@ -60,12 +61,18 @@ def fold_card(
     from blip_recipe.adapters import recorded_quantization
     from blip_recipe.push import retarget_card
 
-    old = ModelCard(card if is_ours(card) else "---\npipeline_tag: image-to-text\n---\n")
+    task: TaskName = recipe.get("task", "captioning")
+    words = TASK_WORDS[task]
+    tag = f"pipeline_tag: {words.pipeline_tag}\n" if words.pipeline_tag else ""
+    old = ModelCard(card if is_ours(card) else f"---\n{tag}---\n")
     metadata: Any = old.data  # base_model_relation is one of the keys that its class does not declare
     base = Source(adapter_config["base_model_name_or_path"], adapter_config.get("revision")).facts()
     facts = {
+        "task": task,
+        "words": words,
+        "kind": "merged",
         "repo_id": PLACEHOLDER,
-        "title": find_title(old.text),
+        "title": find_title(old.text) or words.title,
         "adapter": adapter,
         "base": base,
         "quantization": recorded_quantization(recipe),
@@ -75,7 +82,7 @@ def fold_card(
     metadata.library_name = "transformers"
     if metadata.eval_results:
         metadata.model_name = PLACEHOLDER
-    metadata.tags = list(dict.fromkeys([*(metadata.tags or []), "blip", "image-captioning", OUR_TAG, "lora"]))
+    metadata.tags = list(dict.fromkeys([*(metadata.tags or []), "blip", words.tag, OUR_TAG, "lora"]))
     if base.on_hub:
         metadata.base_model, metadata.base_model_relation = base.name, "finetune"
     return assemble_card(metadata, render_template("folded.md.jinja", facts, templates))
@@ -94,10 +101,10 @@ def repository_file(name: str, filename: str) -> Path | None:
     return Path(path) if path else None
 
 
-def find_title(text: str) -> str:
-    """The title of an adapter's card, without the words that say what it is."""
+def find_title(text: str) -> str | None:
+    """The title of an adapter's card, if it has one, without the words that say what it is."""
     title = re.search(r"^# (.+)$", text, re.MULTILINE)
-    return title[1].removesuffix(" (LoRA adapter)") if title else "BLIP captions"
+    return title[1].removesuffix(" (LoRA adapter)") if title else None
 
 
 def drop_section(text: str, title: str) -> str:

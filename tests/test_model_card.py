@@ -132,6 +132,12 @@ def metadata(card: str) -> Any:
 TINY, SHAPES = Source("tiny"), Source("shapes")
 SAME = [{**PREDICTIONS[0], "image_id": number, "caption": "a \u0378 dog", "scores": {}} for number in range(2)]
 
+
+def ranked(score: str) -> list[dict[str, Any]]:
+    """Predictions with another score."""
+    return [{**each, "scores": {score: each["scores"]["cider"] / 2.5}} for each in PREDICTIONS]
+
+
 GOLDEN_CARDS: dict[str, dict[str, Any]] = {
     "full": {"name": "coco_full"},
     "lora": {"name": "coco_qlora_4bit", "words": ["--use_dora=true"]},
@@ -161,6 +167,32 @@ GOLDEN_CARDS: dict[str, dict[str, Any]] = {
         "counts": {"train": (1, 1), "eval": (2, 4)},
         "noted": {"energy": EnergyFacts(kwh=1.234567, co2_kg=0.456789, country="DEU")},
     },
+    "vqa": {
+        "name": "vqav2",
+        "words": ["--test_split=test2014"],
+        "results": {"test_vqa_accuracy": 0.7823, "baseline_vqa_accuracy": 0.7712},
+        "predictions": ranked("vqa_accuracy"),
+    },
+    "vqa_everything_wrong": {
+        "name": "vqav2",
+        "words": ["--use_peft=true", "--generation_num_beams=1"],
+        "results": {"eval_vqa_accuracy": 0.5, "baseline_vqa_accuracy": 0.6},
+        "predictions": SAME,
+        "counts": {"train": (1, 1), "eval": (2, 4)},
+    },
+    "vqa_not_scored": {"name": "vqav2", "results": {}, "predictions": [], "counts": {"train": (10, 50)}},
+    "retrieval": {
+        "name": "coco_retrieval",
+        "results": {"test_text_recall_1": 0.8123, "baseline_text_recall_1": 0.8, "test_recall_mean": 0.9},
+        "predictions": ranked("text_recall_1"),
+    },
+    "retrieval_everything_wrong": {
+        "name": "coco_retrieval",
+        "words": ["--use_peft=true"],
+        "results": {"eval_recall_mean": 0.5, "baseline_recall_mean": 0.6},
+        "predictions": SAME,
+        "counts": {"train": (1, 1), "eval": (2, 4)},
+    },
 }
 """Arguments of `make_facts` by the name of a card in `golden/`: together they fill every place of the templates."""
 
@@ -177,12 +209,16 @@ def golden_facts(golden: str, tmp_path: Path) -> CardFacts:
 FOLDED: dict[str, dict[str, Any]] = {
     "folded": {"recipe": {"load_in_4bit": True, "hub_model_id": "lab/blip-coco"}, "adapter": "lab/blip-coco"},
     "folded_foreign": {"recipe": {}, "adapter": "somebody/adapter"},
+    "folded_vqa": {"recipe": {"task": "vqa"}, "adapter": "lab/blip-vqa"},
+    "folded_retrieval": {"recipe": {"task": "retrieval", "load_in_8bit": True}, "adapter": "lab/blip-matches"},
 }
 """Arguments of `fold_card` by the name of a card in `golden/`."""
 
 
 def make_folded(golden: str, templates: Path | None = None) -> str:
-    old = (GOLDEN / "card_lora.md").read_text(encoding="utf-8") if golden == "folded" else "# Model Card\n\n## Uses\n"
+    own = {"folded": "card_lora.md", "folded_retrieval": "card_retrieval_everything_wrong.md"}
+    foreign = "# Model Card\n\n## Uses\n"
+    old = (GOLDEN / own[golden]).read_text(encoding="utf-8") if golden in own else foreign
     base = {"base_model_name_or_path": BASE.name, "revision": BASE.revision}
     decoding = DecodingFacts(prompt="a picture of ", num_beams=3, max_length=20, min_length=5)
     return fold_card(old, adapter_config=base, decoding=decoding, templates=templates, **FOLDED[golden])

@@ -80,6 +80,16 @@ class Retrieval(Task):
         found = match_probabilities(model, processor, pixel_values.to(model.device), row["captions"][:1])
         return f"{found.item():.4f}"
 
+    def settings(self, recipe: Recipe[Any]) -> dict[str, str]:
+        """What ITC and ITM depend on."""
+        objective = recipe.objective
+        return {
+            "queue": f"{objective.queue_size:,} pairs",
+            "momentum encoders": f"keep {objective.momentum:g} of their weights in a step",
+            "soft targets": f"a share of {objective.alpha:g}, which grows over the first epoch",
+            "hard negatives": "of all processes" if objective.negative_all_rank else "of the process's own batch",
+        }
+
     def show(self, prediction: Mapping[str, Any]) -> Mapping[str, Any]:
         """The text that was found first in place of a caption."""
         shown = {key: prediction[key] for key in ("image_id", "scores")}
