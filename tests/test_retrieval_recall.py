@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from blip_recipe.retrieval.collator import image_ids
 from blip_recipe.retrieval.losses import split_loss
 from blip_recipe.retrieval.recall import PairsToMatch, Shortlist, rank_of_first_own, recalls, shortlist
 
@@ -26,6 +27,11 @@ def test_an_image_is_found_by_its_best_caption_and_a_caption_by_its_only_image()
     assert found["image_recall_1"] == 0.8
     assert found["image_recall_5"] == found["image_recall_10"] == 1
     assert found["recall_mean"] == pytest.approx((5 + 0.8) / 6)
+
+
+def test_images_with_the_very_same_captions_are_one() -> None:
+    captions = [["a", "b"], ["a", "c"], ["a", "b"], ["b", "a"], ["a"]]
+    assert image_ids(captions).tolist() == [0, 1, 0, 3, 4]
 
 
 def test_recalls_are_at_1_5_and_10() -> None:

@@ -12,9 +12,19 @@ from blip_recipe.processing import resize_pixels, stack_pixels
 from blip_recipe.retrieval.scoring import tokenize_texts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from transformers import BlipProcessor
+
+
+def image_ids(captions: Iterable[Sequence[str]]) -> torch.Tensor:
+    """A number for each image, `(images,)`: the row of the first one with the very same captions.
+
+    Nobody could say which of them a text belongs to, so they are neither each other's negatives nor wrong finds. Among
+    photographs there are none; drawn scenes may differ in what no caption says.
+    """
+    first: dict[tuple[str, ...], int] = {}
+    return torch.tensor([first.setdefault(tuple(each), row) for row, each in enumerate(captions)])
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Subset
 
 from blip_recipe.blip_trainer import BlipTrainer
 from blip_recipe.data.captions import normalize_caption
-from blip_recipe.retrieval.collator import PairCollator
+from blip_recipe.retrieval.collator import PairCollator, image_ids
 from blip_recipe.retrieval.losses import MATCHING, split_loss
 from blip_recipe.retrieval.momentum import MomentumState, saved_temperature
 from blip_recipe.retrieval.recall import PairsToMatch, Shortlist, rank_of_first_own, recalls, shortlist
@@ -109,7 +109,8 @@ class RetrievalTrainer(BlipTrainer):
             momentum.update(plain)
             self._momentum_step = self.state.global_step
         pairs = {name: inputs[name] for name in ("pixel_values", "input_ids", "attention_mask")}
-        features = momentum.train(model.training).encode(**pairs, ids=inputs["row"])
+        ids = self._train_ids[inputs["row"].cpu()].to(inputs["row"].device)
+        features = momentum.train(model.training).encode(**pairs, ids=ids)
         return model(
             **pairs,
             momentum=features,
@@ -118,6 +119,10 @@ class RetrievalTrainer(BlipTrainer):
             uniform=momentum.uniform(len(inputs["row"])),
             negatives_from_all=self.objective.negative_all_rank,
         )
+
+    @cached_property
+    def _train_ids(self) -> torch.Tensor:
+        return image_ids(cast("Any", self.train_dataset).rows["captions"])
 
     @property
     def alpha(self) -> float:
@@ -172,8 +177,7 @@ class RetrievalTrainer(BlipTrainer):
         images = torch.as_tensor(prediction.predictions)[order.argsort()]
         captions: list[list[str]] = self.scored_dataset.rows["captions"]
         texts = list(chain.from_iterable(captions))
-        numbers = torch.arange(len(captions))
-        owners = numbers.repeat_interleave(torch.tensor([len(each) for each in captions]))
+        owners = torch.arange(len(captions)).repeat_interleave(torch.tensor([len(each) for each in captions]))
         self.model.eval()
         tokens = self._tokenize(texts)
         features = self._text_features(tokens)
@@ -186,8 +190,9 @@ class RetrievalTrainer(BlipTrainer):
         else:
             texts_of_images = shortlist(images, features, TEXTS_SHOWN)
         again = (texts_of_images, of_images), (images_of_texts, of_texts)
-        text_ranks = rank_of_first_own(images, features, numbers, owners, *again[0])
-        image_ranks = rank_of_first_own(features, images, owners, numbers, *again[1])
+        ids = image_ids(captions)
+        text_ranks = rank_of_first_own(images, features, ids, ids[owners], *again[0])
+        image_ranks = rank_of_first_own(features, images, ids[owners], ids, *again[1])
         self._note_predictions(texts, text_ranks, texts_of_images, of_images)
         temperature = self.plain_model.temperature.detach().cpu()
         scores = {"loss": float(split_loss(images, features, owners, temperature)), **recalls(text_ranks, image_ranks)}
