@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from accelerate.utils import FullyShardedDataParallelPlugin
-    from torch import nn
     from transformers import TrainingArguments
 
     from blip_recipe.recipe import FinetuneOptions, Recipe
@@ -148,7 +147,7 @@ def without_aliases(state_dict: dict[str, Any] | None, model: Any) -> dict[str, 
     return {name: weight for name, weight in state_dict.items() if name not in model.all_tied_weights_keys}
 
 
-def describe_shards(model: nn.Module) -> str:
+def describe_shards(model: Any) -> str:
     """How much of the model this process keeps."""
     mine = sum(weight.to_local().numel() for weight in model.parameters() if isinstance(weight, DTensor))
     groups = sum(isinstance(module, FSDPModule) for module in model.modules())

@@ -18,13 +18,13 @@ from kills import RECIPE, read_result, write_pictures
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 
+from blip_recipe.blip_trainer import BlipTrainer
 from blip_recipe.checkpoints import MANIFEST, STAGING, checksum, find_checkpoints, last_checkpoint
 from blip_recipe.errors import RecipeError, SaveError, StoppedError, run_command
 from blip_recipe.finetune import main
 from blip_recipe.recipe import FinetuneOptions, read_recipe
 from blip_recipe.results import write_json
 from blip_recipe.runs import RUN, Run, find_run
-from blip_recipe.trainer import CaptionTrainer
 
 KILOBYTE = 1024
 
@@ -69,14 +69,14 @@ def write_recipe(place: Path, output_dir: Path, **keys: Any) -> Path:
     return path
 
 
-def build(place: Path, output_dir: Path, *callbacks: TrainerCallback, **keys: Any) -> CaptionTrainer:
+def build(place: Path, output_dir: Path, *callbacks: TrainerCallback, **keys: Any) -> BlipTrainer:
     """A trainer as the command builds it."""
     from transformers import set_seed
 
     from blip_recipe.adapters import build_model
+    from blip_recipe.blip_trainer import build_trainer
     from blip_recipe.data import caption_datasets, load_splits
     from blip_recipe.metrics import CaptionScorer
-    from blip_recipe.blip_trainer import build_trainer
 
     file = write_recipe(place, output_dir, **keys)
     recipe = read_recipe(FinetuneOptions, prog="", description="", recipe_needed=True, argv=[str(file)])
@@ -88,7 +88,7 @@ def build(place: Path, output_dir: Path, *callbacks: TrainerCallback, **keys: An
     )
 
 
-def train(place: Path, output_dir: Path, *callbacks: TrainerCallback, **keys: Any) -> CaptionTrainer:
+def train(place: Path, output_dir: Path, *callbacks: TrainerCallback, **keys: Any) -> BlipTrainer:
     """Train from the newest whole checkpoint."""
     trainer = build(place, output_dir, *callbacks, **keys)
     checkpoint = last_checkpoint(output_dir)
@@ -97,7 +97,7 @@ def train(place: Path, output_dir: Path, *callbacks: TrainerCallback, **keys: An
     return trainer
 
 
-def what_was_learnt(trainer: CaptionTrainer) -> tuple[bytes, list[dict[str, float]]]:
+def what_was_learnt(trainer: BlipTrainer) -> tuple[bytes, list[dict[str, float]]]:
     """The weights to the bit, and the curves without what they took."""
     weights = b"".join(weight.numpy().tobytes() for weight in trainer.model.state_dict().values())
     times = ("runtime", "per_second", "preparation_time")
@@ -108,7 +108,7 @@ def what_was_learnt(trainer: CaptionTrainer) -> tuple[bytes, list[dict[str, floa
 
 
 @pytest.fixture(scope="module", name="unbroken")
-def fixture_unbroken(place: Path) -> CaptionTrainer:
+def fixture_unbroken(place: Path) -> BlipTrainer:
     """A training that nobody stopped."""
     return train(place, place / "unbroken")
 
@@ -123,7 +123,7 @@ def fixture_unbroken(place: Path) -> CaptionTrainer:
     ids=["in a step", "in an evaluation", "in an epoch's last step, before an evaluation"],
 )
 def test_a_run_that_is_asked_to_stop_saves_what_it_has_and_goes_on_as_if_it_had_not(
-    event: str, step: int, received: signal.Signals, saved: int, place: Path, unbroken: CaptionTrainer, tmp_path: Path
+    event: str, step: int, received: signal.Signals, saved: int, place: Path, unbroken: BlipTrainer, tmp_path: Path
 ) -> None:
     with pytest.raises(StoppedError, match=received.name) as stopped:
         train(place, tmp_path / "run", Signal(event, step, received))
@@ -132,7 +132,7 @@ def test_a_run_that_is_asked_to_stop_saves_what_it_has_and_goes_on_as_if_it_had_
     assert what_was_learnt(train(place, tmp_path / "run")) == what_was_learnt(unbroken)
 
 
-def test_a_signal_after_the_last_step_loses_nothing(place: Path, unbroken: CaptionTrainer, tmp_path: Path) -> None:
+def test_a_signal_after_the_last_step_loses_nothing(place: Path, unbroken: BlipTrainer, tmp_path: Path) -> None:
     last = unbroken.state.max_steps
     with pytest.raises(StoppedError):
         train(place, tmp_path / "run", Signal("on_prediction_step", last, signal.SIGTERM))
@@ -160,7 +160,7 @@ def test_within_a_later_epoch_too_a_run_goes_on_as_if_it_had_not_stopped(
 
 
 def test_training_does_not_depend_on_how_often_it_is_evaluated(
-    place: Path, unbroken: CaptionTrainer, tmp_path: Path
+    place: Path, unbroken: BlipTrainer, tmp_path: Path
 ) -> None:
     plain = {"eval_strategy": "no", "load_best_model_at_end": False, "dataloader_num_workers": 1}
     train(place, tmp_path / "run", **plain)
@@ -179,7 +179,7 @@ def test_a_checkpoint_of_an_epochs_last_step_has_the_scores_of_its_end(place: Pa
         assert [entry["step"] for entry in state["log_history"] if "eval_loss" in entry] == scored
 
 
-def test_one_checkpoint_is_enough_to_end_well(place: Path, unbroken: CaptionTrainer, tmp_path: Path) -> None:
+def test_one_checkpoint_is_enough_to_end_well(place: Path, unbroken: BlipTrainer, tmp_path: Path) -> None:
     for event, step in (("on_step_begin", 3), ("on_step_begin", 6)):
         with pytest.raises(StoppedError):
             train(place, tmp_path / "run", Signal(event, step, signal.SIGTERM), save_total_limit=1)
@@ -236,7 +236,7 @@ def test_a_stopped_command_ends_with_128_and_the_signal_as_a_shell_counts(capsys
 
 @pytest.mark.parametrize("size", [200 * KILOBYTE, 8000 * KILOBYTE], ids=["weights", "optimiser"])
 def test_a_full_disk_ends_the_run_with_one_message_and_earlier_checkpoints_are_whole(
-    size: int, place: Path, unbroken: CaptionTrainer, tmp_path: Path
+    size: int, place: Path, unbroken: BlipTrainer, tmp_path: Path
 ) -> None:
     with pytest.raises(StoppedError):
         train(place, tmp_path / "run", Signal("on_step_begin", 3, signal.SIGTERM))
