@@ -82,6 +82,7 @@ class BlipTrainer(StreamingTrainer):
     Attributes:
         predictions: One record a row of the split that was scored last.
         scored_dataset: That split.
+        epoch_sampler: What orders training rows, where it has to be told the epoch.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class BlipTrainer(StreamingTrainer):
     ) -> None:
         self.processor, self.data, self.generation, self.scorer = processor, data, generation, scorer
         self.predictions: list[dict[str, Any]] = []
+        self.epoch_sampler: Any = None
         # `compute_loss` divides by what all accumulated batches hold.
         self.loss_is_scaled_for_ga = True
         super().__init__(
@@ -142,6 +144,8 @@ class BlipTrainer(StreamingTrainer):
         """As Trainer's; with several processes accelerate does not tell all who draw which epoch it is."""
         if hasattr(self.train_dataset, "set_epoch"):
             self.train_dataset.set_epoch(kwargs["epoch"])
+        if self.epoch_sampler is not None:
+            self.epoch_sampler.set_epoch(kwargs["epoch"])
         super()._run_epoch(*args, **kwargs)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:

@@ -118,6 +118,12 @@ class DataArguments:
     answer_column: str | None = field(
         default=None, metadata={"help": "vqa: column of answers, one or those of several annotators."}
     )
+    group_questions: bool = field(
+        default=False,
+        metadata={
+            "help": "vqa: bring the questions about an image to a step together, so that it is read and encoded once."
+        },
+    )
     image_id_column: str | None = field(
         default=None, metadata={"help": "Column that names the image; rows that share it are one image."}
     )

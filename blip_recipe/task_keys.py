@@ -42,7 +42,7 @@ TASKS: dict[TaskName, TaskKeys] = {
             "generation_min_length": 1,
             "generation_max_length": 10,
         },
-        keys=("question_column", "answer_column"),
+        keys=("question_column", "answer_column", "group_questions"),
     ),
     "retrieval": TaskKeys(
         "blip_recipe.retrieval.task:Retrieval",

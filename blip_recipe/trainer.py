@@ -61,7 +61,6 @@ class CaptionTrainer(BlipTrainer):
         data: DataArguments,
         **kwargs: Any,
     ) -> None:
-        self._length_sampler: EpochLengthSampler | None = None
         super().__init__(
             model,
             args,
@@ -99,12 +98,6 @@ class CaptionTrainer(BlipTrainer):
         batch = {key: value for key, value in inputs.items() if key != "row"}
         return model(**batch, label_smoothing=self.args.label_smoothing_factor)
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """As `BlipTrainer`'s, for the order by length too."""
-        if self._length_sampler:
-            self._length_sampler.set_epoch(kwargs["epoch"])
-        super()._run_epoch(*args, **kwargs)
-
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """As Trainer's, which does not know how long the captions of an image are."""
         dataset = train_dataset or self.train_dataset
@@ -112,8 +105,8 @@ class CaptionTrainer(BlipTrainer):
             return super()._get_train_sampler(train_dataset)
         # Two tokens of each caption are no words.
         lengths = [sum(len(caption.split()) + 2 for caption in captions) for captions in dataset.rows["captions"]]
-        self._length_sampler = EpochLengthSampler(self.args.train_batch_size, lengths=lengths, seed=self.args.seed)
-        return self._length_sampler
+        self.epoch_sampler = EpochLengthSampler(self.args.train_batch_size, lengths=lengths, seed=self.args.seed)
+        return self.epoch_sampler
 
     def prediction_step(  # type: ignore[override]
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any

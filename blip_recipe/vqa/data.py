@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
-from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, Features, Image, Value
 
@@ -16,7 +14,7 @@ from blip_recipe.data.tables import ids_of, images_of, load_table
 from blip_recipe.errors import RecipeError
 from blip_recipe.recipe import SHAPES
 from blip_recipe.vqa.files import is_vqa_folder, read_vqa_files
-from blip_recipe.vqa.questions import QUESTIONS, questions_of
+from blip_recipe.vqa.questions import Question, questions_of
 from blip_recipe.vqa.rows import QuestionColumns, join_questions, read_answers
 
 if TYPE_CHECKING:
@@ -70,10 +68,13 @@ def load_questions(arguments: DataArguments, split: str, *, max_samples: int | N
 
 
 def _read_shapes(split: str, max_samples: int | None) -> QuestionColumns:
-    pictures, image_ids, questions = [], [], []
+    pictures: list[dict[str, Any]] = []
+    image_ids: list[int] = []
+    questions: list[Question] = []
     asked = (each for name in parse_split(split, SHAPES_SPLITS, SHAPES) for each in questions_of(name))
-    scenes = None if max_samples is None else math.ceil(max_samples / QUESTIONS)
-    for image_id, (scene, of_scene) in enumerate(islice(asked, scenes)):
+    for image_id, (scene, of_scene) in enumerate(asked):
+        if max_samples is not None and len(questions) >= max_samples:
+            break
         picture = {"bytes": encode_picture(draw_scene(scene)), "path": None}
         pictures += [picture] * len(of_scene)
         image_ids += [image_id] * len(of_scene)

@@ -65,17 +65,31 @@ class QuestionDataset(torch.utils.data.Dataset):
         Raises:
             BadImageError: The picture cannot be read.
         """
-        resized = self.resized.get(row)
+        return self.__getitems__([row])[0]
+
+    def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
+        """As `__getitem__` for the rows of a batch, of which a picture is read once, augmented as for its first row."""
+        images: dict[Any, torch.Tensor] = {}
+        for row in rows:
+            key = self._texts[row]["image_id"]
+            if key not in images:
+                images[key] = self._read(row)
+        return [self._row(row, images) for row in rows]
+
+    def _read(self, row: int) -> torch.Tensor:
         # Megapixels that are not looked at are not taken from the table either.
-        record = (self._texts if resized else self.rows)[row]
-        image = read_pixels(resized or record["image"])
+        image = read_pixels(self.resized.get(row) or self.rows[row]["image"])
         if self.augmentation == "blip":
             image = augment(image, self.image_size, np.random.default_rng([self.seed, int(self._epoch), row]))
+        return image
+
+    def _row(self, row: int, images: dict[Any, torch.Tensor]) -> dict[str, Any]:
+        record = self._texts[row]
         question = normalize_question(record["question"]) if self.normalize else record["question"]
         return {
             "row": row,
             "image_key": record["image_id"],
-            "image": image,
+            "image": images[record["image_id"]],
             "question": question,
             "answers": record["answers"],
         }

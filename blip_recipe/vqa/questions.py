@@ -1,7 +1,8 @@
 """Questions about the drawn scenes, each with the answers of ten annotators who do not all use the same words.
 
-Every scene is asked three questions of different kinds. The scenes of a split are those of captioning, so that the
-questions of test are all about pairs of things that training never shows together, and half of those of validation.
+A scene of training is asked everything in both wordings, any other three questions of different kinds. The scenes of a
+split are those of captioning, so that the questions of test are all about pairs of things that training never shows
+together, and half of those of validation.
 What is asked for cannot be read off one thing alone: a yes or no about a thing tells a red circle beside a blue square
 from a blue circle beside a red square.
 """
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 
     from blip_recipe.data.shapes import Scene, Thing
 
-QUESTIONS = 3
-"""Asked about each scene."""
+TRAINING_QUESTIONS, QUESTIONS = 12, 3
+"""Asked about each scene of training, and about any other."""
 ANNOTATORS = 10
 USUAL = (7, 10)
 """At least and at most so many annotators use the usual word for the answer; the others use another one."""
@@ -73,10 +74,16 @@ def ask(scene: Scene, rng: random.Random, mistakes: float = 0.0) -> list[Questio
         rng: Chooses kinds, things, wordings and annotators.
         mistakes: How often an annotator gives a wrong answer.
     """
-    return [_ask(kind, scene, rng, mistakes) for kind in rng.sample(list(WORDINGS), QUESTIONS)]
+    kinds = rng.sample(list(WORDINGS), QUESTIONS)
+    return [_ask(kind, rng.choice(WORDINGS[kind]), scene, rng, mistakes) for kind in kinds]
 
 
-def _ask(kind: str, scene: Scene, rng: random.Random, mistakes: float) -> Question:
+def ask_everything(scene: Scene, rng: random.Random, mistakes: float = 0.0) -> list[Question]:
+    """A question of each kind in each wording about `scene`; the arguments are those of `ask`."""
+    return [_ask(kind, wording, scene, rng, mistakes) for kind in WORDINGS for wording in WORDINGS[kind]]
+
+
+def _ask(kind: str, wording: str, scene: Scene, rng: random.Random, mistakes: float) -> Question:
     thing = rng.choice(scene.things)
     words = {"colour": thing.colour, "form": thing.form, "place": thing.place}
     if kind == "count":
@@ -89,8 +96,7 @@ def _ask(kind: str, scene: Scene, rng: random.Random, mistakes: float) -> Questi
     else:
         whole = f"{thing.size} {thing.colour} {thing.form}"
         answer = {"colour": thing.colour, "thing": whole, "size": thing.size, "place": thing.place}[kind]
-    text = rng.choice(WORDINGS[kind]).format(**words)
-    return Question(kind, text, answer, _annotate(answer, possible_answers(kind), rng, mistakes))
+    return Question(kind, wording.format(**words), answer, _annotate(answer, possible_answers(kind), rng, mistakes))
 
 
 def _kind_to_ask_for(scene: Scene, thing: Thing, rng: random.Random) -> tuple[str, str]:
@@ -134,7 +140,7 @@ def questions_of(split: str) -> Iterator[tuple[Scene, list[Question]]]:
     """The scenes of a split, and what is asked about each; the same on every machine."""
     rng = random.Random(f"shapes questions {split}")
     for scene in make_scenes(split):
-        yield scene, ask(scene, rng, MISTAKES if split == "train" else 0.0)
+        yield scene, ask_everything(scene, rng, MISTAKES) if split == "train" else ask(scene, rng)
 
 
 def questions_vocabulary() -> list[str]:

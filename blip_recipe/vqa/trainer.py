@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F
+from torch.utils.data import Sampler
 
 from blip_recipe.blip_trainer import BlipTrainer
 from blip_recipe.modeling import decode_captions
@@ -14,6 +15,8 @@ from blip_recipe.vqa.collator import AnswerCollator
 from blip_recipe.vqa.tokens import mark_questions
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterator, Sequence
+
     from peft import PeftModel
     from torch import nn
     from transformers import BlipProcessor, EvalPrediction
@@ -27,6 +30,33 @@ SCORES = {"vqa_accuracy": vqa_accuracy, "exact_match": is_exact_match}
 
 FOR_THE_TRAINER = ("row", "answer_weights")
 """Parts of a batch that are not the model's."""
+
+
+class ImageSampler(Sampler[int]):
+    """Rows in a new order each epoch, those about one image one after the other.
+
+    Args:
+        image_ids: The image of each row.
+        seed: What the order of an epoch is drawn from, which resumption repeats.
+    """
+
+    def __init__(self, image_ids: Sequence[Hashable], seed: int) -> None:
+        groups: dict[Hashable, list[int]] = {}
+        for row, image_id in enumerate(image_ids):
+            groups.setdefault(image_id, []).append(row)
+        self.groups, self.rows, self.seed, self.epoch = list(groups.values()), len(image_ids), seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the order of `epoch` from now on."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        for number in torch.randperm(len(self.groups), generator=generator).tolist():
+            yield from self.groups[number]
 
 
 class AnswerTrainer(BlipTrainer):
@@ -58,6 +88,14 @@ class AnswerTrainer(BlipTrainer):
             data_collator=AnswerCollator(processor, data.max_caption_length),
             **kwargs,
         )
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """As Trainer's, or by `group_questions`."""
+        if not self.data.group_questions:
+            return super()._get_train_sampler(train_dataset)
+        dataset: Any = train_dataset or self.train_dataset
+        self.epoch_sampler = ImageSampler(dataset.rows["image_id"][:], self.args.seed)
+        return self.epoch_sampler
 
     def compute_loss(
         self,
