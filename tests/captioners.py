@@ -37,7 +37,6 @@ def save_adapter(directory: Path, base: Path | str, *, base_directory: Path | No
     from peft import LoraConfig, get_peft_model
 
     from blip_recipe.adapters import name_stock_class
-    from blip_recipe.modeling import BlipForCaptioning
     from blip_recipe.processing import load_processor
 
     weights = base_directory or Path(base)
