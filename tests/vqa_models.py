@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from captioners import GAIN, write_recipe
+from captioners import write_recipe
 
 from blip_recipe.processing import save_processor
 from blip_recipe.vqa.modeling import BlipForAnswering
@@ -14,10 +14,12 @@ from blip_recipe.vqa.tiny import build_tiny_answerer
 QUESTIONS = ["what is it", "what colour is the small cat in the picture", "is there a dog", "how many"]
 ANSWERS = [["cat"], ["red", "red", "a dark red", "red"], ["yes", "no", "yes", "a dog", "no"], ["two", "two"]]
 WORDS = [*QUESTIONS, *(answer for answers in ANSWERS for answer in answers), "blue"]
+GAIN = 1.5
+"""Weights this much larger than fresh ones make an untrained model look at its picture and its question."""
 
 
 def loud(model: BlipForAnswering) -> BlipForAnswering:
-    """`model` with weights so large that it looks at its picture and its question."""
+    """`model` with larger weights."""
     with torch.no_grad():
         for weights in model.parameters():
             weights.mul_(GAIN if weights.ndim > 1 else 1.0)
