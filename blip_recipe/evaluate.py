@@ -11,6 +11,8 @@ from typing import Any
 
 from blip_recipe.errors import RecipeError, run_command
 from blip_recipe.recipe import EvaluateOptions, Recipe, read_recipe
+from blip_recipe.recipe_checks import check_metrics
+from blip_recipe.tasks import recorded_task
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -33,6 +35,7 @@ def score_file(recipe: Recipe[EvaluateOptions]) -> None:
     from blip_recipe.metrics import CaptionScorer
     from blip_recipe.metrics.files import check_same_images, read_predictions, read_references
 
+    check_metrics(recipe)
     assert recipe.options.predictions is not None
     predictions = read_predictions(Path(recipe.options.predictions))
     references = read_references(Path(recipe.options.references or recipe.options.predictions))
@@ -89,6 +92,7 @@ def score_model(recipe: Recipe[EvaluateOptions]) -> None:
 RECORDED = {
     "data": ("prompt", "normalize_captions", "max_caption_length"),
     "generation": ("generation_num_beams", "generation_max_length", "generation_min_length"),
+    "objective": ("rerank_top_k",),
     "training": ("label_smoothing_factor",),
 }
 """Keys of a model's own recipe that its scores depend on."""
@@ -96,8 +100,9 @@ RECORDED = {
 
 def take_recorded_settings(recipe: Recipe[EvaluateOptions], recorded: dict[str, Any]) -> None:
     """Score as the model was scored (`recorded`: its `recipe.json`), in whatever the command line leaves open."""
-    if "task" in recorded and "task" not in recipe.given:
-        recipe.take_task(recorded["task"])
+    if "task" not in recipe.given:
+        recipe.take_task(recorded_task(recorded))
+    check_metrics(recipe)
     for part, keys in RECORDED.items():
         for key in keys:
             if key in recorded and key not in recipe.given:
@@ -110,9 +115,10 @@ def report(recipe: Recipe[EvaluateOptions], results: dict[str, float], records: 
 
     write_json(recipe.output_dir / "all_results.json", dict(sorted(results.items())))
     write_predictions(recipe.output_dir / "predictions.jsonl", records)
-    for name in ("loss", *recipe.generation.score_names()):
-        if f"eval_{name}" in results:
-            print(f"{name:<12}{results[f'eval_{name}']:.4f}")
+    names = [name for name in ("loss", *recipe.generation.score_names()) if f"eval_{name}" in results]
+    width = max(12, *(len(name) + 2 for name in names))
+    for name in names:
+        print(f"{name:<{width}}{results[f'eval_{name}']:.4f}")
 
 
 if __name__ == "__main__":

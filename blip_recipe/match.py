@@ -190,4 +190,5 @@ def read_texts(name: str) -> list[tuple[str, str]]:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     run_command(main)

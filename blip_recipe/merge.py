@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from blip_recipe.errors import RecipeError, run_command
 
@@ -22,22 +23,22 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.out.is_file() or (arguments.out.exists() and any(arguments.out.iterdir())):
         raise RecipeError(f"{arguments.out} is not empty: name a directory that does not exist yet.")
 
-    from blip_recipe.adapters import merged_model, read_repository_json
+    from blip_recipe.adapters import CaptionSettings, merged_model, read_repository_json
     from blip_recipe.folded_card import carry_card
     from blip_recipe.model_card import DecodingFacts
     from blip_recipe.processing import save_processor
     from blip_recipe.results import write_json
-    from blip_recipe.tasks import find_task
+    from blip_recipe.tasks import find_task, recorded_task
 
     adapter, out = arguments.adapter, arguments.out
     recipe = read_repository_json(adapter, "recipe.json")
-    model, processor = merged_model(adapter, find_task(recipe.get("task", "captioning")).model_class)
+    model, processor = merged_model(adapter, find_task(recorded_task(recipe)).model_class)
     model.save_pretrained(out)
     save_processor(processor, out)
     if recipe:
         # Run again, it gives a merged model; where that is published is for the next push to say.
         write_json(out / "recipe.json", recipe | {"merge_adapter": True, "hub_model_id": None})
-    generation = model.generation_config
+    generation: Any = model.generation_config if model.can_generate() else CaptionSettings()
     decoding = DecodingFacts(
         recipe.get("prompt", ""), generation.num_beams, generation.max_length, generation.min_length
     )

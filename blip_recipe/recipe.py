@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 from transformers.hf_argparser import HfArgumentParser
 
 from blip_recipe.errors import RecipeError
-from blip_recipe.recipe_checks import check_values
+from blip_recipe.recipe_checks import check_metrics, check_values
 from blip_recipe.recipe_file import HelpFormatter, RecipeParser, find_recipe, load_json, to_words, unknown_key
 from blip_recipe.task_keys import SCORE_NAMES, TASKS, TaskName
 
@@ -371,6 +371,8 @@ class Recipe(Generic[Options]):
 
     def default_of(self, key: str) -> Any:
         """What a key is if it is not given."""
+        if key in TASKS[self.objective.task].defaults:
+            return TASKS[self.objective.task].defaults[key]
         groups: tuple[Any, ...] = (
             self.model,
             self.data,
@@ -500,6 +502,7 @@ def check_recipe(recipe: Recipe[FinetuneOptions]) -> None:
             "image_size changes position embeddings, which an adapter does not save: set merge_adapter too."
         )
     check_sharding(recipe)
+    check_metrics(recipe)
     _check_task(recipe)
     if recipe.objective.stage == "scst" and data.is_streamed:
         raise RecipeError(
@@ -515,10 +518,15 @@ def check_recipe(recipe: Recipe[FinetuneOptions]) -> None:
     _check_best_model(recipe)
 
 
+def _means_something(value: Any) -> bool:
+    """Whether a key is given for more than to say that it is off."""
+    return value is not None and value is not False and value not in ("", "xe")
+
+
 def _check_task(recipe: Recipe[FinetuneOptions]) -> None:
     task = recipe.objective.task
     for name, keys in TASKS.items():
-        given = [key for key in keys.keys if name != task and recipe.given.get(key) not in (None, False, "", "xe")]
+        given = [key for key in keys.keys if name != task and _means_something(recipe.given.get(key))]
         if given:
             raise RecipeError(
                 f"{given[0]} is given, but task is {task!r}: it belongs to {name!r}. Leave one of them out."

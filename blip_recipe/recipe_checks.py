@@ -49,7 +49,7 @@ SMALLEST_4BIT_WIDTH = 64
 
 
 def check_values(recipe: Recipe[Any]) -> None:
-    """Find numbers out of range, metrics of another task, empty names of splits, and an `output_dir` that can be none.
+    """Find numbers out of range, empty names of splits, and an `output_dir` that can be no directory.
 
     Raises:
         RecipeError: Names the key, its value and what it may be.
@@ -66,18 +66,27 @@ def check_values(recipe: Recipe[Any]) -> None:
             raise RecipeError(
                 f"{key} is {values[key]!r}: expected the name of a split, or a sum such as 'train+restval'."
             )
-    generation, metrics = recipe.generation, TASKS[recipe.objective.task].metrics
+    generation = recipe.generation
     if not 0 <= generation.generation_min_length <= generation.generation_max_length:
         raise RecipeError(
             f"generation_min_length is {generation.generation_min_length} and generation_max_length "
             f"{generation.generation_max_length}: the minimum may not be over the maximum."
         )
-    if unknown := [name for name in generation.metrics if name not in metrics]:
+    check_output_dir(recipe)
+
+
+def check_metrics(recipe: Recipe[Any]) -> None:
+    """Find metrics of another task.
+
+    Raises:
+        RecipeError: Names one, and those of the task.
+    """
+    metrics = TASKS[recipe.objective.task].metrics
+    if unknown := [name for name in recipe.generation.metrics if name not in metrics]:
         raise RecipeError(
             f"metrics names {unknown[0]!r}, which task {recipe.objective.task!r} does not have: expected some of "
             f"{', '.join(metrics)}."
         )
-    check_output_dir(recipe)
 
 
 def check_output_dir(recipe: Recipe[Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from blip_recipe.errors import RecipeError
 from blip_recipe.task_keys import TASKS, TaskName
@@ -108,6 +108,18 @@ class Task:
 def no_scorer() -> Iterator[None]:
     """Nothing to fetch, keep or close."""
     yield None
+
+
+def recorded_task(recipe: Mapping[str, Any]) -> TaskName:
+    """The task in a model's own `recipe.json`, which may be anybody's.
+
+    Raises:
+        RecipeError: There is no such task.
+    """
+    task = recipe.get("task", "captioning")
+    if not isinstance(task, str) or task not in TASKS:
+        raise RecipeError(f"The model's recipe.json has the task {task!r:.50}: expected one of {', '.join(TASKS)}.")
+    return cast("TaskName", task)
 
 
 def find_task(name: TaskName) -> Task:

@@ -7,6 +7,7 @@ why; it is tried again.
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,9 @@ RUN = "capfilt.json"
 
 NOTES = "shards"
 """The folder with a note of each shard."""
+
+LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}")
+"""Names of files that are being written (`results.whole_file`)."""
 
 MAY_CHANGE = ("output_dir", "on_bad_image", "batch_size")
 """Keys that change no score beyond rounding: where a run stopped, they may be what it needs to go on."""
@@ -53,7 +57,8 @@ def claim_output_dir(arguments: CapFiltArguments, source: Source) -> None:
         write_json(output_dir / RUN, {"recipe": recipe, "shards": shards})
     for folder in (DATA, JUDGED, NOTES):
         for leftover in (output_dir / folder).glob(".*"):
-            leftover.unlink()
+            if LEFTOVER.fullmatch(leftover.name) and leftover.is_file():
+                leftover.unlink()
 
 
 def _check_recipe(output_dir: Path, before: dict[str, Any], recipe: dict[str, Any]) -> None:

@@ -41,7 +41,8 @@ class Embeddings:
 
     def add(self, kind: str, ids: Sequence[str], texts: Sequence[str], features: torch.Tensor) -> None:
         """Append items of a kind with their features `(items, width)`."""
-        self.ids += ids
+        # A file's name may be no text that can be written.
+        self.ids += [each.encode("utf-8", "backslashreplace").decode() for each in ids]
         self.kinds += [kind] * len(ids)
         self.texts += texts
         self.vectors.append(features.float().cpu().numpy())

@@ -65,7 +65,8 @@ class MomentumState(nn.Module):
         """Move the encoders towards those of `model`, once an optimiser step."""
         for name, encoder in self.encoders.items():
             for kept, learnt in zip(encoder.parameters(), getattr(model, name).parameters(), strict=True):
-                kept.lerp_(learnt, 1 - self.momentum)
+                if learnt.requires_grad:
+                    kept.lerp_(learnt, 1 - self.momentum)
 
     @torch.no_grad()
     def encode(

@@ -47,6 +47,17 @@ class Retrieval(Task):
                 f"task is 'retrieval' and captions_per_image is {recipe.data.captions_per_image}: expected 1. A pair "
                 "is an image and one of its captions, drawn anew each epoch."
             )
+        if recipe.training.label_smoothing_factor:
+            raise RecipeError(
+                f"task is 'retrieval' and label_smoothing_factor is {recipe.training.label_smoothing_factor:g}: its "
+                "losses have none. Leave it out."
+            )
+        if recipe.model.quantization or recipe.training.save_only_model:
+            key = "save_only_model" if recipe.training.save_only_model else f"load_in_{recipe.model.quantization}"
+            raise RecipeError(
+                f"task is 'retrieval' and {key} is true, but momentum encoders are mixed from all weights and are "
+                "part of a checkpoint: leave it out."
+            )
 
     def load_split(self, arguments: DataArguments, split: str, *, max_samples: int | None = None) -> Dataset:
         """Rows of `image`, `image_id` and `captions`."""

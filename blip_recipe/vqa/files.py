@@ -75,6 +75,8 @@ def _read_file(file: Path, arguments: DataArguments) -> QuestionColumns:
             for annotation in load_json(annotations_file, EXPECTED)["annotations"]
         }
         questions = content["questions"]
+        if not all(isinstance(question["question"], (str, type(None))) for question in questions):
+            raise ValueError("a question is no text")
         return QuestionColumns(
             images=_pictures(questions, str(content.get("data_subtype", "")), arguments, file),
             questions=[question["question"] for question in questions],
@@ -82,7 +84,7 @@ def _read_file(file: Path, arguments: DataArguments) -> QuestionColumns:
             image_ids=[question["image_id"] for question in questions],
             question_ids=[question["question_id"] for question in questions],
         )
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise RecipeError(f"{file} is not as expected ({type(error).__name__}: {error}). {EXPECTED}") from error
 
 

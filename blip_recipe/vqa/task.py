@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from blip_recipe.data.checks import MAX_CHARACTERS
 from blip_recipe.data.images import open_image
+from blip_recipe.errors import RecipeError
 from blip_recipe.modeling import decode_captions
 from blip_recipe.recipe import SHAPES
 from blip_recipe.tasks import Task
@@ -37,6 +38,16 @@ class Answering(Task):
     key = "question_id"
     texts = "answers"
     try_it = 'answer {model} PICTURE "QUESTION"'
+
+    def check(self, recipe: Recipe[Any]) -> None:
+        """See that no key is given that questions have no use for."""
+        super().check(recipe)
+        for key in ("captions_per_image", "caption_column"):
+            if getattr(recipe.data, key) is not None:
+                raise RecipeError(
+                    f"task is 'vqa' and {key} is given: a question brings all its answers (question_column, "
+                    "answer_column). Leave it out."
+                )
 
     def load_split(self, arguments: DataArguments, split: str, *, max_samples: int | None = None) -> Dataset:
         """Rows of `image`, `image_id`, `question_id`, `question` and `answers`."""
