@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 from collections.abc import Callable
@@ -48,6 +49,8 @@ def run_command(main: Callable[[], None]) -> None:
     Exit codes: 0 done, 1 not saved, 2 wrong input, 3 not pushed, 130 interrupted, 128 plus its number stopped by a
     signal; anything else keeps its traceback and gives 1.
     """
+    # On some processors bitsandbytes wishes for a package that would run code from the Hub, in front of every message.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         main()
     except tuple(EXIT_CODES) as error:
