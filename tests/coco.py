@@ -15,6 +15,8 @@ from PIL import Image, ImageDraw
 
 from blip_recipe.processing import save_processor
 from blip_recipe.resources import resource_folder
+from blip_recipe.task_keys import TASKS
+from blip_recipe.tasks import find_task
 from blip_recipe.tiny import build_tiny_blip
 
 BASE_MODEL = "Salesforce/blip-image-captioning-base"
@@ -31,6 +33,15 @@ def publish_base_model(hub: HubServer, folder: Path) -> None:
     model.save_pretrained(folder)
     save_processor(processor, folder)
     hub.publish_model(BASE_MODEL, folder)
+
+
+def publish_other_bases(hub: HubServer, folder: Path) -> None:
+    """Tiny models under the names that recipes of the other tasks begin with."""
+    for task in (find_task("vqa"), find_task("retrieval")):
+        model, processor = task.build_tiny(["a picture of a thing ?"], None)
+        model.save_pretrained(folder / task.name)
+        save_processor(processor, folder / task.name)
+        hub.publish_model(TASKS[task.name].defaults["model_name_or_path"], folder / task.name)
 
 
 def publish_coco(hub: HubServer, folder: Path) -> None:

@@ -14,6 +14,7 @@ from coco import (
     publish_coco,
     publish_empty_dataset,
     publish_flickr8k,
+    publish_other_bases,
     write_image_folder,
 )
 from commands import CHECKOUT, run_checked, run_module, run_script
@@ -163,6 +164,8 @@ from blip_recipe.finetune import main
 from blip_recipe.resources import resource_folder
 for recipe in sys.argv[2:]:
     options = ["--dataset_name", sys.argv[1]] if recipe in ("my_folder", "capfilt_train") else []
+    if recipe == "vqav2":
+        options = ["--dataset_name", "shapes", "--train_split", "train", "--eval_split", "validation"]
     content = json.loads((resource_folder("recipes") / f"{recipe}.json").read_text())
     if content["model_name_or_path"].startswith("outputs/"):
         options += ["--model_name_or_path", "lab/tiny"]
@@ -175,6 +178,7 @@ def test_every_recipe_can_be_dry_run_and_writes_nothing(hub: HubServer, tmp_path
     recipes = sorted(resource_folder("recipes").glob("*.json"))
     names = [path.stem for path in recipes if "filter_threshold" not in json.loads(path.read_text())]
     hub.publish_model("lab/tiny", hub.files("Salesforce/blip-image-captioning-base"))
+    publish_other_bases(hub, tmp_path / "bases")
     before = len(hub.repositories)
     script, place = tmp_path / "dry_runs.py", tmp_path / "place"
     script.write_text(DRY_RUNS)
@@ -186,7 +190,7 @@ def test_every_recipe_can_be_dry_run_and_writes_nothing(hub: HubServer, tmp_path
         facts = dict(line.split(None, 1) for line in plan.splitlines())
         assert {"model", "train", "steps", "memory", "output", "push"} <= facts.keys()
         assert facts["output"] == f"outputs/{name}"
-        assert facts["push"].startswith("tester/") == name.startswith(("coco", "flickr"))
+        assert facts["push"].startswith("tester/") == name.startswith(("coco", "flickr", "vqav2"))
     assert len(hub.repositories) == before
     assert not [path for path in place.rglob("*") if path.is_file()]
 
