@@ -115,6 +115,11 @@ def load_blip(
         load |= {"quantization_config": quantization_config(quantization), "device_map": place}
     with reading_weights(name):
         model = model_class.from_pretrained(name, **load)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            # On processors with AVX512-BF16 bitsandbytes would pack the weights of 4-bit layers at the first evaluation,
+            # round what goes in to bfloat16, and have no gradient from then on.
+            module.support_avx512bf16_for_cpu = False
     if device is not None and quantization is None:
         model.to(device)
     return model
