@@ -117,7 +117,7 @@ def load_blip(
         model = model_class.from_pretrained(name, **load)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            # On processors with AVX512-BF16 bitsandbytes would pack the weights of 4-bit layers at the first evaluation,
+            # With AVX512-BF16 bitsandbytes would pack the weights of 4-bit layers at the first evaluation of a model,
             # round what goes in to bfloat16, and have no gradient from then on.
             module.support_avx512bf16_for_cpu = False
     if device is not None and quantization is None:
