@@ -119,7 +119,7 @@ def load_blip(
         if hasattr(module, "support_avx512bf16_for_cpu"):
             # With AVX512-BF16 bitsandbytes would pack the weights of 4-bit layers at the first evaluation of a model,
             # round what goes in to bfloat16, and have no gradient from then on.
-            module.support_avx512bf16_for_cpu = False
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     if device is not None and quantization is None:
         model.to(device)
     return model
