@@ -69,12 +69,21 @@ class QuestionDataset(torch.utils.data.Dataset):
 
     def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
         """As `__getitem__` for the rows of a batch, of which a picture is read once, augmented as for its first row."""
+        texts = self._texts[rows]
         images: dict[Any, torch.Tensor] = {}
-        for row in rows:
-            key = self._texts[row]["image_id"]
+        for row, key in zip(rows, texts["image_id"], strict=True):
             if key not in images:
                 images[key] = self._read(row)
-        return [self._row(row, images) for row in rows]
+        return [
+            {
+                "row": row,
+                "image_key": key,
+                "image": images[key],
+                "question": normalize_question(question) if self.normalize else question,
+                "answers": answers,
+            }
+            for row, key, question, answers in zip(rows, *texts.values(), strict=True)
+        ]
 
     def _read(self, row: int) -> torch.Tensor:
         # Megapixels that are not looked at are not taken from the table either.
@@ -82,17 +91,6 @@ class QuestionDataset(torch.utils.data.Dataset):
         if self.augmentation == "blip":
             image = augment(image, self.image_size, np.random.default_rng([self.seed, int(self._epoch), row]))
         return image
-
-    def _row(self, row: int, images: dict[Any, torch.Tensor]) -> dict[str, Any]:
-        record = self._texts[row]
-        question = normalize_question(record["question"]) if self.normalize else record["question"]
-        return {
-            "row": row,
-            "image_key": record["image_id"],
-            "image": images[record["image_id"]],
-            "question": question,
-            "answers": record["answers"],
-        }
 
 
 def question_datasets(

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from blip_recipe.data.shapes import Scene, Thing
 
-TRAINING_QUESTIONS, QUESTIONS = 12, 3
-"""Asked about each scene of training, and about any other."""
+QUESTIONS = 3
+"""Asked about each scene that is not for training."""
 ANNOTATORS = 10
 USUAL = (7, 10)
 """At least and at most so many annotators use the usual word for the answer; the others use another one."""
