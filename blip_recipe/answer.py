@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blip_recipe.caption import positive
+from blip_recipe.command_line import add_model_options, positive
 from blip_recipe.errors import RecipeError, run_command
 
 if TYPE_CHECKING:
@@ -47,11 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("--num_beams", type=positive, help="default: as the model was scored; so the lengths")
     add("--max_length", type=positive, help="longest answer in tokens, with its first, which is no word")
     add("--min_length", type=int, help="shortest answer in tokens")
-    add("--device", help="such as cpu, cuda:1; default the first accelerator, else the CPU")
-    add("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help="default auto: as saved")
-    add("--revision", help="branch, tag or commit of a model on the Hub")
-    add("--allow_pickle", action="store_true", help="also read weights in pickle files; only tensors are unpickled")
-    add("--trust_remote_code", action="store_true", help="run code that comes with the model's configuration")
+    add_model_options(parser)
     return parser
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 
 from blip_recipe.caption_output import finished_images, open_output, sidecar_of, write_line, write_sidecar
+from blip_recipe.command_line import add_model_options, positive
 from blip_recipe.errors import RecipeError, run_command
 
 if TYPE_CHECKING:
@@ -101,20 +102,8 @@ def build_parser() -> argparse.ArgumentParser:
     add("--num_beams", type=positive, help="default: as the model was scored; so the lengths")
     add("--max_length", type=positive, help="longest caption in tokens, prompt included")
     add("--min_length", type=int, help="shortest caption in tokens, prompt included")
-    add("--device", help="such as cpu, cuda:1; default the first accelerator, else the CPU")
-    add("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help="default auto: as saved")
-    add("--revision", help="branch, tag or commit of a model on the Hub")
-    add("--allow_pickle", action="store_true", help="also read weights in pickle files; only tensors are unpickled")
-    add("--trust_remote_code", action="store_true", help="run code that comes with the model's configuration")
+    add_model_options(parser)
     return parser
-
-
-def positive(text: str) -> int:
-    """A whole number from 1 on, for `argparse`."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not positive")
-    return number
 
 
 def list_images(paths: Iterable[str], stdin: IO[str]) -> Iterator[str]:

@@ -26,15 +26,8 @@ if TYPE_CHECKING:
     from blip_recipe.recipe import DataArguments, Recipe
 
 
-class Captioning(Task):
-    """Captions, by cross entropy or, in a second stage, for their own scores."""
-
-    name = "captioning"
-    model_class = BlipForCaptioning
-    try_it = "caption {model} PICTURE_OR_FOLDER..."
-
-    def check(self, recipe: Recipe[Any]) -> None:
-        """Captions are learnt from streams too."""
+class CaptionedImages(Task):
+    """A task whose rows are images with captions."""
 
     def load_split(self, arguments: DataArguments, split: str, *, max_samples: int | None = None) -> Dataset:
         """Rows of `image`, `image_id` and `captions`."""
@@ -48,6 +41,21 @@ class Captioning(Task):
         """Captions as they are trained on, and the prompt."""
         return texts(rows, arguments)
 
+    def datasets(self, splits: Mapping[str, Dataset], recipe: Recipe[Any], processor: BlipProcessor) -> dict[str, Any]:
+        """`CaptionDataset`s."""
+        return {**caption_datasets(splits, recipe.data, processor, recipe.training.seed)}
+
+
+class Captioning(CaptionedImages):
+    """Captions, by cross entropy or, in a second stage, for their own scores."""
+
+    name = "captioning"
+    model_class = BlipForCaptioning
+    try_it = "caption {model} PICTURE_OR_FOLDER..."
+
+    def check(self, recipe: Recipe[Any]) -> None:
+        """Captions are learnt from streams too."""
+
     def build_tiny(self, words: Iterable[str], image_size: int | None) -> tuple[BlipForCaptioning, BlipProcessor]:
         """The embedded captioner."""
         return build_tiny_blip(words, image_size)
@@ -57,10 +65,6 @@ class Captioning(Task):
     ) -> int | None:
         """By tracing a step."""
         return choose_checkpointing(model, recipe, tokens_an_image(recipe, rows, processor.tokenizer))
-
-    def datasets(self, splits: Mapping[str, Dataset], recipe: Recipe[Any], processor: BlipProcessor) -> dict[str, Any]:
-        """`CaptionDataset`s."""
-        return {**caption_datasets(splits, recipe.data, processor, recipe.training.seed)}
 
     def scorer(self, recipe: Recipe[Any]) -> CaptionScorer:
         """Of captions against references; what it needs is fetched now, not after hours of training."""

@@ -13,7 +13,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from blip_recipe.caption import list_images, positive, printable, read_ahead
+from blip_recipe.caption import list_images, printable, read_ahead
+from blip_recipe.command_line import add_model_options, positive
 from blip_recipe.errors import RecipeError, run_command
 
 if TYPE_CHECKING:
@@ -71,11 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="write unit vectors of all inputs to this .parquet, .npz or .safetensors, with their ids",
     )
     add("--batch_size", type=positive, default=8, help="pictures a step (default 8)")
-    add("--device", help="such as cpu, cuda:1; default the first accelerator, else the CPU")
-    add("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help="default auto: as saved")
-    add("--revision", help="branch, tag or commit of a model on the Hub")
-    add("--allow_pickle", action="store_true", help="also read weights in pickle files; only tensors are unpickled")
-    add("--trust_remote_code", action="store_true", help="run code that comes with the model's configuration")
+    add_model_options(parser)
     return parser
 
 

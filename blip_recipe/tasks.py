@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from blip_recipe.recipe import DataArguments, Recipe
 
 
-class Task:
+class Task(ABC):
     """One of the things that BLIP learns: its rows, its model, its trainer, and how its results are shown.
 
     Attributes:
@@ -50,25 +51,25 @@ class Task:
                 "streaming out."
             )
 
+    @abstractmethod
     def load_split(self, arguments: DataArguments, split: str, *, max_samples: int | None = None) -> Dataset:
         """A split of the recipe's data set: `image`, `image_id`, the columns `key` and `texts`, and others of the task.
 
         Raises:
             RecipeError: There is no such data set, split or column, or the split is empty.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def row_fault(self, record: Mapping[str, Any]) -> str | None:
         """What is wrong with the texts of a row, if anything is."""
-        raise NotImplementedError
 
+    @abstractmethod
     def words(self, rows: Dataset, arguments: DataArguments) -> Iterable[str]:
         """Texts with every word that a tokenizer for `rows` must know."""
-        raise NotImplementedError
 
+    @abstractmethod
     def build_tiny(self, words: Iterable[str], image_size: int | None) -> tuple[Any, BlipProcessor]:
         """The embedded model, new, with a vocabulary made from `words`, and its processor."""
-        raise NotImplementedError
 
     def choose_checkpointing(
         self, model: Any, recipe: Recipe[Any], rows: Dataset, processor: BlipProcessor
@@ -79,21 +80,21 @@ class Task:
         """
         return None
 
+    @abstractmethod
     def datasets(self, splits: Mapping[str, Dataset], recipe: Recipe[Any], processor: BlipProcessor) -> dict[str, Any]:
         """The splits as the trainer reads them; each has its `rows`, and `set_epoch` where it draws."""
-        raise NotImplementedError
 
     def scorer(self, recipe: Recipe[Any]) -> AbstractContextManager[Any]:
         """What the trainer scores with, where that has to be fetched, kept or closed."""
         return no_scorer()
 
+    @abstractmethod
     def trainer(self, recipe: Recipe[Any]) -> Callable[..., BlipTrainer]:
         """The trainer, to be called as `BlipTrainer` is, without a collator."""
-        raise NotImplementedError
 
+    @abstractmethod
     def say(self, model: Any, processor: BlipProcessor, row: Mapping[str, Any], settings: CaptionSettings) -> str:
         """What a model says of a row: a trained model and the one that was published of it must say the same."""
-        raise NotImplementedError
 
     def settings(self, recipe: Recipe[Any]) -> dict[str, str]:
         """What the result depends on besides what all tasks have, by label, in words, for the card."""

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 TEXT_KEYS = ("raw", "caption", "text")
 """Fields that hold the caption where it is stored with other facts about it (tokens, ids)."""
@@ -32,20 +35,32 @@ def read_captions(cell: Any) -> list[str]:
     Raises:
         TypeError: It is none of these.
     """
-    found = cell.split("\n") if isinstance(cell, str) else _flatten(cell)
+    found = cell.split("\n") if isinstance(cell, str) else flatten_texts(cell, TEXT_KEYS)
     return [caption.strip() for caption in found if caption.strip()]
 
 
-def _flatten(cell: Any) -> list[str]:
+def flatten_texts(cell: Any, keys: Sequence[str], *, numbers: bool = False) -> list[str]:
+    """The texts in a cell: a string, a list, a struct that has one of `keys`, or any nesting of these; None has none.
+
+    Args:
+        cell: Of a table.
+        keys: Of structs, in the order in which they are preferred.
+        numbers: Whether numbers are texts too.
+
+    Raises:
+        TypeError: There is something else in it.
+    """
     if cell is None:
         return []
     if isinstance(cell, str):
         return [cell]
+    if numbers and isinstance(cell, (int, float)) and not isinstance(cell, bool):
+        return [str(cell)]
     if isinstance(cell, dict):
-        keys = [key for key in TEXT_KEYS if key in cell]
-        if not keys:
+        found = [key for key in keys if key in cell]
+        if not found:
             raise TypeError(f"a struct of {', '.join(cell)}")
-        return _flatten(cell[keys[0]])
+        return flatten_texts(cell[found[0]], keys, numbers=numbers)
     if isinstance(cell, list):
-        return [caption for item in cell for caption in _flatten(item)]
+        return [text for item in cell for text in flatten_texts(item, keys, numbers=numbers)]
     raise TypeError(f"a {type(cell).__name__} ({cell!r:.50})")

@@ -5,29 +5,25 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from blip_recipe.data.checks import caption_fault
-from blip_recipe.data.dataset import caption_datasets
+from blip_recipe.captioning import CaptionedImages
 from blip_recipe.data.images import open_image
-from blip_recipe.data.load import load_split, texts
 from blip_recipe.errors import RecipeError
 from blip_recipe.retrieval.modeling import BlipForRetrieval
 from blip_recipe.retrieval.scoring import match_probabilities
 from blip_recipe.retrieval.tiny import build_tiny_retriever
 from blip_recipe.sharding import is_asked_for
-from blip_recipe.tasks import Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
-    from datasets import Dataset
     from transformers import BlipProcessor
 
     from blip_recipe.adapters import CaptionSettings
     from blip_recipe.blip_trainer import BlipTrainer
-    from blip_recipe.recipe import DataArguments, Recipe
+    from blip_recipe.recipe import Recipe
 
 
-class Retrieval(Task):
+class Retrieval(CaptionedImages):
     """Which texts belong to which pictures."""
 
     name = "retrieval"
@@ -59,25 +55,9 @@ class Retrieval(Task):
                 "part of a checkpoint: leave it out."
             )
 
-    def load_split(self, arguments: DataArguments, split: str, *, max_samples: int | None = None) -> Dataset:
-        """Rows of `image`, `image_id` and `captions`."""
-        return load_split(arguments, split, max_samples=max_samples)
-
-    def row_fault(self, record: Mapping[str, Any]) -> str | None:
-        """Whether a row has captions, and none that is a whole file."""
-        return caption_fault(record["captions"])
-
-    def words(self, rows: Dataset, arguments: DataArguments) -> Iterable[str]:
-        """Captions as they are trained on."""
-        return texts(rows, arguments)
-
     def build_tiny(self, words: Iterable[str], image_size: int | None) -> tuple[BlipForRetrieval, BlipProcessor]:
         """The embedded model."""
         return build_tiny_retriever(words, image_size)
-
-    def datasets(self, splits: Mapping[str, Dataset], recipe: Recipe[Any], processor: BlipProcessor) -> dict[str, Any]:
-        """`CaptionDataset`s."""
-        return {**caption_datasets(splits, recipe.data, processor, recipe.training.seed)}
 
     def trainer(self, recipe: Recipe[Any]) -> Callable[..., BlipTrainer]:
         """`RetrievalTrainer` with the recipe's keys of retrieval."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 
+from blip_recipe.data.captions import flatten_texts
 from blip_recipe.data.rows import type_of_ids
 from blip_recipe.errors import RecipeError
 
@@ -77,22 +78,5 @@ def read_answers(cell: Any) -> list[str]:
     Raises:
         TypeError: It is none of these.
     """
-    found = [answer.strip() for answer in _flatten(cell)]
+    found = [answer.strip() for answer in flatten_texts(cell, ANSWER_KEYS, numbers=True)]
     return found if len(found) > 1 else [answer for answer in found if answer]
-
-
-def _flatten(cell: Any) -> list[str]:
-    if cell is None:
-        return []
-    if isinstance(cell, str):
-        return [cell]
-    if isinstance(cell, (int, float)) and not isinstance(cell, bool):
-        return [str(cell)]
-    if isinstance(cell, dict):
-        keys = [key for key in ANSWER_KEYS if key in cell]
-        if not keys:
-            raise TypeError(f"a struct of {', '.join(cell)}")
-        return _flatten(cell[keys[0]])
-    if isinstance(cell, list):
-        return [answer for item in cell for answer in _flatten(item)]
-    raise TypeError(f"a {type(cell).__name__} ({cell!r:.50})")

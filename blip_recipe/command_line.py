@@ -1,0 +1,23 @@
+"""What the commands that use a finished model ask alike: which model, and where and how it runs."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on, for `argparse`."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not positive")
+    return number
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Options of `load_captioner`, the same for every command."""
+    add = parser.add_argument
+    add("--device", help="such as cpu, cuda:1; default the first accelerator, else the CPU")
+    add("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help="default auto: as saved")
+    add("--revision", help="branch, tag or commit of a model on the Hub")
+    add("--allow_pickle", action="store_true", help="also read weights in pickle files; only tensors are unpickled")
+    add("--trust_remote_code", action="store_true", help="run code that comes with the model's configuration")
