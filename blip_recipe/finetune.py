@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from datasets import Dataset
+    from transformers import BlipProcessor
 
     from blip_recipe.blip_trainer import BlipTrainer
     from blip_recipe.card_callback import CardCallback
@@ -46,9 +47,6 @@ def main(argv: list[str] | None = None) -> None:
     check_recipe(recipe)
     run = find_run(recipe)
 
-    from transformers import set_seed
-
-    from blip_recipe.adapters import build_model
     from blip_recipe.blip_trainer import build_trainer
     from blip_recipe.card_callback import CardCallback
     from blip_recipe.checkpoint_upload import checkpoint_uploads
@@ -56,10 +54,9 @@ def main(argv: list[str] | None = None) -> None:
     from blip_recipe.data import check_splits, load_splits
     from blip_recipe.data.shards import open_stream
     from blip_recipe.data.streaming import caption_stream
-    from blip_recipe.frozen_vision import check_frozen, keep_embeddings
+    from blip_recipe.frozen_vision import keep_embeddings
     from blip_recipe.logs import set_up_logs
     from blip_recipe.plan import format_plan
-    from blip_recipe.recipe_checks import check_fits, check_quantisable
     from blip_recipe.sharding import gather_weights
     from blip_recipe.stream_progress import plan_steps
     from blip_recipe.tasks import find_task
@@ -79,13 +76,7 @@ def main(argv: list[str] | None = None) -> None:
     if run.finished and not recipe.options.dry_run:
         finish_again(recipe, task, repo_id, splits)
         return
-    set_seed(recipe.training.seed)
-    check_quantisable(recipe, task.model_class)
-    words = task.words(splits["train"], recipe.data)
-    model, processor = build_model(recipe.model, recipe.generation, words, task)
-    check_fits(recipe, model, processor)
-    if recipe.data.cache_image_embeds:
-        check_frozen(model)
+    model, processor = build(recipe, task, splits["train"])
     peak = task.choose_checkpointing(model, recipe, splits["train"], processor)
     counts = {role: (len(rows), sum(map(len, rows[task.texts]))) for role, rows in splits.items()}
     if recipe.options.dry_run:
@@ -145,6 +136,27 @@ def pin_sources(recipe: Recipe[FinetuneOptions], run: Run) -> tuple[Source, Sour
     dataset = read_source(str(data.dataset_name), "dataset", run.dataset_revision or data.dataset_revision)
     model.model_revision, data.dataset_revision = base.revision, dataset.revision
     return base, dataset
+
+
+def build(recipe: Recipe[FinetuneOptions], task: Task, rows: Dataset) -> tuple[Any, BlipProcessor]:
+    """The model that is trained on `rows`, and its processor, once it is sure that the recipe fits them.
+
+    Raises:
+        RecipeError: There is no such model, or it cannot do what the recipe says.
+    """
+    from transformers import set_seed
+
+    from blip_recipe.adapters import build_model
+    from blip_recipe.frozen_vision import check_frozen
+    from blip_recipe.recipe_checks import check_fits, check_quantisable
+
+    set_seed(recipe.training.seed)
+    check_quantisable(recipe, task.model_class)
+    model, processor = build_model(recipe.model, recipe.generation, task.words(rows, recipe.data), task)
+    check_fits(recipe, model, processor)
+    if recipe.data.cache_image_embeds:
+        check_frozen(model)
+    return model, processor
 
 
 def resolve(recipe: Recipe[FinetuneOptions], repo_id: str | None, sources: tuple[Source, Source]) -> dict[str, Any]:
