@@ -62,8 +62,8 @@ def build_model(folder: Path) -> None:
     """A tiny captioner with random weights."""
     import torch
 
-    from blip_recipe.processing import save_processor
-    from blip_recipe.tiny import build_tiny_blip
+    from blip_recipe.models.processors import save_processor
+    from blip_recipe.models.tiny import build_tiny_blip
 
     torch.manual_seed(0)
     model, processor = build_tiny_blip(["a red square on a blue ground"])

@@ -20,8 +20,8 @@ from transformers import BlipForConditionalGeneration
 
 from benchmarks.common import RESULTS, machine, seconds_of, write_results
 from benchmarks.workload import SIZES, made_images, synchronise
+from blip_recipe.captioning.modeling import BlipForCaptioning
 from blip_recipe.errors import run_command
-from blip_recipe.modeling import BlipForCaptioning
 
 DECODING = {"max_length": 20, "min_length": 5, "do_sample": False}
 

@@ -25,11 +25,11 @@ from PIL import Image
 
 from benchmarks.common import RESULTS, machine, seconds_of, write_results
 from benchmarks.workload import PeakMemory
-from blip_recipe.collator import CaptionCollator
+from blip_recipe.captioning.collator import CaptionCollator
 from blip_recipe.data import caption_datasets, check_splits, load_splits
 from blip_recipe.errors import run_command
-from blip_recipe.recipe import DataArguments
-from blip_recipe.tiny import build_tiny_blip
+from blip_recipe.models.tiny import build_tiny_blip
+from blip_recipe.recipe.parsing import DataArguments
 
 SHARD, BATCH, SIDE = 10_000, 32, 32
 CAPTIONS = [f"a made picture with number {number}" for number in range(5)]

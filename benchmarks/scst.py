@@ -25,12 +25,12 @@ from transformers import BertTokenizer, default_data_collator
 from benchmarks.common import RESULTS, machine, seconds_of, write_results
 from benchmarks.training import StepTimes
 from benchmarks.workload import SIZES, VOCABULARY, made_captions, made_images
+from blip_recipe.captioning.modeling import IGNORED, BlipForCaptioning
+from blip_recipe.captioning.scst import SelfCriticalTrainer
+from blip_recipe.captioning.trainer import CaptionTrainer
 from blip_recipe.errors import run_command
-from blip_recipe.modeling import IGNORED, BlipForCaptioning
-from blip_recipe.recipe import DataArguments, GenerationArguments, ObjectiveArguments
-from blip_recipe.scst import SelfCriticalTrainer
-from blip_recipe.trainer import CaptionTrainer
-from blip_recipe.training_arguments import CaptionTrainingArguments
+from blip_recipe.recipe.parsing import DataArguments, GenerationArguments, ObjectiveArguments
+from blip_recipe.training.arguments import CaptionTrainingArguments
 
 SAMPLES = 5
 PIECES = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", VOCABULARY - 2: "[DEC]"}

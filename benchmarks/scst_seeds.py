@@ -22,8 +22,8 @@ from typing import Any
 
 from benchmarks.common import RESULTS, machine, write_results
 from blip_recipe.data.shapes import COLOURS, FORMS, PLACES
+from blip_recipe.data.storage import read_json
 from blip_recipe.errors import run_command
-from blip_recipe.results import read_json
 
 CHECKOUT = Path(__file__).parents[1]
 LEAST_GAIN = 0.15

@@ -82,8 +82,8 @@ def main() -> None:
 
 def save_tiny_model(folder: str) -> None:
     """The embedded model, for the script."""
-    from blip_recipe.processing import save_processor
-    from blip_recipe.tiny import build_tiny_blip
+    from blip_recipe.models.processors import save_processor
+    from blip_recipe.models.tiny import build_tiny_blip
 
     model, processor = build_tiny_blip(["a red circle"])
     model.save_pretrained(folder)

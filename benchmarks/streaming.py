@@ -32,7 +32,7 @@ from benchmarks.common import RESULTS, machine, write_results
 from blip_recipe.data.shards import open_stream
 from blip_recipe.data.streaming import CaptionStream, Position
 from blip_recipe.errors import run_command
-from blip_recipe.recipe import DataArguments
+from blip_recipe.recipe.parsing import DataArguments
 
 SIDE, ROWS_A_SHARD, REAL_SHARDS = 32, 1000, 4
 MIB = 2**20

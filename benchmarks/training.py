@@ -44,14 +44,14 @@ from benchmarks.workload import (
     saved_bytes,
     synchronise,
 )
-from blip_recipe.adapters import add_lora, quantization_config
+from blip_recipe.captioning.modeling import IGNORED, BlipForCaptioning
+from blip_recipe.captioning.trainer import CaptionTrainer
 from blip_recipe.errors import run_command
-from blip_recipe.memory import estimate_peak_bytes
-from blip_recipe.modeling import IGNORED, BlipForCaptioning
-from blip_recipe.recipe import DataArguments, GenerationArguments, ModelArguments
-from blip_recipe.tiny import build_tiny_blip
-from blip_recipe.trainer import CaptionTrainer
-from blip_recipe.training_arguments import CaptionTrainingArguments
+from blip_recipe.models.loading import add_lora, quantization_config
+from blip_recipe.models.tiny import build_tiny_blip
+from blip_recipe.recipe.parsing import DataArguments, GenerationArguments, ModelArguments
+from blip_recipe.training.arguments import CaptionTrainingArguments
+from blip_recipe.training.memory import estimate_peak_bytes
 
 CAPTIONS = len(CAPTION_LENGTHS)
 WARM_UP_STEPS = 1

@@ -14,13 +14,13 @@ import wrapt
 if TYPE_CHECKING:
     from types import ModuleType
 
-    from blip_recipe.pipeline import caption_pipeline
+    from blip_recipe.captioning.pipeline import caption_pipeline
     from blip_recipe.vqa.pipeline import answer_pipeline
 
 __all__ = ["answer_pipeline", "caption_pipeline"]
 
-_MODULES = {"caption_pipeline": "blip_recipe.pipeline", "answer_pipeline": "blip_recipe.vqa.pipeline"}
-_TASKS = {"image-to-text": "blip_recipe.pipeline", "visual-question-answering": "blip_recipe.vqa.pipeline"}
+_MODULES = {"caption_pipeline": "blip_recipe.captioning.pipeline", "answer_pipeline": "blip_recipe.vqa.pipeline"}
+_TASKS = {"image-to-text": "blip_recipe.captioning.pipeline", "visual-question-answering": "blip_recipe.vqa.pipeline"}
 
 
 @wrapt.when_imported("transformers.pipelines")

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blip_recipe.command_line import add_model_options, positive
 from blip_recipe.errors import RecipeError, run_command
+from blip_recipe.recipe.command_line import add_model_options, positive
 
 if TYPE_CHECKING:
     from blip_recipe.vqa.pipeline import VisualQuestionAnsweringPipeline
@@ -76,7 +76,7 @@ def load_pipeline(arguments: argparse.Namespace, answers: list[str] | None) -> V
     Raises:
         RecipeError: It cannot be loaded, or its answers would not fit the lengths asked for.
     """
-    from blip_recipe.pipeline_models import decoding_arguments
+    from blip_recipe.models.pipeline import decoding_arguments
     from blip_recipe.vqa.pipeline import answer_pipeline
 
     wishes = {key: getattr(arguments, key) for key in ("num_beams", "max_length", "min_length")}

@@ -19,14 +19,14 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 
-from blip_recipe.caption_output import finished_images, open_output, sidecar_of, write_line, write_sidecar
-from blip_recipe.command_line import add_model_options, positive
+from blip_recipe.captioning.output import finished_images, open_output, sidecar_of, write_line, write_sidecar
 from blip_recipe.errors import RecipeError, run_command
+from blip_recipe.recipe.command_line import add_model_options, positive
 
 if TYPE_CHECKING:
     import torch
 
-    from blip_recipe.pipeline import ImageToTextPipeline
+    from blip_recipe.captioning.pipeline import ImageToTextPipeline
 
 IMAGE_EXTENSIONS = (
     *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
@@ -165,7 +165,7 @@ def load_pipeline(arguments: argparse.Namespace) -> ImageToTextPipeline:
     Raises:
         RecipeError: It cannot be loaded, or its captions would not fit the lengths asked for.
     """
-    from blip_recipe.pipeline import caption_pipeline, decoding_arguments
+    from blip_recipe.captioning.pipeline import caption_pipeline, decoding_arguments
 
     wishes = {key: getattr(arguments, key) for key in ("prompt", "num_beams", "max_length", "min_length")}
     wishes = {key: wish for key, wish in wishes.items() if wish is not None}

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from blip_recipe.errors import RecipeError, run_command
-from blip_recipe.recipe import EvaluateOptions, Recipe, read_recipe
-from blip_recipe.recipe_checks import check_metrics
-from blip_recipe.tasks import recorded_task
+from blip_recipe.recipe.checks import check_metrics
+from blip_recipe.recipe.parsing import EvaluateOptions, Recipe, read_recipe
+from blip_recipe.training.task import recorded_task
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -59,12 +59,12 @@ def score_model(recipe: Recipe[EvaluateOptions]) -> None:
     if recipe.data.dataset_name is None or recipe.data.eval_split is None:
         raise RecipeError("dataset_name and eval_split say what to score; --predictions scores a file instead.")
 
-    from blip_recipe.adapters import load_captioner, read_repository_json
-    from blip_recipe.blip_trainer import build_trainer
     from blip_recipe.data import check_splits, write_skipped_rows
     from blip_recipe.data.checks import SKIPPED_FILE
-    from blip_recipe.logs import set_up_logs
-    from blip_recipe.tasks import find_task
+    from blip_recipe.models.loading import load_captioner, read_repository_json
+    from blip_recipe.recipe.logs import set_up_logs
+    from blip_recipe.training.task import find_task
+    from blip_recipe.training.trainer import build_trainer
 
     set_up_logs(recipe.training)
     name, revision = recipe.model.model_name_or_path, recipe.model.model_revision
@@ -111,7 +111,7 @@ def take_recorded_settings(recipe: Recipe[EvaluateOptions], recorded: dict[str, 
 
 def report(recipe: Recipe[EvaluateOptions], results: dict[str, float], records: list[dict[str, Any]]) -> None:
     """Write `all_results.json` and `predictions.jsonl` into `output_dir`, and the scores on stdout."""
-    from blip_recipe.results import write_json, write_predictions
+    from blip_recipe.data.storage import write_json, write_predictions
 
     write_json(recipe.output_dir / "all_results.json", dict(sorted(results.items())))
     write_predictions(recipe.output_dir / "predictions.jsonl", records)

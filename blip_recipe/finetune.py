@@ -12,11 +12,11 @@ import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from blip_recipe.card.rendering import PLACEHOLDER
+from blip_recipe.data.storage import read_json, write_json, write_predictions
 from blip_recipe.errors import PushError, RecipeError, StoppedError, run_command
-from blip_recipe.model_card import PLACEHOLDER
-from blip_recipe.recipe import FinetuneOptions, Recipe, check_recipe, read_recipe
-from blip_recipe.results import read_json, write_json, write_predictions
-from blip_recipe.runs import RUN, Run, find_run, note_run
+from blip_recipe.recipe.output_dir import RUN, Run, find_run, note_run
+from blip_recipe.recipe.parsing import FinetuneOptions, Recipe, check_recipe, read_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import BlipProcessor
 
-    from blip_recipe.blip_trainer import BlipTrainer
-    from blip_recipe.card_callback import CardCallback
-    from blip_recipe.card_facts import Source
+    from blip_recipe.card.callback import CardCallback
+    from blip_recipe.card.gathering import Source
     from blip_recipe.data.checks import SkippedRow
-    from blip_recipe.hub import PushResult
-    from blip_recipe.tasks import Task
+    from blip_recipe.hub.publishing import PushResult
+    from blip_recipe.training.task import Task
+    from blip_recipe.training.trainer import BlipTrainer
 
 # By its own name also where it is run as `__main__`, whose messages would be dropped.
 logger = logging.getLogger("blip_recipe.finetune")
@@ -47,19 +47,19 @@ def main(argv: list[str] | None = None) -> None:
     check_recipe(recipe)
     run = find_run(recipe)
 
-    from blip_recipe.blip_trainer import build_trainer
-    from blip_recipe.card_callback import CardCallback
-    from blip_recipe.checkpoint_upload import checkpoint_uploads
-    from blip_recipe.checkpoints import flush_files
+    from blip_recipe.card.callback import CardCallback
     from blip_recipe.data import check_splits, load_splits
     from blip_recipe.data.shards import open_stream
     from blip_recipe.data.streaming import caption_stream
-    from blip_recipe.frozen_vision import keep_embeddings
-    from blip_recipe.logs import set_up_logs
-    from blip_recipe.plan import format_plan
-    from blip_recipe.sharding import gather_weights
-    from blip_recipe.stream_progress import plan_steps
-    from blip_recipe.tasks import find_task
+    from blip_recipe.hub.checkpoint_upload import checkpoint_uploads
+    from blip_recipe.recipe.logs import set_up_logs
+    from blip_recipe.recipe.plan import format_plan
+    from blip_recipe.training.checkpoints import flush_files
+    from blip_recipe.training.embeddings import keep_embeddings
+    from blip_recipe.training.sharding import gather_weights
+    from blip_recipe.training.streams import plan_steps
+    from blip_recipe.training.task import find_task
+    from blip_recipe.training.trainer import build_trainer
 
     set_up_logs(recipe.training)
     task = find_task(recipe.objective.task)
@@ -120,7 +120,7 @@ def find_repository(recipe: Recipe[FinetuneOptions]) -> str:
     """The full name of the repository that the result will be pushed to, once it is sure that it can be."""
     from huggingface_hub import HfApi
 
-    from blip_recipe.hub import check_tag, preflight
+    from blip_recipe.hub.publishing import check_tag, preflight
 
     training = recipe.training
     check_tag(recipe.options.hub_tag, "hub_tag")
@@ -129,7 +129,7 @@ def find_repository(recipe: Recipe[FinetuneOptions]) -> str:
 
 def pin_sources(recipe: Recipe[FinetuneOptions], run: Run) -> tuple[Source, Source]:
     """Where model and data come from; what is loaded from the Hub is loaded at the commit that the run began with."""
-    from blip_recipe.card_facts import read_source
+    from blip_recipe.card.gathering import read_source
 
     model, data = recipe.model, recipe.data
     base = read_source(model.model_name_or_path, "model", run.model_revision or model.model_revision)
@@ -146,9 +146,9 @@ def build(recipe: Recipe[FinetuneOptions], task: Task, rows: Dataset) -> tuple[A
     """
     from transformers import set_seed
 
-    from blip_recipe.adapters import build_model
-    from blip_recipe.frozen_vision import check_frozen
-    from blip_recipe.recipe_checks import check_fits, check_quantisable
+    from blip_recipe.models.loading import build_model
+    from blip_recipe.recipe.checks import check_fits, check_quantisable
+    from blip_recipe.training.embeddings import check_frozen
 
     set_seed(recipe.training.seed)
     check_quantisable(recipe, task.model_class)
@@ -167,9 +167,9 @@ def resolve(recipe: Recipe[FinetuneOptions], repo_id: str | None, sources: tuple
 
 def take_output_dir(recipe: Recipe[FinetuneOptions], resolved: dict[str, Any], skipped: list[SkippedRow]) -> None:
     """Note whose the output directory is from now on, and which rows are left out; start afresh on request."""
-    from blip_recipe.checkpoints import clear_output_dir
     from blip_recipe.data.checks import SKIPPED_FILE, write_skipped_rows
-    from blip_recipe.published_files import PUBLISHED_FILES
+    from blip_recipe.hub.published_files import PUBLISHED_FILES
+    from blip_recipe.training.checkpoints import clear_output_dir
 
     with recipe.training.main_process_first(local=False, desc="taking the output directory"):
         if recipe.training.process_index == 0:
@@ -216,7 +216,7 @@ def train(trainer: BlipTrainer, recipe: Recipe[FinetuneOptions], card: CardCallb
     from accelerate.utils import broadcast_object_list
     from transformers import set_seed
 
-    from blip_recipe.checkpoints import last_checkpoint
+    from blip_recipe.training.checkpoints import last_checkpoint
 
     # The random state is the same whether or not this process scored the baseline first.
     set_seed(trainer.args.seed)
@@ -239,9 +239,9 @@ def train(trainer: BlipTrainer, recipe: Recipe[FinetuneOptions], card: CardCallb
 
 def merge(trainer: BlipTrainer, recipe: Recipe[FinetuneOptions], *parts: Any) -> BlipTrainer:
     """Fold the trained adapter into the base in full precision; what follows scores and saves the result."""
-    from blip_recipe.adapters import merged_model
-    from blip_recipe.blip_trainer import build_trainer
-    from blip_recipe.tasks import find_task
+    from blip_recipe.models.loading import merged_model
+    from blip_recipe.training.task import find_task
+    from blip_recipe.training.trainer import build_trainer
 
     adapter = recipe.output_dir / "adapter"
     trainer.save_model(str(adapter))
@@ -284,9 +284,9 @@ def describe(
     repo_id: str | None,
 ) -> None:
     """Write what the run leaves beside the model: predictions, recipe, pictures and, last, the card."""
-    from blip_recipe.card_facts import gather_facts
-    from blip_recipe.figures import draw_samples, draw_training_curves, load_samples
-    from blip_recipe.model_card import write_card
+    from blip_recipe.card.gathering import gather_facts
+    from blip_recipe.card.pictures import draw_samples, draw_training_curves, load_samples
+    from blip_recipe.card.rendering import write_card
 
     model, output_dir = recipe.model, recipe.output_dir
     base, dataset = sources
@@ -313,8 +313,8 @@ def describe(
 
 def format_next_steps(recipe: Recipe[FinetuneOptions], repo_id: str | None) -> str:
     """What a person may want to do with the result, one thing a line."""
-    from blip_recipe.hub import push_command
-    from blip_recipe.tasks import find_task
+    from blip_recipe.hub.publishing import push_command
+    from blip_recipe.training.task import find_task
 
     task = find_task(recipe.objective.task)
     folder = shlex.quote(str(recipe.output_dir))
@@ -337,7 +337,7 @@ def finish_again(
     recipe: Recipe[FinetuneOptions], task: Task, repo_id: str | None, splits: Mapping[str, Dataset]
 ) -> None:
     """Do what a finished run may still want: let the card speak of the repository, and publish it."""
-    from blip_recipe.adapters import load_captioner
+    from blip_recipe.models.loading import load_captioner
     from blip_recipe.push import retarget
 
     if recipe.training.process_index != 0:
@@ -360,7 +360,7 @@ def push(model: Any, recipe: Recipe[FinetuneOptions], task: Task, repo_id: str, 
     """
     from huggingface_hub import HfApi
 
-    from blip_recipe.hub import push_folder
+    from blip_recipe.hub.publishing import push_folder
     from blip_recipe.push import COMMIT_MESSAGE
 
     result = push_folder(
@@ -389,8 +389,8 @@ def check_published(
     Raises:
         PushError: It says something else.
     """
-    from blip_recipe.adapters import CaptionSettings, load_captioner
-    from blip_recipe.hub import push_command
+    from blip_recipe.hub.publishing import push_command
+    from blip_recipe.models.loading import CaptionSettings, load_captioner
 
     published, processor, settings = load_captioner(
         repo_id, revision=result.revision, device=recipe.training.device, model_class=task.model_class

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from blip_recipe.caption import list_images, printable, read_ahead
-from blip_recipe.command_line import add_model_options, positive
 from blip_recipe.errors import RecipeError, run_command
+from blip_recipe.recipe.command_line import add_model_options, positive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -82,8 +82,8 @@ def load_matcher(arguments: argparse.Namespace) -> tuple[BlipForRetrieval, BlipP
     Raises:
         RecipeError: It cannot be loaded, or is no BLIP of this kind.
     """
-    from blip_recipe.adapters import load_captioner
-    from blip_recipe.pipeline import first_device, usable_device
+    from blip_recipe.captioning.pipeline import first_device, usable_device
+    from blip_recipe.models.loading import load_captioner
     from blip_recipe.retrieval.modeling import BlipForRetrieval
 
     model, processor, _ = load_captioner(

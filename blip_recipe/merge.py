@@ -23,12 +23,12 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.out.is_file() or (arguments.out.exists() and any(arguments.out.iterdir())):
         raise RecipeError(f"{arguments.out} is not empty: name a directory that does not exist yet.")
 
-    from blip_recipe.adapters import CaptionSettings, merged_model, read_repository_json
-    from blip_recipe.folded_card import carry_card
-    from blip_recipe.model_card import DecodingFacts
-    from blip_recipe.processing import save_processor
-    from blip_recipe.results import write_json
-    from blip_recipe.tasks import find_task, recorded_task
+    from blip_recipe.card.merged import carry_card
+    from blip_recipe.card.rendering import DecodingFacts
+    from blip_recipe.data.storage import write_json
+    from blip_recipe.models.loading import CaptionSettings, merged_model, read_repository_json
+    from blip_recipe.models.processors import save_processor
+    from blip_recipe.training.task import find_task, recorded_task
 
     adapter, out = arguments.adapter, arguments.out
     recipe = read_repository_json(adapter, "recipe.json")

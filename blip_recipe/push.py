@@ -23,9 +23,9 @@ def main() -> None:
 
     from huggingface_hub import HfApi
 
-    from blip_recipe.hub import check_repo_id, check_tag, not_pushed, preflight, push_command, push_folder
-    from blip_recipe.published_files import published_files
-    from blip_recipe.results import read_json
+    from blip_recipe.data.storage import read_json
+    from blip_recipe.hub.published_files import published_files
+    from blip_recipe.hub.publishing import check_repo_id, check_tag, not_pushed, preflight, push_command, push_folder
 
     folder, tag = arguments.folder, arguments.tag
     check_repo_id(arguments.repo_id, "--repo_id")
@@ -71,8 +71,8 @@ def retarget(folder: Path, repo_id: str) -> None:
     The recipe, which says what the card spoke of, is replaced last, and neither is ever half written: a push that is
     killed can be repeated.
     """
-    from blip_recipe.model_card import PLACEHOLDER
-    from blip_recipe.results import read_json, write_json, write_whole
+    from blip_recipe.card.rendering import PLACEHOLDER
+    from blip_recipe.data.storage import read_json, write_json, write_whole
 
     recipe = read_json(folder / "recipe.json")
     old = recipe.get("hub_model_id") or PLACEHOLDER

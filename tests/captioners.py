@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 
-from blip_recipe.modeling import BlipForCaptioning
-from blip_recipe.processing import save_processor
-from blip_recipe.tiny import build_tiny_blip
+from blip_recipe.captioning.modeling import BlipForCaptioning
+from blip_recipe.models.processors import save_processor
+from blip_recipe.models.tiny import build_tiny_blip
 
 CAPTIONS = ["a red square on a blue ground", "two green circles", "a picture of a small dog", "three yellow cats"]
 GAIN = 3.0
@@ -36,8 +36,8 @@ def save_adapter(directory: Path, base: Path | str, *, base_directory: Path | No
     """A LoRA adapter that changes captions, of the model `base`, whose weights may lie elsewhere."""
     from peft import LoraConfig, get_peft_model
 
-    from blip_recipe.adapters import name_stock_class
-    from blip_recipe.processing import load_processor
+    from blip_recipe.models.loading import name_stock_class
+    from blip_recipe.models.processors import load_processor
 
     weights = base_directory or Path(base)
     config = LoraConfig(r=4, target_modules=BlipForCaptioning.lora_layers, task_type=None, init_lora_weights=False)

@@ -13,11 +13,11 @@ import torch
 from hub_server import HubServer
 from PIL import Image, ImageDraw
 
-from blip_recipe.processing import save_processor
-from blip_recipe.resources import resource_folder
-from blip_recipe.task_keys import TASKS
-from blip_recipe.tasks import find_task
-from blip_recipe.tiny import build_tiny_blip
+from blip_recipe.data.resources import resource_folder
+from blip_recipe.models.processors import save_processor
+from blip_recipe.models.tiny import build_tiny_blip
+from blip_recipe.recipe.task_keys import TASKS
+from blip_recipe.training.task import find_task
 
 BASE_MODEL = "Salesforce/blip-image-captioning-base"
 SPLITS = {"train": 12, "restval": 4, "val": 5, "test": 6}

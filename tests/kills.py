@@ -170,8 +170,8 @@ def publish_base(hub: HubServer, folder: Path) -> None:
     from captioners import GAIN
     from coco import captions_of
 
-    from blip_recipe.processing import save_processor
-    from blip_recipe.tiny import build_tiny_blip
+    from blip_recipe.models.processors import save_processor
+    from blip_recipe.models.tiny import build_tiny_blip
 
     torch.manual_seed(0)
     model, processor = build_tiny_blip([caption for number in range(12) for caption in captions_of(number)])

@@ -18,7 +18,7 @@ from commands import CHECKOUT, run_checked
 from hub_server import WRITE_TOKEN, HubServer, Token
 from PIL import Image
 
-from blip_recipe.model_card import (
+from blip_recipe.card.rendering import (
     FACTS,
     CardFacts,
     DecodingFacts,
@@ -31,7 +31,7 @@ from blip_recipe.model_card import (
     TrainingFacts,
     render_card,
 )
-from blip_recipe.published_files import published_files
+from blip_recipe.hub.published_files import published_files
 
 FOLDER = CHECKOUT / "model_cards" / "examples"
 QUICKSTART = "shapes_tiny"

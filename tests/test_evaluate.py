@@ -14,11 +14,11 @@ import torch
 from commands import run_module
 from transformers import BertTokenizer, BlipImageProcessor, BlipProcessor
 
+from blip_recipe.captioning.modeling import BlipForCaptioning
 from blip_recipe.errors import RecipeError
 from blip_recipe.evaluate import main
-from blip_recipe.modeling import BlipForCaptioning
-from blip_recipe.processing import save_processor
-from blip_recipe.tiny import tiny_config
+from blip_recipe.models.processors import save_processor
+from blip_recipe.models.tiny import tiny_config
 
 QUICK = ["--metrics", "bleu", "cider", "--dataloader_num_workers", "0"]
 

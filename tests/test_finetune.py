@@ -21,7 +21,7 @@ from commands import CHECKOUT, run_checked, run_module, run_script
 from hub_server import WRITE_TOKEN, HubServer
 from huggingface_hub import ModelCard
 
-from blip_recipe.resources import resource_folder
+from blip_recipe.data.resources import resource_folder
 
 PUBLISHED = {
     "lora": {"adapter_config.json", "adapter_model.safetensors"},
@@ -161,7 +161,7 @@ def test_a_rerun_trains_nothing_again_and_pushes_nothing_twice(run: dict[str, An
 DRY_RUNS = """
 import json, sys
 from blip_recipe.finetune import main
-from blip_recipe.resources import resource_folder
+from blip_recipe.data.resources import resource_folder
 for recipe in sys.argv[2:]:
     options = ["--dataset_name", sys.argv[1]] if recipe in ("my_folder", "capfilt_train") else []
     if recipe == "vqav2":

@@ -13,10 +13,10 @@ from commands import run_checked
 from hub_server import HubServer
 from huggingface_hub import ModelCard
 
-from blip_recipe.folded_card import CARRIED_FILES, drop_section
-from blip_recipe.results import read_json, write_json
+from blip_recipe.card.merged import CARRIED_FILES, drop_section
+from blip_recipe.data.storage import read_json, write_json
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parent / "card" / "golden"
 BASE = "somebody/blip"
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from commands import run_module
 from hub_server import READ_TOKEN, HubServer
-from test_hub import write_output_dir
+from pushes import write_output_dir
 
 from blip_recipe.push import retarget_card
 
@@ -108,7 +108,7 @@ def test_a_token_that_may_only_read_changes_nothing(hub: HubServer, folder: Path
 
 @pytest.mark.parametrize("kind", ["full", "lora", "merged"])
 def test_every_kind_of_card_is_retargeted_whole_and_can_be_turned_back(kind: str) -> None:
-    card = (Path(__file__).parent / "golden" / f"card_{kind}.md").read_text(encoding="utf-8")
+    card = (Path(__file__).parent / "card" / "golden" / f"card_{kind}.md").read_text(encoding="utf-8")
     retargeted = retarget_card(card, "lab/blip-coco", "org/new")
     assert "lab/blip-coco" not in retargeted
     assert retarget_card(retargeted, "org/new", "lab/blip-coco") == card

@@ -12,15 +12,15 @@ import datasets
 import pytest
 import yaml
 from captioners import draw_pictures, save_adapter, save_captioner
-from test_model_card import BASE, COCO, make_facts
+from cards import BASE, COCO, make_facts
 
-from blip_recipe.adapters import load_captioner, merged_model
-from blip_recipe.card_facts import Source
+from blip_recipe.card.gathering import Source
+from blip_recipe.card.rendering import render_card
 from blip_recipe.data import load_split
 from blip_recipe.errors import RecipeError
 from blip_recipe.finetune import main as finetune
-from blip_recipe.model_card import render_card
-from blip_recipe.recipe import DataArguments
+from blip_recipe.models.loading import load_captioner, merged_model
+from blip_recipe.recipe.parsing import DataArguments
 
 
 class Bomb:

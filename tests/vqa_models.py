@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from captioners import write_recipe
 
-from blip_recipe.processing import save_processor
+from blip_recipe.models.processors import save_processor
 from blip_recipe.vqa.modeling import BlipForAnswering
 from blip_recipe.vqa.tiny import build_tiny_answerer
 

@@ -17,9 +17,9 @@ from datasets import Image as ImageFeature
 from PIL import Image, ImageDraw
 from transformers import BlipImageProcessor, BlipProcessor
 
-from blip_recipe.processing import save_processor
+from blip_recipe.models.processors import save_processor
+from blip_recipe.models.tiny import build_tokenizer, tiny_config
 from blip_recipe.retrieval.modeling import BlipForRetrieval
-from blip_recipe.tiny import build_tokenizer, tiny_config
 
 TEXTS = ("IMG_0001.jpg", "a small dog & two green circles!", "Buy now: red square, blue ground", "three yellow cats")
 

@@ -11,8 +11,8 @@ from typing import Any, Literal
 from transformers.hf_argparser import HfArgumentParser
 
 from blip_recipe.errors import RecipeError
-from blip_recipe.recipe import SHAPES, DataArguments
-from blip_recipe.recipe_file import HelpFormatter, RecipeParser, find_recipe, load_json, to_words, unknown_key
+from blip_recipe.recipe.file import HelpFormatter, RecipeParser, find_recipe, load_json, to_words, unknown_key
+from blip_recipe.recipe.parsing import SHAPES, DataArguments
 
 PROG = "python -m blip_recipe.capfilt"
 

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 
-from blip_recipe.adapters import load_captioner
 from blip_recipe.capfilt.sampling import sample_captions
 from blip_recipe.caption import read_ahead
+from blip_recipe.captioning.modeling import BlipForCaptioning
 from blip_recipe.data.captions import normalize_caption
 from blip_recipe.data.checks import caption_fault
 from blip_recipe.data.images import read_content
 from blip_recipe.data.pixels import read_pixels
 from blip_recipe.errors import RecipeError
-from blip_recipe.modeling import BlipForCaptioning
-from blip_recipe.processing import normalize_pixels, resize_pixels, stack_pixels
+from blip_recipe.models.loading import load_captioner
+from blip_recipe.models.processors import normalize_pixels, resize_pixels, stack_pixels
 from blip_recipe.retrieval.modeling import BlipForRetrieval
 from blip_recipe.retrieval.scoring import match_probabilities
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
     from transformers import BlipProcessor
 
-    from blip_recipe.attention import StockModel
     from blip_recipe.capfilt.arguments import CapFiltArguments
     from blip_recipe.data.shards import ShardedSplit, StreamedImage
+    from blip_recipe.models.attention import StockModel
 
 Kind = Literal["web", "synthetic"]
 KINDS: tuple[Kind, ...] = ("web", "synthetic")

@@ -19,8 +19,8 @@ from blip_recipe.capfilt.judging import KINDS
 from blip_recipe.capfilt.run import read_note
 from blip_recipe.capfilt.shard_output import DATA
 from blip_recipe.capfilt.tally import BINS, SHOWN, sum_up
+from blip_recipe.data.storage import write_json, write_whole
 from blip_recipe.errors import RecipeError
-from blip_recipe.results import write_json, write_whole
 
 if TYPE_CHECKING:
     from blip_recipe.capfilt.arguments import CapFiltArguments

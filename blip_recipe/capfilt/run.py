@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blip_recipe.capfilt.shard_output import DATA, JUDGED, data_path, judged_path
+from blip_recipe.data.storage import read_json, write_json
 from blip_recipe.errors import RecipeError
-from blip_recipe.results import read_json, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

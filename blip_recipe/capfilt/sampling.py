@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
-from blip_recipe.modeling import generate_captions
+from blip_recipe.captioning.modeling import generate_captions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, Image, List, Value
 
-from blip_recipe.results import whole_file
+from blip_recipe.data.storage import whole_file
 
 if TYPE_CHECKING:
     from blip_recipe.capfilt.judging import JudgedImage

@@ -25,7 +25,7 @@ from blip_recipe.data.shards import ShardedSplit, StreamedImage, choose_columns
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
-    from blip_recipe.recipe import DataArguments
+    from blip_recipe.recipe.parsing import DataArguments
 
 FOLDER_SHARD = 1000
 """Images of an imagefolder, which has no shards, that are taken for one."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from datasets import Dataset
 
-    from blip_recipe.recipe import DataArguments
+    from blip_recipe.recipe.parsing import DataArguments
 
     RowFault = Callable[[Mapping[str, Any]], str | None]
 

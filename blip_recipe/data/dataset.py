@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
     from blip_recipe.data.embeddings import EmbeddingStore
-    from blip_recipe.recipe import DataArguments
+    from blip_recipe.recipe.parsing import DataArguments
 
 
 class CaptionDataset(torch.utils.data.Dataset):

@@ -18,10 +18,10 @@ import torch
 from torch.utils.data import Dataset
 
 from blip_recipe.data.pixels import read_pixels
+from blip_recipe.data.storage import write_whole
 from blip_recipe.errors import RecipeError
 from blip_recipe.metrics.cache_folder import cache_folder
-from blip_recipe.processing import resize_pixels
-from blip_recipe.results import write_whole
+from blip_recipe.models.processors import resize_pixels
 
 if TYPE_CHECKING:
     from torch import nn

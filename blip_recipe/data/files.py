@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from datasets import Dataset
 
-    from blip_recipe.recipe import DataArguments
+    from blip_recipe.recipe.parsing import DataArguments
 
 Record = dict[str, Any]
 

@@ -12,14 +12,14 @@ from blip_recipe.data.rows import SplitColumns, join_columns, parse_split
 from blip_recipe.data.shapes import SHAPES_SPLITS, SHAPES_STYLES, Style, load_shapes, shapes_vocabulary
 from blip_recipe.data.tables import is_directory, read_table
 from blip_recipe.errors import RecipeError
-from blip_recipe.recipe import SHAPES
+from blip_recipe.recipe.parsing import SHAPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from datasets import Dataset
 
-    from blip_recipe.recipe import DataArguments
+    from blip_recipe.recipe.parsing import DataArguments
 
 
 def load_split(arguments: DataArguments, split: str, *, max_samples: int | None = None) -> Dataset:

@@ -30,8 +30,8 @@ from torchvision.transforms.v2.functional import resize
 from blip_recipe.data.augmentation import CROP_SCALE
 from blip_recipe.data.images import Picture, describe, is_url, naming_faults, open_lazily, read_content
 from blip_recipe.data.pixels import read_pixels, to_image
+from blip_recipe.data.storage import write_whole
 from blip_recipe.errors import RecipeError
-from blip_recipe.results import write_whole
 
 if TYPE_CHECKING:
     from datasets import Dataset

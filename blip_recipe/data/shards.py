@@ -23,7 +23,7 @@ from blip_recipe.data.rows import SplitColumns
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
-    from blip_recipe.recipe import DataArguments
+    from blip_recipe.recipe.parsing import DataArguments
 
 SAMPLE = 1000
 """Images whose captions are looked at before training."""

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from transformers import ProcessorMixin
 
     from blip_recipe.data.shards import ShardedSplit, StreamedImage
-    from blip_recipe.training_arguments import CaptionTrainingArguments
+    from blip_recipe.training.arguments import CaptionTrainingArguments
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from blip_recipe.errors import RecipeError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from blip_recipe.recipe import DataArguments
+    from blip_recipe.recipe.parsing import DataArguments
 
 
 def read_table(arguments: DataArguments, split: str, max_rows: int | None = None) -> SplitColumns:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from blip_recipe.data.pixels import read_pixels
-from blip_recipe.processing import resize_pixels, stack_pixels
+from blip_recipe.models.processors import resize_pixels, stack_pixels
 from blip_recipe.retrieval.scoring import tokenize_texts
 
 if TYPE_CHECKING:

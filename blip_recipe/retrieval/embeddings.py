@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from blip_recipe.data.storage import write_whole
 from blip_recipe.errors import RecipeError
-from blip_recipe.results import write_whole
 from blip_recipe.retrieval.scoring import tokenize_texts
 
 if TYPE_CHECKING:

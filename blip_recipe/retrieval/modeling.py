@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import BlipConfig, BlipForImageTextRetrieval
 from transformers.modeling_outputs import ModelOutput
 
-from blip_recipe.attention import StockModel
+from blip_recipe.models.attention import StockModel
 from blip_recipe.retrieval.gathering import gather, gather_with_gradients, pad_alike
 from blip_recipe.retrieval.losses import Features, contrastive_losses, draw_negatives, matching_losses
 

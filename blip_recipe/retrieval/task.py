@@ -5,22 +5,22 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from blip_recipe.captioning import CaptionedImages
+from blip_recipe.captioning.task import CaptionedImages
 from blip_recipe.data.images import open_image
 from blip_recipe.errors import RecipeError
 from blip_recipe.retrieval.modeling import BlipForRetrieval
 from blip_recipe.retrieval.scoring import match_probabilities
 from blip_recipe.retrieval.tiny import build_tiny_retriever
-from blip_recipe.sharding import is_asked_for
+from blip_recipe.training.sharding import is_asked_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from transformers import BlipProcessor
 
-    from blip_recipe.adapters import CaptionSettings
-    from blip_recipe.blip_trainer import BlipTrainer
-    from blip_recipe.recipe import Recipe
+    from blip_recipe.models.loading import CaptionSettings
+    from blip_recipe.recipe.parsing import Recipe
+    from blip_recipe.training.trainer import BlipTrainer
 
 
 class Retrieval(CaptionedImages):

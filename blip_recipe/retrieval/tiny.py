@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from torch import nn
 from transformers import BlipImageProcessor, BlipProcessor
 
+from blip_recipe.models.tiny import IMAGE_SIZE, add_positions, build_tokenizer, tiny_config
 from blip_recipe.retrieval.modeling import BlipForRetrieval
-from blip_recipe.tiny import IMAGE_SIZE, add_positions, build_tokenizer, tiny_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

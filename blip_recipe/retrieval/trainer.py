@@ -10,23 +10,23 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch.utils.data import DataLoader, Subset
 
-from blip_recipe.blip_trainer import BlipTrainer
 from blip_recipe.data.captions import normalize_caption
 from blip_recipe.retrieval.collator import PairCollator, image_ids
 from blip_recipe.retrieval.losses import MATCHING, split_loss
+from blip_recipe.retrieval.metrics import PairsToMatch, Shortlist, rank_of_first_own, recalls, shortlist
 from blip_recipe.retrieval.momentum import MomentumState, saved_temperature
-from blip_recipe.retrieval.recall import PairsToMatch, Shortlist, rank_of_first_own, recalls, shortlist
 from blip_recipe.retrieval.scoring import tokenize_texts
-from blip_recipe.stop_signals import ignore_stop_signals
+from blip_recipe.training.stop_signals import ignore_stop_signals
+from blip_recipe.training.trainer import BlipTrainer
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import nn
     from transformers import BlipProcessor, EvalPrediction
 
-    from blip_recipe.recipe import DataArguments, ObjectiveArguments
+    from blip_recipe.recipe.parsing import DataArguments, ObjectiveArguments
     from blip_recipe.retrieval.modeling import BlipForRetrieval
-    from blip_recipe.training_arguments import CaptionTrainingArguments
+    from blip_recipe.training.arguments import CaptionTrainingArguments
 
 TEXTS_SHOWN = 10
 """Texts that a prediction lists."""

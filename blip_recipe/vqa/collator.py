@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
+from blip_recipe.captioning.modeling import IGNORED
 from blip_recipe.data.pixels import read_pixels
-from blip_recipe.modeling import IGNORED
-from blip_recipe.processing import resize_pixels, stack_pixels
+from blip_recipe.models.processors import resize_pixels, stack_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence

@@ -12,13 +12,13 @@ from blip_recipe.data.rows import parse_split
 from blip_recipe.data.shapes import SHAPES_SPLITS, draw_scene, encode_picture
 from blip_recipe.data.tables import ids_of, images_of, load_table
 from blip_recipe.errors import RecipeError
-from blip_recipe.recipe import SHAPES
+from blip_recipe.recipe.parsing import SHAPES
 from blip_recipe.vqa.files import is_vqa_folder, read_vqa_files
 from blip_recipe.vqa.questions import Question, questions_of
 from blip_recipe.vqa.rows import QuestionColumns, join_questions, read_answers
 
 if TYPE_CHECKING:
-    from blip_recipe.recipe import DataArguments
+    from blip_recipe.recipe.parsing import DataArguments
 
 QUESTION_NAMES = ("question", "questions", "query")
 ANSWER_NAMES = ("answers", "answer", "multiple_choice_answer", "label", "labels")

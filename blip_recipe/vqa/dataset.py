@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import ProcessorMixin
 
-    from blip_recipe.recipe import DataArguments
+    from blip_recipe.recipe.parsing import DataArguments
 
 
 class QuestionDataset(torch.utils.data.Dataset):

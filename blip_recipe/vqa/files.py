@@ -14,7 +14,7 @@ from blip_recipe.vqa.rows import QuestionColumns, read_answers
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from blip_recipe.recipe import DataArguments
+    from blip_recipe.recipe.parsing import DataArguments
 
 EXPECTED = (
     "Expected VQAv2's files: '..._questions.json' with 'questions' of image_id, question_id and question, and beside "

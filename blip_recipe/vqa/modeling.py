@@ -15,8 +15,8 @@ from transformers import BlipForQuestionAnswering
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 
-from blip_recipe.attention import SDPA_CLASSES, SdpaTextAttention, StockModel
-from blip_recipe.modeling import IGNORED, caption_mask, token_losses
+from blip_recipe.captioning.modeling import IGNORED, caption_mask, token_losses
+from blip_recipe.models.attention import SDPA_CLASSES, SdpaTextAttention, StockModel
 
 if TYPE_CHECKING:
     from transformers import BlipConfig

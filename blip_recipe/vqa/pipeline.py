@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from transformers import BlipConfig, BlipForQuestionAnswering, Pipeline
 
-from blip_recipe.pipeline_models import (
+from blip_recipe.models.pipeline import (
     SINGLE_IMAGE,
     choose_processor,
     decoding_arguments,
@@ -24,7 +24,7 @@ from blip_recipe.pipeline_models import (
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from blip_recipe.adapters import CaptionSettings
+    from blip_recipe.models.loading import CaptionSettings
 
 # The rest of blip_recipe is imported where it is used: this module comes along with every `transformers.pipelines`.
 TASK = "visual-question-answering"
@@ -65,7 +65,7 @@ class VisualQuestionAnsweringPipeline(Pipeline):
         local_files_only: bool = False,  # transformers hands it on when everything is loaded
         **kwargs: Any,
     ) -> None:
-        from blip_recipe.adapters import CaptionSettings
+        from blip_recipe.models.loading import CaptionSettings
         from blip_recipe.vqa.modeling import BlipForAnswering
         from blip_recipe.vqa.tokens import mark_questions
 
@@ -160,7 +160,7 @@ class VisualQuestionAnsweringPipeline(Pipeline):
     ) -> list[dict[str, Any]]:
         """`{"answer"}` for each sequence of the question; of ranked answers the `top_k` best, with `log_likelihood`."""
         if answers is None:
-            from blip_recipe.modeling import decode_captions
+            from blip_recipe.captioning.modeling import decode_captions
 
             return [{"answer": answer} for answer in decode_captions(self.tokenizer, model_outputs["token_ids"][0])]
         rows, likelihoods = model_outputs["rows"][0].tolist(), model_outputs["log_likelihoods"][0].tolist()

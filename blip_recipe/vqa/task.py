@@ -6,12 +6,12 @@ import re
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from blip_recipe.captioning.modeling import decode_captions
 from blip_recipe.data.checks import MAX_CHARACTERS
 from blip_recipe.data.images import open_image
 from blip_recipe.errors import RecipeError
-from blip_recipe.modeling import decode_captions
-from blip_recipe.recipe import SHAPES
-from blip_recipe.tasks import Task
+from blip_recipe.recipe.parsing import SHAPES
+from blip_recipe.training.task import Task
 from blip_recipe.vqa.collator import encode_questions
 from blip_recipe.vqa.data import load_questions, normalize_question
 from blip_recipe.vqa.dataset import question_datasets
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import BlipProcessor
 
-    from blip_recipe.adapters import CaptionSettings
-    from blip_recipe.blip_trainer import BlipTrainer
-    from blip_recipe.recipe import DataArguments, Recipe
+    from blip_recipe.models.loading import CaptionSettings
+    from blip_recipe.recipe.parsing import DataArguments, Recipe
+    from blip_recipe.training.trainer import BlipTrainer
 
 
 class Answering(Task):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 from transformers import BlipImageProcessor, BlipProcessor
 
-from blip_recipe.tiny import IMAGE_SIZE, add_positions, build_tokenizer, tiny_config
+from blip_recipe.models.tiny import IMAGE_SIZE, add_positions, build_tokenizer, tiny_config
 from blip_recipe.vqa.modeling import BlipForAnswering
 from blip_recipe.vqa.tokens import mark_questions
 

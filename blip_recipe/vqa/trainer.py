@@ -8,10 +8,10 @@ import torch
 from torch.nn import functional as F
 from torch.utils.data import Sampler
 
-from blip_recipe.blip_trainer import BlipTrainer
-from blip_recipe.modeling import decode_captions
-from blip_recipe.vqa.accuracy import is_exact_match, vqa_accuracy
+from blip_recipe.captioning.modeling import decode_captions
+from blip_recipe.training.trainer import BlipTrainer
 from blip_recipe.vqa.collator import AnswerCollator
+from blip_recipe.vqa.metrics import is_exact_match, vqa_accuracy
 from blip_recipe.vqa.tokens import mark_questions
 
 if TYPE_CHECKING:
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import BlipProcessor, EvalPrediction
 
-    from blip_recipe.recipe import DataArguments
-    from blip_recipe.training_arguments import CaptionTrainingArguments
+    from blip_recipe.recipe.parsing import DataArguments
+    from blip_recipe.training.arguments import CaptionTrainingArguments
     from blip_recipe.vqa.modeling import BlipForAnswering
 
 SCORES = {"vqa_accuracy": vqa_accuracy, "exact_match": is_exact_match}

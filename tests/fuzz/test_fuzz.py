@@ -22,12 +22,13 @@ import datasets
 import numpy as np
 import pytest
 import yaml
+from cards import PREDICTIONS, make_facts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_model_card import PREDICTIONS, make_facts
 
-from blip_recipe.caption_output import finished_images, write_line
+from blip_recipe.captioning.output import finished_images, write_line
+from blip_recipe.card.rendering import render_card
 from blip_recipe.data import BadImageError, load_split, normalize_caption, open_image
 from blip_recipe.data.captions import read_captions
 from blip_recipe.data.images import check_picture
@@ -36,8 +37,7 @@ from blip_recipe.data.rows import PathRoot
 from blip_recipe.errors import RecipeError
 from blip_recipe.metrics import CaptionScorer
 from blip_recipe.metrics.files import read_predictions, read_references
-from blip_recipe.model_card import render_card
-from blip_recipe.recipe import DataArguments, FinetuneOptions, check_recipe, read_recipe
+from blip_recipe.recipe.parsing import DataArguments, FinetuneOptions, check_recipe, read_recipe
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", 1_500))
 PATIENCE = 5.0

@@ -1,0 +1,318 @@
+"""Self-critical sequence training (Rennie et al., 2017, https://arxiv.org/abs/1612.00563).
+
+Captions are sampled, scored, and made more or less likely as they score above or below others of their image.
+
+What is maximised is the expected reward of a caption drawn from the model, less `kl_coef` times its divergence from the
+model that the training started with. The gradient is REINFORCE's, with a baseline that leaves it unbiased: the other
+samples of the image (Luo, 2020, https://arxiv.org/abs/2003.09971), or its greedy caption (the original).
+
+Three things keep it so:
+
+- A caption is drawn from the very probabilities that are differentiated: temperature 1, no top-k (transformers' default
+  is 50), no shortest length, and no dropout, neither in sampling nor in the gradient. The original samples and
+  differentiates under one dropout mask; with two passes there would be two masks, and with them a bias. Without dropout
+  the captioner that is trained is the one that is used.
+- Every token is counted, the closing `[SEP]` included and nothing after it; a caption that is cut at
+  `generation_max_length` is one of its own kind, and is rewarded as one without an end.
+- The divergence is part of the reward (as in RLOO, Ahmadian et al., 2024, https://arxiv.org/abs/2402.14740), not a loss
+  of its own, whose sampled gradient would be of something else.
+
+An image is encoded once, for samples, log-probabilities and cross entropy. Rewards are computed by a thread while the
+model computes log-probabilities.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from blip_recipe.captioning.modeling import IGNORED, decode_captions, generate_token_ids
+from blip_recipe.captioning.rewards import CaptionReward, caption_habits
+from blip_recipe.captioning.trainer import CaptionTrainer, predicted_tokens
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from transformers import EvalPrediction, TrainerControl, TrainerState, TrainingArguments
+
+    from blip_recipe.recipe.parsing import ObjectiveArguments
+
+logger = logging.getLogger(__name__)
+
+Scored = tuple[torch.Tensor, torch.Tensor | None, dict[str, float]]
+"""Rewards `(images, samples)`, those of greedy captions `(images,)`, and the habits of the samples."""
+
+
+def lay_out(token_ids: torch.Tensor, prompt: torch.Tensor, sep_token_id: int) -> dict[str, torch.Tensor]:
+    """Sampled captions as `BlipForCaptioning.forward` takes them: those of an image end to end in one row.
+
+    Args:
+        token_ids: `(images, samples, tokens)`, what follows the prompt; whatever stands after the first `[SEP]` of a
+            caption is padding.
+        prompt: `(tokens,)`, `[DEC]` and the prompt's words.
+        sep_token_id: `[SEP]`.
+
+    Returns:
+        `input_ids`, `position_ids` and `labels`, each `(images, samples * (prompt + tokens))`: a sample has the same
+        room as every other. Its own tokens and its `[SEP]` are predicted.
+    """
+    images, samples, _ = token_ids.shape
+    is_end = token_ids == sep_token_id
+    spoken = is_end.cumsum(2) - is_end.long() == 0
+    start = prompt.expand(images, samples, -1)
+    positions = torch.arange(len(prompt) + token_ids.shape[2], device=token_ids.device)
+    whole = F.pad(spoken, (len(prompt), 0), value=True)
+    return {
+        "input_ids": torch.cat([start, token_ids], 2).flatten(1),
+        # Padding begins at 0 again, and so sees only itself.
+        "position_ids": (positions * whole).flatten(1),
+        "labels": torch.cat([torch.full_like(start, IGNORED), token_ids.masked_fill(~spoken, IGNORED)], 2).flatten(1),
+    }
+
+
+def advantages(rewards: torch.Tensor, greedy: torch.Tensor | None = None) -> torch.Tensor:
+    """How much better each sample is than expected.
+
+    Args:
+        rewards: `(images, samples)`.
+        greedy: `(images,)`, the reward of the greedy caption; left out, a sample is compared with the mean of the
+            others of its image.
+    """
+    if greedy is not None:
+        return rewards - greedy[:, None]
+    samples = rewards.shape[1]
+    return (rewards - rewards.mean(1, keepdim=True)) * samples / (samples - 1)
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Let every dropout layer pass all, in training too; gradient checkpointing, which needs that mode, stays."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+
+class SampleRecord(TrainerCallback, ExportableState):
+    """Means over the samples since the last log line, kept in checkpoints.
+
+    Attributes:
+        sums: By name, over the images of all processes; `images` counts them.
+    """
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"args": {}, "attributes": {"sums": dict(self.sums)}}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Go on where the checkpoint stopped."""
+        saved: dict[str, Any] = state.stateful_callbacks.get(type(self).__name__, {}) if state.global_step else {}
+        self.sums = dict(saved.get("attributes", {}).get("sums", {}))
+
+    def add(self, sums: dict[str, float]) -> None:
+        """Count one batch."""
+        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in sums.items()}
+
+    def take_means(self) -> dict[str, float]:
+        """The means, and begin anew."""
+        images = self.sums.pop("images", 0.0)
+        means = {name: value / images for name, value in self.sums.items()}
+        self.sums = {}
+        return means
+
+
+class SelfCriticalTrainer(CaptionTrainer):
+    """Trains a BLIP captioner for the rewards of its own captions; scores it as `CaptionTrainer` does.
+
+    Args:
+        objective: The recipe's keys of self-critical training.
+        kwargs: As `CaptionTrainer`'s.
+    """
+
+    def __init__(self, model: Any, *args: Any, objective: ObjectiveArguments, **kwargs: Any) -> None:
+        self.objective: ObjectiveArguments = objective
+        self.record = SampleRecord()
+        super().__init__(model, *args, **kwargs)
+        self.add_callback(self.record)
+        disable_dropout(model)
+        tokenizer, text_config = self.processor.tokenizer, model.config.text_config
+        self.prompt_ids = [text_config.bos_token_id, *tokenizer(self.data.prompt).input_ids[1:-1]]
+        self.sep_token_id = text_config.sep_token_id
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's, once document frequencies are counted and the model is noted that the training starts with."""
+        logger.info("Counting the n-grams of the training captions")
+        self.reward = CaptionReward(
+            list(self.train_dataset.rows["captions"]),  # type: ignore[union-attr]
+            self.objective.cider_reward_weight,
+            self.objective.bleu_reward_weight,
+        )
+        self.start: nn.Module | None = None
+        model = self._plain_model()
+        if self.objective.kl_coef and not hasattr(model, "disable_adapter"):
+            self.start = copy.deepcopy(model).requires_grad_(False).eval().to(self.args.device)
+        with ThreadPoolExecutor(1) as self.scoring:
+            return super().train(*args, **kwargs)
+
+    def _plain_model(self) -> Any:
+        return self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False, keep_torch_compile=False)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
+        """Images, and predicted tokens of their captions, in a whole optimiser step: `(2,)`, over all processes."""
+        labels = [batch["labels"] for batch in batch_samples]
+        counts = [sum(map(len, labels)), sum(int(predicted_tokens(each).sum()) for each in labels)]
+        return self.accelerator.reduce(torch.tensor(counts, device=device), "sum")
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Minus the sum of advantage times log-probability of each sample, over all samples of the optimiser step.
+
+        With `xe_weight`, that share of it is the mean cross entropy of the step's reference captions, not smoothed. The
+        value says nothing by itself: only its gradient means something.
+        """
+        with self.accelerator.autocast():
+            image_embeds = self._encode(self._module(model), inputs)
+        token_ids, greedy_ids = self._draw(image_embeds.detach())
+        scored = self.scoring.submit(self._score, inputs["row"].tolist(), token_ids.cpu(), greedy_ids)
+        batch = lay_out(token_ids, torch.tensor(self.prompt_ids, device=token_ids.device), self.sep_token_id)
+        room = batch["labels"].shape[1]
+        captions = {name: torch.cat([batch[name], inputs[name]], 1) for name in batch} if self._has_xe else batch
+        outputs = model(image_embeds=image_embeds, **captions)
+        losses = F.pad(outputs.token_losses, (1, 0))
+        surprise = losses[:, :room].view(*token_ids.shape[:2], -1).sum(2)
+        divergence = self._divergence(inputs, image_embeds, batch, surprise.detach())
+        rewards, greedy, habits = self._wait_for_scores(scored)
+        worth = rewards.to(surprise) - self.objective.kl_coef * divergence
+        advantage = advantages(worth, None if greedy is None else greedy.to(surprise))
+        images, tokens = (num_items_in_batch / self.accelerator.num_processes).tolist()
+        loss = (advantage * surprise).sum() / (images * token_ids.shape[1])
+        if self._has_xe:
+            loss = (1 - self.objective.xe_weight) * loss + self.objective.xe_weight * losses[:, room:].sum() / tokens
+        self._note(len(rewards), {"reward": float(rewards.mean()), "kl": float(divergence.mean()), **habits})
+        return (loss, outputs) if return_outputs else loss
+
+    def _wait_for_scores(self, scored: Future[Scored]) -> Scored:
+        return scored.result()
+
+    @property
+    def _has_xe(self) -> bool:
+        return self.objective.xe_weight > 0
+
+    def _module(self, model: Any) -> Any:
+        """The model without what wraps it for several processes."""
+        return self.accelerator.unwrap_model(model, keep_torch_compile=False)
+
+    def _encode(self, module: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """The images of a batch, `(images, patches, width)`."""
+        if "image_embeds" in inputs:
+            return inputs["image_embeds"]
+        return module.vision_model(pixel_values=inputs["pixel_values"]).last_hidden_state
+
+    def _draw(self, image_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Samples `(images, samples, tokens)`, and greedy captions `(images, 1, tokens)` as their baseline."""
+        count = self.objective.num_generations
+        model = self._module(self.model)
+        common: dict[str, Any] = {
+            "num_beams": 1,
+            "min_length": 0,
+            "max_length": self.generation.generation_max_length,
+        }
+        sampling = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "num_return_sequences": count}
+        # Left on, gradient checkpointing would take the cache away.
+        model.eval()
+        # Within autocast of its own: what autocast keeps of a weight without gradient must not serve the other pass.
+        with self.accelerator.autocast():
+            drawn, greedy = (
+                generate_token_ids(
+                    model, self.processor.tokenizer, image_embeds, self.data.prompt, **common, **how
+                ).unflatten(0, (len(image_embeds), -1))
+                if wanted
+                else None
+                for wanted, how in ((True, sampling), (self.objective.scst_baseline == "greedy", {"do_sample": False}))
+            )
+        model.train()
+        assert drawn is not None
+        return drawn, None if greedy is None else greedy.cpu()
+
+    def _score(self, rows: list[int], token_ids: torch.Tensor, greedy_ids: torch.Tensor | None) -> Scored:
+        """Rewards `(images, samples)` and those of greedy captions `(images,)`, and the habits of the samples."""
+        captions, rewards = self._score_captions(rows, token_ids)
+        ended = (token_ids == self.sep_token_id).any(2)
+        habits = asdict(caption_habits(captions)) | {"unfinished": 1 - float(ended.float().mean())}
+        greedy = None if greedy_ids is None else self._score_captions(rows, greedy_ids)[1][:, 0]
+        return rewards, greedy, habits
+
+    def _score_captions(self, rows: list[int], token_ids: torch.Tensor) -> tuple[list[str], torch.Tensor]:
+        captions = decode_captions(self.processor.tokenizer, token_ids.flatten(0, 1))
+        ended = (token_ids == self.sep_token_id).any(2).tolist()
+        samples = token_ids.shape[1]
+        rewards = [
+            self.reward.score(row, captions[number * samples : (number + 1) * samples], ends)
+            for number, (row, ends) in enumerate(zip(rows, ended, strict=True))
+        ]
+        return captions, torch.tensor(rewards)
+
+    @torch.no_grad()
+    def _divergence(
+        self,
+        inputs: dict[str, Any],
+        image_embeds: torch.Tensor,
+        batch: dict[str, torch.Tensor],
+        surprise: torch.Tensor,
+    ) -> torch.Tensor:
+        """How much likelier each sample is than by the model that the training started with, in nats.
+
+        `surprise` `(images, samples)` are minus log-probabilities. The mean over samples estimates the KL divergence
+        of captions from that model.
+        """
+        if not self.objective.kl_coef:
+            return torch.zeros_like(surprise)
+        if self.start is None:
+            model = self._module(self.model)
+            with model.disable_adapter():
+                return self._start_surprise(model, inputs, image_embeds, batch, surprise.shape) - surprise
+        return self._start_surprise(self.start, inputs, image_embeds, batch, surprise.shape) - surprise
+
+    def _start_surprise(
+        self, model: Any, inputs: dict[str, Any], image_embeds: torch.Tensor, batch: dict[str, torch.Tensor], shape: Any
+    ) -> torch.Tensor:
+        with self.accelerator.autocast():
+            # Where the image encoder is trained, the start saw pictures with other eyes.
+            embeds = self._encode(model, inputs) if image_embeds.requires_grad else image_embeds
+            return F.pad(model(image_embeds=embeds, **batch).token_losses, (1, 0)).view(*shape, -1).sum(2)
+
+    def _note(self, images: int, means: dict[str, float]) -> None:
+        """Add the batches of all processes to the record."""
+        if not self.objective.kl_coef:
+            means.pop("kl")
+        sums = torch.tensor([images, *(images * mean for mean in means.values())])
+        sums = self.accelerator.reduce(sums.to(self.args.device), "sum")
+        self.record.add(dict(zip(["images", *means], sums.tolist(), strict=True)))
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As Trainer's; a line of the training also tells of the samples since the one before."""
+        if "loss" in logs:
+            logs = logs | self.record.take_means()
+        super().log(logs, *args, **kwargs)
+
+    def score_on_this_process(self, prediction: EvalPrediction) -> dict[str, float]:
+        """As `CaptionTrainer`'s, with the habits of the captions."""
+        scores = super().score_on_this_process(prediction)
+        return scores | asdict(caption_habits([each["caption"] for each in self.predictions]))

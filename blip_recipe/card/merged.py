@@ -1,0 +1,117 @@
+"""The card of a model that `merge` made: new on top, and below it what the adapter's own card says."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from blip_recipe.card.gathering import Source
+from blip_recipe.card.rendering import PLACEHOLDER, DecodingFacts, assemble_card, render_template
+from blip_recipe.recipe.task_keys import TASK_WORDS, TaskName
+
+CARRIED_FILES = ("all_results.json", "samples.png", "training_curves.png")
+OUR_TAG = "blip_recipe"
+
+SECTION = re.compile(r"^## (?P<title>.*)\n", re.MULTILINE)
+FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+
+
+def carry_card(
+    adapter: str, adapter_config: dict[str, Any], recipe: dict[str, Any], decoding: DecodingFacts, out: Path
+) -> None:
+    """Write the card of a merged model, and copy the scores and pictures that it shows from the adapter.
+
+    Args:
+        adapter: Directory or Hub id.
+        adapter_config: Its `adapter_config.json`.
+        recipe: Its `recipe.json`; empty where it has none.
+        decoding: How its captions were generated.
+        out: The directory of the merged model.
+    """
+    readme = repository_file(adapter, "README.md")
+    card = readme.read_text(encoding="utf-8") if readme else ""
+    shown = recipe.get("hub_model_id") or Path(adapter).name if Path(adapter).exists() else adapter
+    text = fold_card(card, shown, adapter_config, recipe, decoding)
+    (out / "README.md").write_text(text, encoding="utf-8", newline="\n")
+    for name in CARRIED_FILES if is_ours(card) else ():
+        if path := repository_file(adapter, name):
+            shutil.copyfile(path, out / name)
+
+
+def fold_card(
+    card: str,
+    adapter: str,
+    adapter_config: dict[str, Any],
+    recipe: dict[str, Any],
+    decoding: DecodingFacts,
+    templates: Path | None = None,
+) -> str:
+    """The card of a merged model.
+
+    Args:
+        card: The adapter's; one that `blip_recipe` did not write has nothing to carry over.
+        adapter: The adapter's name.
+        adapter_config, recipe, decoding: As for `carry_card`.
+        templates: As for `render_card`.
+    """
+    from huggingface_hub import ModelCard
+
+    from blip_recipe.models.loading import recorded_quantization
+    from blip_recipe.push import retarget_card
+
+    task: TaskName = recipe.get("task", "captioning")
+    words = TASK_WORDS[task]
+    tag = f"pipeline_tag: {words.pipeline_tag}\n" if words.pipeline_tag else ""
+    old = ModelCard(card if is_ours(card) else f"---\n{tag}---\n")
+    metadata: Any = old.data  # base_model_relation is one of the keys that its class does not declare
+    base = Source(adapter_config["base_model_name_or_path"], adapter_config.get("revision")).facts()
+    facts = {
+        "task": task,
+        "words": words,
+        "kind": "merged",
+        "repo_id": PLACEHOLDER,
+        "title": find_title(old.text) or words.title,
+        "adapter": adapter,
+        "base": base,
+        "quantization": recorded_quantization(recipe),
+        "decoding": decoding,
+        "carried": retarget_card(drop_section(old.text, "Use"), recipe.get("hub_model_id") or PLACEHOLDER, PLACEHOLDER),
+    }
+    metadata.library_name = "transformers"
+    if metadata.eval_results:
+        metadata.model_name = PLACEHOLDER
+    metadata.tags = list(dict.fromkeys([*(metadata.tags or []), "blip", words.tag, OUR_TAG, "lora"]))
+    if base.on_hub:
+        metadata.base_model, metadata.base_model_relation = base.name, "finetune"
+    return assemble_card(metadata, render_template("folded.md.jinja", facts, templates))
+
+
+def is_ours(card: str) -> bool:
+    """Whether a run of `blip_recipe` wrote a card, by its tag: peft leaves one too, which has nothing to say."""
+    return f"\n- {OUR_TAG}\n" in card.partition("\n---\n")[0]
+
+
+def repository_file(name: str, filename: str) -> Path | None:
+    """The path of a file of a directory or Hub repository, which is there; None where it has no such file."""
+    from transformers.utils.hub import cached_file
+
+    path = cached_file(name, filename, _raise_exceptions_for_missing_entries=False)
+    return Path(path) if path else None
+
+
+def find_title(text: str) -> str | None:
+    """The title of an adapter's card, if it has one, without the words that say what it is."""
+    title = re.search(r"^# (.+)$", text, re.MULTILINE)
+    return title[1].removesuffix(" (LoRA adapter)") if title else None
+
+
+def drop_section(text: str, title: str) -> str:
+    """The sections of a card, from the first heading of second level on, without the one of this title."""
+    code = [block.span() for block in FENCE.finditer(text)]
+    headings = [each for each in SECTION.finditer(text) if not any(start <= each.start() < end for start, end in code)]
+    ends = [*(each.start() for each in headings), len(text)][1:]
+    return "".join(
+        text[each.start() : end] for each, end in zip(headings, ends, strict=False) if each["title"].strip() != title
+    ).strip()

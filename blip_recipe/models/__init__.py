@@ -1,0 +1,1 @@
+"""What every BLIP shares: attention, loading, adapters and quantisation, processors, weight files."""

@@ -1,0 +1,107 @@
+"""The embedded model: a tiny BLIP with new weights and a vocabulary made from the captions it will learn."""
+
+from __future__ import annotations
+
+import string
+from collections import Counter
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+from transformers import BertTokenizer, BlipConfig, BlipImageProcessor, BlipProcessor
+
+from blip_recipe.captioning.modeling import BlipForCaptioning
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers.models.blip.modeling_blip_text import BlipTextModel
+
+WIDTH = 128
+LAYERS = 2
+HEADS = 4
+IMAGE_SIZE = 96
+PATCH_SIZE = 48
+MAX_WORDS = 10_000
+POSITIONS = 512
+"""As BLIP's: where `max_length` is 20, transformers 4.57 takes that for unset and asks for up to 256 new tokens."""
+TRAINED_POSITIONS = 64
+"""Those that are drawn, more than any caption of a recipe has: the others are zeros, and cost no random numbers."""
+
+
+def build_tiny_blip(captions: Iterable[str], image_size: int | None = None) -> tuple[BlipForCaptioning, BlipProcessor]:
+    """A tiny BLIP and its processor; the weights follow torch's random state."""
+    size = image_size or IMAGE_SIZE
+    tokenizer = build_tokenizer(captions)
+    image_processor = BlipImageProcessor(size={"height": size, "width": size})
+    model = BlipForCaptioning(tiny_config(tokenizer, size))
+    # Positions as loud as patches, so that places are told apart from the first step and not after a thousand.
+    nn.init.normal_(model.vision_model.embeddings.position_embedding, std=1.0)
+    add_positions(model, model.text_decoder.bert)
+    return model, BlipProcessor(image_processor, tokenizer)
+
+
+def add_positions(model: PreTrainedModel, *texts: BlipTextModel) -> None:
+    """Give the text encoders and decoders `texts` of `model` as many positions as BLIP has, those untrained zeros."""
+    for text in texts:
+        embeddings = text.embeddings
+        drawn = embeddings.position_embeddings.weight.detach()
+        zeros = drawn.new_zeros(POSITIONS - len(drawn), drawn.shape[1])
+        embeddings.position_embeddings = nn.Embedding.from_pretrained(torch.cat([drawn, zeros]), freeze=False)
+        embeddings.register_buffer("position_ids", torch.arange(POSITIONS)[None], persistent=False)
+    cast("Any", model.config).text_config.max_position_embeddings = POSITIONS
+
+
+def build_tokenizer(captions: Iterable[str]) -> PreTrainedTokenizerBase:
+    """BLIP's kind of tokenizer (BERT word pieces, `[DEC]` and `[ENC]` added) that knows the words of `captions`.
+
+    Single characters are pieces too, so that an unseen word is spelt instead of lost.
+    """
+    words = Counter(word for caption in captions for word in caption.lower().split())
+    letters = string.ascii_lowercase + string.digits
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
+    pieces += [word for word, _ in words.most_common(MAX_WORDS)]
+    return BertTokenizer(
+        vocab={piece: number for number, piece in enumerate(dict.fromkeys(pieces))},
+        bos_token="[DEC]",
+        additional_special_tokens=["[ENC]"],
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def tiny_config(tokenizer: PreTrainedTokenizerBase, image_size: int) -> BlipConfig:
+    """BLIP's own choices at a size that learns on a laptop.
+
+    `BlipConfig()` defaults are not BLIP's: `[SEP]` as the end, `[DEC]` as the start, LayerNorm eps 1e-6 in the image
+    encoder and live initial weights are those of the original repository (`configs/med_config.json`, `models/vit.py`).
+    Its dropout of 0.1 is left out: the tiny model is too small to learn the scenes by heart.
+    """
+    shape = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 4 * WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+    }
+    return BlipConfig(
+        text_config={
+            **shape,
+            "encoder_hidden_size": WIDTH,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": TRAINED_POSITIONS,
+            "hidden_dropout_prob": 0.0,
+            "attention_probs_dropout_prob": 0.0,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.sep_token_id,
+            "sep_token_id": tokenizer.sep_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        vision_config={
+            **shape,
+            "image_size": image_size,
+            "patch_size": PATCH_SIZE,
+            "layer_norm_eps": 1e-6,
+            "initializer_range": 0.01,
+        },
+        image_text_hidden_size=WIDTH,
+    )

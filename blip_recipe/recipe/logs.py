@@ -1,0 +1,22 @@
+"""Logs to stderr: this package's and the libraries', at the level that Trainer's arguments ask for."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from blip_recipe.training.arguments import CaptionTrainingArguments
+
+
+def set_up_logs(training: CaptionTrainingArguments) -> None:
+    """Log at `log_level` (default: information on the main process, warnings on the others)."""
+    import datasets
+    import transformers
+
+    level = training.get_process_log_level()
+    logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("blip_recipe").setLevel(logging.INFO if training.should_log else level)
+    transformers.utils.logging.set_verbosity(level)
+    datasets.utils.logging.set_verbosity_warning()

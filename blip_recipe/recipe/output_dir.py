@@ -1,0 +1,82 @@
+"""Which run an output directory belongs to: the same command goes on with it, another recipe is refused."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from blip_recipe.data.storage import read_json, write_json
+from blip_recipe.errors import RecipeError
+from blip_recipe.recipe.parsing import OF_ONE_RUN
+
+if TYPE_CHECKING:
+    from blip_recipe.recipe.parsing import FinetuneOptions, Recipe
+
+RUN = "run.json"
+"""The file of an output directory that tells which run it belongs to, and whether that is finished."""
+
+MAY_CHANGE = re.compile(
+    "output_dir|overwrite_output_dir|push_to_hub|hub_.*|report_to|run_name|project|trackio_.*|log_.*|logging_.*"
+    "|disable_tqdm|save_total_limit|skip_memory_metrics|dataloader_.*|torch_compile.*|attention_implementation"
+    "|gradient_checkpointing.*|activation_checkpointing.*|per_device_eval_batch_size|eval_accumulation_steps|ddp_.*"
+)
+"""Keys that do not change what is learnt and scored, beyond rounding: they say where things go and how fast, and what
+may help a run that died for want of memory."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is known of the run in an output directory.
+
+    Attributes:
+        given: The keys it was started with; empty if there is none yet.
+        model_revision, dataset_revision: The commits that its sources were pinned to.
+        finished: Whether nothing is left to do but to push.
+    """
+
+    given: dict[str, Any]
+    model_revision: str | None = None
+    dataset_revision: str | None = None
+    finished: bool = False
+
+
+def find_run(recipe: Recipe[FinetuneOptions]) -> Run:
+    """The run that is to go on in `output_dir`, if there is one and it is not to be overwritten.
+
+    A run without a checkpoint keeps nothing but the scores of its base model, and only from its own recipe.
+
+    Raises:
+        RecipeError: It is that of another recipe.
+    """
+    before = {} if recipe.options.overwrite_output_dir else read_json(recipe.output_dir / RUN)
+    run = Run(**before) if before else Run({})
+    keys = sorted({*run.given, *recipe.given}) if before else []
+    changed = [
+        f"{key} (was {_value(run.given, key, recipe)!r}, is {_value(recipe.given, key, recipe)!r})"
+        for key in keys
+        if key not in OF_ONE_RUN
+        and not MAY_CHANGE.fullmatch(key)
+        and _value(run.given, key, recipe) != _value(recipe.given, key, recipe)
+    ]
+    if changed and not (run.finished or any(recipe.output_dir.glob("checkpoint-*"))):
+        # It died before its first checkpoint, of what was changed perhaps: there is nothing to go on with.
+        return Run({})
+    if changed:
+        raise RecipeError(
+            f"{recipe.output_dir} holds the run of another recipe, which differs in {', '.join(changed)}. Choose "
+            "another output_dir, undo that to go on with the run, or set --overwrite_output_dir true to delete it."
+        )
+    return run
+
+
+def _value(given: dict[str, Any], key: str, recipe: Recipe[FinetuneOptions]) -> Any:
+    """The value of a key; one that was not given has its default."""
+    return given.get(key, recipe.default_of(key))
+
+
+def note_run(recipe: Recipe[FinetuneOptions], resolved: dict[str, Any], *, finished: bool) -> None:
+    """Note whose the output directory is, and how far its run is."""
+    revisions = {key: resolved.get(key) for key in ("model_revision", "dataset_revision")}
+    given = {key: value for key, value in recipe.given.items() if key not in OF_ONE_RUN}
+    write_json(recipe.output_dir / RUN, {"given": given, **revisions, "finished": finished})

@@ -1,0 +1,1 @@
+"""What training any BLIP shares: trainer, arguments, checkpoints, resumption, streams, sharding, memory."""

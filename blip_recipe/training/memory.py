@@ -1,0 +1,185 @@
+"""How much memory a training step takes, found without taking it: by tracing the step on tensors without numbers."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from datasets import Dataset
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+    from blip_recipe.recipe.parsing import Recipe
+    from blip_recipe.training.arguments import CaptionTrainingArguments
+
+OPTIMIZER_BYTES = {"adamw_torch": 8, "adamw_torch_fused": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "sgd": 0}
+"""Bytes that an optimiser keeps for each trained number; two moments in 32 bits where it is not listed."""
+GRADIENT_BYTES = 4
+SHARE_OF_MEMORY = 0.9
+"""Of a GPU's free memory, what a step may take: the rest is lost between blocks."""
+SAMPLE = 1000
+"""Images whose captions are looked at."""
+
+logger = logging.getLogger(__name__)
+
+
+def estimate_peak_bytes(
+    model: Any, training: CaptionTrainingArguments, images: int, tokens: int, *, checkpointing: bool
+) -> int:
+    """Bytes at the peak of a step of one process: weights, moments of the optimiser, gradients and activations.
+
+    Gradients come into being while activations go, unless they are summed up over several batches, kept in the buckets
+    of DistributedDataParallel, or, on a CPU, allocated where freed blocks do not fit.
+
+    Args:
+        model: The model as it is trained, on the device that it is trained on.
+        training: Precision, optimiser and accumulation.
+        images: Images of a batch of one process.
+        tokens: Tokens of the captions of an image together.
+        checkpointing: Whether activations are computed again for the gradient.
+    """
+    stored = stored_bytes(model)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    moments = OPTIMIZER_BYTES.get(str(getattr(training.optim, "value", training.optim)), 8)
+    gradients = GRADIENT_BYTES * trained
+    activations = activation_bytes(model, images, tokens, bf16=bool(training.bf16), checkpointing=checkpointing)
+    if checkpointing:
+        # One layer after the other is computed again.
+        all_layers = activation_bytes(model, images, tokens, bf16=bool(training.bf16), checkpointing=False)
+        vision, text = model.config.vision_config, model.config.text_config
+        activations += (all_layers - activations) // (vision.num_hidden_layers + text.num_hidden_layers)
+    kept = training.gradient_accumulation_steps > 1 or training.world_size > 1 or training.device.type == "cpu"
+    return stored + moments * trained + (activations + gradients if kept else max(activations, gradients))
+
+
+def choose_checkpointing(model: Any, recipe: Recipe[Any], tokens: int) -> int | None:
+    """Switch gradient checkpointing on where a step would not fit a GPU without, unless the recipe decides it.
+
+    Args:
+        model: The model as it will be trained.
+        recipe: What says how.
+        tokens: Tokens of the captions of an image together.
+
+    Returns:
+        Bytes at the peak of a step, as it will be taken; nothing where a step cannot be traced.
+    """
+    training = recipe.training
+    # Self-critical training in full keeps a frozen copy of the model that it starts with, to measure divergence from.
+    copies = recipe.objective.stage == "scst" and recipe.objective.kl_coef and not recipe.model.use_peft
+    start = stored_bytes(model) if copies else 0
+
+    def estimate(checkpointing: bool) -> int:
+        return start + estimate_peak_bytes(
+            model, training, training.train_batch_size, tokens, checkpointing=checkpointing
+        )
+
+    try:
+        if training.checkpointing_is_open and training.device.type == "cuda":
+            if recipe.model.quantization is None:
+                model.to(training.device)
+            free = torch.cuda.mem_get_info(training.device)[0]
+            if estimate(checkpointing=False) - stored_bytes(model) > SHARE_OF_MEMORY * free:
+                # Trainer reads the new name, accelerate's plugins the old one.
+                training.activation_checkpointing = training.gradient_checkpointing = True
+        peak = estimate(checkpointing=bool(training.activation_checkpointing))
+    except RuntimeError as error:  # a kernel of a device that says nothing about the shape of its results
+        logger.warning("The memory of a step cannot be estimated here: %s", error)
+        return None
+    logger.info("Memory: %s", describe_peak(training, peak))
+    return peak
+
+
+def stored_bytes(model: nn.Module) -> int:
+    """Bytes of the weights and buffers."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.buffers()])
+
+
+def describe_peak(training: CaptionTrainingArguments, peak: int | None) -> str:
+    """The memory of a step in words."""
+    if peak is None:
+        return "not known"
+    checkpointing = ", with gradient checkpointing" if training.activation_checkpointing else ""
+    size = f"{peak / 2**30:.1f} GiB" if peak > 2**30 else f"{peak / 2**20:.0f} MiB"
+    return f"about {size} at the peak of a step, for each process{checkpointing}"
+
+
+def tokens_an_image(recipe: Recipe[Any], rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens of the captions that an image brings to a step, for the most talked about of the first images."""
+    data, objective = recipe.data, recipe.objective
+    if objective.stage == "scst" and not objective.xe_weight:
+        return objective.num_generations * recipe.generation.generation_max_length
+    lengths = []
+    for captions in rows.select_columns(["captions"])[:SAMPLE]["captions"]:
+        texts = [f"{data.prompt.rstrip()} {caption}".strip() for caption in captions]
+        tokens = tokenizer(texts, truncation=True, max_length=data.max_caption_length).input_ids
+        lengths.append(sum(sorted(map(len, tokens))[-(data.captions_per_image or len(tokens)) :]))
+    sampled = objective.num_generations * recipe.generation.generation_max_length
+    return max(lengths) + sampled * (objective.stage == "scst")
+
+
+def activation_bytes(model: Any, images: int, tokens: int, *, bf16: bool, checkpointing: bool) -> int:
+    """Bytes of what a step keeps for its gradient, with the gradient of the logits at its turning point."""
+    weights = [*model.parameters(), *model.buffers()]
+    # A traced weight is another object, so that weights are known by shape, also lying on their side.
+    known = {(shape, weight.dtype) for weight in weights for shape in (weight.shape, weight.shape[::-1])}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        if (tensor.shape, tensor.dtype) not in known:
+            storage = tensor.untyped_storage()
+            kept[storage._cdata] = storage
+        return tensor
+
+    device, size = weights[0].device, model.config.vision_config.image_size
+    with (
+        as_trained(model, checkpointing),
+        FakeTensorMode(allow_non_fake_inputs=True),
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast(device.type, torch.bfloat16, enabled=bf16),
+    ):
+        pixel_values = torch.empty(images, 3, size, size, device=device)
+        ids = torch.zeros(images, tokens, dtype=torch.int64, device=device)
+        logits = model(pixel_values=pixel_values, input_ids=ids, position_ids=ids).logits.flatten(0, 1)
+        # Held until all has been counted: it owns what was kept.
+        loss = F.cross_entropy(logits.float(), ids.flatten())
+        total = sum(storage.nbytes() for storage in kept.values()) + 4 * logits.numel()
+    del loss
+    return total
+
+
+@contextmanager
+def as_trained(model: Any, checkpointing: bool) -> Iterator[None]:
+    """The model in training mode, with gradient checkpointing or without, for a while."""
+    was_training, was_checkpointing = model.training, model.is_activation_checkpointing
+    # LLM.int8() looks for outliers above a threshold, whose number no trace can know.
+    outliers = [module.state for module in model.modules() if hasattr(getattr(module, "state", None), "threshold")]
+    thresholds = [state.threshold for state in outliers]
+    for state in outliers:
+        state.threshold = 0.0
+    model.train()
+    switch_checkpointing(model, checkpointing)
+    try:
+        yield
+    finally:
+        for state, threshold in zip(outliers, thresholds, strict=True):
+            state.threshold = threshold
+        model.train(was_training)
+        switch_checkpointing(model, was_checkpointing)
+
+
+def switch_checkpointing(model: Any, wanted: bool) -> None:
+    """Gradient checkpointing on or off, of the kind that takes inputs without gradients."""
+    if wanted == model.is_activation_checkpointing:
+        return
+    if wanted:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    else:
+        model.activation_checkpointing_disable()

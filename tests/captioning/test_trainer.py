@@ -1,0 +1,128 @@
+"""The loss is a token mean, generation sees no caption, and a step is a step however it is cut up."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from commands import run_checked
+from PIL import Image
+from safetensors.torch import load_file
+
+from blip_recipe.captioning.collator import CaptionCollator
+from blip_recipe.captioning.modeling import BlipForCaptioning
+from blip_recipe.models.tiny import build_tiny_blip
+
+ONE_STEP = [
+    "--max_steps",
+    "1",
+    "--optim",
+    "sgd",
+    "--learning_rate",
+    "0.1",
+    "--warmup_steps",
+    "0",
+    "--save_strategy",
+    "no",
+]
+QUIET = [
+    "--eval_strategy",
+    "no",
+    "--load_best_model_at_end",
+    "false",
+    "--dataloader_num_workers",
+    "0",
+    "--use_cpu",
+    "true",
+]
+SMALL = ["--max_train_samples", "24", "--max_eval_samples", "5", "--label_smoothing_factor", "0.1", "--seed", "3"]
+
+
+def test_the_loss_of_a_token_is_its_smoothed_cross_entropy() -> None:
+    torch.manual_seed(0)
+    model, processor = build_tiny_blip(["a red circle", "two blue squares"])
+    row = {"row": 0, "image": Image.new("RGB", (40, 30), "red"), "captions": ["a red circle", "two blue squares"]}
+    batch = CaptionCollator(processor, processor.tokenizer.bos_token_id)([row])
+    labels, inputs = batch.pop("labels"), {name: batch[name] for name in batch.keys() - {"row"}}
+    model.eval()
+    log_probabilities = model(**inputs).logits[0].log_softmax(-1)
+    losses = model(**inputs, labels=labels, label_smoothing=0.1).token_losses[0]
+    for position, label in enumerate(labels[0, 1:].tolist()):
+        told = log_probabilities[position]
+        by_hand = 0.0 if label == -100 else 0.9 * -told[label].item() + 0.1 * -told.mean().item()
+        assert losses[position].item() == pytest.approx(by_hand, abs=1e-6)
+    assert (losses > 0).sum() == 8
+
+
+def weights_after_one_step(output_dir: Path, *arguments: str, processes: int = 1) -> dict[str, torch.Tensor]:
+    run_checked(
+        "blip_recipe.finetune",
+        "recipes/shapes_tiny.json",
+        *ONE_STEP,
+        *QUIET,
+        *SMALL,
+        *arguments,
+        "--output_dir",
+        output_dir,
+        processes=processes,
+    )
+    return load_file(output_dir / "model.safetensors")
+
+
+def test_one_step_is_the_same_step_for_any_batch_and_accumulation(tmp_path: Path) -> None:
+    batch, steps = "--per_device_train_batch_size", "--gradient_accumulation_steps"
+    whole = weights_after_one_step(tmp_path / "whole", batch, "8")
+    cut: dict[str, Any] = {
+        "accumulated": weights_after_one_step(tmp_path / "accumulated", batch, "4", steps, "2"),
+    }
+    start = build_start()
+    assert max((whole[name] - start[name]).abs().max() for name in whole if name in start) > 1e-4
+    for name, weights in cut.items():
+        worst = max((whole[key] - weights[key]).abs().max().item() for key in whole)
+        assert worst < 1e-6, f"{name}: {worst}"
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_any_number_of_processes_trains_and_scores_as_one(one_process: Path, tmp_path: Path, processes: int) -> None:
+    run = two_epochs(tmp_path, processes)
+    whole, shared = (load_file(folder / "model.safetensors") for folder in (one_process, run))
+    worst = max((whole[name] - shared[name]).abs().max().item() for name in whole)
+    assert worst < 1e-6
+    scores = [json.loads((folder / "all_results.json").read_text()) for folder in (one_process, run)]
+    assert scores[0]["test_loss"] == pytest.approx(scores[1]["test_loss"], abs=1e-6)
+    lines = [(folder / "predictions.jsonl").read_text() for folder in (one_process, run)]
+    assert lines[0] == lines[1]
+    assert len(lines[1].splitlines()) == 5
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return two_epochs(tmp_path_factory.mktemp("one"), 1)
+
+
+def two_epochs(output_dir: Path, processes: int) -> Path:
+    """Two epochs of two steps with drawn captions, augmentation and grouping by length."""
+    keys = {
+        "max_train_samples": 24,
+        "per_device_train_batch_size": 12 // processes,
+        "num_train_epochs": 2,
+        "captions_per_image": 2,
+        "train_sampling_strategy": "group_by_length",
+        "augmentation": "blip",
+        "logging_steps": 1,
+    }
+    changes = [f"--{key}={value}" for key, value in keys.items()]
+    steps = [*ONE_STEP, "--max_steps", "-1"]
+    run = ["recipes/shapes_tiny.json", *steps, *QUIET, *SMALL, *changes, "--output_dir", str(output_dir)]
+    run_checked("blip_recipe.finetune", *run, processes=processes)
+    return output_dir
+
+
+def build_start() -> dict[str, torch.Tensor]:
+    """The weights before the step: none are needed that the vocabulary decides."""
+    torch.manual_seed(3)
+    model: BlipForCaptioning = build_tiny_blip(["a"])[0]
+    return {name: torch.zeros_like(weight) for name, weight in model.state_dict().items() if "LayerNorm.bias" in name}

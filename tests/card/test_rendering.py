@@ -1,0 +1,401 @@
+"""Model cards: true to the run, whole, and readable by the Hub."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from captioners import draw_pictures, save_adapter, save_captioner
+from cards import BASE, COCO, COUNTS, PREDICTIONS, SCORES, make_facts, train
+from commands import CHECKOUT
+from hub_server import WRITE_TOKEN, HubServer
+from huggingface_hub import HfApi, ModelCard
+from jinja2 import UndefinedError
+
+from blip_recipe.card.gathering import Source, read_source
+from blip_recipe.card.merged import fold_card
+from blip_recipe.card.rendering import (
+    PLACEHOLDER,
+    CardFacts,
+    DecodingFacts,
+    EnergyFacts,
+    build_metadata,
+    render_card,
+    write_card,
+)
+from blip_recipe.data.checks import SKIPPED_FILE, SkippedRow, write_skipped_rows
+from blip_recipe.data.resources import resource_folder
+from blip_recipe.errors import PushError
+from blip_recipe.hub.publishing import push_folder
+from blip_recipe.push import retarget_card
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def metadata(card: str) -> Any:
+    """What the Hub's own client reads at the top of a card."""
+    return ModelCard(card).data
+
+
+TINY, SHAPES = Source("tiny"), Source("shapes")
+SAME = [{**PREDICTIONS[0], "image_id": number, "caption": "a \u0378 dog", "scores": {}} for number in range(2)]
+
+
+def ranked(score: str) -> list[dict[str, Any]]:
+    """Predictions with another score."""
+    return [{**each, "scores": {score: each["scores"]["cider"] / 2.5}} for each in PREDICTIONS]
+
+
+GOLDEN_CARDS: dict[str, dict[str, Any]] = {
+    "full": {"name": "coco_full"},
+    "lora": {"name": "coco_qlora_4bit", "words": ["--use_dora=true"]},
+    "lora_8bit": {"name": "coco_lora_8bit", "words": ["--prompt=", "--max_eval_samples=3"]},
+    "merged": {"name": "coco_lora", "words": ["--merge_adapter=true", "--prompt="]},
+    "merged_8bit": {"name": "coco_lora_8bit", "words": ["--merge_adapter=true", "--dataset_config_name=small"]},
+    "quickstart": {"name": "shapes_tiny", "base": TINY, "dataset": SHAPES, "repo_id": None},
+    "self_critical": {
+        "name": "coco_scst",
+        "results": {"test_cider": 1.4, "baseline_cider": 1.3, "test_caption_length": 9.5, "baseline_caption_length": 9},
+    },
+    "lora_not_scored": {"name": "coco_lora", "results": {}, "predictions": [], "counts": {"train": (10, 50)}},
+    "nothing_scored": {
+        "name": "my_folder",
+        "words": ["--freeze_vision=true", "--use_peft=false"],
+        "noted": {"best_step": None, "trained_parameters": 137_000_000},
+        "results": {},
+        "predictions": [],
+        "counts": {"train": (10, 50)},
+        "base": Source("somebody/blip"),
+        "dataset": Source("my_folder"),
+    },
+    "everything_wrong": {
+        "name": "coco_full",
+        "results": {"eval_cider": 0.5, "baseline_cider": 0.6},
+        "predictions": SAME,
+        "counts": {"train": (1, 1), "eval": (2, 4)},
+        "noted": {"energy": EnergyFacts(kwh=1.234567, co2_kg=0.456789, country="DEU")},
+    },
+    "vqa": {
+        "name": "vqav2",
+        "words": ["--test_split=test2014"],
+        "results": {"test_vqa_accuracy": 0.7823, "baseline_vqa_accuracy": 0.7712},
+        "predictions": ranked("vqa_accuracy"),
+    },
+    "vqa_everything_wrong": {
+        "name": "vqav2",
+        "words": ["--use_peft=true", "--generation_num_beams=1"],
+        "results": {"eval_vqa_accuracy": 0.5, "baseline_vqa_accuracy": 0.6},
+        "predictions": SAME,
+        "counts": {"train": (1, 1), "eval": (2, 4)},
+    },
+    "vqa_not_scored": {"name": "vqav2", "results": {}, "predictions": [], "counts": {"train": (10, 50)}},
+    "retrieval": {
+        "name": "coco_retrieval",
+        "results": {"test_text_recall_1": 0.8123, "baseline_text_recall_1": 0.8, "test_recall_mean": 0.9},
+        "predictions": ranked("text_recall_1"),
+    },
+    "retrieval_everything_wrong": {
+        "name": "coco_retrieval",
+        "words": ["--use_peft=true"],
+        "results": {"eval_recall_mean": 0.5, "baseline_recall_mean": 0.6},
+        "predictions": SAME,
+        "counts": {"train": (1, 1), "eval": (2, 4)},
+    },
+}
+"""Arguments of `make_facts` by the name of a card in `golden/`: together they fill every place of the templates."""
+
+
+def golden_facts(golden: str, tmp_path: Path) -> CardFacts:
+    arguments = dict(GOLDEN_CARDS[golden])
+    if isinstance(data := arguments.get("dataset"), Source) and data.name == "my_folder":
+        (tmp_path / "my_folder").mkdir()
+        arguments["dataset"] = Source(str(tmp_path / "my_folder"))
+    facts = make_facts(arguments.pop("name"), *arguments.pop("words", ()), **arguments)
+    return dataclasses.replace(facts, skipped_rows=2) if golden == "everything_wrong" else facts
+
+
+FOLDED: dict[str, dict[str, Any]] = {
+    "folded": {"recipe": {"load_in_4bit": True, "hub_model_id": "lab/blip-coco"}, "adapter": "lab/blip-coco"},
+    "folded_foreign": {"recipe": {}, "adapter": "somebody/adapter"},
+    "folded_vqa": {"recipe": {"task": "vqa"}, "adapter": "lab/blip-vqa"},
+    "folded_retrieval": {"recipe": {"task": "retrieval", "load_in_8bit": True}, "adapter": "lab/blip-matches"},
+}
+"""Arguments of `fold_card` by the name of a card in `golden/`."""
+
+
+def make_folded(golden: str, templates: Path | None = None) -> str:
+    own = {"folded": "card_lora.md", "folded_retrieval": "card_retrieval_everything_wrong.md"}
+    foreign = "# Model Card\n\n## Uses\n"
+    old = (GOLDEN / own[golden]).read_text(encoding="utf-8") if golden in own else foreign
+    base = {"base_model_name_or_path": BASE.name, "revision": BASE.revision}
+    decoding = DecodingFacts(prompt="a picture of ", num_beams=3, max_length=20, min_length=5)
+    return fold_card(old, adapter_config=base, decoding=decoding, templates=templates, **FOLDED[golden])
+
+
+@pytest.mark.parametrize("golden", [*GOLDEN_CARDS, *FOLDED])
+def test_a_whole_card_of_each_kind(golden: str, tmp_path: Path) -> None:
+    path = GOLDEN / f"card_{golden}.md"
+    card = make_folded(golden) if golden in FOLDED else render_card(golden_facts(golden, tmp_path))
+    if "BLIP_RECIPE_WRITE_GOLDEN" in os.environ:
+        path.write_text(card, encoding="utf-8")
+    assert card == path.read_text(encoding="utf-8")
+
+
+CODE = re.compile(r"({% ?raw.*?endraw %}|{[{%#].*?[}%#]})", re.DOTALL)
+TEXT = re.compile(r'"[^"]*"')
+
+
+def test_every_word_of_the_templates_stands_on_a_golden_card(tmp_path: Path) -> None:
+    """So whichever word of a template is changed, a card is no longer the golden one."""
+    folder = tmp_path / "model_cards"
+    folder.mkdir()
+    marks: dict[str, str] = {}
+
+    def mark(word: re.Match[str]) -> str:
+        name = f"⟦{len(marks)}⟧"
+        marks[name] = f"{template.name}: {word[0]}"
+        return word[0] + name
+
+    for template in resource_folder("model_cards").glob("*.jinja"):
+        # A text in code is a phrase of the card where it has a space.
+        pieces = [
+            TEXT.sub(lambda text: re.sub("[a-zA-Z]+", mark, text[0]) if " " in text[0] else text[0], piece)
+            if number % 2
+            else re.sub(r"\w+", mark, piece)
+            for number, piece in enumerate(CODE.split(template.read_text(encoding="utf-8")))
+        ]
+        (folder / template.name).write_text("".join(pieces), encoding="utf-8")
+    cards = [render_card(golden_facts(golden, tmp_path), folder) for golden in GOLDEN_CARDS]
+    cards += [make_folded(golden, folder) for golden in FOLDED]
+    seen = set(re.findall("⟦[0-9]+⟧", "".join(cards)))
+    unseen = [where for name, where in marks.items() if name not in seen]
+    assert not unseen, "\n".join(unseen)
+
+
+def test_metadata_is_what_the_hub_reads(tmp_path: Path) -> None:
+    facts = make_facts("coco_qlora_4bit")
+    data = metadata(write_card(facts, tmp_path).read_text(encoding="utf-8"))
+    assert data.to_dict() == build_metadata(facts).to_dict()
+    assert data.base_model == BASE.name
+    assert data.base_model_relation == "adapter"
+    assert (data.library_name, data.pipeline_tag, data.license) == ("peft", "image-to-text", "bsd-3-clause")
+    assert (data.language, data.datasets) == ("en", [COCO.name])
+    assert data.model_name == "lab/blip-coco"
+
+
+def test_the_model_index_holds_every_score_of_the_test_split_unrounded() -> None:
+    data = metadata(render_card(make_facts("coco_full")))
+    assert {each.metric_type: each.metric_value for each in data.eval_results} == SCORES
+    assert {(each.dataset_type, each.dataset_split, each.dataset_revision) for each in data.eval_results} == {
+        (COCO.name, "test", COCO.revision)
+    }
+
+
+def test_every_number_of_the_score_table_is_in_the_results() -> None:
+    rows = re.findall(
+        r"^\| [\w-]+ \| (\d\.\d+) \| \*\*(\d\.\d+)\*\* \|$", render_card(make_facts("coco_full")), re.MULTILINE
+    )
+    assert sorted(rows) == sorted((f"{value / 2:.4f}", f"{value:.4f}") for value in SCORES.values())
+
+
+def test_without_a_test_split_the_card_shows_the_evaluation_split_and_says_so() -> None:
+    results = {f"eval_{key}": value for key, value in SCORES.items()}
+    counts = {role: COUNTS[role] for role in ("train", "eval")}
+    card = render_card(make_facts("coco_full", results=results, counts=counts))
+    assert "There was no test split" in card
+    assert "| score | this model |" in card
+    assert metadata(card).eval_results[0].dataset_split == "val"
+
+
+def test_a_run_without_any_split_to_score_claims_nothing() -> None:
+    card = render_card(make_facts("coco_full", results={}, counts={"train": (10, 50)}, predictions=[]))
+    assert "nothing is known of the quality" in card
+    assert "samples.png" not in card
+    assert metadata(card).eval_results is None
+
+
+def test_a_model_whose_captions_all_agree_is_called_out() -> None:
+    warning = "the same caption, “a dog”: it does not describe what it sees"
+    same = [each | {"caption": "a dog"} for each in PREDICTIONS]
+    assert warning in render_card(make_facts("coco_full", predictions=same))
+    assert "the same caption" not in render_card(make_facts("coco_full"))
+
+
+def test_a_model_worse_than_its_base_is_called_out() -> None:
+    results = {f"{role}_cider": value for role, value in (("test", 0.5), ("baseline", 0.6))}
+    assert "worse than the base model" in render_card(make_facts("coco_full", results=results))
+    assert "worse than the base model" not in render_card(make_facts("coco_full"))
+
+
+def test_local_names_are_shown_without_their_place(tmp_path: Path) -> None:
+    model, folder = tmp_path / "secret" / "my_model", tmp_path / "secret" / "my_folder"
+    model.mkdir(parents=True)
+    folder.mkdir()
+    card = render_card(make_facts("coco_full", base=Source(str(model)), dataset=Source(f"{folder}/")))
+    assert "`my_model`" in card
+    assert "`my_folder` (local)" in card
+    assert "secret" not in card
+    data = metadata(card)
+    assert data.base_model is None
+    assert data.datasets is None
+    assert data.license == "unknown"
+
+
+def test_the_embedded_model_and_data_need_no_source() -> None:
+    assert read_source("tiny", "model") == Source("tiny")
+    # Its captions may be without a single word that gives English away.
+    terse = [each | {"references": ["red circle"]} for each in PREDICTIONS]
+    assert make_facts("shapes_tiny", dataset=read_source("shapes", "dataset"), predictions=terse).language == "en"
+    facts = make_facts("shapes_tiny", base=Source("tiny"), dataset=Source("shapes"))
+    card = render_card(facts)
+    assert "a tiny BLIP with new weights" in card
+    assert "scenes drawn by `blip_recipe` itself" in card
+    assert not facts.base.on_hub
+
+
+READ_SOURCE = """
+import logging
+logging.basicConfig()
+from blip_recipe.card.gathering import read_source
+source = read_source("lab/base", "model")
+print(source.revision, source.license, source.card.get("language"))
+"""
+
+
+def test_licence_and_commit_are_read_from_the_hub() -> None:
+    with HubServer() as hub:
+        readme = b"---\nlicense: bsd-3-clause\nlanguage: en\n---\n# Base\n"
+        commit = hub.publish_model("lab/base", {"README.md": readme, "config.json": b"{}"})
+        assert run_python(READ_SOURCE, hub.environment()).stdout.split() == [commit, "bsd-3-clause", "en"]
+
+
+def test_a_hub_that_does_not_know_the_base_costs_the_licence_and_not_the_card() -> None:
+    with HubServer() as hub:
+        done = run_python(READ_SOURCE, hub.environment())
+    assert done.stdout.split() == ["None", "unknown", "None"]
+    assert "The card of lab/base cannot be read" in done.stderr
+
+
+def run_python(code: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def test_only_the_first_images_of_a_split_are_said_to_be_the_first() -> None:
+    card = render_card(make_facts("coco_full", "--max_eval_samples=3"))
+    assert "on the first 3 images with 6 reference captions" in card
+    assert "| test | `test` | the first 3 | 6 |" in card
+
+
+def test_rows_that_were_skipped_are_counted_on_the_card(tmp_path: Path) -> None:
+    skipped = [SkippedRow(row, row, "train", "not a picture:\u2028\n?") for row in (3, 5, 8)]
+    write_skipped_rows(tmp_path / SKIPPED_FILE, skipped)
+    card = render_card(make_facts("coco_full", f"--output_dir={tmp_path}"))
+    assert "3 rows more could not be used" in card
+    assert "could not be used" not in render_card(make_facts("coco_full"))
+
+
+def test_the_language_is_read_off_columns_cards_or_words() -> None:
+    german = Source("lab/bilder", None, {"language": ["de"]})
+    assert make_facts("flickr8k_lora", dataset=german).language == "de"
+    unknown = Source("lab/pictures")
+    assert make_facts("flickr8k_lora", dataset=unknown).language == "en"
+    words = [each | {"references": ["ein hund am strand"]} for each in PREDICTIONS]
+    assert make_facts("flickr8k_lora", dataset=unknown, predictions=words).language is None
+
+
+@pytest.mark.parametrize("recipe", ["coco_full", "coco_lora"])
+def test_a_card_can_be_made_to_speak_of_another_repository(recipe: str) -> None:
+    card = retarget_card(render_card(make_facts(recipe, repo_id=None)), PLACEHOLDER, "org/captioner")
+    assert card == render_card(make_facts(recipe, repo_id="org/captioner"))
+
+
+def test_metadata_that_the_hub_refuses_are_reported_and_nothing_is_pushed(tmp_path: Path) -> None:
+    write_card(make_facts("coco_full"), tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    push: dict[str, Any] = {"private": None, "message": "Upload", "waits": []}
+    with HubServer() as hub:
+        api = HfApi(endpoint=hub.url, token=WRITE_TOKEN)
+        hub.inject("POST .*/validate-yaml", status=400)
+        with pytest.raises(PushError, match=r"(?s)metadata.*finish with"):
+            push_folder(tmp_path, "lab/captioner", api=api, **push)
+        assert len(hub.commits("lab/captioner")) == 1  # the Hub's own
+        push_folder(tmp_path, "lab/captioner", api=api, **push)
+        assert len(hub.commits("lab/captioner")) == 2
+
+
+def test_captions_cannot_break_the_card() -> None:
+    wild = [each | {"caption": "``` | <img src=x> {{ repo_id }}\n---\n# title \ud800"} for each in PREDICTIONS]
+    card = render_card(make_facts("coco_full", predictions=wild))
+    assert "\n# title" not in card
+    assert "<img" not in card
+    assert "\n---\n" not in card.split("\n---\n", 1)[1]
+    card.encode()
+    assert r"\{\{ repo\_id \}\}" in card
+
+
+def test_a_template_that_asks_for_more_than_the_facts_is_an_error(tmp_path: Path) -> None:
+    folder = shutil.copytree(resource_folder("model_cards"), tmp_path / "model_cards")
+    with (folder / "base.md.jinja").open("a") as file:
+        file.write("{{ carbon_footprint }}")
+    with pytest.raises(UndefinedError, match="carbon_footprint"):
+        render_card(make_facts("coco_full"), folder)
+
+
+@pytest.mark.parametrize("prompt", ["", "a picture of "])
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_the_calls_that_a_card_names_caption_a_picture(
+    kind: str, prompt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each block of Python on the card, word for word, beside a photo."""
+    keys: dict[str, Any] = {
+        "prompt": prompt,
+        "generation_num_beams": 3,
+        "generation_max_length": 20,
+        "generation_min_length": 5,
+    }
+    repository = save_captioner(tmp_path / "model", **keys)
+    if kind == "lora":
+        repository = save_adapter(tmp_path / "adapter", repository, **keys)
+    draw_pictures(tmp_path, 1)[0].rename(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    card = render_card(make_facts(f"coco_{kind}", f"--prompt={prompt}", repo_id=str(repository)))
+    captions = []
+    for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
+        capsys.readouterr()
+        exec(block, {})
+        captions.append(capsys.readouterr().out.strip())
+    own, portable = captions
+    assert own
+    # An untrained model begins with a piece of a word, which sticks to the prompt.
+    assert portable.removeprefix(prompt.strip()).strip(" #") == own.strip(" #")
+
+
+@pytest.mark.parametrize("words", [[], ["--freeze_vision=true"]])
+def test_the_callback_counts_all_sessions_of_a_resumed_training(words: list[str], tmp_path: Path) -> None:
+    first, second = (train(tmp_path, steps, *words) for steps in (2, 4))
+    assert (first.steps, second.steps) == (2, 4)
+    assert 0 < first.trained_parameters <= first.parameters
+    assert (first.trained_parameters < first.parameters) == bool(words)
+    assert first.image_size == 96
+    assert first.peak_memory is not None
+    assert second.seconds > first_session(tmp_path) > 0
+    assert [entry["step"] for entry in second.log_history if "loss" in entry] == [1, 2, 3, 4]
+    assert second.hardware.endswith("cores)")
+
+
+def first_session(folder: Path) -> float:
+    """Seconds that the first checkpoint counted."""
+    state = json.loads((folder / "checkpoint-2" / "trainer_state.json").read_text())
+    return state["stateful_callbacks"]["CardCallback"]["attributes"]["seconds"]

@@ -1,0 +1,87 @@
+"""What all tasks share: a run is known by its task's defaults, adapters are folded, no key passes for another's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from captioners import write_recipe
+from commands import run_module
+from safetensors.torch import load_file
+
+from blip_recipe.errors import RecipeError
+from blip_recipe.recipe.output_dir import find_run, note_run
+from blip_recipe.recipe.parsing import FinetuneOptions, Recipe, check_recipe, read_recipe
+from blip_recipe.recipe.task_keys import TASKS
+from blip_recipe.training.task import find_task, recorded_task
+
+
+def read(*words: str | Path) -> Recipe[FinetuneOptions]:
+    return read_recipe(FinetuneOptions, prog="", description="", recipe_needed=True, argv=list(map(str, words)))
+
+
+def test_a_run_goes_on_with_what_its_task_takes_for_granted(tmp_path: Path) -> None:
+    words = ("recipes/shapes_vqa.json", "--output_dir", tmp_path)
+    note_run(read(*words), {}, finished=False)
+    (tmp_path / "checkpoint-1").mkdir()
+    assert find_run(read(*words, "--generation_max_length", "10")).given
+    with pytest.raises(RecipeError, match=r"generation_max_length \(was 10, is 12\)"):
+        find_run(read(*words, "--generation_max_length", "12"))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "words", "says"),
+    [
+        ("shapes_vqa", ("--metrics", "cider"), "'cider', which task 'vqa' does not have"),
+        ("shapes_tiny", ("--metrics", "recall"), "'recall', which task 'captioning' does not have"),
+        ("shapes_tiny", ("--queue_size", "0"), "queue_size is given, but task is 'captioning'"),
+        ("shapes_vqa", ("--stage", "scst"), "stage is given, but task is 'vqa'"),
+        ("shapes_vqa", ("--captions_per_image", "1"), "captions_per_image is given"),
+        ("vqav2", ("--streaming", "true"), "task is 'vqa' and streaming is true"),
+        ("shapes_retrieval", ("--label_smoothing_factor", "0.1"), "label_smoothing_factor is 0.1"),
+        ("shapes_retrieval", ("--save_only_model", "true"), "save_only_model is true"),
+    ],
+)
+def test_keys_that_a_task_has_no_use_for_are_refused(recipe: str, words: tuple[str, ...], says: str) -> None:
+    asked = read(f"recipes/{recipe}.json", "--use_cpu=true", *words)
+    with pytest.raises(RecipeError, match=says):  # noqa: PT012 - whichever of the two finds it
+        check_recipe(asked)
+        find_task(asked.objective.task).check(asked)
+
+
+@pytest.mark.parametrize("task", ["foo", ["vqa"], None, 3])
+def test_a_task_that_a_strangers_recipe_names_must_exist(task: Any) -> None:
+    with pytest.raises(RecipeError, match="expected one of captioning, vqa, retrieval"):
+        recorded_task({"task": task})
+    assert recorded_task({}) == "captioning"
+
+
+@pytest.mark.parametrize("name", list(TASKS))
+def test_an_adapter_of_any_task_is_folded(name: Any, tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    from blip_recipe.models.loading import name_stock_class
+    from blip_recipe.models.processors import save_processor
+
+    task = find_task(name)
+    model, processor = task.build_tiny(["a red circle ?"], None)
+    model.save_pretrained(tmp_path / "base")
+    save_processor(processor, tmp_path / "base")
+    config = LoraConfig(r=2, target_modules=task.model_class.lora_layers, init_lora_weights=False)
+    adapter = get_peft_model(model, config)
+    adapter.peft_config["default"].base_model_name_or_path = str(tmp_path / "base")
+    adapter.save_pretrained(str(tmp_path / "adapter"))
+    name_stock_class(tmp_path / "adapter", task.model_class.stock_class)
+    save_processor(processor, tmp_path / "adapter")
+    write_recipe(tmp_path / "adapter", task=name)
+    done = run_module("blip_recipe.merge", tmp_path / "adapter", tmp_path / "merged")
+    assert done.returncode == 0, done.stderr[-2000:]
+    before, after = (load_file(tmp_path / folder / "model.safetensors") for folder in ("base", "merged"))
+    assert before.keys() == after.keys()
+    assert any(not before[key].equal(after[key]) for key in before)
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["architectures"] == [
+        task.model_class.stock_class.__name__
+    ]
+    assert "(merged)" in (tmp_path / "merged" / "README.md").read_text(encoding="utf-8")

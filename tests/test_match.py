@@ -1,0 +1,156 @@
+"""`python -m blip_recipe.match`: what it says of texts, and the files of embeddings that it writes."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from captioners import draw_pictures
+from commands import run_module
+from PIL import Image
+from pyarrow import parquet
+from retrievers import TEXTS, build_retriever
+from safetensors import safe_open
+from transformers import AutoProcessor, BlipForImageTextRetrieval
+
+from blip_recipe.errors import RecipeError
+from blip_recipe.match import main
+from blip_recipe.models.processors import save_processor
+
+Match = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def retriever(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("retriever")
+    model, processor = build_retriever()
+    # As a published checkpoint: saved by the stock class.
+    model.save_pretrained(directory)
+    save_processor(processor, directory)
+    BlipForImageTextRetrieval.from_pretrained(directory).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def match(retriever: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Match:
+    """Run the command on arguments; gives its standard output."""
+
+    def run(*arguments: str | Path) -> str:
+        monkeypatch.setattr(sys, "argv", ["match", str(retriever), "--device", "cpu", *map(str, arguments)])
+        main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def stock_says(retriever: Path, picture: Path, texts: list[str]) -> tuple[list[float], list[float]]:
+    """Probabilities and cosines of the stock class, by the code that cards show."""
+    model = BlipForImageTextRetrieval.from_pretrained(retriever)
+    processor = AutoProcessor.from_pretrained(retriever)
+    probabilities, cosines = [], []
+    for text in texts:
+        inputs = processor(images=Image.open(picture), text=text, return_tensors="pt")
+        with torch.no_grad():
+            cosines.append(model(**inputs, use_itm_head=False).itm_score.item())
+            inputs["input_ids"][:, 0] = model.config.text_config.bos_token_id + 1
+            probabilities.append(model(**inputs).itm_score.softmax(1)[0, 1].item())
+    return probabilities, cosines
+
+
+def test_every_text_is_judged_as_the_stock_class_judges_it(match: Match, retriever: Path, tmp_path: Path) -> None:
+    picture = draw_pictures(tmp_path, 1)[0]
+    rows = [json.loads(line) for line in match(picture, *TEXTS).splitlines()]
+    assert [row["text"] for row in rows] == TEXTS
+    assert {row["image"] for row in rows} == {str(picture)}
+    probabilities, cosines = stock_says(retriever, picture, TEXTS)
+    assert [row["probability"] for row in rows] == pytest.approx(probabilities, abs=1e-5)
+    assert [row["cosine"] for row in rows] == pytest.approx(cosines, abs=1e-5)
+    assert len(set(probabilities)) == len(TEXTS)
+
+
+def read_embeddings(path: Path) -> dict[str, Any]:
+    if path.suffix == ".parquet":
+        table = parquet.read_table(path).to_pydict()
+        return {
+            "ids": table["id"],
+            "kinds": table["kind"],
+            "texts": table["text"],
+            "embeddings": np.array(table["embedding"], dtype=np.float32),
+        }
+    if path.suffix == ".npz":
+        return {name: values if name == "embeddings" else values.tolist() for name, values in np.load(path).items()}
+    with safe_open(path, "np") as file:
+        return {name: json.loads(values) for name, values in file.metadata().items()} | {
+            "embeddings": file.get_tensor("embeddings")
+        }
+
+
+@pytest.mark.parametrize("kind", ["parquet", "npz", "safetensors"])
+def test_embeddings_of_folders_and_text_files(
+    match: Match, retriever: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = draw_pictures(tmp_path / "photos", 3)
+    (tmp_path / "photos" / "zz_broken.png").write_bytes(b"no picture")
+    queries = tmp_path / "queries.txt"
+    queries.write_text(f"{TEXTS[0]}\n\n{TEXTS[1]}\n", encoding="utf-8")
+    out = tmp_path / f"index.{kind}"
+    assert match(tmp_path / "photos", queries, "--embeddings", out, "--batch_size", 2).startswith(
+        "3 images and 2 texts"
+    )
+    found = read_embeddings(out)
+    assert found["ids"] == [*map(str, pictures), f"{queries}:1", f"{queries}:3"]
+    assert found["kinds"] == ["image"] * 3 + ["text"] * 2
+    assert found["texts"] == ["", "", "", TEXTS[0], TEXTS[1]]
+    vectors = found["embeddings"]
+    assert vectors.dtype == np.float32
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(5), abs=1e-5)
+    _, cosines = stock_says(retriever, pictures[1], TEXTS[:2])
+    assert vectors[3:] @ vectors[1] == pytest.approx(cosines, abs=1e-5)
+
+
+def test_what_is_left_out_is_said(match: Match, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(RecipeError, match="nothing was written"):
+        match(tmp_path / "broken.png", "--embeddings", tmp_path / "index.npz")
+    assert "broken.png" in capsys.readouterr().err
+    assert not (tmp_path / "index.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["dog.jpg"], "no text"),
+        (["missing.jpg", "a dog"], "cannot be read as a picture"),
+        (["photos", "--embeddings", "index.csv"], "ends in one of"),
+    ],
+)
+def test_wrong_arguments_are_explained(match: Match, arguments: list[str], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        match(*arguments)
+
+
+def test_another_kind_of_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from captioners import save_captioner
+
+    captioner = save_captioner(tmp_path / "captioner")
+    monkeypatch.setattr(sys, "argv", ["match", str(captioner), "dog.jpg", "a dog"])
+    with pytest.raises(RecipeError, match="BlipForImageTextRetrieval"):
+        main()
+
+
+def test_help_is_quick() -> None:
+    start = time.monotonic()
+    done = run_module("blip_recipe.match", "--help")
+    assert done.returncode == 0
+    assert "--embeddings" in done.stdout
+    # Two seconds on a quiet machine: what takes long is torch, which must not be there at all.
+    imported = run_module("timeit", "-n1", "-r1", "import sys, blip_recipe.match; assert 'torch' not in sys.modules")
+    assert imported.returncode == 0, imported.stderr
+    assert time.monotonic() - start < 30

@@ -1,0 +1,127 @@
+"""Kept embeddings change how often a picture is encoded, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from commands import run_checked, run_module
+from datasets import Dataset as Rows
+from PIL import Image
+
+from blip_recipe.captioning.collator import CaptionCollator
+from blip_recipe.data import caption_datasets
+from blip_recipe.data.embeddings import EmbeddingStore, picture_key
+from blip_recipe.models.tiny import build_tiny_blip
+from blip_recipe.recipe.parsing import DataArguments
+
+RUN: dict[str, object] = {
+    "max_steps": 3,
+    "freeze_vision": "true",
+    "augmentation": "none",
+    "max_train_samples": 24,
+    "max_eval_samples": 5,
+    "use_cpu": "true",
+    "per_device_train_batch_size": 8,
+    "save_strategy": "no",
+    "eval_strategy": "no",
+    "load_best_model_at_end": "false",
+    "dataloader_num_workers": 0,
+}
+
+
+def command(output_dir: Path, **changes: object) -> list[str]:
+    keys = RUN | changes | {"output_dir": output_dir}
+    return ["blip_recipe.finetune", "recipes/shapes_tiny.json", *(f"--{key}={value}" for key, value in keys.items())]
+
+
+def files(cache: Path) -> set[Path]:
+    return {path for path in cache.rglob("*") if path.is_file()}
+
+
+def test_a_run_on_kept_embeddings_is_the_run_on_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("BLIP_RECIPE_CACHE", str(cache))
+    run_checked(*command(tmp_path / "pictures"))
+    assert not files(cache)
+    run_checked(*command(tmp_path / "kept", cache_image_embeds="true"))
+    first = files(cache)
+    assert len(first) == 24 + 2 * 5
+    # Processes share the work of encoding, and find what the run before has kept.
+    again = command(tmp_path / "again", cache_image_embeds="true", per_device_train_batch_size=4)
+    run_checked(*again, processes=2)
+    assert files(cache) == first
+    for name in ("model.safetensors", "predictions.jsonl"):
+        assert (tmp_path / "pictures" / name).read_bytes() == (tmp_path / "kept" / name).read_bytes(), name
+    assert (tmp_path / "pictures/predictions.jsonl").read_text() == (tmp_path / "again/predictions.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("freeze_vision", "false"), ("augmentation", "blip")],
+)
+def test_pictures_that_would_change_are_not_kept(tmp_path: Path, key: str, value: str) -> None:
+    result = run_module(*command(tmp_path / "run", cache_image_embeds="true", **{key: value}))
+    assert result.returncode == 2
+    assert key in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_kept_pictures_are_not_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BLIP_RECIPE_CACHE", str(tmp_path))
+    model, processor = build_tiny_blip(["a"])
+    rows = Rows.from_dict({"image": [{"bytes": b"no picture", "path": None}], "image_id": [0], "captions": [["a"]]})
+    arguments = DataArguments(augmentation="none", cache_image_embeds=True)
+    dataset = caption_datasets({"train": rows}, arguments, processor, seed=0)["train"]
+    store = EmbeddingStore(model.vision_model, processor.image_processor, torch.float32)
+    embeds = torch.randn(store.shape)
+    store.save("0123", embeds)
+    dataset.use_embeddings(store, ["0123"])
+    batch = CaptionCollator(processor, processor.tokenizer.bos_token_id)([dataset[0]])
+    assert torch.equal(batch["image_embeds"][0], embeds)
+    assert "pixel_values" not in batch
+
+
+def test_half_a_file_is_no_kept_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BLIP_RECIPE_CACHE", str(tmp_path))
+    model, processor = build_tiny_blip(["a"])
+    store = EmbeddingStore(model.vision_model, processor.image_processor, torch.float32)
+    store.save("0123", torch.randn(store.shape))
+    assert store.holds("0123")
+    store.path("0123").write_bytes(b"")
+    assert not store.holds("0123")
+
+
+def test_another_encoder_or_preprocessing_keeps_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BLIP_RECIPE_CACHE", str(tmp_path))
+    torch.manual_seed(0)
+    model, processor = build_tiny_blip(["a"])
+    stores = [EmbeddingStore(model.vision_model, processor.image_processor, torch.float32)]
+    stores.append(EmbeddingStore(model.vision_model, processor.image_processor, torch.bfloat16))
+    processor.image_processor.image_mean = [0.5, 0.5, 0.5]
+    stores.append(EmbeddingStore(model.vision_model, processor.image_processor, torch.float32))
+    model.vision_model.post_layernorm.bias.data[0] += 1.0
+    stores.append(EmbeddingStore(model.vision_model, processor.image_processor, torch.float32))
+    assert len({store.folder for store in stores}) == len(stores)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_embeddings_come_back_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    monkeypatch.setenv("BLIP_RECIPE_CACHE", str(tmp_path))
+    model, processor = build_tiny_blip(["a"])
+    store = EmbeddingStore(model.vision_model, processor.image_processor, dtype)
+    embeds = torch.randn(store.shape).to(dtype)
+    store.save("0123", embeds)
+    assert torch.equal(store.load("0123"), embeds)
+    assert store.path("0123").stat().st_size == store.bytes_an_image
+
+
+def test_a_picture_is_known_by_its_content(tmp_path: Path) -> None:
+    one, same, other = (tmp_path / name for name in ("one.png", "same.png", "other.png"))
+    for path, colour in ((one, "red"), (same, "red"), (other, "blue")):
+        Image.new("RGB", (8, 6), colour).save(path)
+    assert picture_key(str(one)) == picture_key(same) == picture_key({"bytes": one.read_bytes(), "path": None})
+    assert picture_key(str(one)) != picture_key(str(other))
+    assert picture_key(Image.new("RGB", (8, 6), "red")) != picture_key(Image.new("RGB", (6, 8), "red"))
