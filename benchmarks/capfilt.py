@@ -28,8 +28,8 @@ import torch
 
 from benchmarks.common import RESULTS, machine, seconds_of, write_results
 from benchmarks.noisy_web import SHARD, Found, find_texts, write_shards
+from blip_recipe.captioning.modeling import load_captioner
 from blip_recipe.data.shapes import describe_scene
-from blip_recipe.models.loading import load_captioner
 from blip_recipe.models.processors import save_processor
 from blip_recipe.retrieval.modeling import BlipForRetrieval
 from blip_recipe.retrieval.tiny import WEIGHT_STD

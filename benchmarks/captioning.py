@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 
 from benchmarks.common import RESULTS, machine, write_results
-from blip_recipe.caption import list_folder
+from blip_recipe.data.listing import list_folder
 
 CHECKOUT = Path(__file__).parents[1]
 GROWTH_LIMIT = 40.0
@@ -62,11 +62,11 @@ def build_model(folder: Path) -> None:
     """A tiny captioner with random weights."""
     import torch
 
+    from blip_recipe.captioning.tiny import build_tiny_captioner
     from blip_recipe.models.processors import save_processor
-    from blip_recipe.models.tiny import build_tiny_blip
 
     torch.manual_seed(0)
-    model, processor = build_tiny_blip(["a red square on a blue ground"])
+    model, processor = build_tiny_captioner(["a red square on a blue ground"])
     model.save_pretrained(folder)
     save_processor(processor, folder)
 

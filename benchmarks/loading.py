@@ -34,10 +34,9 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 
 from benchmarks.common import RESULTS, machine, write_results
 from blip_recipe.data.augmentation import CROP_SCALE, augment
-from blip_recipe.data.pixels import read_pixels
+from blip_recipe.data.pixels import normalize_pixels, read_pixels, resize_pixels, stack_pixels
 from blip_recipe.data.resized_cache import resize_beforehand
 from blip_recipe.errors import run_command
-from blip_recipe.models.processors import normalize_pixels, resize_pixels, stack_pixels
 
 IMAGE_SIZE, BATCH = 384, 16
 SHARED = Path(os.environ.get("BLIP_RECIPE_SHARED", Path(__file__).parents[2] / "shared"))

@@ -26,10 +26,12 @@ from PIL import Image
 from benchmarks.common import RESULTS, machine, seconds_of, write_results
 from benchmarks.workload import PeakMemory
 from blip_recipe.captioning.collator import CaptionCollator
-from blip_recipe.data import caption_datasets, check_splits, load_splits
+from blip_recipe.captioning.tiny import build_tiny_captioner
+from blip_recipe.data import caption_datasets
+from blip_recipe.data.arguments import CaptionDataArguments
+from blip_recipe.data.checks import check_splits
+from blip_recipe.data.load import load_splits
 from blip_recipe.errors import run_command
-from blip_recipe.models.tiny import build_tiny_blip
-from blip_recipe.recipe.parsing import DataArguments
 
 SHARD, BATCH, SIDE = 10_000, 32, 32
 CAPTIONS = [f"a made picture with number {number}" for number in range(5)]
@@ -73,8 +75,8 @@ def picture(number: int) -> bytes:
 def measure(folder: str, images: int) -> dict[str, Any]:
     """Seconds and memory of everything that depends on the number of images, a step apart."""
     torch.set_num_threads(1)
-    arguments = DataArguments(dataset_name=folder, augmentation="none")
-    processor = build_tiny_blip(CAPTIONS)[1]
+    arguments = CaptionDataArguments(dataset_name=folder, augmentation="none")
+    processor = build_tiny_captioner(CAPTIONS)[1]
     collate = CaptionCollator(processor, processor.tokenizer.bos_token_id)
     found: dict[str, Any] = {}
 

@@ -21,9 +21,10 @@ from pathlib import Path
 
 from benchmarks.common import RESULTS, machine, seconds_of, write_results
 from blip_recipe.errors import run_command
-from blip_recipe.metrics import CaptionScorer, ImageId
-from blip_recipe.metrics.files import check_same_images, read_predictions, read_references
+from blip_recipe.metrics.files import read_predictions, read_references
 from blip_recipe.metrics.java import find_java, pycocoevalcap_file
+from blip_recipe.metrics.scorer import CaptionScorer
+from blip_recipe.metrics.scores import ImageId, check_same_images
 
 Captions = dict[ImageId, str]
 References = dict[ImageId, list[str]]

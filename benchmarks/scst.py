@@ -25,12 +25,14 @@ from transformers import BertTokenizer, default_data_collator
 from benchmarks.common import RESULTS, machine, seconds_of, write_results
 from benchmarks.training import StepTimes
 from benchmarks.workload import SIZES, VOCABULARY, made_captions, made_images
-from blip_recipe.captioning.modeling import IGNORED, BlipForCaptioning
-from blip_recipe.captioning.scst import SelfCriticalTrainer
-from blip_recipe.captioning.trainer import CaptionTrainer
+from blip_recipe.captioning.modeling import BlipForCaptioning
+from blip_recipe.captioning.scst import ScstTrainer
+from blip_recipe.captioning.trainer import CaptionTrainer, CaptionTrainingArguments
+from blip_recipe.data.arguments import CaptionDataArguments
 from blip_recipe.errors import run_command
-from blip_recipe.recipe.parsing import DataArguments, GenerationArguments, ObjectiveArguments
-from blip_recipe.training.arguments import CaptionTrainingArguments
+from blip_recipe.models.text import IGNORED
+from blip_recipe.recipe.parsing import ObjectiveArguments
+from blip_recipe.training.arguments import GenerationArguments
 
 SAMPLES = 5
 PIECES = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", VOCABULARY - 2: "[DEC]"}
@@ -70,7 +72,7 @@ def main() -> None:
     write_results(output, machine(["torch", "transformers"], gpu=gpu, threads=torch.get_num_threads()), [row])
 
 
-class TimedTrainer(SelfCriticalTrainer):
+class TimedTrainer(ScstTrainer):
     """Notes how long scores take, and how long the step waits for them."""
 
     times: list[tuple[float, float]]
@@ -117,7 +119,7 @@ def run_turn(
             disable_tqdm=True,
         ),
         processor=cast("Any", processor),
-        data=DataArguments(),
+        data=CaptionDataArguments(),
         generation=GenerationArguments(generation_max_length=options.max_length),
         scorer=cast("Any", None),
         train_dataset=cast("Any", MadeRows(options.images * steps)),

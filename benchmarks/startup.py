@@ -82,10 +82,10 @@ def main() -> None:
 
 def save_tiny_model(folder: str) -> None:
     """The embedded model, for the script."""
+    from blip_recipe.captioning.tiny import build_tiny_captioner
     from blip_recipe.models.processors import save_processor
-    from blip_recipe.models.tiny import build_tiny_blip
 
-    model, processor = build_tiny_blip(["a red circle"])
+    model, processor = build_tiny_captioner(["a red circle"])
     model.save_pretrained(folder)
     save_processor(processor, Path(folder))
 

@@ -29,10 +29,10 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from benchmarks.common import RESULTS, machine, write_results
+from blip_recipe.data.arguments import CaptionDataArguments
 from blip_recipe.data.shards import open_stream
 from blip_recipe.data.streaming import CaptionStream, Position
 from blip_recipe.errors import run_command
-from blip_recipe.recipe.parsing import DataArguments
 
 SIDE, ROWS_A_SHARD, REAL_SHARDS = 32, 1000, 4
 MIB = 2**20
@@ -99,7 +99,7 @@ def make_shards(kind: str, folder: Path, shards: int) -> int:
 
 def stream_of(folder: Path) -> CaptionStream:
     """The stream as a recipe without augmentation has it."""
-    arguments = DataArguments(dataset_name=str(folder), streaming=True)
+    arguments = CaptionDataArguments(dataset_name=str(folder), streaming=True)
     return CaptionStream(
         open_stream(arguments),
         image_size=SIDE,

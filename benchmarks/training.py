@@ -44,13 +44,15 @@ from benchmarks.workload import (
     saved_bytes,
     synchronise,
 )
-from blip_recipe.captioning.modeling import IGNORED, BlipForCaptioning
-from blip_recipe.captioning.trainer import CaptionTrainer
+from blip_recipe.captioning.modeling import BlipForCaptioning
+from blip_recipe.captioning.tiny import build_tiny_captioner
+from blip_recipe.captioning.trainer import CaptionTrainer, CaptionTrainingArguments
+from blip_recipe.data.arguments import CaptionDataArguments
 from blip_recipe.errors import run_command
-from blip_recipe.models.loading import add_lora, quantization_config
-from blip_recipe.models.tiny import build_tiny_blip
-from blip_recipe.recipe.parsing import DataArguments, GenerationArguments, ModelArguments
-from blip_recipe.training.arguments import CaptionTrainingArguments
+from blip_recipe.models.adapters import add_lora, quantization_config
+from blip_recipe.models.arguments import ModelArguments
+from blip_recipe.models.text import IGNORED
+from blip_recipe.training.arguments import GenerationArguments
 from blip_recipe.training.memory import estimate_peak_bytes
 
 CAPTIONS = len(CAPTION_LENGTHS)
@@ -210,8 +212,8 @@ def our_trainer(mode: Mode, folder: str, images: int, arguments: dict[str, Any])
     trainer = CaptionTrainer(
         cast("Any", model),
         CaptionTrainingArguments(per_device_train_batch_size=images, **arguments),
-        processor=build_tiny_blip(["a"])[1],
-        data=DataArguments(),
+        processor=build_tiny_captioner(["a"])[1],
+        data=CaptionDataArguments(),
         generation=GenerationArguments(),
         scorer=cast("Any", None),
         train_dataset=rows,

@@ -1,4 +1,4 @@
-"""Fine-tune BLIP from one recipe: to write captions, answer questions, and find pictures of texts.
+"""Fine-tune BLIP to write captions, answer questions, and match pictures and texts.
 
 `import blip_recipe` makes `transformers.pipeline("image-to-text")` and `pipeline("visual-question-answering")` work on
 transformers 5, which dropped these tasks.
@@ -14,12 +14,62 @@ import wrapt
 if TYPE_CHECKING:
     from types import ModuleType
 
+    from blip_recipe.captioning.collator import CaptionCollator
+    from blip_recipe.captioning.metrics import CaptionMetrics
+    from blip_recipe.captioning.modeling import BlipForCaptioning, load_captioner
     from blip_recipe.captioning.pipeline import caption_pipeline
+    from blip_recipe.captioning.scst import ScstTrainer, ScstTrainingArguments
+    from blip_recipe.captioning.trainer import CaptionTrainer, CaptionTrainingArguments
+    from blip_recipe.errors import PushError, RecipeError
+    from blip_recipe.metrics.scorer import CaptionScorer, score_captions
+    from blip_recipe.retrieval.modeling import BlipForRetrieval
+    from blip_recipe.retrieval.trainer import RetrievalTrainer, RetrievalTrainingArguments
+    from blip_recipe.vqa.modeling import BlipForAnswering
     from blip_recipe.vqa.pipeline import answer_pipeline
+    from blip_recipe.vqa.trainer import VqaTrainer, VqaTrainingArguments
 
-__all__ = ["answer_pipeline", "caption_pipeline"]
+_PLACES = {
+    "captioning.collator": ("CaptionCollator",),
+    "captioning.metrics": ("CaptionMetrics",),
+    "captioning.modeling": ("BlipForCaptioning", "load_captioner"),
+    "captioning.pipeline": ("caption_pipeline",),
+    "captioning.scst": ("ScstTrainer", "ScstTrainingArguments"),
+    "captioning.trainer": ("CaptionTrainer", "CaptionTrainingArguments"),
+    "errors": ("PushError", "RecipeError"),
+    "metrics.scorer": ("CaptionScorer", "score_captions"),
+    "retrieval.modeling": ("BlipForRetrieval",),
+    "retrieval.trainer": ("RetrievalTrainer", "RetrievalTrainingArguments"),
+    "vqa.modeling": ("BlipForAnswering",),
+    "vqa.pipeline": ("answer_pipeline",),
+    "vqa.trainer": ("VqaTrainer", "VqaTrainingArguments"),
+}
+"""The public names by the module that they live in; imported when they are first asked for."""
 
-_MODULES = {"caption_pipeline": "blip_recipe.captioning.pipeline", "answer_pipeline": "blip_recipe.vqa.pipeline"}
+_MODULES = {name: f"blip_recipe.{module}" for module, names in _PLACES.items() for name in names}
+
+__all__ = [
+    "BlipForAnswering",
+    "BlipForCaptioning",
+    "BlipForRetrieval",
+    "CaptionCollator",
+    "CaptionMetrics",
+    "CaptionScorer",
+    "CaptionTrainer",
+    "CaptionTrainingArguments",
+    "PushError",
+    "RecipeError",
+    "RetrievalTrainer",
+    "RetrievalTrainingArguments",
+    "ScstTrainer",
+    "ScstTrainingArguments",
+    "VqaTrainer",
+    "VqaTrainingArguments",
+    "answer_pipeline",
+    "caption_pipeline",
+    "load_captioner",
+    "score_captions",
+]
+
 _TASKS = {"image-to-text": "blip_recipe.captioning.pipeline", "visual-question-answering": "blip_recipe.vqa.pipeline"}
 
 
@@ -36,3 +86,8 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return __all__

@@ -7,12 +7,20 @@ python -m blip_recipe.evaluate --predictions captions.json --references captions
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from blip_recipe.errors import RecipeError, run_command
-from blip_recipe.recipe.checks import check_metrics
-from blip_recipe.recipe.parsing import EvaluateOptions, Recipe, read_recipe
-from blip_recipe.training.task import recorded_task
+from blip_recipe.recipe.arguments import EvaluateOptions
+from blip_recipe.recipe.parsing import read_recipe
+
+if TYPE_CHECKING:
+    from blip_recipe.recipe.parsing import Recipe
+
+RECORDED = (
+    *("task", "prompt", "normalize_captions", "max_caption_length", "rerank_top_k", "label_smoothing_factor"),
+    *("generation_num_beams", "generation_max_length", "generation_min_length"),
+)
+"""Keys of a model's own recipe that its scores depend on."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -23,6 +31,7 @@ def main(argv: list[str] | None = None) -> None:
         description="Score a model on a split of a data set, or a file of captions against their references.",
         recipe_needed=False,
         argv=argv,
+        recorded=read_recorded,
     )
     if recipe.options.predictions:
         score_file(recipe)
@@ -30,17 +39,31 @@ def main(argv: list[str] | None = None) -> None:
         score_model(recipe)
 
 
+def read_recorded(given: dict[str, str]) -> dict[str, Any]:
+    """The keys of a model's own `recipe.json`: it is scored as it was scored, in whatever is left open.
+
+    Raises:
+        RecipeError: There is no such model, or its task is not known.
+    """
+    if "model_name_or_path" not in given:
+        return {}
+
+    from blip_recipe.models.loading import read_repository_json
+    from blip_recipe.recipe.tasks import recorded_task
+
+    found = read_repository_json(given["model_name_or_path"], "recipe.json", revision=given.get("model_revision"))
+    return {key: found[key] for key in RECORDED if key in found} | {"task": recorded_task(found)}
+
+
 def score_file(recipe: Recipe[EvaluateOptions]) -> None:
     """Score the captions of `--predictions` against `--references`."""
     from blip_recipe.metrics import CaptionScorer
     from blip_recipe.metrics.files import check_same_images, read_predictions, read_references
 
-    check_metrics(recipe)
-    assert recipe.options.predictions is not None
-    predictions = read_predictions(Path(recipe.options.predictions))
-    references = read_references(Path(recipe.options.references or recipe.options.predictions))
+    predictions = read_predictions(Path(str(recipe.options.predictions)))
+    references = read_references(Path(str(recipe.options.references or recipe.options.predictions)))
     check_same_images(predictions, references)
-    with CaptionScorer(recipe.generation.metrics) as scorer:
+    with CaptionScorer(recipe.training.metrics) as scorer:
         scores = scorer.score(predictions, references)
     records = [
         {
@@ -55,58 +78,31 @@ def score_file(recipe: Recipe[EvaluateOptions]) -> None:
 
 
 def score_model(recipe: Recipe[EvaluateOptions]) -> None:
-    """Score what a model directory or Hub id says of `--eval_split`."""
+    """Score what a model directory or Hub id gives for `--eval_split`."""
     if recipe.data.dataset_name is None or recipe.data.eval_split is None:
         raise RecipeError("dataset_name and eval_split say what to score; --predictions scores a file instead.")
 
-    from blip_recipe.data import check_splits, write_skipped_rows
-    from blip_recipe.data.checks import SKIPPED_FILE
-    from blip_recipe.models.loading import load_captioner, read_repository_json
+    from blip_recipe.data.checks import SKIPPED_FILE, check_splits, write_skipped_rows
+    from blip_recipe.models.loading import load_finished
     from blip_recipe.recipe.logs import set_up_logs
-    from blip_recipe.training.task import find_task
-    from blip_recipe.training.trainer import build_trainer
 
     set_up_logs(recipe.training)
-    name, revision = recipe.model.model_name_or_path, recipe.model.model_revision
-    take_recorded_settings(recipe, read_repository_json(name, "recipe.json", revision=revision))
-    task = find_task(recipe.objective.task)
+    model, data = recipe.model, recipe.data
     with recipe.training.main_process_first(desc="reading the data"):
-        rows = task.load_split(recipe.data, recipe.data.eval_split, max_samples=recipe.data.max_eval_samples)
-    splits, skipped = check_splits({"eval": rows}, recipe.data, task.row_fault)
-    model, processor, _ = load_captioner(
-        name,
-        revision=revision,
-        quantization=recipe.model.quantization or "recorded",
-        trust_remote_code=recipe.model.trust_remote_code,
-        model_class=task.model_class,
+        rows = recipe.task.load_split(data, recipe.data.eval_split, max_samples=data.max_eval_samples)
+    splits, skipped = check_splits({"eval": rows}, data, recipe.task.validate_row)
+    loaded, processor, _ = load_finished(
+        model.model_name_or_path,
+        recipe.trainer.model_class,
+        revision=model.model_revision,
+        quantization=model.quantization or "recorded",
+        trust_remote_code=model.trust_remote_code,
     )
-    datasets = task.datasets(splits, recipe, processor)
-    with task.scorer(recipe) as scorer:
-        trainer = build_trainer(recipe, model, processor, scorer, datasets)
-        metrics = trainer.evaluate()
+    trainer = recipe.trainer(loaded, recipe.training, eval_dataset=splits["eval"], processing_class=processor)
+    metrics = trainer.evaluate()
     if trainer.is_world_process_zero():
         report(recipe, metrics, trainer.predictions)
         write_skipped_rows(recipe.output_dir / SKIPPED_FILE, skipped)
-
-
-RECORDED = {
-    "data": ("prompt", "normalize_captions", "max_caption_length"),
-    "generation": ("generation_num_beams", "generation_max_length", "generation_min_length"),
-    "objective": ("rerank_top_k",),
-    "training": ("label_smoothing_factor",),
-}
-"""Keys of a model's own recipe that its scores depend on."""
-
-
-def take_recorded_settings(recipe: Recipe[EvaluateOptions], recorded: dict[str, Any]) -> None:
-    """Score as the model was scored (`recorded`: its `recipe.json`), in whatever the command line leaves open."""
-    if "task" not in recipe.given:
-        recipe.take_task(recorded_task(recorded))
-    check_metrics(recipe)
-    for part, keys in RECORDED.items():
-        for key in keys:
-            if key in recorded and key not in recipe.given:
-                setattr(getattr(recipe, part), key, recorded[key])
 
 
 def report(recipe: Recipe[EvaluateOptions], results: dict[str, float], records: list[dict[str, Any]]) -> None:
@@ -115,7 +111,7 @@ def report(recipe: Recipe[EvaluateOptions], results: dict[str, float], records: 
 
     write_json(recipe.output_dir / "all_results.json", dict(sorted(results.items())))
     write_predictions(recipe.output_dir / "predictions.jsonl", records)
-    names = [name for name in ("loss", *recipe.generation.score_names()) if f"eval_{name}" in results]
+    names = [name for name in ("loss", *recipe.training.scores()) if f"eval_{name}" in results]
     width = max(12, *(len(name) + 2 for name in names))
     for name in names:
         print(f"{name:<{width}}{results[f'eval_{name}']:.4f}")

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from blip_recipe.caption import list_images, printable, read_ahead
+from blip_recipe.data.listing import list_images, printable, read_ahead
 from blip_recipe.errors import RecipeError, run_command
 from blip_recipe.recipe.command_line import add_model_options, positive
 
@@ -82,18 +82,18 @@ def load_matcher(arguments: argparse.Namespace) -> tuple[BlipForRetrieval, BlipP
     Raises:
         RecipeError: It cannot be loaded, or is no BLIP of this kind.
     """
-    from blip_recipe.captioning.pipeline import first_device, usable_device
-    from blip_recipe.models.loading import load_captioner
+    from blip_recipe.models.loading import load_finished
+    from blip_recipe.models.pipeline import first_device, usable_device
     from blip_recipe.retrieval.modeling import BlipForRetrieval
 
-    model, processor, _ = load_captioner(
+    model, processor, _ = load_finished(
         arguments.model,
+        BlipForRetrieval,
         revision=arguments.revision,
         device=usable_device(arguments.device or first_device()),
         dtype=arguments.dtype,
         allow_pickle=arguments.allow_pickle,
         trust_remote_code=arguments.trust_remote_code,
-        model_class=BlipForRetrieval,
     )
     return model, processor
 

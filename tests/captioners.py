@@ -10,8 +10,8 @@ import torch
 from PIL import Image, ImageDraw
 
 from blip_recipe.captioning.modeling import BlipForCaptioning
+from blip_recipe.captioning.tiny import build_tiny_captioner
 from blip_recipe.models.processors import save_processor
-from blip_recipe.models.tiny import build_tiny_blip
 
 CAPTIONS = ["a red square on a blue ground", "two green circles", "a picture of a small dog", "three yellow cats"]
 GAIN = 3.0
@@ -21,7 +21,7 @@ GAIN = 3.0
 def save_captioner(directory: Path, *, seed: int = 0, **recipe: Any) -> Path:
     """A full captioner in `directory`, with `recipe.json` where `recipe` has keys."""
     torch.manual_seed(seed)
-    model, processor = build_tiny_blip(CAPTIONS)
+    model, processor = build_tiny_captioner(CAPTIONS)
     with torch.no_grad():
         for weights in model.parameters():
             weights.mul_(GAIN if weights.ndim > 1 else 1.0)
@@ -36,7 +36,7 @@ def save_adapter(directory: Path, base: Path | str, *, base_directory: Path | No
     """A LoRA adapter that changes captions, of the model `base`, whose weights may lie elsewhere."""
     from peft import LoraConfig, get_peft_model
 
-    from blip_recipe.models.loading import name_stock_class
+    from blip_recipe.models.adapters import name_stock_class
     from blip_recipe.models.processors import load_processor
 
     weights = base_directory or Path(base)

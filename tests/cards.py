@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from blip_recipe.card.callback import CardCallback
-from blip_recipe.card.gathering import Source, gather_facts
-from blip_recipe.card.rendering import (
-    CardFacts,
-)
+from blip_recipe.card.facts import CardFacts, Source
 from blip_recipe.data.resources import resource_folder
-from blip_recipe.recipe.parsing import FinetuneOptions, Recipe, read_recipe
+from blip_recipe.recipe.arguments import FinetuneOptions
+from blip_recipe.recipe.parsing import Recipe, read_recipe
+from blip_recipe.training.publishing import gather_facts
 
 BASE = Source(
     "Salesforce/blip-image-captioning-base", "82a37760796d32b1411fe092ab5d4e227313294b", {"license": "bsd-3-clause"}
@@ -100,9 +99,10 @@ def make_facts(name: str, *words: str, noted: dict[str, Any] | None = None, **ch
 
 def train(folder: Path, steps: int, *words: str) -> CardCallback:
     """Train the tiny model up to a step, from the checkpoint that is there."""
-    from blip_recipe.data import caption_datasets, load_splits, texts
-    from blip_recipe.metrics import CaptionScorer
-    from blip_recipe.models.loading import build_model
+    from blip_recipe.data import caption_datasets, texts
+    from blip_recipe.data.load import load_splits
+    from blip_recipe.metrics.scorer import CaptionScorer
+    from blip_recipe.recipe.building import build_model
     from blip_recipe.training.checkpoints import last_checkpoint
     from blip_recipe.training.trainer import build_trainer
 

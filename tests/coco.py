@@ -13,11 +13,11 @@ import torch
 from hub_server import HubServer
 from PIL import Image, ImageDraw
 
+from blip_recipe.captioning.tiny import build_tiny_captioner
 from blip_recipe.data.resources import resource_folder
 from blip_recipe.models.processors import save_processor
-from blip_recipe.models.tiny import build_tiny_blip
-from blip_recipe.recipe.task_keys import TASKS
-from blip_recipe.training.task import find_task
+from blip_recipe.recipe.arguments import TASKS
+from blip_recipe.recipe.tasks import find_task
 
 BASE_MODEL = "Salesforce/blip-image-captioning-base"
 SPLITS = {"train": 12, "restval": 4, "val": 5, "test": 6}
@@ -29,7 +29,7 @@ def publish_base_model(hub: HubServer, folder: Path) -> None:
     """A tiny BLIP with the name of the real one."""
     torch.manual_seed(0)
     captions = [caption for number in range(40) for caption in captions_of(number)]
-    model, processor = build_tiny_blip(["a picture of", *captions])
+    model, processor = build_tiny_captioner(["a picture of", *captions])
     model.save_pretrained(folder)
     save_processor(processor, folder)
     hub.publish_model(BASE_MODEL, folder)

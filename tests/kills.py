@@ -170,11 +170,11 @@ def publish_base(hub: HubServer, folder: Path) -> None:
     from captioners import GAIN
     from coco import captions_of
 
+    from blip_recipe.captioning.tiny import build_tiny_captioner
     from blip_recipe.models.processors import save_processor
-    from blip_recipe.models.tiny import build_tiny_blip
 
     torch.manual_seed(0)
-    model, processor = build_tiny_blip([caption for number in range(12) for caption in captions_of(number)])
+    model, processor = build_tiny_captioner([caption for number in range(12) for caption in captions_of(number)])
     model.config.text_config.hidden_dropout_prob = model.config.text_config.attention_probs_dropout_prob = 0.1
     with torch.no_grad():
         for weights in model.parameters():

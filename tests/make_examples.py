@@ -18,10 +18,8 @@ from commands import CHECKOUT, run_checked
 from hub_server import WRITE_TOKEN, HubServer, Token
 from PIL import Image
 
-from blip_recipe.card.rendering import (
-    FACTS,
+from blip_recipe.card.facts import (
     CardFacts,
-    DecodingFacts,
     EnergyFacts,
     OriginFacts,
     ResultFacts,
@@ -29,9 +27,10 @@ from blip_recipe.card.rendering import (
     ScoreFacts,
     SplitFacts,
     TrainingFacts,
-    render_card,
 )
+from blip_recipe.card.rendering import FACTS, render_card
 from blip_recipe.hub.published_files import published_files
+from blip_recipe.models.decoding import DecodingSettings
 
 FOLDER = CHECKOUT / "model_cards" / "examples"
 QUICKSTART = "shapes_tiny"
@@ -109,7 +108,7 @@ def read_facts(name: str) -> CardFacts:
             "base": OriginFacts(**facts["base"]),
             "dataset": OriginFacts(**facts["dataset"]),
             "splits": [SplitFacts(**split) for split in facts["splits"]],
-            "decoding": DecodingFacts(**facts["decoding"]),
+            "decoding": DecodingSettings(**facts["decoding"]),
             "results": ResultFacts(
                 **results
                 | {

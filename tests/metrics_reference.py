@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from blip_recipe.metrics import ImageId, Scores
+from blip_recipe.metrics.scores import ImageId, Scores
 
 Captions = dict[ImageId, str]
 References = dict[ImageId, list[str]]

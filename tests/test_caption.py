@@ -27,8 +27,9 @@ from hypothesis import strategies as st
 
 from benchmarks.captioning import watch
 from blip_recipe import caption_pipeline
-from blip_recipe.caption import list_folder, main, read_ahead
+from blip_recipe.caption import main
 from blip_recipe.captioning.output import finished_images, write_line
+from blip_recipe.data.listing import list_folder, read_ahead
 from blip_recipe.errors import RecipeError
 
 Caption = Callable[..., list[dict[str, str]]]

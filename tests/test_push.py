@@ -11,7 +11,7 @@ from commands import run_module
 from hub_server import READ_TOKEN, HubServer
 from pushes import write_output_dir
 
-from blip_recipe.push import retarget_card
+from blip_recipe.card.retarget import retarget_card
 
 
 @pytest.fixture(name="hub")

@@ -14,13 +14,14 @@ import yaml
 from captioners import draw_pictures, save_adapter, save_captioner
 from cards import BASE, COCO, make_facts
 
-from blip_recipe.card.gathering import Source
+from blip_recipe.captioning.modeling import load_captioner
+from blip_recipe.card.facts import Source
 from blip_recipe.card.rendering import render_card
-from blip_recipe.data import load_split
+from blip_recipe.data.arguments import CaptionDataArguments
+from blip_recipe.data.load import load_split
 from blip_recipe.errors import RecipeError
 from blip_recipe.finetune import main as finetune
-from blip_recipe.models.loading import load_captioner, merged_model
-from blip_recipe.recipe.parsing import DataArguments
+from blip_recipe.models.loading import load_merged
 
 
 class Bomb:
@@ -81,7 +82,7 @@ def test_a_pickle_in_a_model_is_not_opened(kind: str, captioner: Path, witness: 
             finetune([recipe_of(tmp_path, model_name_or_path=str(model))])
     if kind == "adapter":
         with pytest.raises(RecipeError):
-            merged_model(str(model))
+            load_merged(str(model))
     assert not witness.exists()
 
 
@@ -101,7 +102,7 @@ def test_code_beside_data_or_model_is_not_run(captioner: Path, witness: Path, tm
     for name in ("set.py", "__init__.py"):
         (data / name).write_text(code)
     with pytest.raises(RecipeError, match="script"):
-        load_split(DataArguments(dataset_name=str(data)), "train")
+        load_split(CaptionDataArguments(dataset_name=str(data)), "train")
     shutil.copytree(captioner, model)
     config = json.loads((model / "config.json").read_text())
     own = {"AutoConfig": "own.Config", "AutoModel": "own.Model"}

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from transformers.hf_argparser import HfArgumentParser
 
+from blip_recipe.data.arguments import SHAPES, CaptionDataArguments
 from blip_recipe.errors import RecipeError
 from blip_recipe.recipe.file import HelpFormatter, RecipeParser, find_recipe, load_json, to_words, unknown_key
-from blip_recipe.recipe.parsing import SHAPES, DataArguments
 
 PROG = "python -m blip_recipe.capfilt"
 
@@ -88,9 +88,9 @@ class CapFiltArguments:
                 "maximum."
             )
 
-    def data_arguments(self) -> DataArguments:
+    def data_arguments(self) -> CaptionDataArguments:
         """The data keys as those of a streamed training split."""
-        return DataArguments(
+        return CaptionDataArguments(
             dataset_name=self.dataset_name,
             dataset_config_name=self.dataset_config_name,
             dataset_revision=self.dataset_revision,

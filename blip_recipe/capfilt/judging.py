@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import torch
 
 from blip_recipe.capfilt.sampling import sample_captions
-from blip_recipe.caption import read_ahead
 from blip_recipe.captioning.modeling import BlipForCaptioning
 from blip_recipe.data.captions import normalize_caption
-from blip_recipe.data.checks import caption_fault
+from blip_recipe.data.checks import validate_captions
 from blip_recipe.data.images import read_content
-from blip_recipe.data.pixels import read_pixels
+from blip_recipe.data.listing import read_ahead
+from blip_recipe.data.pixels import normalize_pixels, read_pixels, resize_pixels, stack_pixels
 from blip_recipe.errors import RecipeError
-from blip_recipe.models.loading import load_captioner
-from blip_recipe.models.processors import normalize_pixels, resize_pixels, stack_pixels
+from blip_recipe.models.loading import load_finished
 from blip_recipe.retrieval.modeling import BlipForRetrieval
 from blip_recipe.retrieval.scoring import match_probabilities
 
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
 
     from blip_recipe.capfilt.arguments import CapFiltArguments
     from blip_recipe.data.shards import ShardedSplit, StreamedImage
-    from blip_recipe.models.attention import StockModel
+    from blip_recipe.models.stock import StockModel
 
 Kind = Literal["web", "synthetic"]
 KINDS: tuple[Kind, ...] = ("web", "synthetic")
@@ -134,7 +133,7 @@ class Judge:
     def _read(self, split: ShardedSplit, image: StreamedImage) -> _ReadImage | str:
         """A picture and its pixels, or what is wrong with it."""
         # An image without a text is welcome: one will be written.
-        if image.captions and (fault := caption_fault(image.captions)):
+        if image.captions and (fault := validate_captions(image.captions)):
             return fault
         try:
             content = read_content(split.picture(image.picture))
@@ -201,7 +200,7 @@ def load_model(key: str, name: str, model_class: type[StockModel], **load: Any) 
         RecipeError: It cannot be loaded, or is of another kind; names the recipe's `key`.
     """
     try:
-        model, processor, settings = load_captioner(name, model_class=model_class, **load)
+        model, processor, settings = load_finished(name, model_class, **load)
     except RecipeError as error:
         raise RecipeError(str(error).replace("model_name_or_path", key, 1)) from error
     return model, processor, settings.prompt

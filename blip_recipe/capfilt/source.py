@@ -25,7 +25,7 @@ from blip_recipe.data.shards import ShardedSplit, StreamedImage, choose_columns
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
-    from blip_recipe.recipe.parsing import DataArguments
+    from blip_recipe.data.arguments import CaptionDataArguments
 
 FOLDER_SHARD = 1000
 """Images of an imagefolder, which has no shards, that are taken for one."""
@@ -72,7 +72,7 @@ class Source:
         RecipeError: There is no such data set or split.
     """
 
-    def __init__(self, arguments: DataArguments, max_samples: int | None = None) -> None:
+    def __init__(self, arguments: CaptionDataArguments, max_samples: int | None = None) -> None:
         self.arguments = arguments
         self.builder = open_builder(arguments)
         self.kind: Literal["webdataset", "parquet"] = "webdataset" if self.builder.name == "webdataset" else "parquet"
@@ -181,7 +181,7 @@ def check_end_of_tar(file: str) -> None:
             raise tarfile.ReadError("it is cut off: expected the empty blocks that a tar ends with")
 
 
-def open_builder(arguments: DataArguments) -> DatasetBuilder:
+def open_builder(arguments: CaptionDataArguments) -> DatasetBuilder:
     """What `datasets` reads the data set with.
 
     Raises:

@@ -6,19 +6,22 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import nn
-from torch.nn import functional as F
 from transformers import BlipForConditionalGeneration, DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import ModelOutput
 
-from blip_recipe.errors import RecipeError
-from blip_recipe.models.attention import EAGER_CLASSES, StockModel
+from blip_recipe.data.images import open_image
+from blip_recipe.models.attention import EAGER_CLASSES
+from blip_recipe.models.loading import load_finished
+from blip_recipe.models.stock import StockModel
+from blip_recipe.models.text import IGNORED, decode_texts, packed_mask, token_losses
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from collections.abc import Mapping
 
-IGNORED = -100
-"""The label of positions that are not predicted: padding and prompt."""
+    from peft import PeftModel
+    from transformers import BlipProcessor, PreTrainedTokenizerBase
+
+    from blip_recipe.models.decoding import DecodingSettings
 
 
 class SharedImageCache(EncoderDecoderCache):
@@ -104,7 +107,7 @@ class BlipForCaptioning(StockModel, BlipForConditionalGeneration):
             vision = self.vision_model(pixel_values=pixel_values, output_attentions=output_attentions)
             image_embeds = vision.last_hidden_state
         if position_ids is not None:
-            attention_mask = caption_mask(position_ids, self.text_decoder.dtype)
+            attention_mask = packed_mask(position_ids, self.text_decoder.dtype)
         text = self.text_decoder.bert(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -173,58 +176,6 @@ class BlipForCaptioning(StockModel, BlipForConditionalGeneration):
         return SharedImageCache(DynamicCache(), keys_and_values)
 
 
-def token_losses(
-    logits: torch.Tensor, targets: torch.Tensor, predicted: tuple[torch.Tensor, ...], label_smoothing: float
-) -> torch.Tensor:
-    """Cross entropies `(images, tokens)` in float32, 0 where nothing is predicted.
-
-    Args:
-        logits: `(predicted tokens, vocabulary)`.
-        targets: `(images, tokens)`.
-        predicted: Rows and columns of the predicted ones among `targets`.
-        label_smoothing: Share of the target spread over the vocabulary.
-    """
-    losses = F.cross_entropy(logits.float(), targets[predicted], reduction="none", label_smoothing=label_smoothing)
-    return losses.new_zeros(targets.shape).index_put(predicted, losses)
-
-
-def caption_mask(position_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The mask `(images, 1, tokens, tokens)`, added to scores, that lets a token see its own caption up to itself.
-
-    A caption begins where `position_ids` `(images, tokens)` are 0; so does each padding token, which sees only itself.
-    """
-    caption = (position_ids == 0).cumsum(1)
-    position = torch.arange(position_ids.shape[1], device=position_ids.device)
-    seen = (caption[:, :, None] == caption[:, None]) & (position[:, None] >= position)
-    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
-
-
-def resize_position_embeddings(model: BlipForConditionalGeneration, image_size: int) -> None:
-    """Interpolate the image encoder's position embeddings, in place, to pictures of `image_size` pixels a side.
-
-    As in the original repository (`models/vit.py`, `interpolate_pos_embed`): bicubic, the class position untouched.
-
-    Raises:
-        RecipeError: `image_size` is no multiple of the patches.
-    """
-    vision = model.vision_model
-    embeddings, config = vision.embeddings, cast("Any", vision.config)
-    if image_size % config.patch_size:
-        raise RecipeError(
-            f"image_size is {image_size}: expected a multiple of the patches of {config.patch_size} pixels."
-        )
-    old, new = config.image_size // config.patch_size, image_size // config.patch_size
-    if old != new:
-        positions = embeddings.position_embedding.data
-        grid = positions[:, 1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
-        grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
-        grid = grid.permute(0, 2, 3, 1).reshape(1, new * new, -1)
-        embeddings.position_embedding = nn.Parameter(torch.cat([positions[:, :1], grid], dim=1))
-        embeddings.num_patches, embeddings.num_positions = new * new, new * new + 1
-    for part in (embeddings, config, model.config.vision_config):
-        part.image_size = image_size
-
-
 @torch.no_grad()
 def generate_token_ids(
     model: Any,
@@ -260,9 +211,49 @@ def generate_captions(
 
     Lengths in `generate_kwargs` count the prompt, as in BLIP's own configuration.
     """
-    return decode_captions(tokenizer, generate_token_ids(model, tokenizer, pixel_values, prompt, **generate_kwargs))
+    return decode_texts(tokenizer, generate_token_ids(model, tokenizer, pixel_values, prompt, **generate_kwargs))
 
 
-def decode_captions(tokenizer: PreTrainedTokenizerBase, token_ids: torch.Tensor) -> list[str]:
-    """Text of each row of `token_ids` `(captions, tokens)`, special tokens left out."""
-    return [caption.strip() for caption in tokenizer.batch_decode(token_ids, skip_special_tokens=True)]
+def caption_row(model: Any, processor: BlipProcessor, row: Mapping[str, Any], settings: DecodingSettings) -> str:
+    """The caption of a row's picture, by a model and the decoding it was scored with."""
+    pixel_values = processor.image_processor([open_image(row["image"])], return_tensors="pt").pixel_values
+    return generate_captions(
+        model,
+        processor.tokenizer,
+        pixel_values.to(model.device),
+        prompt=settings.prompt,
+        **settings.generate_kwargs(),
+    )[0]
+
+
+def load_captioner(
+    model_name_or_path: str, **arguments: Any
+) -> tuple[BlipForCaptioning | PeftModel, BlipProcessor, DecodingSettings]:
+    """Load a saved captioner, full or adapter, ready to caption.
+
+    Args:
+        model_name_or_path (`str`): Directory or Hub id of what was trained here, or of any BLIP captioner.
+        revision (`str`, *optional*): Branch, tag or commit.
+        token (`str` or `bool`, *optional*): Token of the Hub; by default that of the environment.
+        device (`str` or `torch.device`, *optional*): Where it runs; by default it stays on the CPU.
+        dtype (`torch.dtype` or `str`, defaults to `"auto"`): Precision of the weights; `"auto"` is that of the files.
+        quantization (`str`, *optional*, defaults to `"recorded"`): `"8bit"`, `"4bit"` or `None`; `"recorded"` puts an
+            adapter on the base that it was trained on.
+        allow_pickle (`bool`, defaults to `False`): Read weights in pickle files too, of which only tensors are taken.
+        trust_remote_code (`bool`, defaults to `False`): Run code that comes with the model's configuration.
+        local_files_only (`bool`, defaults to `False`): Ask no Hub.
+
+    Returns:
+        The model in evaluation mode, its processor, and the prompt and decoding that it was scored with.
+
+    Raises:
+        RecipeError: It cannot be loaded, or is not a BLIP captioner.
+
+    Example:
+        ```python
+        from blip_recipe import load_captioner
+
+        model, processor, settings = load_captioner("outputs/my_captioner")
+        ```
+    """
+    return load_finished(model_name_or_path, BlipForCaptioning, **arguments)

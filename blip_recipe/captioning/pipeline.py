@@ -3,41 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from types import GeneratorType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForImageTextToText,
-    AutoProcessor,
-    BlipConfig,
-    ImageTextToTextPipeline,
-    Pipeline,
-)
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BlipConfig, ImageTextToTextPipeline
 
+from blip_recipe.captioning.modeling import BlipForCaptioning, generate_token_ids
+from blip_recipe.data.images import open_image
+from blip_recipe.models.loading import read_repository_json
 from blip_recipe.models.pipeline import (
     SINGLE_IMAGE,
-    choose_processor,
+    BlipPipeline,
     decoding_arguments,
-    first_device,
     load_blip_model,
-    load_with_its_own,
-    offer_task,
+    register_pipeline,
     split_hub_arguments,
-    usable_device,
-    with_its_own,
+    with_processor,
 )
+from blip_recipe.models.text import decode_texts
 
 if TYPE_CHECKING:
-    from blip_recipe.models.loading import CaptionSettings
-
-# The rest of blip_recipe is imported where it is used: this module comes along with every `transformers.pipelines`.
-TASK = "image-to-text"
+    from pathlib import Path
 
 
-class ImageToTextPipeline(Pipeline):
+class ImageToTextPipeline(BlipPipeline):
     """Captions pictures as the model's own evaluation did: with the prompt and decoding of its `recipe.json`.
 
     Takes a path, URL, `PIL.Image`, array or `{"bytes", "path"}`, a list or column of these, a generator, a torch or
@@ -53,36 +43,15 @@ class ImageToTextPipeline(Pipeline):
         batch_size, num_workers: As in every pipeline.
     """
 
-    # The model brings its own processor (AutoCaptioner): for an adapter, transformers would load the base model's.
-    _load_tokenizer: Any = False
-    _load_image_processor: Any = False
-    _load_feature_extractor: Any = False
-    _load_processor: Any = False
-    tokenizer: Any
-    image_processor: Any
+    task_name = "image-to-text"
+    model_class = BlipForCaptioning
 
     def __new__(cls, model: Any, **kwargs: Any) -> Any:
         """This pipeline for BLIP; for any other model what transformers 5 makes of this task: image-text-to-text."""
         if isinstance(model.config, BlipConfig):
             return super().__new__(cls)
-        kwargs["processor"] = kwargs.get("processor") or getattr(model, "captioning_processor", None)
+        kwargs["processor"] = kwargs.get("processor") or getattr(model, "own_processor", None)
         return ImageTextToTextPipeline(model=model, **kwargs | {"task": "image-text-to-text"})
-
-    def __init__(
-        self,
-        model: Any,
-        tokenizer: Any = None,
-        image_processor: Any = None,
-        processor: Any = None,
-        local_files_only: bool = False,  # transformers hands it on when everything is loaded
-        **kwargs: Any,
-    ) -> None:
-        from blip_recipe.models.loading import CaptionSettings
-
-        self.settings: CaptionSettings = getattr(model, "caption_settings", CaptionSettings())
-        tokenizer, image_processor = choose_processor(model, tokenizer, image_processor, processor)
-        super().__init__(model=model, tokenizer=tokenizer, image_processor=image_processor, **kwargs)
-        self.model.eval()
 
     def __call__(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Captions of the pictures `inputs`, which may also be named `images`."""
@@ -105,12 +74,9 @@ class ImageToTextPipeline(Pipeline):
         generate_kwargs: dict[str, Any] | None = None,
         **decoding: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        decoding |= {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
-        if twice := sorted(decoding.keys() & (generate_kwargs or {}).keys()):
-            raise ValueError(f"{', '.join(twice)} given twice: as an argument and in `generate_kwargs`. Use one.")
+        forward = self.decoding_parameters(decoding, max_new_tokens, generate_kwargs)
         if prompt is not None and not isinstance(prompt, str):
             raise ValueError(f"`prompt` is a {type(prompt).__name__}: expected one text, which all pictures share.")
-        forward = decoding | (generate_kwargs or {})
         if prompt is not None:
             forward["prompt"] = prompt
         return {} if timeout is None else {"timeout": timeout}, forward, {}
@@ -119,8 +85,6 @@ class ImageToTextPipeline(Pipeline):
         self, image: Any, timeout: float | None = None
     ) -> dict[str, Any]:
         """`pixel_values` `(1, 3, height, width)` of one picture, upright and in RGB."""
-        from blip_recipe.data import open_image
-
         if isinstance(image, Mapping) and "image" in image:
             image = image["image"]
         return {
@@ -131,8 +95,6 @@ class ImageToTextPipeline(Pipeline):
         self, model_inputs: dict[str, torch.Tensor], prompt: str | None = None, **decoding: Any
     ) -> dict[str, torch.Tensor]:
         """`token_ids` `(pictures, captions, tokens)`."""
-        from blip_recipe.captioning.modeling import generate_token_ids
-
         pixel_values = model_inputs["pixel_values"]
         recorded = prompt is None
         prompt = self.settings.prompt if prompt is None else prompt
@@ -147,8 +109,8 @@ class ImageToTextPipeline(Pipeline):
 
     def postprocess(self, model_outputs: Any, **_: Any) -> list[dict[str, str]]:
         """One `{"generated_text": ...}` a caption of the picture."""
-        captions = self.tokenizer.batch_decode(model_outputs["token_ids"][0], skip_special_tokens=True)
-        return [{"generated_text": caption.strip()} for caption in captions]
+        captions = decode_texts(self.tokenizer, model_outputs["token_ids"][0])
+        return [{"generated_text": caption} for caption in captions]
 
     def caption_pixels(self, pixel_values: torch.Tensor) -> list[str]:
         """A caption for each of `pixel_values` `(pictures, 3, height, width)`, which `preprocess` has made."""
@@ -156,46 +118,38 @@ class ImageToTextPipeline(Pipeline):
         return [self.postprocess({"token_ids": each[None]})[0]["generated_text"] for each in token_ids]
 
 
-def caption_pipeline(
-    model: str | Path,
-    *,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    device: Any = None,
-    dtype: Any = "auto",
-    quantization: Literal["recorded", "8bit", "4bit"] | None = "recorded",
-    allow_pickle: bool = False,
-    trust_remote_code: bool = False,
-    local_files_only: bool = False,
-    **arguments: Any,
-) -> ImageToTextPipeline:
-    """The pipeline for a BLIP captioner (a directory or Hub id; full or adapter), without touching transformers.
+def caption_pipeline(model: str | Path, **arguments: Any) -> ImageToTextPipeline:
+    """Load the pipeline of a BLIP captioner, full or adapter, without touching transformers.
 
     Args:
-        model: What was trained here, or any BLIP captioner.
-        device: Where it runs; the first accelerator, else the CPU, when left out.
-        dtype: Precision of the weights, `"auto"` for that of the files.
-        quantization: `"recorded"` puts an adapter on the base it was trained on (8-bit, 4-bit or full); `None` is full.
-        allow_pickle: Also read weights in pickle files, of which nothing but tensors is taken.
-        trust_remote_code: Run code that comes with the model's configuration.
-        arguments: Those of `ImageToTextPipeline`: `batch_size`, `prompt`, `num_beams`, ...
+        model (`str` or `Path`): Directory or Hub id of what was trained here, or of any BLIP captioner.
+        revision (`str`, *optional*): Branch, tag or commit.
+        token (`str` or `bool`, *optional*): Token of the Hub; by default that of the environment.
+        device (`str` or `torch.device`, *optional*): Where it runs; by default the first accelerator, else the CPU.
+        dtype (`torch.dtype` or `str`, defaults to `"auto"`): Precision of the weights; `"auto"` is that of the files.
+        quantization (`str`, *optional*, defaults to `"recorded"`): `"recorded"` puts an adapter on the base it was
+            trained on (8-bit, 4-bit or full); `None` is full.
+        allow_pickle (`bool`, defaults to `False`): Read weights in pickle files too, of which only tensors are taken.
+        trust_remote_code (`bool`, defaults to `False`): Run code that comes with the model's configuration.
+        local_files_only (`bool`, defaults to `False`): Ask no Hub.
+        arguments: Those of the pipeline: `batch_size`, `prompt`, `num_beams`, ...
+
+    Returns:
+        A pipeline that takes pictures (a path, URL, `PIL.Image`, or several) and gives `[{"generated_text": ...}]` for
+        each.
 
     Raises:
         RecipeError: It cannot be loaded, or is not a BLIP captioner.
+
+    Example:
+        ```python
+        from blip_recipe import caption_pipeline
+
+        captioner = caption_pipeline("outputs/my_captioner")
+        print(captioner("photo.jpg")[0]["generated_text"])
+        ```
     """
-    device = usable_device(device if device is not None else first_device())
-    captioner = load_with_its_own(
-        str(model),
-        revision=revision,
-        token=token,
-        device=device,
-        dtype=dtype,
-        quantization=quantization,
-        allow_pickle=allow_pickle,
-        trust_remote_code=trust_remote_code,
-        local_files_only=local_files_only,
-    )
-    return ImageToTextPipeline(model=captioner, task=TASK, device=device, **arguments)
+    return ImageToTextPipeline.load(model, **arguments)
 
 
 class AutoCaptioner:
@@ -203,7 +157,7 @@ class AutoCaptioner:
 
     @classmethod
     def from_pretrained(cls, name: str, **kwargs: Any) -> Any:
-        """The model `name`, with its `captioning_processor` and, for BLIP, its `caption_settings` set on it.
+        """The model `name`, with its processor and, for BLIP, its decoding set on it.
 
         `kwargs` are those that `pipeline(model_kwargs=...)` hands to a model.
 
@@ -212,15 +166,13 @@ class AutoCaptioner:
         """
         hub, kwargs = split_hub_arguments(kwargs)
         if _is_blip(name, **hub):
-            return load_blip_model(name, hub, TASK, **kwargs)
+            return load_blip_model(name, hub, ImageToTextPipeline.task_name, model_class=BlipForCaptioning, **kwargs)
         model = AutoModelForImageTextToText.from_pretrained(name, **hub, **kwargs)
-        return with_its_own(model, AutoProcessor.from_pretrained(name, **hub))
+        return with_processor(model, AutoProcessor.from_pretrained(name, **hub))
 
 
 def _is_blip(name: str, *, revision: str | None, trust_remote_code: bool, **hub: Any) -> bool:
     """Whether `name`, or the base model of the adapter `name`, is a BLIP model."""
-    from blip_recipe.models.loading import read_repository_json
-
     adapter = read_repository_json(name, "adapter_config.json", revision=revision, **hub)
     if adapter:
         name, revision = adapter["base_model_name_or_path"], adapter.get("revision")
@@ -228,4 +180,6 @@ def _is_blip(name: str, *, revision: str | None, trust_remote_code: bool, **hub:
     return isinstance(config, BlipConfig)
 
 
-offer_task(TASK, ImageToTextPipeline, AutoCaptioner, "Salesforce/blip-image-captioning-base")
+register_pipeline(
+    ImageToTextPipeline.task_name, ImageToTextPipeline, AutoCaptioner, "Salesforce/blip-image-captioning-base"
+)

@@ -26,7 +26,7 @@ from __future__ import annotations
 import copy
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,16 +35,27 @@ from torch.nn import functional as F
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from blip_recipe.captioning.modeling import IGNORED, decode_captions, generate_token_ids
+from blip_recipe.captioning.arguments import ScstArguments
+from blip_recipe.captioning.modeling import generate_token_ids
 from blip_recipe.captioning.rewards import CaptionReward, caption_habits
-from blip_recipe.captioning.trainer import CaptionTrainer, predicted_tokens
+from blip_recipe.captioning.trainer import CaptionTrainer, CaptionTrainingArguments, predicted_tokens
+from blip_recipe.data.dataset import CaptionDataset
+from blip_recipe.errors import RecipeError
+from blip_recipe.models.adapters import is_adapted
+from blip_recipe.models.text import IGNORED, decode_texts
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
     from concurrent.futures import Future
 
-    from transformers import EvalPrediction, TrainerControl, TrainerState, TrainingArguments
+    from transformers import (
+        EvalPrediction,
+        PreTrainedTokenizerBase,
+        TrainerControl,
+        TrainerState,
+        TrainingArguments,
+    )
 
-    from blip_recipe.recipe.parsing import ObjectiveArguments
 
 logger = logging.getLogger(__name__)
 
@@ -133,38 +144,89 @@ class SampleRecord(TrainerCallback, ExportableState):
         return means
 
 
-class SelfCriticalTrainer(CaptionTrainer):
-    """Trains a BLIP captioner for the rewards of its own captions; scores it as `CaptionTrainer` does.
+@dataclass
+class ScstTrainingArguments(ScstArguments, CaptionTrainingArguments):  # type: ignore[misc]
+    """Arguments of [`ScstTrainer`]: those of [`CaptionTrainingArguments`], and these.
 
     Args:
-        objective: The recipe's keys of self-critical training.
-        kwargs: As `CaptionTrainer`'s.
+        num_generations (`int`, defaults to 5): Captions sampled of an image.
+        scst_baseline (`str`, defaults to `"leave_one_out"`): A sample is compared with the mean of the image's others,
+            or with its greedy caption (`"greedy"`).
+        cider_reward_weight (`float`, defaults to 1.0): Worth of a CIDEr-D of 1.
+        bleu_reward_weight (`float`, defaults to 0.0): Worth of a BLEU-4 of 1.
+        kl_coef (`float`, defaults to 0.0): What a nat of divergence from the starting model costs a caption.
+        xe_weight (`float`, defaults to 0.0): Share of the cross entropy, without label smoothing, in the loss.
+
+    Raises:
+        RecipeError: A value is out of its range.
+
+    Example:
+        ```python
+        from blip_recipe import ScstTrainingArguments
+
+        args = ScstTrainingArguments("outputs/scst", learning_rate=1e-6, captions_per_image=1, kl_coef=0.01)
+        ```
     """
 
-    def __init__(self, model: Any, *args: Any, objective: ObjectiveArguments, **kwargs: Any) -> None:
-        self.objective: ObjectiveArguments = objective
+
+class ScstTrainer(CaptionTrainer):
+    """Trains a BLIP captioner for the scores of its own captions (self-critical sequence training).
+
+    A second stage: start from a captioner that was trained with cross entropy. The arguments are those of
+    [`CaptionTrainer`].
+
+    Args:
+        args ([`ScstTrainingArguments`], *optional*): How it is trained.
+        kwargs: As [`CaptionTrainer`]'s.
+
+    Raises:
+        RecipeError: As [`CaptionTrainer`]; and `train_dataset` is a stream, whose captions cannot be counted.
+
+    Example:
+        ```python
+        from blip_recipe import ScstTrainer, ScstTrainingArguments
+
+        args = ScstTrainingArguments("outputs/scst", learning_rate=1e-6, captions_per_image=1)
+        trainer = ScstTrainer("outputs/mine", args, photos["train"], photos["validation"])
+        trainer.train()
+        ```
+    """
+
+    arguments_class = ScstTrainingArguments
+
+    args: ScstTrainingArguments
+
+    def __init__(self, *positional: Any, **keywords: Any) -> None:
         self.record = SampleRecord()
-        super().__init__(model, *args, **kwargs)
+        super().__init__(*positional, **keywords)
         self.add_callback(self.record)
-        disable_dropout(model)
-        tokenizer, text_config = self.processor.tokenizer, model.config.text_config
-        self.prompt_ids = [text_config.bos_token_id, *tokenizer(self.data.prompt).input_ids[1:-1]]
+        disable_dropout(self.plain_model)
+        tokenizer, text_config = self.processor.tokenizer, self.plain_model.config.text_config
+        self.prompt_ids = [text_config.bos_token_id, *tokenizer(self.args.prompt).input_ids[1:-1]]
         self.sep_token_id = text_config.sep_token_id
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """As Trainer's, once document frequencies are counted and the model is noted that the training starts with."""
         logger.info("Counting the n-grams of the training captions")
         self.reward = CaptionReward(
-            list(self.train_dataset.rows["captions"]),  # type: ignore[union-attr]
-            self.objective.cider_reward_weight,
-            self.objective.bleu_reward_weight,
+            list(self._training_captions()),
+            self.args.cider_reward_weight,
+            self.args.bleu_reward_weight,
         )
         self.start: nn.Module | None = None
         model = self._plain_model()
-        if self.objective.kl_coef and not hasattr(model, "disable_adapter"):
+        if self.args.kl_coef and not is_adapted(model):
             self.start = copy.deepcopy(model).requires_grad_(False).eval().to(self.args.device)
         with ThreadPoolExecutor(1) as self.scoring:
             return super().train(*args, **kwargs)
+
+    def _training_captions(self) -> Iterable[Sequence[str]]:
+        if not isinstance(self.train_dataset, CaptionDataset):
+            raise RecipeError(
+                "train_dataset is a stream, but self-critical training counts the words of all captions first: "
+                "expected a data set that is read whole."
+            )
+        return self.train_dataset.rows["captions"]
 
     def _plain_model(self) -> Any:
         return self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False, keep_torch_compile=False)
@@ -199,12 +261,12 @@ class SelfCriticalTrainer(CaptionTrainer):
         surprise = losses[:, :room].view(*token_ids.shape[:2], -1).sum(2)
         divergence = self._divergence(inputs, image_embeds, batch, surprise.detach())
         rewards, greedy, habits = self._wait_for_scores(scored)
-        worth = rewards.to(surprise) - self.objective.kl_coef * divergence
+        worth = rewards.to(surprise) - self.args.kl_coef * divergence
         advantage = advantages(worth, None if greedy is None else greedy.to(surprise))
         images, tokens = (num_items_in_batch / self.accelerator.num_processes).tolist()
         loss = (advantage * surprise).sum() / (images * token_ids.shape[1])
         if self._has_xe:
-            loss = (1 - self.objective.xe_weight) * loss + self.objective.xe_weight * losses[:, room:].sum() / tokens
+            loss = (1 - self.args.xe_weight) * loss + self.args.xe_weight * losses[:, room:].sum() / tokens
         self._note(len(rewards), {"reward": float(rewards.mean()), "kl": float(divergence.mean()), **habits})
         return (loss, outputs) if return_outputs else loss
 
@@ -213,7 +275,7 @@ class SelfCriticalTrainer(CaptionTrainer):
 
     @property
     def _has_xe(self) -> bool:
-        return self.objective.xe_weight > 0
+        return self.args.xe_weight > 0
 
     def _module(self, model: Any) -> Any:
         """The model without what wraps it for several processes."""
@@ -227,12 +289,12 @@ class SelfCriticalTrainer(CaptionTrainer):
 
     def _draw(self, image_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Samples `(images, samples, tokens)`, and greedy captions `(images, 1, tokens)` as their baseline."""
-        count = self.objective.num_generations
+        count = self.args.num_generations
         model = self._module(self.model)
         common: dict[str, Any] = {
             "num_beams": 1,
             "min_length": 0,
-            "max_length": self.generation.generation_max_length,
+            "max_length": self.args.generation_max_length,
         }
         sampling = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "num_return_sequences": count}
         # Left on, gradient checkpointing would take the cache away.
@@ -241,11 +303,11 @@ class SelfCriticalTrainer(CaptionTrainer):
         with self.accelerator.autocast():
             drawn, greedy = (
                 generate_token_ids(
-                    model, self.processor.tokenizer, image_embeds, self.data.prompt, **common, **how
+                    model, self.processor.tokenizer, image_embeds, self.args.prompt, **common, **how
                 ).unflatten(0, (len(image_embeds), -1))
                 if wanted
                 else None
-                for wanted, how in ((True, sampling), (self.objective.scst_baseline == "greedy", {"do_sample": False}))
+                for wanted, how in ((True, sampling), (self.args.scst_baseline == "greedy", {"do_sample": False}))
             )
         model.train()
         assert drawn is not None
@@ -260,7 +322,7 @@ class SelfCriticalTrainer(CaptionTrainer):
         return rewards, greedy, habits
 
     def _score_captions(self, rows: list[int], token_ids: torch.Tensor) -> tuple[list[str], torch.Tensor]:
-        captions = decode_captions(self.processor.tokenizer, token_ids.flatten(0, 1))
+        captions = decode_texts(self.processor.tokenizer, token_ids.flatten(0, 1))
         ended = (token_ids == self.sep_token_id).any(2).tolist()
         samples = token_ids.shape[1]
         rewards = [
@@ -282,7 +344,7 @@ class SelfCriticalTrainer(CaptionTrainer):
         `surprise` `(images, samples)` are minus log-probabilities. The mean over samples estimates the KL divergence
         of captions from that model.
         """
-        if not self.objective.kl_coef:
+        if not self.args.kl_coef:
             return torch.zeros_like(surprise)
         if self.start is None:
             model = self._module(self.model)
@@ -300,7 +362,7 @@ class SelfCriticalTrainer(CaptionTrainer):
 
     def _note(self, images: int, means: dict[str, float]) -> None:
         """Add the batches of all processes to the record."""
-        if not self.objective.kl_coef:
+        if not self.args.kl_coef:
             means.pop("kl")
         sums = torch.tensor([images, *(images * mean for mean in means.values())])
         sums = self.accelerator.reduce(sums.to(self.args.device), "sum")
@@ -316,3 +378,31 @@ class SelfCriticalTrainer(CaptionTrainer):
         """As `CaptionTrainer`'s, with the habits of the captions."""
         scores = super().score_on_this_process(prediction)
         return scores | asdict(caption_habits([each["caption"] for each in self.predictions]))
+
+    @classmethod
+    def tokens_per_image(cls, args: Any, rows: Any, tokenizer: PreTrainedTokenizerBase) -> int:
+        """Tokens of the samples of an image, and of its captions where these are learnt too."""
+        sampled = args.num_generations * args.generation_max_length
+        return sampled + (super().tokens_per_image(args, rows, tokenizer) if args.xe_weight else 0)
+
+    @classmethod
+    def frozen_copies(cls, model: Any, args: Any) -> int:
+        """The start of a full model, which divergence is measured from; an adapted one has its base."""
+        return int(bool(args.kl_coef) and not is_adapted(model))
+
+    @classmethod
+    def describe_settings(cls, args: Any, images: int, texts_per_image: float) -> dict[str, str]:
+        """The reward, and what it is compared with."""
+        baselines = {"leave_one_out": "the mean of the other samples of the image", "greedy": "the greedy caption"}
+        rewards = [("CIDEr-D", args.cider_reward_weight), ("BLEU-4", args.bleu_reward_weight)]
+        settings = super().describe_settings(args, images, texts_per_image)
+        return {
+            "objective": "expected reward of sampled captions (self-critical sequence training), without dropout",
+            "reward": " + ".join(f"{weight:g} × {name}" for name, weight in rewards if weight) + ", end token included",
+            "samples a step": f"{images * args.num_generations:,} ({args.num_generations} an image)",
+            "baseline of a sample": baselines[args.scst_baseline],
+            "pull to the starting model": f"{args.kl_coef:g} a nat" if args.kl_coef else "none",
+            "share of cross entropy": f"{args.xe_weight:g}",
+            "training captions": settings["training captions"],
+            "prompt": settings["prompt"],
+        }

@@ -1,26 +1,71 @@
-"""`Seq2SeqTrainer` for captioning: the loss, the generation step and the scores of generated captions."""
+"""The trainer of captioners: the loss, the generation step and the scores of generated captions."""
 
 from __future__ import annotations
 
+import weakref
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import EvalPrediction
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from blip_recipe.captioning.arguments import CaptionArguments
 from blip_recipe.captioning.collator import CaptionCollator
-from blip_recipe.captioning.modeling import IGNORED, BlipForCaptioning, decode_captions, generate_token_ids
+from blip_recipe.captioning.data import build_dataset, tokens_per_image
+from blip_recipe.captioning.modeling import BlipForCaptioning, caption_row, generate_token_ids
+from blip_recipe.card.facts import TaskWords
+from blip_recipe.card.rendering import format_code
 from blip_recipe.data.dataset import CaptionDataset
+from blip_recipe.metrics import CaptionScorer
+from blip_recipe.models.decoding import DecodingSettings
+from blip_recipe.models.text import IGNORED, decode_texts
+from blip_recipe.training.embeddings import check_frozen, keep_embeddings
+from blip_recipe.training.memory import choose_checkpointing
 from blip_recipe.training.trainer import BlipTrainer
+from blip_recipe.training.training_arguments import BlipTrainingArguments
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import BlipProcessor
+    from transformers import BlipProcessor, EvalPrediction, PreTrainedTokenizerBase
 
-    from blip_recipe.recipe.parsing import DataArguments
-    from blip_recipe.training.arguments import CaptionTrainingArguments
+
+@dataclass
+class CaptionTrainingArguments(CaptionArguments, BlipTrainingArguments):  # type: ignore[misc]
+    """Arguments of [`CaptionTrainer`]: those of `Seq2SeqTrainingArguments`, with BLIP's defaults, and these.
+
+    Args:
+        output_dir (`str`): Where checkpoints, model, card and scores go.
+        prompt (`str`, defaults to `""`): Words every caption starts with, such as `"a picture of "`.
+        captions_per_image (`int`, *optional*): Captions that an image brings to a step, drawn anew each epoch; by
+            default all of them.
+        max_caption_length (`int`, defaults to 40): Longest caption in tokens, prompt included.
+        normalize_captions (`bool`, defaults to `True`): Clean training captions as BLIP's authors do: lower case, some
+            punctuation left out, at most 30 words.
+        augmentation (`str`, defaults to `"blip"`): `"blip"` (random crop, flip and RandAugment) or `"none"`.
+        metrics (`list[str]`, defaults to `["bleu", "cider"]`): Of `bleu`, `meteor`, `rouge_l`, `cider`, `spice`,
+            `exact_match`.
+        eval_metrics (`list[str]`, *optional*): Metrics while training; by default `metrics` without `spice`.
+        generation_num_beams (`int`, defaults to 3): Beams; 1 is greedy search.
+        generation_max_length (`int`, defaults to 20): Longest generated caption in tokens, prompt included.
+        generation_min_length (`int`, defaults to 5): Shortest generated caption in tokens, prompt included.
+        early_stopping_patience (`int`, *optional*): Stop after so many evaluations without a better
+            `metric_for_best_model`.
+        image_cache (`str`, *optional*): A directory that keeps large and remote pictures made small.
+        cache_image_embeds (`bool`, defaults to `False`): Encode each picture once and keep the result on disk, for a
+            frozen image encoder without augmentation.
+        shuffle_buffer_size (`int`, defaults to 1000): Images of a stream that are held and drawn from.
+
+    Raises:
+        RecipeError: A value is out of its range, or two contradict each other.
+
+    Example:
+        ```python
+        from blip_recipe import CaptionTrainingArguments
+
+        args = CaptionTrainingArguments("outputs/mine", num_train_epochs=5, prompt="a picture of ", metrics=["cider"])
+        ```
+    """
 
 
 def predicted_tokens(labels: torch.Tensor) -> torch.Tensor:
@@ -42,35 +87,124 @@ class EpochLengthSampler(LengthGroupedSampler):
 
 
 class CaptionTrainer(BlipTrainer):
-    """Trains and scores a BLIP captioner.
+    """Fine-tunes a BLIP captioner, scores it, describes it in a model card, and publishes it.
+
+    A `Seq2SeqTrainer` that trains BLIP as its authors do: `[DEC]` first, prompt and padding not predicted, the loss a
+    mean over the predicted tokens of the whole optimiser step, each image encoded once for all its captions. Captions
+    are generated from pixels and the prompt alone, and scored against all references of an image.
 
     Args:
-        model: `BlipForCaptioning`, or peft's wrapper of it.
-        args: Trainer's arguments; `label_smoothing_factor` is applied by the model.
-        processor: BLIP's image processor and tokenizer.
-        data: The recipe's data keys (`prompt`, `max_caption_length`).
-        kwargs: As `BlipTrainer`'s: `generation`, a `CaptionScorer` as `scorer`, and `CaptionDataset`s.
+        model (`str`, `PreTrainedModel` or `PeftModel`, *optional*): Hub id or directory of a captioner, a
+            `BlipForConditionalGeneration`, our `BlipForCaptioning`, or a `PeftModel` of one of these. A stock model
+            shares its weights with the one that is trained.
+        args ([`CaptionTrainingArguments`], *optional*): How it is trained.
+        train_dataset (`Dataset`, `IterableDataset` or `torch.utils.data.Dataset`, *optional*): Rows with a picture (an
+            `Image` column, paths, URLs or bytes) and captions (a text, a list, structs, numbered columns) under the
+            names that are usual. Rows that share an `image_id` are one image.
+        eval_dataset (the same, or a dictionary of these, *optional*): What is scored.
+        processing_class (`BlipProcessor`, *optional*): Image processor and tokenizer; by default the model's own.
+        peft_config (`LoraConfig`, *optional*): Train an adapter in place of all weights. `target_modules` may be left
+            out: every attention and feed-forward layer of the text is then adapted.
+        data_collator (`Callable`, *optional*): By default a packed [`CaptionCollator`].
+        compute_metrics (`Callable[[EvalPrediction], dict]`, *optional*): Scores in place of `args.metrics`. It is given
+            token ids of the generated captions and, as labels, of the first reference of each image; all texts are in
+            `trainer.predictions`.
+        model_init (`Callable`, *optional*): Gives a new model, in place of `model`; for `hyperparameter_search`.
+        callbacks (`list[TrainerCallback]`, *optional*): Besides those of the trainer.
+        kwargs: As `Trainer`'s: `optimizers`, `optimizer_cls_and_kwargs`.
+
+    Attributes:
+        predictions: `{"image_id", "caption", "references", "scores"}` of each image that was scored last.
+
+    Raises:
+        RecipeError: The model is none of these, or the columns of a data set are not known.
+
+    Example:
+        ```python
+        from datasets import load_dataset
+        from peft import LoraConfig
+        from blip_recipe import CaptionTrainer, CaptionTrainingArguments
+
+        photos = load_dataset("imagefolder", data_dir="my_folder")
+        trainer = CaptionTrainer(
+            model="Salesforce/blip-image-captioning-base",
+            args=CaptionTrainingArguments("outputs/mine", num_train_epochs=5, prompt="a picture of "),
+            train_dataset=photos["train"],
+            eval_dataset=photos["validation"],
+            peft_config=LoraConfig(r=16),
+        )
+        trainer.train()
+        print(trainer.evaluate())
+        trainer.push_to_hub("me/my-captioner")
+        ```
     """
 
-    def __init__(
-        self,
-        model: BlipForCaptioning | PeftModel,
-        args: CaptionTrainingArguments,
-        *,
-        processor: BlipProcessor,
-        data: DataArguments,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(
-            model,
-            args,
-            processor=processor,
-            data=data,
-            data_collator=CaptionCollator(
-                processor, model.config.text_config.bos_token_id, data.prompt, data.max_caption_length
-            ),
-            **kwargs,
-        )
+    task = TaskWords(
+        name="captioning",
+        row="image",
+        text="caption",
+        output="caption",
+        title="BLIP captions",
+        label="Image captioning",
+        pipeline_tag="image-to-text",
+        tag="image-captioning",
+        command="caption {model} PICTURE_OR_FOLDER...",
+        lora_layers="all linear layers of the text decoder",
+    )
+    model_class = BlipForCaptioning
+    arguments_class = CaptionTrainingArguments
+    predict_text = staticmethod(caption_row)
+
+    args: CaptionTrainingArguments
+
+    def __init__(self, *positional: Any, **keywords: Any) -> None:
+        super().__init__(*positional, **keywords)
+        self.scorer = CaptionScorer(self.args.metrics)
+        # Fetched now, not after hours of training.
+        self.scorer.prepare()
+        weakref.finalize(self, self.scorer.close)
+        if isinstance(self.data_collator, CaptionCollator):
+            self.data_collator.bos_token_id = self.plain_model.config.text_config.bos_token_id
+        if self.args.cache_image_embeds:
+            check_frozen(self.plain_model)
+            self._keep_embeddings([self.train_dataset, self.eval_dataset])
+        is_open = self.args.checkpointing_is_open and self.args.device.type == "cuda"
+        if is_open and isinstance(self.train_dataset, CaptionDataset):
+            self.estimate_memory(self.model, self.args, self.train_dataset.rows, self.processor)
+
+    def build_dataset(self, dataset: Any, args: Any, *, training: bool) -> Any:
+        """`CaptionDataset`, or a `CaptionStream` to train on."""
+        return build_dataset(dataset, args, self.processor, training=training)
+
+    def build_collator(self, args: Any) -> CaptionCollator:
+        """Packed batches; the data set cleans captions."""
+        return CaptionCollator(self.processor, args.prompt, args.max_caption_length, normalize_captions=False)
+
+    def _wrap(self, dataset: Any, args: Any, *, training: bool) -> Any:
+        wrapped = super()._wrap(dataset, args, training=training)
+        if args.cache_image_embeds and wrapped is not dataset and hasattr(self, "accelerator"):
+            self._keep_embeddings([wrapped])
+        return wrapped
+
+    def _keep_embeddings(self, datasets: list[Any]) -> None:
+        """Encode the pictures of data sets; those that are kept already are read."""
+        keep_embeddings(self, self.processor, [each for each in datasets if isinstance(each, CaptionDataset)])
+
+    @classmethod
+    def estimate_memory(cls, model: Any, args: Any, rows: Any, processor: BlipProcessor) -> int | None:
+        """By tracing a step."""
+        tokens = cls.tokens_per_image(args, rows, processor.tokenizer)
+        return choose_checkpointing(model, args, tokens, copies=cls.frozen_copies(model, args))
+
+    @classmethod
+    def tokens_per_image(cls, args: Any, rows: Any, tokenizer: PreTrainedTokenizerBase) -> int:
+        """Tokens that an image brings to a step."""
+        return tokens_per_image(args, rows, tokenizer)
+
+    @classmethod
+    def frozen_copies(cls, model: Any, args: Any) -> int:
+        """Copies of the model that are kept beside it."""
+        return 0
 
     def compute_loss(
         self,
@@ -85,12 +219,12 @@ class CaptionTrainer(BlipTrainer):
         size, gradient accumulation and number of processes.
         """
         outputs = self._run(model, inputs)
-        if num_items_in_batch is None:
-            num_items_in_batch = predicted_tokens(inputs["labels"]).sum()
-        elif self.args.average_tokens_across_devices:
-            # The tokens of all processes, over which DistributedDataParallel takes the mean of gradients.
-            num_items_in_batch = num_items_in_batch / self.accelerator.num_processes
-        loss = outputs.token_losses.sum() / num_items_in_batch
+        tokens = (
+            predicted_tokens(inputs["labels"]).sum()
+            if num_items_in_batch is None
+            else self.per_process(num_items_in_batch)
+        )
+        loss = outputs.token_losses.sum() / tokens
         return (loss, outputs) if return_outputs else loss
 
     def _run(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
@@ -124,18 +258,19 @@ class CaptionTrainer(BlipTrainer):
         return None, token_ids, (inputs["row"], outputs.token_losses.sum(1), predicted_tokens(inputs["labels"]))
 
     def generate(self, image_embeds: torch.Tensor) -> torch.Tensor:
-        """Token ids `(images, generation_max_length)` of the captions, padded, without the prompt.
+        """Token ids `(images, tokens)` of the captions, padded to the longest that is allowed, without the prompt.
 
         `image_embeds` `(images, patches, width)` are those of the loss: an image is encoded once.
         """
+        how = self.generate_kwargs()
         token_ids = generate_token_ids(
             self.accelerator.unwrap_model(self.model, keep_torch_compile=False),
             self.processor.tokenizer,
             image_embeds,
-            self.data.prompt,
-            **self.generation.generate_kwargs(),
+            self.args.prompt,
+            **how,
         )
-        padding = self.generation.generation_max_length - token_ids.shape[1]
+        padding = max(0, self.longest(how) - token_ids.shape[1])
         return F.pad(token_ids, (0, padding), value=self.processor.tokenizer.pad_token_id)
 
     def score_on_this_process(self, prediction: EvalPrediction) -> dict[str, float]:
@@ -145,10 +280,10 @@ class CaptionTrainer(BlipTrainer):
         """
         rows, loss_sums, counts = prediction.label_ids  # type: ignore[misc]
         scored = self.scored_dataset.rows.select_columns(["image_id", "captions"])[rows.tolist()]
-        captions = decode_captions(self.processor.tokenizer, prediction.predictions)  # type: ignore[arg-type]
+        captions = decode_texts(self.processor.tokenizer, prediction.predictions)  # type: ignore[arg-type]
         references = dict(zip(scored["image_id"], scored["captions"], strict=True))
-        metrics = self.generation.metrics_while_training() if self.is_in_train else self.generation.metrics
-        scores = self.scorer.score(dict(zip(scored["image_id"], captions, strict=True)), references, metrics)
+        texts = dict(zip(scored["image_id"], captions, strict=True))
+        scores = self.scorer.score(texts, references, self.metrics_now())
         self.predictions = [
             {
                 "image_id": image_id,
@@ -156,6 +291,40 @@ class CaptionTrainer(BlipTrainer):
                 "references": references[image_id],
                 "scores": scores.per_image[image_id],
             }
-            for image_id, caption in zip(scored["image_id"], captions, strict=True)
+            for image_id, caption in texts.items()
         ]
         return {"loss": float(loss_sums.sum(dtype="float64") / counts.sum())} | scores.corpus
+
+    def reference_ids(self) -> list[list[int]]:
+        """Token ids of the first reference of each image that was scored."""
+        references = [each["references"][0] for each in self.predictions]
+        return self.processor.tokenizer(references).input_ids
+
+    def count_texts(self, dataset: Any) -> tuple[int, int]:
+        """Images and captions of a data set."""
+        return len(dataset), sum(map(len, dataset.rows["captions"]))
+
+    @property
+    def tokenized_with_java(self) -> bool:
+        """Whether the PTB tokenizer itself cut the captions before they were scored."""
+        return self.scorer.java is not None
+
+    @classmethod
+    def decoding(cls, args: CaptionArguments) -> DecodingSettings:
+        """How captions are generated."""
+        return DecodingSettings(
+            args.prompt, args.generation_num_beams, args.generation_max_length, args.generation_min_length
+        )
+
+    @classmethod
+    def describe_settings(cls, args: Any, images: int, texts_per_image: float) -> dict[str, str]:
+        """Captions of a step, and how they are read."""
+        per_image = min(args.captions_per_image or texts_per_image, texts_per_image)
+        return {
+            "image-caption pairs a step": f"about {images * per_image:,.0f}",
+            "captions of an image a step": str(args.captions_per_image or "all"),
+            "label smoothing": f"{args.label_smoothing_factor:g}",
+            "training captions": ("cleaned as BLIP's authors do" if args.normalize_captions else "as written")
+            + f", at most {args.max_caption_length} tokens",
+            "prompt": format_code(args.prompt) if args.prompt else "none",
+        }

@@ -15,11 +15,15 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from blip_recipe.card.energy import energy_meter
-from blip_recipe.card.rendering import EnergyFacts
-from blip_recipe.recipe.plan import count_parameters
+from blip_recipe.card.facts import EnergyFacts
+from blip_recipe.models.adapters import is_adapted, quantization_of
+from blip_recipe.models.stock import count_parameters
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from blip_recipe.models.arguments import Quantization
 
 
 class CardCallback(TrainerCallback, ExportableState):
@@ -32,6 +36,9 @@ class CardCallback(TrainerCallback, ExportableState):
         hardware: What it ran on.
         parameters, trained_parameters: Of the model that was trained.
         image_size: Side of the pictures it saw, in pixels.
+        lora: The adapter, if one was trained.
+        quantization: Precision of the frozen base, if it was quantised.
+        has_frozen_vision: Whether the image encoder stayed as it was.
         log_history: Trainer's at the end of training, without what is scored afterwards.
         steps, epochs: How long it was trained.
         best_step: Step of the best checkpoint, if one was chosen.
@@ -44,6 +51,9 @@ class CardCallback(TrainerCallback, ExportableState):
         self.hardware = ""
         self.parameters = self.trained_parameters = 0
         self.image_size = 0
+        self.lora: LoraConfig | None = None
+        self.quantization: Quantization | None = None
+        self.has_frozen_vision = False
         self.log_history: list[dict[str, float]] = []
         self.steps, self.epochs = 0, 0.0
         self.best_step: int | None = None
@@ -63,6 +73,9 @@ class CardCallback(TrainerCallback, ExportableState):
         model = kwargs["model"]
         self.trained_parameters, self.parameters = count_parameters(model)
         self.image_size = model.config.vision_config.image_size
+        self.lora = model.peft_config["default"] if is_adapted(model) else None
+        self.quantization = quantization_of(model)
+        self.has_frozen_vision = not any(weight.requires_grad for weight in model.vision_model.parameters())
         self.hardware = describe_hardware(args.device, args.world_size)
         saved: dict[str, Any] = state.stateful_callbacks.get(type(self).__name__, {}) if state.global_step else {}
         before = saved.get("attributes", {})

@@ -10,7 +10,7 @@ import os
 from importlib.util import find_spec
 from typing import Any
 
-from blip_recipe.card.rendering import EnergyFacts
+from blip_recipe.card.facts import EnergyFacts
 from blip_recipe.errors import RecipeError
 
 COUNTRY = "CODECARBON_COUNTRY_ISO_CODE"

@@ -7,9 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from blip_recipe.card.gathering import Source
-from blip_recipe.card.rendering import PLACEHOLDER, DecodingFacts, assemble_card, render_template
-from blip_recipe.recipe.task_keys import TASK_WORDS, TaskName
+from blip_recipe.card.facts import PLACEHOLDER, Source, TaskWords
+from blip_recipe.card.rendering import assemble_card, render_template
+from blip_recipe.card.retarget import retarget_card
+from blip_recipe.models.adapters import recorded_quantization
+from blip_recipe.models.decoding import DecodingSettings
 
 CARRIED_FILES = ("all_results.json", "samples.png", "training_curves.png")
 OUR_TAG = "blip_recipe"
@@ -18,8 +20,13 @@ SECTION = re.compile(r"^## (?P<title>.*)\n", re.MULTILINE)
 FENCE = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
 
-def carry_card(
-    adapter: str, adapter_config: dict[str, Any], recipe: dict[str, Any], decoding: DecodingFacts, out: Path
+def merge_card(
+    adapter: str,
+    adapter_config: dict[str, Any],
+    recipe: dict[str, Any],
+    task: TaskWords,
+    decoding: DecodingSettings | None,
+    out: Path,
 ) -> None:
     """Write the card of a merged model, and copy the scores and pictures that it shows from the adapter.
 
@@ -27,25 +34,27 @@ def carry_card(
         adapter: Directory or Hub id.
         adapter_config: Its `adapter_config.json`.
         recipe: Its `recipe.json`; empty where it has none.
-        decoding: How its captions were generated.
+        task: What it learnt.
+        decoding: How its texts were generated.
         out: The directory of the merged model.
     """
     readme = repository_file(adapter, "README.md")
     card = readme.read_text(encoding="utf-8") if readme else ""
     shown = recipe.get("hub_model_id") or Path(adapter).name if Path(adapter).exists() else adapter
-    text = fold_card(card, shown, adapter_config, recipe, decoding)
+    text = merged_card(card, shown, adapter_config, recipe, task, decoding)
     (out / "README.md").write_text(text, encoding="utf-8", newline="\n")
     for name in CARRIED_FILES if is_ours(card) else ():
         if path := repository_file(adapter, name):
             shutil.copyfile(path, out / name)
 
 
-def fold_card(
+def merged_card(
     card: str,
     adapter: str,
     adapter_config: dict[str, Any],
     recipe: dict[str, Any],
-    decoding: DecodingFacts,
+    task: TaskWords,
+    decoding: DecodingSettings | None,
     templates: Path | None = None,
 ) -> str:
     """The card of a merged model.
@@ -53,26 +62,21 @@ def fold_card(
     Args:
         card: The adapter's; one that `blip_recipe` did not write has nothing to carry over.
         adapter: The adapter's name.
-        adapter_config, recipe, decoding: As for `carry_card`.
+        adapter_config, recipe, task, decoding: As for `merge_card`.
         templates: As for `render_card`.
     """
     from huggingface_hub import ModelCard
 
-    from blip_recipe.models.loading import recorded_quantization
-    from blip_recipe.push import retarget_card
-
-    task: TaskName = recipe.get("task", "captioning")
-    words = TASK_WORDS[task]
-    tag = f"pipeline_tag: {words.pipeline_tag}\n" if words.pipeline_tag else ""
+    tag = f"pipeline_tag: {task.pipeline_tag}\n" if task.pipeline_tag else ""
     old = ModelCard(card if is_ours(card) else f"---\n{tag}---\n")
     metadata: Any = old.data  # base_model_relation is one of the keys that its class does not declare
     base = Source(adapter_config["base_model_name_or_path"], adapter_config.get("revision")).facts()
     facts = {
-        "task": task,
-        "words": words,
+        "task": task.name,
+        "words": task,
         "kind": "merged",
         "repo_id": PLACEHOLDER,
-        "title": find_title(old.text) or words.title,
+        "title": find_title(old.text) or task.title,
         "adapter": adapter,
         "base": base,
         "quantization": recorded_quantization(recipe),
@@ -82,7 +86,7 @@ def fold_card(
     metadata.library_name = "transformers"
     if metadata.eval_results:
         metadata.model_name = PLACEHOLDER
-    metadata.tags = list(dict.fromkeys([*(metadata.tags or []), "blip", words.tag, OUR_TAG, "lora"]))
+    metadata.tags = list(dict.fromkeys([*(metadata.tags or []), "blip", task.tag, OUR_TAG, "lora"]))
     if base.on_hub:
         metadata.base_model, metadata.base_model_relation = base.name, "finetune"
     return assemble_card(metadata, render_template("folded.md.jinja", facts, templates))

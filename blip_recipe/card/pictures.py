@@ -117,7 +117,7 @@ def load_samples(predictions: Sequence[Mapping[str, Any]], rows: Dataset, key: s
     Raises:
         BadImageError: A picture cannot be read any more.
     """
-    from blip_recipe.data import open_image
+    from blip_recipe.data.images import open_image
 
     name = ranking_score(predictions)
     row_numbers = {name: row for row, name in enumerate(rows[key])}

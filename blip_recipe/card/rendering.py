@@ -9,198 +9,22 @@ from __future__ import annotations
 import html
 import json
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from blip_recipe.data.resources import resource_folder
 from blip_recipe.data.storage import write_json
-from blip_recipe.recipe.task_keys import TASK_WORDS, TaskName, TaskWords
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from huggingface_hub import ModelCardData
 
-Kind = Literal["full", "lora", "merged"]
-
-PLACEHOLDER = "ORG/NAME"
-"""The repository that the card of a run without `push_to_hub` speaks of; `push` puts the real one in."""
+    from blip_recipe.card.facts import CardFacts, TrainingFacts
 
 FACTS = "card_facts.json"
 """The file of an output directory that holds the facts of its card; it is not published."""
-
-UNKNOWN = "unknown"
-
-
-@dataclass(frozen=True)
-class OriginFacts:
-    """A base model or a data set.
-
-    Attributes:
-        name: Hub id; without `on_hub` the last name of a local one, or `tiny` or `shapes`, which come with the package.
-        on_hub: Whether everybody can get it by that name.
-        revision: Its commit, where it is known.
-        license: As its own card names it, or `unknown`.
-    """
-
-    name: str
-    on_hub: bool
-    revision: str | None
-    license: str
-
-
-@dataclass(frozen=True)
-class SplitFacts:
-    """A split that the run read.
-
-    Attributes:
-        role: `train`, `eval` or `test`.
-        name: Its name in the data set.
-        images, captions: How many were read.
-        limited: Whether the recipe asked for the first ones only.
-    """
-
-    role: str
-    name: str
-    images: int
-    captions: int
-    limited: bool
-
-
-@dataclass(frozen=True)
-class DecodingFacts:
-    """How captions are generated; lengths in tokens, prompt included."""
-
-    prompt: str
-    num_beams: int
-    max_length: int
-    min_length: int
-
-
-@dataclass(frozen=True)
-class ScoreFacts:
-    """A score of the finished model: its name in results, its label, its value and the untouched base model's value."""
-
-    name: str
-    label: str
-    value: float
-    baseline: float | None
-
-
-@dataclass(frozen=True)
-class SampleFacts:
-    """A scored caption in words, as `samples.png` shows it: `title` is `best`, `median` or `worst`."""
-
-    title: str
-    score: str
-    caption: str
-    references: list[str]
-
-
-@dataclass(frozen=True)
-class ResultFacts:
-    """What was measured of the finished model.
-
-    Attributes:
-        scored: The split with the role whose scores follow; None where the recipe names neither `test` nor `eval`.
-        scores: Loss and scores.
-        tokenization: How captions were tokenized before they were scored.
-        distinct_captions: How many different captions the model gave for the images of `scored`.
-        samples: Best, median and worst caption.
-        ranked_by: Label of the score that they were ranked by; None where no image has a score.
-        undrawn: The characters of the samples that no font had when `samples.png` was drawn.
-        habits: What self-critical training may spoil, measured as the scores are; empty after any other.
-    """
-
-    scored: SplitFacts | None
-    scores: list[ScoreFacts]
-    tokenization: str
-    distinct_captions: int
-    samples: list[SampleFacts]
-    ranked_by: str | None
-    undrawn: str
-    habits: list[ScoreFacts] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class EnergyFacts:
-    """Electricity of the training as codecarbon measured it: kWh, kg of CO2-equivalent, the country of the mix."""
-
-    kwh: float
-    co2_kg: float
-    country: str
-
-
-@dataclass(frozen=True)
-class TrainingFacts:
-    """How the weights came about.
-
-    Attributes:
-        parameters, trained_parameters: How many there are, and how many were trained.
-        quantization: Precision of the frozen base while training, `8bit` or `4bit`; None is full.
-        selected_by: What the best checkpoint was chosen by; None where the last one was kept.
-        selected_step, steps: The step of the published weights, and how many there were.
-        settings: What the training depended on, by label.
-        hardware: What it ran on.
-        seconds: Wall-clock time, evaluations within included, over all its sessions.
-        peak_memory: Most bytes that one process held: of the accelerator, or else of main memory.
-        energy: What it used; None where that was not measured.
-        date: The day it was finished (`2026-01-31`).
-        versions: Version by package.
-    """
-
-    parameters: int
-    trained_parameters: int
-    quantization: str | None
-    selected_by: str | None
-    selected_step: int
-    steps: int
-    settings: dict[str, str]
-    hardware: str
-    seconds: float
-    peak_memory: int | None
-    energy: EnergyFacts | None
-    date: str
-    versions: dict[str, str]
-
-
-@dataclass(frozen=True)
-class CardFacts:
-    """Everything that a card may say. Plain values, each measured or read in the run; no local path, no secret.
-
-    Attributes:
-        kind: All weights, an adapter, or an adapter folded into its base.
-        repo_id: `namespace/name` that the card speaks of, or `PLACEHOLDER`.
-        base, dataset: What the model was made from.
-        dataset_config: The data set's configuration, where there is one.
-        language: ISO code of the captions; None where nothing tells.
-        splits: What was read, by role.
-        skipped_rows: How many rows could not be used, and were left out as the recipe asked.
-        task: What the model learnt.
-    """
-
-    kind: Kind
-    repo_id: str
-    base: OriginFacts
-    dataset: OriginFacts
-    dataset_config: str | None
-    language: str | None
-    splits: list[SplitFacts]
-    skipped_rows: int
-    decoding: DecodingFacts
-    results: ResultFacts
-    training: TrainingFacts
-    task: TaskName = "captioning"
-
-    @property
-    def words(self) -> TaskWords:
-        """How the task is spoken of."""
-        return TASK_WORDS[self.task]
-
-    def score(self, name: str) -> ScoreFacts | None:
-        """The score of this name, if the run has it."""
-        return next((each for each in self.results.scores if each.name == name), None)
 
 
 def write_card(facts: CardFacts, output_dir: Path) -> Path:
@@ -224,8 +48,9 @@ def render_card(facts: CardFacts, templates: Path | None = None) -> str:
     Raises:
         jinja2.UndefinedError: The template uses what is not among the facts.
     """
-    template = facts.kind if facts.task == "captioning" else facts.task
-    extra = {"score": facts.score, "words": facts.words}
+    task = facts.task
+    template = facts.kind if task.name == "captioning" else task.name
+    extra = {"score": facts.score, "words": task, "task": task.name}
     text = render_template(f"{template}.md.jinja", vars(facts) | extra, templates)
     return assemble_card(build_metadata(facts), text)
 
@@ -254,7 +79,7 @@ def build_metadata(facts: CardFacts) -> ModelCardData:
     """What the Hub reads of a card: task, library, base, data and, in `model-index`, every score unrounded."""
     from huggingface_hub import EvalResult, ModelCardData
 
-    words = facts.words
+    words = facts.task
     base, dataset, scored, scores = facts.base, facts.dataset, facts.results.scored, facts.results.scores
     results = [
         EvalResult(

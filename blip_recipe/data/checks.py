@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
     from datasets import Dataset
 
-    from blip_recipe.recipe.parsing import DataArguments
+    from blip_recipe.data.arguments import DataArguments
 
-    RowFault = Callable[[Mapping[str, Any]], str | None]
+    RowError = Callable[[Mapping[str, Any]], str | None]
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class SkippedRow:
 
 
 def check_splits(
-    splits: Mapping[str, Dataset], arguments: DataArguments, row_fault: RowFault | None = None
+    splits: Mapping[str, Dataset], arguments: DataArguments, validate_row: RowError | None = None
 ) -> tuple[dict[str, Dataset], list[SkippedRow]]:
     """The splits without the rows that cannot be used, and these rows; every picture is opened and decoded.
 
@@ -67,15 +67,15 @@ def check_splits(
     Args:
         splits: Of `load_splits`, by role.
         arguments: The recipe's data keys; `on_bad_image` is `"fail"` or `"skip"`.
-        row_fault: Finds what is wrong with a row but for its picture; by default with its captions.
+        validate_row: Finds what is wrong with a row but for its picture; by default with its captions.
 
     Raises:
         RecipeError: With `"fail"`, a row cannot be used: names the first ten of all splits. With `"skip"`, none of a
             split can.
     """
-    names = {"train": arguments.train_split, "eval": arguments.eval_split, "test": arguments.test_split}
-    row_fault = row_fault or (lambda record: caption_fault(record["captions"]))
-    bad = {role: _find_bad_rows(rows, str(names[role]), row_fault) for role, rows in splits.items()}
+    names = {role: str(name) for role, (name, _) in arguments.splits().items()}
+    validate = validate_row or (lambda record: validate_captions(record["captions"]))
+    bad = {role: _find_bad_rows(rows, names[role], validate) for role, rows in splits.items()}
     found = list(chain.from_iterable(bad.values()))
     if found and arguments.on_bad_image == "fail":
         raise RecipeError(
@@ -118,7 +118,7 @@ def _without(rows: Dataset, bad: Sequence[SkippedRow]) -> Dataset:
     return rows.select([row for row in range(len(rows)) if row not in skipped]) if skipped else rows
 
 
-def _find_bad_rows(rows: Dataset, split: str, row_fault: RowFault) -> list[SkippedRow]:
+def _find_bad_rows(rows: Dataset, split: str, validate_row: RowError) -> list[SkippedRow]:
     """The rows of a split that cannot be used, in their order."""
     from tqdm import tqdm
 
@@ -128,7 +128,7 @@ def _find_bad_rows(rows: Dataset, split: str, row_fault: RowFault) -> list[Skipp
 
     def find_fault(row: int) -> str | None:
         record = rows[row]
-        return row_fault(record) or check_picture(record["image"])
+        return validate_row(record) or check_picture(record["image"])
 
     with ThreadPoolExecutor(min(32, threads)) as pool:
         faults = pool.map(find_fault, share)
@@ -139,7 +139,8 @@ def _find_bad_rows(rows: Dataset, split: str, row_fault: RowFault) -> list[Skipp
     return [SkippedRow(row, ids[row]["image_id"], split, reason) for row, reason in reasons.items()]
 
 
-def caption_fault(captions: Sequence[str]) -> str | None:
+def validate_captions(captions: Sequence[str]) -> str | None:
+    """What is wrong with the captions of an image, if anything is."""
     if not captions:
         return "it has no caption"
     longest = max(map(len, captions))

@@ -50,8 +50,12 @@ CAPTION_NAMES = (
 _NUMBERED = re.compile(rf"({'|'.join(CAPTION_NAMES)})_?(\d+)")
 
 
-def choose_image_column(features: Features, asked: str | None, where: str) -> str:
-    """The column of pictures.
+SET_KEY = "set {key} to one of {columns}"
+"""What to do where a column is not known, in a recipe."""
+
+
+def choose_image_column(features: Features, asked: str | None, where: str, advice: str = SET_KEY) -> str:
+    """The column of pictures; `advice` says what to do where none is known.
 
     Raises:
         RecipeError: It is missing, or none or several could be it.
@@ -62,15 +66,16 @@ def choose_image_column(features: Features, asked: str | None, where: str) -> st
     pictures = [name for name, feature in features.items() if isinstance(feature, Image)]
     named = [name for name in IMAGE_NAMES if name in (pictures or features)]
     if len(pictures) > 1 and not named:
-        raise RecipeError(f"{where} has several columns of pictures ({', '.join(pictures)}): set image_column to one.")
+        several = ", ".join(pictures)
+        raise RecipeError(f"{where} has several columns of pictures ({several}): {_advise(advice, 'image', pictures)}.")
     found = named or pictures
     if not found:
-        raise RecipeError(f"{where} has no known column of pictures: set image_column to one of {_list(features)}.")
+        raise RecipeError(f"{where} has no known column of pictures: {_advise(advice, 'image', features)}.")
     return found[0]
 
 
-def choose_caption_columns(features: Features, asked: list[str] | None, where: str) -> list[str]:
-    """The column or columns of captions.
+def choose_caption_columns(features: Features, asked: list[str] | None, where: str, advice: str = SET_KEY) -> list[str]:
+    """The column or columns of captions; `advice` says what to do where none is known.
 
     Raises:
         RecipeError: One is missing or holds no text, or none or several could be it.
@@ -86,10 +91,12 @@ def choose_caption_columns(features: Features, asked: list[str] | None, where: s
         return asked
     found = _known_caption_columns(features)
     if not found:
-        raise RecipeError(f"{where} has no known column of captions: set caption_column to some of {_list(features)}.")
+        raise RecipeError(f"{where} has no known column of captions: {_advise(advice, 'caption', features)}.")
     if len(found) > 1:
-        candidates = ", ".join(name for names in found for name in names)
-        raise RecipeError(f"{where} has several columns that could be captions ({candidates}): set caption_column.")
+        names = [name for family in found for name in family]
+        raise RecipeError(
+            f"{where} has several columns that could be captions ({_list(names)}): {_advise(advice, 'caption', names)}."
+        )
     return found[0]
 
 
@@ -131,3 +138,7 @@ def _holds_text(feature: Any) -> bool:
 
 def _list(names: Iterable[str]) -> str:
     return ", ".join(names)
+
+
+def _advise(advice: str, name: str, columns: Iterable[str]) -> str:
+    return advice.format(key=f"{name}_column", name=name, columns=_list(columns))

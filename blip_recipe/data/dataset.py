@@ -1,12 +1,12 @@
-"""The rows of a split as a trainer sees them: pictures opened and augmented, captions drawn and cleaned.
+"""Rows as a trainer sees them: pictures opened and augmented, texts drawn and cleaned.
 
 Every random choice comes from a generator seeded with (seed, epoch, row). It depends neither on the number of worker
 processes nor on what was read before: a resumed run goes on as if it had never stopped, and runs with different numbers
 of workers are equal.
 
-The epoch is told by accelerate, which calls `set_epoch` on the data set of a loader at the start of each pass. It is
-kept in shared memory: workers that live on between epochs (`dataloader_persistent_workers`) hold copies of this object,
-and would otherwise repeat the first epoch.
+accelerate calls `set_epoch` on the data set of a loader at the start of each pass. The epoch is kept in shared memory:
+workers that live on between epochs (`dataloader_persistent_workers`) hold copies of this object, and would otherwise
+repeat the first epoch.
 """
 
 from __future__ import annotations
@@ -19,27 +19,22 @@ import torch
 from blip_recipe.data.augmentation import augment
 from blip_recipe.data.captions import normalize_caption
 from blip_recipe.data.pixels import read_pixels
-from blip_recipe.data.resized_cache import cache_folder, resize_beforehand
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from datasets import Dataset
-    from transformers import ProcessorMixin
-
+    from blip_recipe.data.convert import Rows
     from blip_recipe.data.embeddings import EmbeddingStore
-    from blip_recipe.recipe.parsing import DataArguments
+
+Augmentation = Literal["blip", "none"]
 
 
-class CaptionDataset(torch.utils.data.Dataset):
-    """Rows of `load_split` as `{"row", "image", "captions"}`.
+class PictureDataset(torch.utils.data.Dataset[dict[str, Any]]):
+    """Rows with a picture each, read and augmented anew each epoch.
 
     Args:
-        rows: `image`, `image_id`, `captions`, as `load_split` gives them.
+        rows: With a column `image`; they stay as they are written.
         image_size: Side of an augmented picture in pixels.
-        captions_per_image: How many captions of an image are drawn, without replacement; None is all. An image that has
-            fewer gives all of them.
-        normalize_captions: Whether captions are cleaned as the original's (`normalize_caption`). `rows` keep them raw.
         augmentation: `"blip"` is the original's (`augment`), `"none"` leaves pictures in their own size.
         seed: What random choices start from.
         resized: Files to read pictures from, by row number (`resize_beforehand`), in place of those in `rows`.
@@ -47,59 +42,75 @@ class CaptionDataset(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        rows: Dataset,
+        rows: Rows,
         *,
         image_size: int,
-        captions_per_image: int | None,
-        normalize_captions: bool,
-        augmentation: Literal["blip", "none"],
+        augmentation: Augmentation,
         seed: int,
         resized: Mapping[int, str] | None = None,
     ) -> None:
         self.rows = rows
+        self.image_size, self.augmentation, self.seed = image_size, augmentation, seed
         self.resized = resized or {}
-        self._captions = rows.select_columns(["captions"])
-        self.image_size = image_size
-        self.captions_per_image = captions_per_image
-        self.normalize_captions = normalize_captions
-        self.augmentation = augmentation
-        self.seed = seed
-        self.embeddings: tuple[EmbeddingStore, list[str]] | None = None
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
         """Draw the choices of `epoch` from now on, in the processes of workers too."""
         self._epoch.fill_(epoch)
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def generator(self, row: int) -> np.random.Generator:
+        """The random numbers of a row in this epoch."""
+        return np.random.default_rng([self.seed, int(self._epoch), row])
+
+    def read_picture(self, image: Any, rng: np.random.Generator) -> torch.Tensor:
+        """A picture as uint8 `(3, height, width)`; augmented: `image_size` square.
+
+        Raises:
+            BadImageError: It cannot be read.
+        """
+        pixels = read_pixels(image)
+        return augment(pixels, self.image_size, rng) if self.augmentation == "blip" else pixels
+
+
+class CaptionDataset(PictureDataset):
+    """Rows of images and captions as `{"row", "image", "captions"}`.
+
+    Args:
+        rows: `image`, `image_id`, `captions`.
+        captions_per_image: How many captions of an image are drawn, without replacement; None is all. An image that has
+            fewer gives all of them.
+        normalize_captions: Whether captions are cleaned as the original's (`normalize_caption`). `rows` keep them raw.
+        kwargs: As `PictureDataset`'s.
+    """
+
+    def __init__(self, rows: Rows, *, captions_per_image: int | None, normalize_captions: bool, **kwargs: Any) -> None:
+        super().__init__(rows, **kwargs)
+        self._captions = rows.select_columns(["captions"])
+        self.captions_per_image, self.normalize_captions = captions_per_image, normalize_captions
+        self.embeddings: tuple[EmbeddingStore, list[str]] | None = None
+
     def use_embeddings(self, store: EmbeddingStore, keys: list[str]) -> None:
         """Give the embeddings of rows, kept in `store` under `keys`, in place of their pictures."""
         self.embeddings = store, keys
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
     def __getitem__(self, row: int) -> dict[str, Any]:
-        """Row number, picture (uint8 `(3, height, width)`; augmented: `image_size` square) and captions of a row.
-
-        With `use_embeddings`, `image_embeds` `(patches, width)` in place of the picture.
+        """Row number, picture and captions of a row; with `use_embeddings`, `image_embeds` `(patches, width)`.
 
         Raises:
             BadImageError: The picture cannot be read.
         """
-        rng = np.random.default_rng([self.seed, int(self._epoch), row])
-        if self.embeddings:
-            store, keys = self.embeddings
-            captions = self._captions[row]["captions"]
-            captions = draw_captions(captions, self.captions_per_image, self.normalize_captions, rng)
-            return {"row": row, "image_embeds": store.load(keys[row]), "captions": captions}
+        rng = self.generator(row)
         resized = self.resized.get(row)
         # Megapixels that are not looked at are not taken from the table either.
-        record = (self._captions if resized else self.rows)[row]
+        record = (self._captions if resized or self.embeddings else self.rows)[row]
         captions = draw_captions(record["captions"], self.captions_per_image, self.normalize_captions, rng)
-        image = read_pixels(resized or record["image"])
-        if self.augmentation == "blip":
-            image = augment(image, self.image_size, rng)
-        return {"row": row, "image": image, "captions": captions}
+        if self.embeddings:
+            store, keys = self.embeddings
+            return {"row": row, "image_embeds": store.load(keys[row]), "captions": captions}
+        return {"row": row, "image": self.read_picture(resized or record["image"], rng), "captions": captions}
 
 
 def draw_captions(captions: list[str], count: int | None, normalize: bool, rng: np.random.Generator) -> list[str]:
@@ -107,30 +118,3 @@ def draw_captions(captions: list[str], count: int | None, normalize: bool, rng: 
     if count is not None and count < len(captions):
         captions = [captions[number] for number in rng.choice(len(captions), count, replace=False)]
     return [normalize_caption(caption) for caption in captions] if normalize else captions
-
-
-def caption_datasets(
-    splits: Mapping[str, Dataset], arguments: DataArguments, processor: ProcessorMixin, seed: int
-) -> dict[str, CaptionDataset]:
-    """The splits of `load_splits` for a trainer: `train` as the recipe says, the others whole and as they are.
-
-    `eval_loss` is over all captions of a split, so scored splits never draw some, and see every picture unchanged; only
-    training reads large pictures from the recipe's `image_cache`.
-
-    Raises:
-        RecipeError: Pictures cannot be kept there.
-    """
-    image_size = processor.image_processor.size["height"]
-    folder = cache_folder(arguments.image_cache)
-    return {
-        role: CaptionDataset(
-            rows,
-            image_size=image_size,
-            captions_per_image=arguments.captions_per_image if role == "train" else None,
-            normalize_captions=arguments.normalize_captions,
-            augmentation=arguments.augmentation if role == "train" else "none",
-            seed=seed,
-            resized=resize_beforehand(rows, image_size, folder) if folder and role == "train" else None,
-        )
-        for role, rows in splits.items()
-    }

@@ -17,11 +17,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch.utils.data import Dataset
 
-from blip_recipe.data.pixels import read_pixels
+from blip_recipe.data.pixels import read_pixels, resize_pixels
 from blip_recipe.data.storage import write_whole
 from blip_recipe.errors import RecipeError
 from blip_recipe.metrics.cache_folder import cache_folder
-from blip_recipe.models.processors import resize_pixels
 
 if TYPE_CHECKING:
     from torch import nn

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from datasets import Dataset
 
-    from blip_recipe.recipe.parsing import DataArguments
+    from blip_recipe.data.arguments import CaptionDataArguments, DataArguments
 
 Record = dict[str, Any]
 
@@ -26,7 +26,7 @@ PROBED = 100
 """How many pictures are looked for before image_root is thought wrong."""
 
 
-def read_captions_file(arguments: DataArguments, split: str) -> SplitColumns:
+def read_captions_file(arguments: CaptionDataArguments, split: str) -> SplitColumns:
     """The pictures and captions that a COCO captions JSON (all of it) or a Karpathy JSON (the split) lists.
 
     Paths are relative to `image_root`, else to the file's folder. Ids are COCO's `id`, Karpathy's `cocoid` or `imgid`,
@@ -72,7 +72,7 @@ def load_json(file: Path, expected: str) -> Any:
         raise RecipeError(f"{file} cannot be read as JSON: {error}. {expected}") from error
 
 
-def _read_coco(content: Record, arguments: DataArguments, file: Path) -> SplitColumns:
+def _read_coco(content: Record, arguments: CaptionDataArguments, file: Path) -> SplitColumns:
     images, annotations = content["images"], content["annotations"]
     _check_records(images, {"id": (int, str)} | _path_fields(arguments, "file_name"), "images", file)
     _check_records(annotations, {"image_id": (int, str)}, "annotations", file)
@@ -89,7 +89,7 @@ def _read_coco(content: Record, arguments: DataArguments, file: Path) -> SplitCo
     )
 
 
-def _read_karpathy(images: list[Record], arguments: DataArguments, split: str, file: Path) -> SplitColumns:
+def _read_karpathy(images: list[Record], arguments: CaptionDataArguments, split: str, file: Path) -> SplitColumns:
     _check_records(images, {"split": (str,)} | _path_fields(arguments, "filename"), "images", file)
     counts = Counter(image["split"] for image in images)
     wanted = parse_split(split, counts, str(file))
@@ -105,7 +105,7 @@ def _read_karpathy(images: list[Record], arguments: DataArguments, split: str, f
     )
 
 
-def _path_fields(arguments: DataArguments, default: str) -> dict[str, tuple[type, ...]]:
+def _path_fields(arguments: CaptionDataArguments, default: str) -> dict[str, tuple[type, ...]]:
     """The field of paths that records must have, where the recipe names no other."""
     return {default: (str,)} if arguments.image_column is None else {}
 
@@ -139,7 +139,7 @@ def _ids_of(images: list[Record], column: str, file: Path) -> list[int | str]:
     return [image[column] for image in images]
 
 
-def _images_of(images: list[Record], arguments: DataArguments, default: tuple[str, ...], file: Path) -> Dataset:
+def _images_of(images: list[Record], arguments: CaptionDataArguments, default: tuple[str, ...], file: Path) -> Dataset:
     """The column of paths; those in the fields `default` are joined, where the recipe names no other field."""
     root = Path(arguments.image_root).expanduser() if arguments.image_root else file.parent
     if arguments.image_column is None:

@@ -6,23 +6,23 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from blip_recipe.data.arguments import SHAPES
 from blip_recipe.data.captions import normalize_caption
 from blip_recipe.data.files import read_captions_file
 from blip_recipe.data.rows import SplitColumns, join_columns, parse_split
 from blip_recipe.data.shapes import SHAPES_SPLITS, SHAPES_STYLES, Style, load_shapes, shapes_vocabulary
 from blip_recipe.data.tables import is_directory, read_table
 from blip_recipe.errors import RecipeError
-from blip_recipe.recipe.parsing import SHAPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from datasets import Dataset
 
-    from blip_recipe.recipe.parsing import DataArguments
+    from blip_recipe.data.arguments import CaptionDataArguments, DataArguments
 
 
-def load_split(arguments: DataArguments, split: str, *, max_samples: int | None = None) -> Dataset:
+def load_split(arguments: CaptionDataArguments, split: str, *, max_samples: int | None = None) -> Dataset:
     """A split of the recipe's data set.
 
     Args:
@@ -52,28 +52,28 @@ def load_splits(arguments: DataArguments, load: Callable[..., Dataset] = load_sp
     Raises:
         RecipeError: As `load_split`.
     """
-    splits = {
-        "train": (arguments.train_split, arguments.max_train_samples),
-        "eval": (arguments.eval_split, arguments.max_eval_samples),
-        "test": (arguments.test_split, arguments.max_eval_samples),
-    }
     return {
         role: load(arguments, split, max_samples=max_samples)
-        for role, (split, max_samples) in splits.items()
+        for role, (split, max_samples) in arguments.splits().items()
         if split is not None and not (role == "train" and arguments.is_streamed)
     }
 
 
-def texts(rows: Dataset, arguments: DataArguments) -> Iterable[str]:
-    """What a tokenizer for `rows` must know: captions as they are trained on, the prompt, all words of drawn scenes."""
+def vocabulary_texts(rows: Dataset, *, normalize: bool, prompt: str = "", drawn: bool = False) -> Iterable[str]:
+    """Texts with every word that a tokenizer for `rows` must know.
+
+    Args:
+        rows: With `captions`.
+        normalize: Whether captions are trained on as `normalize_caption` gives them.
+        prompt: Words every caption starts with.
+        drawn: Whether all words of drawn scenes are known.
+    """
     captions: Iterable[str] = chain.from_iterable(rows["captions"])
-    if arguments.normalize_captions:
-        captions = map(normalize_caption, captions)
-    words = shapes_vocabulary() if arguments.dataset_name == SHAPES else []
-    return chain(captions, [arguments.prompt], words)
+    words = shapes_vocabulary() if drawn else []
+    return chain(map(normalize_caption, captions) if normalize else captions, [prompt], words)
 
 
-def _read_columns(arguments: DataArguments, split: str, max_samples: int | None) -> SplitColumns:
+def _read_columns(arguments: CaptionDataArguments, split: str, max_samples: int | None) -> SplitColumns:
     if arguments.dataset_name == SHAPES:
         return _read_shapes(arguments, split)
     file = Path(str(arguments.dataset_name)).expanduser()
@@ -87,7 +87,7 @@ def _read_columns(arguments: DataArguments, split: str, max_samples: int | None)
     return read_table(arguments, split, max_samples)
 
 
-def _read_shapes(arguments: DataArguments, split: str) -> SplitColumns:
+def _read_shapes(arguments: CaptionDataArguments, split: str) -> SplitColumns:
     style = arguments.dataset_config_name or SHAPES_STYLES[0]
     if style not in SHAPES_STYLES:
         raise RecipeError(f"dataset_config_name is {style!r}: the styles of {SHAPES!r} are {', '.join(SHAPES_STYLES)}.")

@@ -1,6 +1,13 @@
-"""Pictures as bytes for a model: the same pixels as `open_image`, decoded and resized several times faster."""
+"""Pictures as bytes for a model: the pixels of `open_image`, decoded and resized several times faster.
+
+What the image processor does is done in two places: pictures are resized as bytes by the processes that read them
+(`resize_pixels`), and become normalised floats on the device (`normalize_pixels`), so that a quarter of the memory goes
+through processes and to the GPU. Both are the stock processor's own steps: together they give its `pixel_values`.
+"""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -9,6 +16,12 @@ from PIL.ImageFile import ImageFile
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from blip_recipe.data.images import Picture, naming_faults, open_lazily, to_upright_rgb
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import BlipImageProcessor
+    from transformers.image_utils import SizeDict
 
 ORIENTATION = 0x0112
 """The EXIF tag that says how a picture must be turned."""
@@ -52,6 +65,47 @@ def to_pixels(image: Image.Image) -> torch.Tensor:
 def to_image(pixels: torch.Tensor) -> Image.Image:
     """uint8 `(3, height, width)` as an RGB picture."""
     return Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+
+
+def resize_pixels(pixels: torch.Tensor, image_processor: BlipImageProcessor) -> torch.Tensor:
+    """`pixels` `(3, height, width)` of bytes in the size of the image processor, still bytes.
+
+    Bicubic with antialiasing, equal to the last bit to what the stock image processor makes of the picture before it
+    normalises. (Pillow's own filter, in the stock variant for Pillow, rounds between columns and rows, and differs from
+    both: by 0.024 of 255 levels on average over 86 photographs at 384 pixels, by 10 at most.)
+    """
+    return image_processor.resize(pixels, cast("SizeDict", image_processor.size), image_processor.resample)
+
+
+def stack_pixels(pictures: Sequence[torch.Tensor]) -> torch.Tensor:
+    """`(images, 3, height, width)` of pictures of one size, colours side by side in memory.
+
+    So they are decoded and resized; the device puts colours behind one another faster (`normalize_pixels`).
+    """
+    return torch.stack([picture.permute(1, 2, 0) for picture in pictures]).permute(0, 3, 1, 2)
+
+
+def read_resized(pictures: Sequence[Picture | torch.Tensor], image_processor: BlipImageProcessor) -> torch.Tensor:
+    """Pictures, or what `read_pixels` gives of them, in the size of the image processor: bytes as of `stack_pixels`."""
+    pixels = [each if isinstance(each, torch.Tensor) else read_pixels(each) for each in pictures]
+    return stack_pixels([resize_pixels(each, image_processor) for each in pixels])
+
+
+def normalize_pixels(pixels: torch.Tensor, image_processor: BlipImageProcessor) -> torch.Tensor:
+    """Bytes `(images, 3, height, width)` as the float32 `pixel_values` of the stock image processor.
+
+    Floats are taken for normalised already.
+    """
+    if pixels.is_floating_point():
+        return pixels
+    return image_processor.rescale_and_normalize(
+        pixels.contiguous(),
+        image_processor.do_rescale,
+        image_processor.rescale_factor,
+        image_processor.do_normalize,
+        image_processor.image_mean,
+        image_processor.image_std,
+    )
 
 
 def _decode_jpeg(opened: ImageFile) -> torch.Tensor:

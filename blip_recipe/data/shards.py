@@ -23,7 +23,7 @@ from blip_recipe.data.rows import SplitColumns
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
-    from blip_recipe.recipe.parsing import DataArguments
+    from blip_recipe.data.arguments import CaptionDataArguments
 
 SAMPLE = 1000
 """Images whose captions are looked at before training."""
@@ -51,14 +51,18 @@ class ShardedSplit:
         image_column: Where the pictures are.
         caption_columns: Where the captions are.
         images: How many there are, where the source tells.
+        title: What it is called in messages.
+        trusted: What addresses of the data set's own files begin with.
         name: What the only shard is called in messages, where it has a name.
     """
 
     tables: list[IterableDataset]
-    arguments: DataArguments
+    arguments: CaptionDataArguments
     image_column: str
     caption_columns: list[str]
     images: int | None
+    title: str
+    trusted: str
     name: str | None = None
 
     @property
@@ -141,9 +145,7 @@ class ShardedSplit:
         path = picture["path"]
         if picture["bytes"] is not None or path is None:
             return picture
-        directory = Path(str(self.arguments.dataset_name)).expanduser()
-        ours = f"{directory.resolve()}/" if directory.is_dir() else f"hf://datasets/{self.arguments.dataset_name}@"
-        if "://" in path and path.rpartition("::")[2].startswith(ours):
+        if "://" in path and path.rpartition("::")[2].startswith(self.trusted):
             with naming_faults(picture), fsspec.open(path, "rb") as file:
                 return {"bytes": file.read(), "path": path}
         (place,) = tables.path_root(self.arguments).resolve([path], str(self.arguments.dataset_name))
@@ -161,7 +163,7 @@ class ShardedSplit:
     def _where(self, shard: int) -> str:
         if self.name is not None:
             return self.name
-        return f"{self.arguments.dataset_name}, split {self.arguments.train_split!r}, shard {shard}"
+        return f"{self.title}, shard {shard}"
 
     def sample(self) -> Dataset:
         """Some images with their captions, as `load_split` gives them; the first opens, and alone has its picture.
@@ -171,10 +173,7 @@ class ShardedSplit:
         """
         found = list(islice((image for shard in range(self.shards) for image in self.read(shard)), SAMPLE))
         if not found:
-            raise RecipeError(
-                f"{self.arguments.dataset_name}, split {self.arguments.train_split!r}, is empty: expected at least one "
-                "picture with captions."
-            )
+            raise RecipeError(f"{self.title}, is empty: expected at least one picture with captions.")
         good = next((n for n, each in enumerate(found) if check_picture(self.picture(each.picture)) is None), 0)
         found.insert(0, found.pop(good))
         return Dataset.from_dict(
@@ -189,26 +188,33 @@ class ShardedSplit:
         )
 
 
-def open_stream(arguments: DataArguments) -> ShardedSplit:
+def open_stream(arguments: CaptionDataArguments) -> ShardedSplit:
     """The training split as shards; nothing is read but what tells its columns.
 
     Raises:
-        RecipeError: There is no such data set, split or column, or another key needs all rows beforehand.
+        RecipeError: There is no such data set, split or column.
     """
-    for key in ("image_cache", "cache_image_embeds"):
-        if getattr(arguments, key):
-            raise RecipeError(f"{key} keeps pictures on the disk, which streaming is to spare: leave one of them out.")
     return choose_columns([_open(arguments, name.strip()) for name in arguments.train_split.split("+")], arguments)
 
 
-def choose_columns(streams: list[IterableDataset], arguments: DataArguments, name: str | None = None) -> ShardedSplit:
-    """Streams, whose pictures are not decoded, as the shards of a split; `name` is for messages.
+def choose_columns(
+    streams: list[IterableDataset], arguments: CaptionDataArguments, name: str | None = None, title: str | None = None
+) -> ShardedSplit:
+    """Streams, whose pictures are not decoded, as the shards of a split.
+
+    Args:
+        streams: Of its parts.
+        arguments: The recipe's data keys.
+        name: What the only shard is called in messages, where it has a name.
+        title: What a data set of the caller's own is called in messages; what it takes from the Hub is trusted.
 
     Raises:
         RecipeError: A column is missing or holds something else.
     """
     features = streams[0].features
-    where = f"{name or f'{arguments.dataset_name}, split {arguments.train_split!r}'},"
+    trusted = "hf://datasets/" if title else _own_files(arguments)
+    title = title or f"{arguments.dataset_name}, split {arguments.train_split!r}"
+    where = f"{name or title},"
     image_column = choose_image_column(features, arguments.image_column, where)
     caption_columns = choose_caption_columns(features, arguments.caption_column, where)
     feature, id_column = features[image_column], arguments.image_id_column
@@ -228,11 +234,19 @@ def choose_columns(streams: list[IterableDataset], arguments: DataArguments, nam
         image_column,
         caption_columns,
         _count(streams) if id_column is None else None,
+        title,
+        trusted,
         name,
     )
 
 
-def _open(arguments: DataArguments, split: str) -> IterableDataset:
+def _own_files(arguments: CaptionDataArguments) -> str:
+    """What addresses of the files of a directory or Hub data set begin with."""
+    directory = Path(str(arguments.dataset_name)).expanduser()
+    return f"{directory.resolve()}/" if directory.is_dir() else f"hf://datasets/{arguments.dataset_name}@"
+
+
+def _open(arguments: CaptionDataArguments, split: str) -> IterableDataset:
     name = str(arguments.dataset_name)
     if tables.is_directory(arguments):
         name = str(Path(name).expanduser().resolve())
@@ -248,17 +262,20 @@ def _open(arguments: DataArguments, split: str) -> IterableDataset:
 
 def _count(streams: list[IterableDataset]) -> int | None:
     """The rows of all `streams`, where the data set's card tells them."""
-    counts = [stream.info.splits[stream.split].num_examples if stream.info.splits else 0 for stream in streams]
+    counts = [
+        stream.info.splits[stream.split].num_examples if stream.info.splits and stream.split else 0
+        for stream in streams
+    ]
     return sum(counts) if all(counts) else None
 
 
-def read_directory(arguments: DataArguments, split: str, max_images: int | None) -> SplitColumns:
+def read_directory(arguments: CaptionDataArguments, split: str, max_images: int | None) -> SplitColumns:
     """The images of one split of a directory, written down without those of the others.
 
     Raises:
         RecipeError: As `open_stream`, and where rows of an image are not adjacent.
     """
-    source = open_stream(replace(arguments, train_split=split, image_cache=None, cache_image_embeds=False))
+    source = open_stream(replace(arguments, train_split=split))
     directory = Path(str(arguments.dataset_name)).expanduser()
     files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(directory.rglob("*"))]
     # Named by what it is made of: `datasets` would give the rows of changed files from its cache.

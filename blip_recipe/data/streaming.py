@@ -24,17 +24,14 @@ import numpy as np
 import torch
 
 from blip_recipe.data.augmentation import augment
-from blip_recipe.data.checks import SkippedRow, caption_fault
+from blip_recipe.data.checks import SkippedRow, validate_captions
 from blip_recipe.data.dataset import draw_captions
 from blip_recipe.data.images import BadImageError
 from blip_recipe.data.pixels import read_pixels
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
-    from transformers import ProcessorMixin
-
     from blip_recipe.data.shards import ShardedSplit, StreamedImage
-    from blip_recipe.training.arguments import CaptionTrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -165,7 +162,7 @@ class CaptionStream(torch.utils.data.IterableDataset):
 
     def _open(self, image: StreamedImage) -> tuple[torch.Tensor | None, str]:
         """The pixels of an image, or what is wrong with it."""
-        if fault := caption_fault(image.captions):
+        if fault := validate_captions(image.captions):
             return None, fault
         try:
             return read_pixels(self.split.picture(image.picture)), ""
@@ -237,33 +234,6 @@ class _Layout(NamedTuple):
     streams: int
     parts: int
     turns: int
-
-
-def caption_stream(split: ShardedSplit, processor: ProcessorMixin, training: CaptionTrainingArguments) -> CaptionStream:
-    """The training rows of a stream, as the recipe says."""
-    arguments, workers = split.arguments, max(1, training.dataloader_num_workers or 0)
-    stream = CaptionStream(
-        split,
-        image_size=processor.image_processor.size["height"],
-        captions_per_image=arguments.captions_per_image,
-        normalize_captions=arguments.normalize_captions,
-        augmentation=arguments.augmentation,
-        seed=training.seed,
-        shuffle_buffer_size=arguments.shuffle_buffer_size,
-        on_bad_image=arguments.on_bad_image,
-        process=training.process_index,
-        processes=training.world_size,
-    )
-    if stream.parts(workers) > 1 and training.process_index == 0:
-        logger.warning(
-            "%d shards are fewer than %d processes x %d workers: each is read %d times over. Use more and smaller "
-            "shards, or fewer workers (dataloader_num_workers).",
-            stream.shards,
-            training.world_size,
-            workers,
-            stream.parts(workers),
-        )
-    return stream
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,10 @@ from blip_recipe.errors import RecipeError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from blip_recipe.recipe.parsing import DataArguments
+    from blip_recipe.data.arguments import CaptionDataArguments, DataArguments
 
 
-def read_table(arguments: DataArguments, split: str, max_rows: int | None = None) -> SplitColumns:
+def read_table(arguments: CaptionDataArguments, split: str, max_rows: int | None = None) -> SplitColumns:
     """The pictures, captions and ids of a split of a Hub data set or a directory.
 
     Args:
@@ -45,7 +45,7 @@ def read_table(arguments: DataArguments, split: str, max_rows: int | None = None
     if arguments.image_id_column is not None:
         image_ids = ids_of(table, arguments.image_id_column, where)
     return SplitColumns(
-        images_of(table, image_column, arguments, where), _captions_of(table, caption_columns, where), image_ids
+        images_of(table, image_column, arguments, where), captions_of(table, caption_columns, where), image_ids
     )
 
 
@@ -94,7 +94,11 @@ def _fetch_rows(arguments: DataArguments, split: str, max_rows: int | None) -> D
     stream = datasets.concatenate_datasets(streams)
     if max_rows is not None:
         stream = stream.take(max_rows)
-    source = f"hf://datasets/{arguments.dataset_name}@"
+    return fetch_stream(stream, f"hf://datasets/{arguments.dataset_name}@")
+
+
+def fetch_stream(stream: IterableDataset, source: str = "hf://datasets/") -> Dataset:
+    """All rows of a stream, written down once as they arrive; pictures that are files of `source` are embedded."""
     return Dataset.from_generator(
         _yield_rows, features=stream.features, gen_kwargs={"stream": stream, "source": source}
     )
@@ -153,17 +157,22 @@ def path_root(arguments: DataArguments) -> PathRoot:
     return PathRoot(None)
 
 
-def images_of(table: Dataset, column: str, arguments: DataArguments, where: str) -> Dataset:
-    """The column of pictures as `image`, not decoded; its paths lead where they may."""
+def images_of(table: Dataset, column: str, arguments: DataArguments | None, where: str) -> Dataset:
+    """The column of pictures as `image`, not decoded; its paths lead where they may.
+
+    `arguments` say where that is; without them paths are the caller's own word, and stay as they are.
+    """
     feature = table.features[column]
     images = table.select_columns([column])
     if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
-        return images_from_paths(path_root(arguments).resolve(images[column][:], where))
+        paths = images[column][:]
+        return images_from_paths(path_root(arguments).resolve(paths, where) if arguments else paths)
     is_struct = isinstance(feature, dict) and feature.keys() <= {"bytes", "path"}
     if not (isinstance(feature, Image) or is_struct or (isinstance(feature, Value) and "binary" in feature.dtype)):
         raise RecipeError(f"{where} column {column!r} holds {feature}: expected pictures, bytes, paths or URLs.")
     images = images.cast_column(column, Image(decode=False))
-    return _resolve_structs(images if column == "image" else images.rename_column(column, "image"), arguments, where)
+    images = images if column == "image" else images.rename_column(column, "image")
+    return _resolve_structs(images, arguments, where) if arguments else images
 
 
 def _resolve_structs(images: Dataset, arguments: DataArguments, where: str) -> Dataset:
@@ -192,7 +201,12 @@ def _downloads_of(dataset_name: str) -> tuple[str, ...]:
     return tuple(absolute(folder) + "/" for folder in folders)
 
 
-def _captions_of(table: Dataset, columns: list[str], where: str) -> list[list[str]]:
+def captions_of(table: Dataset, columns: list[str], where: str) -> list[list[str]]:
+    """The captions of each row, in one column or in several.
+
+    Raises:
+        RecipeError: A cell holds something else.
+    """
     cells = table.select_columns(columns).to_list()
     captions: list[list[str]] = []
     for row, cell in enumerate(cells):

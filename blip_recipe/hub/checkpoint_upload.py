@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-    from blip_recipe.recipe.parsing import FinetuneOptions, Recipe
-
 logger = logging.getLogger(__name__)
 
 BRANCH = "checkpoints"
@@ -32,28 +29,6 @@ BRANCH = "checkpoints"
 
 WAITING = 2
 """Copies of checkpoints on the disk at a time; with more to upload, the training waits."""
-
-
-@contextmanager
-def checkpoint_uploads(
-    recipe: Recipe[FinetuneOptions], repo_id: str | None, resolved: dict[str, Any]
-) -> Iterator[list[TrainerCallback]]:
-    """The callbacks that publish checkpoints, for the time of a `with`: none unless the recipe asks for it.
-
-    Args:
-        recipe: The recipe.
-        repo_id: `namespace/name`; `None` if nothing is pushed.
-        resolved: The recipe to run again, saved with every checkpoint: it tells how the model captions.
-    """
-    if repo_id is None or not recipe.pushes_checkpoints or recipe.training.process_index != 0:
-        yield []
-        return
-
-    from huggingface_hub import HfApi
-
-    private = recipe.training.hub_private_repo
-    with CheckpointUploader(recipe.output_dir, repo_id, resolved, private=private, api=HfApi()) as uploader:
-        yield [uploader]
 
 
 class CheckpointUploader(TrainerCallback):

@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 TAG = re.compile(r"\w([\w.+/-]*\w)?")
 """Names of tags, more narrowly than `git check-ref-format`."""
 
+COMMIT_MESSAGE = "Upload a BLIP fine-tuned with blip_recipe"
+
 WRITER_ROLES = ("admin", "write", "contributor")
 
 
@@ -159,7 +161,7 @@ def push_folder(
     repo_id: str,
     *,
     private: bool | None,
-    message: str,
+    message: str = COMMIT_MESSAGE,
     tag: str | None = None,
     api: HfApi,
     waits: Sequence[float] = WAITS_PUSH,

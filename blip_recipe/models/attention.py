@@ -1,23 +1,13 @@
-"""Attention of BLIP through `scaled_dot_product_attention`, and what our BLIPs have in common with the stock ones."""
+"""Attention of BLIP through `scaled_dot_product_attention`: the stock classes only have eager attention."""
 
 from __future__ import annotations
 
-from os import PathLike
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any
 
 import torch
 from torch.nn import functional as F
-from transformers import PreTrainedModel
 from transformers.models.blip.modeling_blip import BlipAttention
 from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from typing import Self
-
-    Mixin = PreTrainedModel
-else:
-    Mixin = object
 
 
 class SdpaVisionAttention(BlipAttention):
@@ -90,44 +80,3 @@ class SdpaTextAttention(BlipTextSelfAttention):
 
 SDPA_CLASSES = {BlipAttention: SdpaVisionAttention, BlipTextSelfAttention: SdpaTextAttention}
 EAGER_CLASSES = {sdpa: eager for eager, sdpa in SDPA_CLASSES.items()}
-
-
-class StockModel(Mixin):
-    """A BLIP with the weights, and the names of weights, of a stock class.
-
-    What it saves names the stock class, which everybody has, and so loads without this package.
-
-    Attributes:
-        stock_class: That class.
-        lora_layers: The default targets of LoRA, as a pattern of module names: every attention and feed-forward layer
-            of the text.
-        decoding: How it usually generates, where that is not as a captioner does (`CaptionSettings`).
-    """
-
-    stock_class: ClassVar[type[PreTrainedModel]]
-    lora_layers: ClassVar[str]
-    decoding: ClassVar[dict[str, Any]] = {}
-
-    def use_sdpa(self) -> Self:
-        """Switch every attention to `scaled_dot_product_attention` (the stock classes only have eager attention)."""
-        return self._switch_attention(SDPA_CLASSES)
-
-    def _switch_attention(self, classes: Mapping[type, type]) -> Self:
-        for module in self.modules():
-            # Another class on the same module keeps weights, names, adapters and quantised layers as they are.
-            module.__class__ = classes.get(type(module), type(module))
-        return self
-
-    @property
-    def uses_sdpa(self) -> bool:
-        """Whether attention goes through `scaled_dot_product_attention`."""
-        return any(isinstance(module, SdpaVisionAttention) for module in self.modules())
-
-    def save_pretrained(  # type: ignore[override]
-        self, save_directory: str | PathLike[str], is_main_process: bool = True, **kwargs: Any
-    ) -> None:
-        """Save weights and configuration, which names the stock class."""
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
-        if is_main_process:
-            self.config.architectures = [self.stock_class.__name__]
-            self.config.save_pretrained(save_directory)

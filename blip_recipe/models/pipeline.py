@@ -1,35 +1,35 @@
-"""What the pipelines of all tasks share: how a model is loaded for them, and how transformers hears of them.
-
-`transformers.pipelines` brings the pipelines along (`blip_recipe/__init__.py`): it is not imported here, or this module
-would be asked for before it is whole.
-"""
+"""Pipelines of transformers for BLIP: what those of all tasks share, and how they are registered."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 import wrapt
 from PIL import Image
-from transformers import AutoTokenizer, BlipImageProcessor
+from transformers import AutoTokenizer, BlipImageProcessor, Pipeline
 
 from blip_recipe.errors import RecipeError
+from blip_recipe.models.decoding import DecodingSettings
+from blip_recipe.models.loading import load_finished
+from blip_recipe.models.processors import load_processor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from typing import Self
 
-    from blip_recipe.models.attention import StockModel
-    from blip_recipe.models.loading import CaptionSettings
+    from blip_recipe.models.stock import StockModel
 
-# The rest of blip_recipe is imported where it is used: this module comes along with every `transformers.pipelines`.
+Quantized = Literal["recorded", "8bit", "4bit"]
+
 SINGLE_IMAGE = (str, bytes, Path, Mapping, Image.Image, np.ndarray)
 
 
-def offer_task(task: str, pipeline_class: type, loader: Any, default_model: str) -> None:
-    """Register `task`, and keep transformers 5.19 and later from renaming or refusing it first.
+def register_pipeline(task: str, pipeline_class: type, loader: Any, default_model: str) -> None:
+    """Register `task` with transformers, and keep 5.19 and later from renaming or refusing it first.
 
     Args:
         task: As `transformers.pipeline` takes it.
@@ -53,7 +53,7 @@ def offer_task(task: str, pipeline_class: type, loader: Any, default_model: str)
             return task if task in (*args, *kwargs.values()) else resolve(*args, **kwargs)
 
 
-def decoding_arguments(settings: CaptionSettings, explicit: Mapping[str, Any]) -> dict[str, Any]:
+def decoding_arguments(settings: DecodingSettings, explicit: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `generate`: those of `explicit`, and the model's own settings for what is left open."""
     if "generation_config" in explicit:
         return dict(explicit)
@@ -91,10 +91,10 @@ def load_blip_model(
     device_map: Any = None,
     quantization_config: Any = None,
     allow_pickle: bool = False,
-    model_class: type[StockModel] | None = None,
+    model_class: type[StockModel],
     **unknown: Any,
 ) -> Any:
-    """The BLIP `name` as `pipeline(task)` asks for it: a captioner, or one of `model_class`.
+    """The BLIP `name`, of `model_class`, as `pipeline(task)` asks for it.
 
     Raises:
         RecipeError: It cannot be loaded, or not with these arguments.
@@ -110,26 +110,23 @@ def load_blip_model(
         quantization = "8bit" if quantization_config.load_in_8bit else "4bit"
     # A quantised model is best loaded where it runs; the pipeline moves it if another device was asked for.
     device = _device_of(device_map) or first_device()
-    wishes = {"dtype": dtype, "quantization": quantization, "allow_pickle": allow_pickle}
-    if model_class is not None:
-        wishes["model_class"] = model_class
-    return load_with_its_own(name, device=device, **wishes, **hub)
+    return load_with_settings(
+        name, model_class, device=device, dtype=dtype, quantization=quantization, allow_pickle=allow_pickle, **hub
+    )
 
 
-def load_with_its_own(name: str, **arguments: Any) -> Any:
-    """The model that `load_captioner` gives, with its processor and settings on it."""
-    from blip_recipe.models.loading import load_captioner
-
+def load_with_settings(name: str, model_class: type[StockModel], **arguments: Any) -> Any:
+    """The model that `load_finished` gives, with its processor and settings on it."""
     # It raises no OSError, which transformers would answer with a try by its stock class, which reads pickle files.
-    model, processor, settings = load_captioner(name, **arguments)
-    return with_its_own(model, processor, settings)
+    model, processor, settings = load_finished(name, model_class, **arguments)
+    return with_processor(model, processor, settings)
 
 
-def with_its_own(model: Any, processor: Any, settings: CaptionSettings | None = None) -> Any:
+def with_processor(model: Any, processor: Any, settings: DecodingSettings | None = None) -> Any:
     """`model` with its processor and settings on it: transformers hands nothing but the model to a pipeline."""
-    model.captioning_processor = processor
+    model.own_processor = processor
     if settings is not None:
-        model.caption_settings = settings
+        model.decoding_settings = settings
     return model
 
 
@@ -162,11 +159,9 @@ def first_device() -> str:
 
 def choose_processor(model: Any, tokenizer: Any, image_processor: Any, processor: Any) -> tuple[Any, Any]:
     """Tokenizer and image processor: what the caller gave (objects or names), else what came with the model."""
-    from blip_recipe.models.processors import load_processor
-
     if isinstance(processor, str):
         processor = load_processor(processor)
-    processor = processor or getattr(model, "captioning_processor", None)
+    processor = processor or getattr(model, "own_processor", None)
     if isinstance(tokenizer, str):
         tokenizer = AutoTokenizer.from_pretrained(tokenizer)
     if isinstance(image_processor, str):
@@ -174,3 +169,88 @@ def choose_processor(model: Any, tokenizer: Any, image_processor: Any, processor
     if processor is None and (tokenizer is None or image_processor is None):
         raise ValueError("A model that is loaded already needs `processor`, or `tokenizer` and `image_processor`.")
     return tokenizer or processor.tokenizer, image_processor or processor.image_processor
+
+
+class BlipPipeline(Pipeline):
+    """A pipeline for BLIP models of one kind, which come with their own processor and decoding.
+
+    Attributes:
+        task_name: As `transformers.pipeline` takes it.
+        model_class: Ours.
+    """
+
+    # The model brings its own processor: for an adapter, transformers would load the base model's.
+    _load_tokenizer: Any = False
+    _load_image_processor: Any = False
+    _load_feature_extractor: Any = False
+    _load_processor: Any = False
+    tokenizer: Any
+    image_processor: Any
+
+    task_name: ClassVar[str]
+    model_class: ClassVar[type[StockModel]]
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any = None,
+        image_processor: Any = None,
+        processor: Any = None,
+        local_files_only: bool = False,  # transformers hands it on when everything is loaded
+        **kwargs: Any,
+    ) -> None:
+        self.settings: DecodingSettings = getattr(
+            model, "decoding_settings", DecodingSettings(**self.model_class.decoding)
+        )
+        tokenizer, image_processor = choose_processor(model, tokenizer, image_processor, processor)
+        super().__init__(model=model, tokenizer=tokenizer, image_processor=image_processor, **kwargs)
+        self.model.eval()
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        device: Any = None,
+        dtype: Any = "auto",
+        quantization: Quantized | None = "recorded",
+        allow_pickle: bool = False,
+        trust_remote_code: bool = False,
+        local_files_only: bool = False,
+        **arguments: Any,
+    ) -> Self:
+        """The pipeline of a directory or Hub id, full or adapter, without touching transformers.
+
+        Raises:
+            RecipeError: It cannot be loaded, or is not a BLIP of this kind.
+        """
+        device = usable_device(device if device is not None else first_device())
+        loaded = load_with_settings(
+            str(model),
+            cls.model_class,
+            revision=revision,
+            token=token,
+            device=device,
+            dtype=dtype,
+            quantization=quantization,
+            allow_pickle=allow_pickle,
+            trust_remote_code=trust_remote_code,
+            local_files_only=local_files_only,
+        )
+        return cls(model=loaded, task=cls.task_name, device=device, **arguments)
+
+    @staticmethod
+    def decoding_parameters(
+        decoding: dict[str, Any], max_new_tokens: int | None, generate_kwargs: dict[str, Any] | None
+    ) -> dict[str, Any]:
+        """The arguments of `generate` among those of a call.
+
+        Raises:
+            ValueError: One is given twice.
+        """
+        decoding |= {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
+        if twice := sorted(decoding.keys() & (generate_kwargs or {}).keys()):
+            raise ValueError(f"{', '.join(twice)} given twice: as an argument and in `generate_kwargs`. Use one.")
+        return decoding | (generate_kwargs or {})

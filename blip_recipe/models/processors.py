@@ -1,28 +1,18 @@
-"""Image processor and tokenizer: loaded from a model or an adapter, saved so that transformers 4.57 and 5 read them.
-
-What the image processor does is done in two places: pictures are resized as bytes by the processes that read them
-(`resize_pixels`), and become normalised floats on the device (`normalize_pixels`), so that a quarter of the memory goes
-through processes and to the GPU. Both are the stock processor's own steps: together they give its `pixel_values`.
-"""
+"""Image processor and tokenizer: loaded from a model or an adapter, saved so that transformers 4.57 and 5 read them."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import BlipProcessor
 from transformers.utils import cached_file
 
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from os import PathLike
-
-    from transformers import BlipImageProcessor
-    from transformers.image_utils import SizeDict
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
@@ -75,41 +65,6 @@ def save_processor(processor: BlipProcessor, directory: str | PathLike[str]) -> 
     for how_it_was_loaded in ("is_local", "local_files_only"):
         config.pop(how_it_was_loaded, None)
     path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def resize_pixels(pixels: torch.Tensor, image_processor: BlipImageProcessor) -> torch.Tensor:
-    """`pixels` `(3, height, width)` of bytes in the size of the image processor, still bytes.
-
-    Bicubic with antialiasing, equal to the last bit to what the stock image processor makes of the picture before it
-    normalises. (Pillow's own filter, in the stock variant for Pillow, rounds between columns and rows, and differs from
-    both: by 0.024 of 255 levels on average over 86 photographs at 384 pixels, by 10 at most.)
-    """
-    return image_processor.resize(pixels, cast("SizeDict", image_processor.size), image_processor.resample)
-
-
-def stack_pixels(pictures: Sequence[torch.Tensor]) -> torch.Tensor:
-    """`(images, 3, height, width)` of pictures of one size, colours side by side in memory.
-
-    So they are decoded and resized; the device puts colours behind one another faster (`normalize_pixels`).
-    """
-    return torch.stack([picture.permute(1, 2, 0) for picture in pictures]).permute(0, 3, 1, 2)
-
-
-def normalize_pixels(pixels: torch.Tensor, image_processor: BlipImageProcessor) -> torch.Tensor:
-    """Bytes `(images, 3, height, width)` as the float32 `pixel_values` of the stock image processor.
-
-    Floats are taken for normalised already.
-    """
-    if pixels.is_floating_point():
-        return pixels
-    return image_processor.rescale_and_normalize(
-        pixels.contiguous(),
-        image_processor.do_rescale,
-        image_processor.rescale_factor,
-        image_processor.do_normalize,
-        image_processor.image_mean,
-        image_processor.image_std,
-    )
 
 
 def _find(name: str, filename: str, hub: dict[str, Any]) -> str | None:

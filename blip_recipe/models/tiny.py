@@ -1,4 +1,4 @@
-"""The embedded model: a tiny BLIP with new weights and a vocabulary made from the captions it will learn."""
+"""Parts of the embedded models: tiny BLIPs with new weights and a vocabulary made from the texts they will learn."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import nn
 from transformers import BertTokenizer, BlipConfig, BlipImageProcessor, BlipProcessor
-
-from blip_recipe.captioning.modeling import BlipForCaptioning
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,18 +26,6 @@ POSITIONS = 512
 """As BLIP's: where `max_length` is 20, transformers 4.57 takes that for unset and asks for up to 256 new tokens."""
 TRAINED_POSITIONS = 64
 """Those that are drawn, more than any caption of a recipe has: the others are zeros, and cost no random numbers."""
-
-
-def build_tiny_blip(captions: Iterable[str], image_size: int | None = None) -> tuple[BlipForCaptioning, BlipProcessor]:
-    """A tiny BLIP and its processor; the weights follow torch's random state."""
-    size = image_size or IMAGE_SIZE
-    tokenizer = build_tokenizer(captions)
-    image_processor = BlipImageProcessor(size={"height": size, "width": size})
-    model = BlipForCaptioning(tiny_config(tokenizer, size))
-    # Positions as loud as patches, so that places are told apart from the first step and not after a thousand.
-    nn.init.normal_(model.vision_model.embeddings.position_embedding, std=1.0)
-    add_positions(model, model.text_decoder.bert)
-    return model, BlipProcessor(image_processor, tokenizer)
 
 
 def add_positions(model: PreTrainedModel, *texts: BlipTextModel) -> None:
@@ -105,3 +91,8 @@ def tiny_config(tokenizer: PreTrainedTokenizerBase, image_size: int) -> BlipConf
         },
         image_text_hidden_size=WIDTH,
     )
+
+
+def tiny_processor(tokenizer: PreTrainedTokenizerBase, image_size: int) -> BlipProcessor:
+    """The processor of an embedded model, for pictures of `image_size` pixels a side."""
+    return BlipProcessor(BlipImageProcessor(size={"height": image_size, "width": image_size}), tokenizer)

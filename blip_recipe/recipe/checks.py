@@ -1,4 +1,4 @@
-"""What a recipe may not say: numbers out of range, directories in the way, and what does not fit the model."""
+"""Checks across the keys of a recipe, and against the model that it names."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blip_recipe.errors import RecipeError
-from blip_recipe.recipe.task_keys import TASKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from transformers import BlipProcessor
 
-    from blip_recipe.models.attention import StockModel
-    from blip_recipe.recipe.parsing import FinetuneOptions, Recipe
+    from blip_recipe.models.arguments import ModelArguments
+    from blip_recipe.models.stock import StockModel
+    from blip_recipe.recipe.arguments import FinetuneOptions
+    from blip_recipe.recipe.parsing import Recipe
+    from blip_recipe.training.training_arguments import BlipTrainingArguments
 
 Range = tuple[str, "Callable[[float], bool]"]
 
@@ -54,9 +56,7 @@ def check_values(recipe: Recipe[Any]) -> None:
     Raises:
         RecipeError: Names the key, its value and what it may be.
     """
-    values: dict[str, Any] = {}
-    for part in (recipe.training, recipe.generation, recipe.data, recipe.model):
-        values |= vars(part)
+    values = vars(recipe.training) | vars(recipe.data) | vars(recipe.model)
     for key, (expected, is_right) in RANGES.items():
         number = values[key]
         if number is not None and not (math.isfinite(number) and is_right(number)):
@@ -66,27 +66,7 @@ def check_values(recipe: Recipe[Any]) -> None:
             raise RecipeError(
                 f"{key} is {values[key]!r}: expected the name of a split, or a sum such as 'train+restval'."
             )
-    generation = recipe.generation
-    if not 0 <= generation.generation_min_length <= generation.generation_max_length:
-        raise RecipeError(
-            f"generation_min_length is {generation.generation_min_length} and generation_max_length "
-            f"{generation.generation_max_length}: the minimum may not be over the maximum."
-        )
     check_output_dir(recipe)
-
-
-def check_metrics(recipe: Recipe[Any]) -> None:
-    """Find metrics of another task.
-
-    Raises:
-        RecipeError: Names one, and those of the task.
-    """
-    metrics = TASKS[recipe.objective.task].metrics
-    if unknown := [name for name in recipe.generation.metrics if name not in metrics]:
-        raise RecipeError(
-            f"metrics names {unknown[0]!r}, which task {recipe.objective.task!r} does not have: expected some of "
-            f"{', '.join(metrics)}."
-        )
 
 
 def check_output_dir(recipe: Recipe[Any]) -> None:
@@ -115,7 +95,7 @@ def check_fits(recipe: Recipe[FinetuneOptions], model: Any, processor: BlipProce
     Raises:
         RecipeError: Names the key, its value and what the model has.
     """
-    data, generation, tokenizer = recipe.data, recipe.generation, processor.tokenizer
+    training, tokenizer = recipe.training, processor.tokenizer
     text, vision = model.config.text_config, model.config.vision_config
     if recipe.model.image_size is not None and recipe.model.image_size % vision.patch_size:
         raise RecipeError(
@@ -128,14 +108,15 @@ def check_fits(recipe: Recipe[FinetuneOptions], model: Any, processor: BlipProce
             f"{text.vocab_size:,}: one of their files is missing or of another model. Expected the files that "
             "`processor.save_pretrained` writes (tokenizer.json, tokenizer_config.json)."
         )
-    lengths = {"max_caption_length": data.max_caption_length, "generation_max_length": generation.generation_max_length}
-    prompt_length = len(tokenizer(data.prompt).input_ids) - 1
-    for key, length in lengths.items():
+    prompt = getattr(training, "prompt", "")
+    prompt_length = len(tokenizer(prompt).input_ids) - 1
+    for key in ("max_caption_length", "generation_max_length"):
+        length = getattr(training, key) or text.max_position_embeddings
         if length > text.max_position_embeddings:
             raise RecipeError(f"{key} is {length}: the model reads at most {text.max_position_embeddings} tokens.")
         if length <= prompt_length:
             raise RecipeError(
-                f"{key} is {length}, but the prompt {data.prompt!r:.60} alone is {prompt_length} tokens, which count: "
+                f"{key} is {length}, but the prompt {prompt!r:.60} alone is {prompt_length} tokens, which count: "
                 "raise it, or shorten the prompt."
             )
     if recipe.model.freeze_vision:
@@ -149,17 +130,17 @@ def check_fits(recipe: Recipe[FinetuneOptions], model: Any, processor: BlipProce
             )
 
 
-def check_quantisable(recipe: Recipe[FinetuneOptions], model_class: type[StockModel]) -> None:
+def check_quantisable(model: ModelArguments, model_class: type[StockModel]) -> None:
     """Find a base model whose layers are too narrow for 4 bits, before it is loaded.
 
     Raises:
         RecipeError: It is one, or it is no BLIP of the kind of `model_class`.
     """
-    if not recipe.model.load_in_4bit:
+    if not model.load_in_4bit:
         return
+
     from blip_recipe.models.loading import check_is_blip
 
-    model = recipe.model
     config: Any = check_is_blip(
         model.model_name_or_path,
         model_class,
@@ -171,4 +152,113 @@ def check_quantisable(recipe: Recipe[FinetuneOptions], model_class: type[StockMo
         raise RecipeError(
             f"load_in_4bit is true, but {model.model_name_or_path} has layers of {width}: expected at least "
             f"{SMALLEST_4BIT_WIDTH}. Use load_in_8bit or neither."
+        )
+
+
+def check_recipe(recipe: Recipe[FinetuneOptions]) -> None:
+    """Find what cannot be trained before anything is loaded.
+
+    Raises:
+        RecipeError: Keys that contradict each other.
+    """
+    model, data, training = recipe.model, recipe.data, recipe.training
+    if data.dataset_name is None:
+        raise RecipeError("dataset_name is missing: expected a Hub id, a directory, a captions file or 'shapes'.")
+    if (model.load_in_8bit or model.load_in_4bit) and not model.use_peft:
+        raise RecipeError(
+            "Quantised weights cannot be trained: set use_peft to true to train an adapter on top of them."
+        )
+    if model.use_peft and model.image_size is not None and not model.merge_adapter:
+        raise RecipeError(
+            "image_size changes position embeddings, which an adapter does not save: set merge_adapter too."
+        )
+    _check_sharding(recipe)
+    recipe.task.check(model, data, training)
+    if training.eval_strategy != "no" and data.eval_split is None:
+        raise RecipeError(
+            f"eval_strategy is {str(training.eval_strategy)!r}, but eval_split does not say what to score."
+        )
+    _check_push(recipe)
+    _check_resumption(training)
+    _check_best_model(recipe)
+
+
+def _check_push(recipe: Recipe[FinetuneOptions]) -> None:
+    model, training = recipe.model, recipe.training
+    if (
+        recipe.push_to_hub
+        and model.use_peft
+        and (not model.merge_adapter or recipe.pushes_checkpoints)
+        and Path(model.model_name_or_path).expanduser().exists()
+    ):
+        raise RecipeError(
+            f"model_name_or_path is the local {model.model_name_or_path!r}, which nobody else has: an adapter that is "
+            "pushed needs a base model on the Hub. Push the base first, or set merge_adapter without hub_strategy."
+        )
+    if recipe.push_to_hub and training.hub_revision is not None:
+        raise RecipeError(
+            f"hub_revision is {training.hub_revision!r}, but a finished model is pushed to main: leave it out; hub_tag "
+            "names what is published."
+        )
+
+
+def _check_resumption(training: BlipTrainingArguments) -> None:
+    if training.resume_from_checkpoint in ("true", "True", "last", "false", "False"):
+        training.resume_from_checkpoint = None  # resuming from the newest is what a rerun does anyway
+    if training.resume_from_checkpoint and not Path(training.resume_from_checkpoint, "trainer_state.json").is_file():
+        raise RecipeError(
+            f"resume_from_checkpoint is {training.resume_from_checkpoint!r}, which is no checkpoint: expected a "
+            "directory with trainer_state.json. Leave it out to go on from the newest checkpoint in output_dir."
+        )
+
+
+def _check_best_model(recipe: Recipe[FinetuneOptions]) -> None:
+    training = recipe.training
+    if training.early_stopping_patience is not None and not training.load_best_model_at_end:
+        raise RecipeError(
+            "early_stopping_patience is given, but load_best_model_at_end is false: set it, with eval_strategy and "
+            "metric_for_best_model, to say what has to become better."
+        )
+    best = (training.metric_for_best_model or "loss").removeprefix("eval_")
+    scores = training.scores(training.metrics_while_training())
+    known = scores if "+" in best else ["loss", *scores]
+    if unknown := [part for part in best.split("+") if part not in known]:
+        raise RecipeError(
+            f"metric_for_best_model names {unknown[0]!r}, which is not scored while training: {', '.join(known)}."
+        )
+
+
+def _check_sharding(recipe: Recipe[FinetuneOptions]) -> None:
+    """Find what cannot be trained with FSDP, where it is asked for.
+
+    Raises:
+        RecipeError: Names what is asked for together with it.
+    """
+    from blip_recipe.training.sharding import is_asked_for, is_true
+
+    training, model = recipe.training, recipe.model
+    if not is_asked_for(training):
+        return
+    if "LOCAL_RANK" not in os.environ:
+        raise RecipeError(
+            "FSDP is asked for, but there is one process: start the command with `accelerate launch` or `torchrun`, or "
+            "leave fsdp out."
+        )
+    plugin: dict[str, Any] = training.fsdp_plugin_args or {"fsdp_version": int(os.environ.get("FSDP_VERSION", "1"))}
+    asked = {
+        "its version 1 (set fsdp_version to 2)": plugin["fsdp_version"] != 2,
+        f"task {recipe.trainer.task.name!r}": recipe.trainer.task.name != "captioning",
+        "stage 'scst'": recipe.stage == "scst",
+        "load_in_8bit": model.load_in_8bit,
+        "load_in_4bit": model.load_in_4bit,
+        "fp16 (set bf16)": training.fp16,
+        "torch_compile": training.torch_compile,
+        "FSDP's cpu_offload": plugin.get("cpu_offload") or is_true("FSDP_OFFLOAD_PARAMS"),
+        "FSDP's activation_checkpointing (set gradient_checkpointing)": plugin.get("activation_checkpointing")
+        or is_true("FSDP_ACTIVATION_CHECKPOINTING"),
+    }
+    if wrong := next((name for name, is_given in asked.items() if is_given), None):
+        raise RecipeError(
+            f"FSDP and {wrong} are asked for, which do not go together here: leave one of them out. BLIP has under "
+            "half a billion parameters: without FSDP, several processes train it with DistributedDataParallel."
         )

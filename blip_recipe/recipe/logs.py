@@ -7,10 +7,10 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from blip_recipe.training.arguments import CaptionTrainingArguments
+    from blip_recipe.training.training_arguments import BlipTrainingArguments
 
 
-def set_up_logs(training: CaptionTrainingArguments) -> None:
+def set_up_logs(training: BlipTrainingArguments) -> None:
     """Log at `log_level` (default: information on the main process, warnings on the others)."""
     import datasets
     import transformers

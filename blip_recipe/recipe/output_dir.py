@@ -1,28 +1,21 @@
-"""Which run an output directory belongs to: the same command goes on with it, another recipe is refused."""
+"""Record which recipe owns an output directory, to resume it or refuse another recipe."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from blip_recipe.data.storage import read_json, write_json
 from blip_recipe.errors import RecipeError
 from blip_recipe.recipe.parsing import OF_ONE_RUN
+from blip_recipe.training.arguments import MAY_CHANGE
 
 if TYPE_CHECKING:
-    from blip_recipe.recipe.parsing import FinetuneOptions, Recipe
+    from blip_recipe.recipe.arguments import FinetuneOptions
+    from blip_recipe.recipe.parsing import Recipe
 
 RUN = "run.json"
 """The file of an output directory that tells which run it belongs to, and whether that is finished."""
-
-MAY_CHANGE = re.compile(
-    "output_dir|overwrite_output_dir|push_to_hub|hub_.*|report_to|run_name|project|trackio_.*|log_.*|logging_.*"
-    "|disable_tqdm|save_total_limit|skip_memory_metrics|dataloader_.*|torch_compile.*|attention_implementation"
-    "|gradient_checkpointing.*|activation_checkpointing.*|per_device_eval_batch_size|eval_accumulation_steps|ddp_.*"
-)
-"""Keys that do not change what is learnt and scored, beyond rounding: they say where things go and how fast, and what
-may help a run that died for want of memory."""
 
 
 @dataclass(frozen=True)

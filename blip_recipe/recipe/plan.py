@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from blip_recipe.recipe.task_keys import TASK_WORDS
+from blip_recipe.models.stock import count_parameters
 from blip_recipe.training.memory import describe_peak
 
 if TYPE_CHECKING:
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from blip_recipe.data.shards import ShardedSplit
-    from blip_recipe.recipe.parsing import FinetuneOptions, Recipe
+    from blip_recipe.recipe.arguments import FinetuneOptions
+    from blip_recipe.recipe.parsing import Recipe
 
 
 def format_plan(
@@ -30,13 +31,13 @@ def format_plan(
 
     `counts` has rows and texts of each split by role, of a `stream` those of the first rows of `train`.
     """
-    words = TASK_WORDS[recipe.objective.task]
+    words = recipe.trainer.task
     trainable, total = count_parameters(model)
     images = recipe.training.train_batch_size * recipe.training.gradient_accumulation_steps * recipe.training.world_size
     steps = recipe.training.max_steps
     if steps <= 0:
         steps = math.ceil(recipe.training.num_train_epochs * math.ceil(counts["train"][0] / images))
-    per_image = recipe.data.captions_per_image or counts["train"][1] / counts["train"][0]
+    per_image = getattr(recipe.training, "captions_per_image", None) or counts["train"][1] / counts["train"][0]
     lines = {
         "model": f"{recipe.model.model_name_or_path}, {trainable:,} of {total:,} parameters trained",
         **{role: f"{rows:,} {words.row}s, {texts:,} {words.text}s" for role, (rows, texts) in counts.items()},
@@ -48,11 +49,3 @@ def format_plan(
         "push": repo_id or "nowhere (push_to_hub is false)",
     }
     return "\n".join(f"{name:<8}{text}" for name, text in lines.items())
-
-
-def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """How many parameters are trained, and how many there are; a 4-bit weight counts as what it stands for."""
-    sizes = [
-        (p.requires_grad, p.numel() * (2 if p.__class__.__name__ == "Params4bit" else 1)) for p in model.parameters()
-    ]
-    return sum(size for trained, size in sizes if trained), sum(size for _, size in sizes)

@@ -7,24 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from blip_recipe.data.pixels import read_pixels
-from blip_recipe.models.processors import resize_pixels, stack_pixels
+from blip_recipe.data.pixels import read_resized
 from blip_recipe.retrieval.scoring import tokenize_texts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from transformers import BlipProcessor
-
-
-def image_ids(captions: Iterable[Sequence[str]]) -> torch.Tensor:
-    """A number for each image, `(images,)`: the row of the first one with the very same captions.
-
-    Nobody could say which of them a text belongs to, so they are neither each other's negatives nor wrong finds. Among
-    photographs there are none; drawn scenes may differ in what no caption says.
-    """
-    first: dict[tuple[str, ...], int] = {}
-    return torch.tensor([first.setdefault(tuple(each), row) for row, each in enumerate(captions)])
 
 
 @dataclass
@@ -46,11 +35,9 @@ class PairCollator:
             `row` `(images,)`, the numbers of images; `pixel_values` `(images, 3, height, width)` of bytes; `input_ids`
             and `attention_mask` `(images, tokens)`.
         """
-        image_processor = self.processor.image_processor
-        pixels = [row["image"] if isinstance(row["image"], torch.Tensor) else read_pixels(row["image"]) for row in rows]
         return {
             "row": torch.tensor([row["row"] for row in rows]),
-            "pixel_values": stack_pixels([resize_pixels(each, image_processor) for each in pixels]),
+            "pixel_values": read_resized([row["image"] for row in rows], self.processor.image_processor),
             # Cleaned by the data set, where the recipe asks for it.
             **tokenize_texts(
                 self.processor.tokenizer,

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from blip_recipe.retrieval.arguments import RANKS
 from blip_recipe.retrieval.losses import BLOCK
-
-RANKS = (1, 5, 10)
-"""Where recall is measured."""
 
 
 @dataclass

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import BlipConfig, BlipForImageTextRetrieval
 from transformers.modeling_outputs import ModelOutput
 
-from blip_recipe.models.attention import StockModel
+from blip_recipe.models.stock import StockModel
 from blip_recipe.retrieval.gathering import gather, gather_with_gradients, pad_alike
 from blip_recipe.retrieval.losses import Features, contrastive_losses, draw_negatives, matching_losses
 
@@ -50,6 +50,10 @@ class BlipForRetrieval(StockModel, BlipForImageTextRetrieval):
     def __init__(self, config: BlipConfig) -> None:
         super().__init__(config)
         self.temperature = nn.Parameter(torch.tensor(configured_temperature(config)))
+
+    def complete(self) -> None:
+        """Add the temperature of ITC."""
+        self.temperature = nn.Parameter(torch.tensor(configured_temperature(self.config), device=self.device))
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)

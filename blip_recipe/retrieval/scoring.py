@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from blip_recipe.data.captions import normalize_caption
+from blip_recipe.data.images import open_image
 from blip_recipe.retrieval.losses import MATCHING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from transformers import BlipProcessor
 
+    from blip_recipe.models.decoding import DecodingSettings
     from blip_recipe.retrieval.modeling import BlipForRetrieval
 
 MAX_TOKENS = 35
@@ -63,3 +65,10 @@ def match_probabilities(
     tokens = {name: values.to(pixel_values.device) for name, values in tokens.items()}
     logits = model.match_logits(model.encode_images(pixel_values), **tokens)
     return logits.float().softmax(1)[:, MATCHING]
+
+
+def match_row(model: Any, processor: BlipProcessor, row: Mapping[str, Any], settings: DecodingSettings) -> str:
+    """The probability that the first caption of a row belongs to its picture; nothing is generated."""
+    pixel_values = processor.image_processor([open_image(row["image"])], return_tensors="pt").pixel_values
+    found = match_probabilities(model, processor, pixel_values.to(model.device), row["captions"][:1])
+    return f"{found.item():.4f}"

@@ -1,87 +1,55 @@
-"""The task that finds pictures of texts and texts of pictures: BLIP's unimodal and image-grounded encoders."""
+"""What retrieval brings to recipes: unimodal encoders and the image-grounded encoder match pictures and texts."""
 
 from __future__ import annotations
 
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from blip_recipe.captioning.task import CaptionedImages
-from blip_recipe.data.images import open_image
+from blip_recipe.data.checks import validate_captions
+from blip_recipe.data.load import load_split, vocabulary_texts
 from blip_recipe.errors import RecipeError
-from blip_recipe.retrieval.modeling import BlipForRetrieval
-from blip_recipe.retrieval.scoring import match_probabilities
 from blip_recipe.retrieval.tiny import build_tiny_retriever
-from blip_recipe.training.sharding import is_asked_for
+from blip_recipe.retrieval.trainer import RetrievalTrainer
+from blip_recipe.training.task import Task
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
+    from typing import Any
 
+    from datasets import Dataset
     from transformers import BlipProcessor
 
-    from blip_recipe.models.loading import CaptionSettings
-    from blip_recipe.recipe.parsing import Recipe
-    from blip_recipe.training.trainer import BlipTrainer
+    from blip_recipe.data.arguments import CaptionDataArguments, DataArguments
+    from blip_recipe.models.arguments import ModelArguments
+    from blip_recipe.retrieval.modeling import BlipForRetrieval
+    from blip_recipe.training.arguments import BlipArguments
 
 
-class Retrieval(CaptionedImages):
+class Retrieval(Task):
     """Which texts belong to which pictures."""
 
-    name = "retrieval"
-    model_class = BlipForRetrieval
-    try_it = 'match {model} PICTURE "TEXT" ["TEXT"...]'
+    trainer = RetrievalTrainer
 
-    def check(self, recipe: Recipe[Any]) -> None:
-        """See that a pair is an image and one of its captions, and that weights are whole."""
-        super().check(recipe)
-        if is_asked_for(recipe.training):
+    def check(self, model: ModelArguments, data: DataArguments, training: Any) -> None:
+        """Weights must be whole."""
+        super().check(model, data, training)
+        if model.quantization:
             raise RecipeError(
-                "task is 'retrieval' and FSDP is asked for, but momentum encoders are copies of whole weights: start "
-                "several processes without FSDP (DistributedDataParallel)."
-            )
-        if recipe.data.captions_per_image != 1:
-            raise RecipeError(
-                f"task is 'retrieval' and captions_per_image is {recipe.data.captions_per_image}: expected 1. A pair "
-                "is an image and one of its captions, drawn anew each epoch."
-            )
-        if recipe.training.label_smoothing_factor:
-            raise RecipeError(
-                f"task is 'retrieval' and label_smoothing_factor is {recipe.training.label_smoothing_factor:g}: its "
-                "losses have none. Leave it out."
-            )
-        if recipe.model.quantization or recipe.training.save_only_model:
-            key = "save_only_model" if recipe.training.save_only_model else f"load_in_{recipe.model.quantization}"
-            raise RecipeError(
-                f"task is 'retrieval' and {key} is true, but momentum encoders are mixed from all weights and are "
-                "part of a checkpoint: leave it out."
+                f"task is 'retrieval' and load_in_{model.quantization} is true, but momentum encoders are mixed from "
+                "all weights: leave it out."
             )
 
-    def build_tiny(self, words: Iterable[str], image_size: int | None) -> tuple[BlipForRetrieval, BlipProcessor]:
+    def load_split(self, arguments: CaptionDataArguments, split: str, *, max_samples: int | None = None) -> Dataset:
+        """Rows of `image`, `image_id` and `captions`."""
+        return load_split(arguments, split, max_samples=max_samples)
+
+    def validate_row(self, record: Mapping[str, Any]) -> str | None:
+        """Whether a row has captions, and none that is a whole file."""
+        return validate_captions(record["captions"])
+
+    def vocabulary_texts(self, rows: Dataset, arguments: BlipArguments, *, drawn: bool) -> Iterable[str]:
+        """Captions as they are trained on."""
+        return vocabulary_texts(rows, normalize=arguments.normalize_captions, drawn=drawn)
+
+    def build_tiny(self, texts: Iterable[str], image_size: int | None) -> tuple[BlipForRetrieval, BlipProcessor]:
         """The embedded model."""
-        return build_tiny_retriever(words, image_size)
-
-    def trainer(self, recipe: Recipe[Any]) -> Callable[..., BlipTrainer]:
-        """`RetrievalTrainer` with the recipe's keys of retrieval."""
-        from blip_recipe.retrieval.trainer import RetrievalTrainer
-
-        return partial(RetrievalTrainer, objective=recipe.objective)
-
-    def say(self, model: Any, processor: BlipProcessor, row: Mapping[str, Any], settings: CaptionSettings) -> str:
-        """How likely its first caption is to match its picture."""
-        pixel_values = processor.image_processor([open_image(row["image"])], return_tensors="pt").pixel_values
-        found = match_probabilities(model, processor, pixel_values.to(model.device), row["captions"][:1])
-        return f"{found.item():.4f}"
-
-    def settings(self, recipe: Recipe[Any]) -> dict[str, str]:
-        """What ITC and ITM depend on."""
-        objective = recipe.objective
-        return {
-            "queue": f"{objective.queue_size:,} pairs",
-            "momentum encoders": f"keep {objective.momentum:g} of their weights in a step",
-            "soft targets": f"a share of {objective.alpha:g}, which grows over the first epoch",
-            "hard negatives": "of all processes" if objective.negative_all_rank else "of the process's own batch",
-        }
-
-    def show(self, prediction: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The text that was found first in place of a caption."""
-        shown = {key: prediction[key] for key in ("image_id", "scores")}
-        return shown | {"caption": prediction["texts"][0], "references": prediction["captions"]}
+        return build_tiny_retriever(texts, image_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
@@ -10,23 +11,28 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch.utils.data import DataLoader, Subset
 
+from blip_recipe.card.facts import TaskWords
 from blip_recipe.data.captions import normalize_caption
-from blip_recipe.retrieval.collator import PairCollator, image_ids
+from blip_recipe.errors import RecipeError
+from blip_recipe.models.adapters import quantization_of
+from blip_recipe.retrieval.arguments import RetrievalArguments
+from blip_recipe.retrieval.collator import PairCollator
+from blip_recipe.retrieval.data import build_dataset, image_ids
 from blip_recipe.retrieval.losses import MATCHING, split_loss
 from blip_recipe.retrieval.metrics import PairsToMatch, Shortlist, rank_of_first_own, recalls, shortlist
+from blip_recipe.retrieval.modeling import BlipForRetrieval
 from blip_recipe.retrieval.momentum import MomentumState, saved_temperature
-from blip_recipe.retrieval.scoring import tokenize_texts
+from blip_recipe.retrieval.scoring import match_row, tokenize_texts
+from blip_recipe.training.sharding import is_asked_for
 from blip_recipe.training.stop_signals import ignore_stop_signals
 from blip_recipe.training.trainer import BlipTrainer
+from blip_recipe.training.training_arguments import BlipTrainingArguments
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-    from torch import nn
-    from transformers import BlipProcessor, EvalPrediction
+    from collections.abc import Mapping
 
-    from blip_recipe.recipe.parsing import DataArguments, ObjectiveArguments
-    from blip_recipe.retrieval.modeling import BlipForRetrieval
-    from blip_recipe.training.arguments import CaptionTrainingArguments
+    from torch import nn
+    from transformers import EvalPrediction
 
 TEXTS_SHOWN = 10
 """Texts that a prediction lists."""
@@ -35,43 +41,133 @@ TEXTS_AT_A_TIME = 256
 """Texts that are encoded, or matched with an image, together (as in the original's `train_retrieval.py`)."""
 
 
-class RetrievalTrainer(BlipTrainer):
-    """Trains and scores a BLIP that matches images and texts.
+@dataclass
+class RetrievalTrainingArguments(RetrievalArguments, BlipTrainingArguments):
+    """Arguments of [`RetrievalTrainer`]: those of `Seq2SeqTrainingArguments`, with BLIP's defaults, and these.
 
     Args:
-        model: `BlipForRetrieval`, or peft's wrapper of it.
-        args: Trainer's arguments.
-        processor: BLIP's image processor and tokenizer.
-        data: The recipe's data keys (`max_caption_length`).
-        objective: The recipe's keys of retrieval.
-        kwargs: As `BlipTrainer`'s: `generation`, `scorer` (not used), and `CaptionDataset`s.
+        output_dir (`str`): Where checkpoints, model, card and scores go.
+        queue_size (`int`, defaults to 57600): Pairs whose features are compared with.
+        momentum (`float`, defaults to 0.995): How much of their weights momentum encoders keep in a step.
+        alpha (`float`, defaults to 0.4): Share of what momentum encoders find in the targets of ITC.
+        negative_all_rank (`bool`, defaults to `True`): Whether hard negatives are those of all processes.
+        rerank_top_k (`int`, defaults to 256): Best candidates by cosine, which ITM ranks again; 0 for none.
+        max_caption_length (`int`, defaults to 35): Longest text in tokens.
+        normalize_captions (`bool`, defaults to `True`): Clean texts as BLIP's authors do.
+        augmentation (`str`, defaults to `"blip"`): `"blip"` (random crop, flip and RandAugment) or `"none"`.
+        early_stopping_patience (`int`, *optional*): Stop after so many evaluations without a better
+            `metric_for_best_model`.
+        image_cache (`str`, *optional*): A directory that keeps large and remote pictures made small.
+
+    Raises:
+        RecipeError: A value is out of its range, or two contradict each other.
+
+    Example:
+        ```python
+        from blip_recipe import RetrievalTrainingArguments
+
+        args = RetrievalTrainingArguments("outputs/matcher", num_train_epochs=6, queue_size=4096)
+        ```
     """
 
-    def __init__(
-        self,
-        model: BlipForRetrieval | PeftModel,
-        args: CaptionTrainingArguments,
-        *,
-        processor: BlipProcessor,
-        data: DataArguments,
-        objective: ObjectiveArguments,
-        **kwargs: Any,
-    ) -> None:
-        self.objective: ObjectiveArguments = objective
+    label_smoothing_factor: float = field(default=0.0, metadata={"help": "ITC and ITM have none."})
+    generation_max_length: int | None = field(default=None, init=False)
+    generation_num_beams: int | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.label_smoothing_factor:
+            raise RecipeError(
+                f"task is 'retrieval' and label_smoothing_factor is {self.label_smoothing_factor:g}: its losses have "
+                "none. Leave it out."
+            )
+        if self.save_only_model:
+            raise RecipeError(
+                "task is 'retrieval' and save_only_model is true, but momentum encoders are part of a checkpoint: "
+                "leave it out."
+            )
+        if is_asked_for(self):
+            raise RecipeError(
+                "task is 'retrieval' and FSDP is asked for, but momentum encoders are copies of whole weights: start "
+                "several processes without FSDP (DistributedDataParallel)."
+            )
+
+
+class RetrievalTrainer(BlipTrainer):
+    """Fine-tunes a BLIP that matches images and texts.
+
+    Trained with image-text contrast (ITC) and image-text matching (ITM), as in the paper: momentum encoders, a queue,
+    soft targets and hard negatives. Scored by recall in both directions. The arguments are those of
+    [`CaptionTrainer`], with these differences.
+
+    Args:
+        model (`str`, `PreTrainedModel` or `PeftModel`, *optional*): Hub id or directory of a
+            `BlipForImageTextRetrieval`, one of these, or our `BlipForRetrieval`; not quantised.
+        args ([`RetrievalTrainingArguments`], *optional*): How it is trained.
+        train_dataset, eval_dataset: Rows with a picture and captions, of which training draws one an image.
+        kwargs: As [`CaptionTrainer`]'s, without `compute_metrics`.
+
+    Attributes:
+        predictions: `{"image_id", "texts", "text_scores", "rank", "captions", "scores"}` of each image that was scored
+            last.
+
+    Raises:
+        RecipeError: The model is none of these, or the columns of a data set are not known.
+
+    Example:
+        ```python
+        from blip_recipe import RetrievalTrainer, RetrievalTrainingArguments
+
+        args = RetrievalTrainingArguments("outputs/matcher", num_train_epochs=6, queue_size=4096)
+        trainer = RetrievalTrainer("Salesforce/blip-itm-base-coco", args, photos["train"], photos["validation"])
+        trainer.train()
+        ```
+    """
+
+    task = TaskWords(
+        name="retrieval",
+        row="image",
+        text="caption",
+        output="match",
+        title="BLIP matches",
+        label="Image-text retrieval",
+        pipeline_tag=None,
+        tag="image-text-retrieval",
+        command='match {model} PICTURE "TEXT" ["TEXT"...]',
+        lora_layers="all linear layers of the text encoder",
+    )
+    model_class = BlipForRetrieval
+    arguments_class = RetrievalTrainingArguments
+    predict_text = staticmethod(match_row)
+
+    args: RetrievalTrainingArguments
+
+    def __init__(self, *positional: Any, **keywords: Any) -> None:
         self.momentum: MomentumState | None = None
         self._momentum_step = -1
-        collator = PairCollator(processor, data.max_caption_length)
-        super().__init__(model, args, processor=processor, data=data, data_collator=collator, **kwargs)
+        super().__init__(*positional, **keywords)
 
-    @property
-    def plain_model(self) -> BlipForRetrieval:
-        """The model without what several processes, an adapter or a compiler have put around it."""
-        model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        return model.get_base_model() if hasattr(model, "get_base_model") else model
+    def prepare_model(self, model: Any, args: Any) -> Any:
+        """As for any BLIP; momentum encoders begin anew as this model does."""
+        model = super().prepare_model(model, args)
+        if quantization := quantization_of(model):
+            raise RecipeError(
+                f"task is 'retrieval' and the model is quantised (load_in_{quantization}), but momentum encoders are "
+                "mixed from all weights: load it in full."
+            )
+        self.momentum, self._momentum_step = None, -1
+        return model
+
+    def build_dataset(self, dataset: Any, args: Any, *, training: bool) -> Any:
+        """`CaptionDataset`."""
+        return build_dataset(dataset, args, self.processor, training=training)
+
+    def build_collator(self, args: Any) -> PairCollator:
+        """An image and one of its captions."""
+        return PairCollator(self.processor, args.max_caption_length)
 
     def _start_momentum(self) -> MomentumState:
-        objective = self.objective
-        momentum = MomentumState(self.plain_model, objective.queue_size, objective.momentum, self.args.seed)
+        momentum = MomentumState(self.plain_model, self.args.queue_size, self.args.momentum, self.args.seed)
         return momentum.to(self.args.device)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
@@ -93,13 +189,9 @@ class RetrievalTrainer(BlipTrainer):
         gradient accumulation a pair is still compared only with its own batch and the queue.
         """
         outputs = self._run(model, inputs)
-        if num_items_in_batch is None:
-            num_items_in_batch = len(inputs["row"])
-        elif self.args.average_tokens_across_devices:
-            # The pairs of all processes, over which DistributedDataParallel takes the mean of gradients.
-            num_items_in_batch = num_items_in_batch / self.accelerator.num_processes
+        pairs = len(inputs["row"]) if num_items_in_batch is None else self.per_process(num_items_in_batch)
         losses = outputs.contrastive_losses + outputs.matching_losses.mean(1)
-        loss = losses.sum() / num_items_in_batch
+        loss = losses.sum() / pairs
         return (loss, outputs) if return_outputs else loss
 
     def _run(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
@@ -117,7 +209,7 @@ class RetrievalTrainer(BlipTrainer):
             candidates=momentum.candidates(features),
             alpha=self.alpha,
             uniform=momentum.uniform(len(inputs["row"])),
-            negatives_from_all=self.objective.negative_all_rank,
+            negatives_from_all=self.args.negative_all_rank,
         )
 
     @cached_property
@@ -127,7 +219,7 @@ class RetrievalTrainer(BlipTrainer):
     @property
     def alpha(self) -> float:
         """The share of soft targets, which grows over the first epoch (`train_retrieval.py` of the original)."""
-        return self.objective.alpha * min(1.0, float(self.state.epoch or 0))
+        return self.args.alpha * min(1.0, float(self.state.epoch or 0))
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | int | None:
         """The pairs of all batches of a step, where Trainer counts predicted tokens."""
@@ -181,10 +273,10 @@ class RetrievalTrainer(BlipTrainer):
         self.model.eval()
         tokens = self._tokenize(texts)
         features = self._text_features(tokens)
-        texts_of_images = shortlist(images, features, self.objective.rerank_top_k)
-        images_of_texts = shortlist(features, images, self.objective.rerank_top_k)
+        texts_of_images = shortlist(images, features, self.args.rerank_top_k)
+        images_of_texts = shortlist(features, images, self.args.rerank_top_k)
         of_images = of_texts = None
-        if self.objective.rerank_top_k:
+        if self.args.rerank_top_k:
             pairs = PairsToMatch(texts_of_images, images_of_texts)
             of_images, of_texts = pairs.scores(self._match(pairs, tokens))
         else:
@@ -201,7 +293,7 @@ class RetrievalTrainer(BlipTrainer):
     def _tokenize(self, texts: list[str]) -> dict[str, torch.Tensor]:
         if self.scored_dataset.normalize_captions:
             texts = [normalize_caption(text) for text in texts]
-        length = self.data.max_caption_length
+        length = self.args.max_caption_length
         return tokenize_texts(self.processor.tokenizer, texts, normalize=False, max_length=length)
 
     def _text_features(self, tokens: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -225,7 +317,7 @@ class RetrievalTrainer(BlipTrainer):
             mine,
             batch_size=self.args.eval_batch_size,
             collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
+            num_workers=self.args.dataloader_num_workers or 0,
             worker_init_fn=partial(ignore_stop_signals, None),
         )
         for batch in loader:
@@ -264,3 +356,25 @@ class RetrievalTrainer(BlipTrainer):
                 rows, candidates.tolist(), top.values.tolist(), (text_ranks + 1).tolist(), strict=True
             )
         ]
+
+    def count_texts(self, dataset: Any) -> tuple[int, int]:
+        """Images and captions of a data set."""
+        return len(dataset), sum(map(len, dataset.rows["captions"]))
+
+    @classmethod
+    def describe_settings(cls, args: Any, images: int, texts_per_image: float) -> dict[str, str]:
+        """What ITC and ITM depend on."""
+        return {
+            "image-caption pairs a step": f"about {images:,}",
+            "captions of an image a step": "1",
+            "queue": f"{args.queue_size:,} pairs",
+            "momentum encoders": f"keep {args.momentum:g} of their weights in a step",
+            "soft targets": f"a share of {args.alpha:g}, which grows over the first epoch",
+            "hard negatives": "of all processes" if args.negative_all_rank else "of the process's own batch",
+        }
+
+    @classmethod
+    def to_display(cls, prediction: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The text that was found first in place of a caption."""
+        shown = {key: prediction[key] for key in ("image_id", "scores")}
+        return shown | {"caption": prediction["texts"][0], "references": prediction["captions"]}

@@ -1,86 +1,108 @@
-"""Trainer's arguments with the defaults that BLIP was trained with."""
+"""The keys that training any BLIP has beside those of transformers. Imports no torch, so that `--help` is fast."""
 
 from __future__ import annotations
 
-import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
-import torch
-from transformers import Seq2SeqTrainingArguments
-from transformers.trainer_utils import SchedulerType
+from blip_recipe.errors import RecipeError
 
-from blip_recipe.training.sharding import is_asked_for, load_in_every_process
-
-MAX_WORKERS = 8
-"""Enough for the fastest GPUs: one takes about 900 pictures a second, a core reads and augments some 280
-(`benchmarks/loading.py`)."""
-
-
-def cores_of_this_process() -> int:
-    """Cores of the machine for each of the processes that `accelerate launch` or `torchrun` started on it."""
-    return (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+MAY_CHANGE = re.compile(
+    "output_dir|overwrite_output_dir|push_to_hub|hub_.*|report_to|run_name|project|trackio_.*|log_.*|logging_.*"
+    "|disable_tqdm|save_total_limit|skip_memory_metrics|dataloader_.*|torch_compile.*|attention_implementation"
+    "|gradient_checkpointing.*|activation_checkpointing.*|per_device_eval_batch_size|eval_accumulation_steps|ddp_.*"
+)
+"""Keys that do not change what is learnt and scored, beyond rounding: they say where things go and how fast, and what
+may help a run that died for want of memory."""
 
 
 @dataclass
-class CaptionTrainingArguments(Seq2SeqTrainingArguments):
-    """`Seq2SeqTrainingArguments` whose defaults are those of BLIP's caption fine-tuning.
+class BlipArguments:
+    """What a trainer does with rows, for any task.
 
-    Source of the defaults: `configs/caption_coco.yaml` and `train_caption.py` of the original repository, and its
-    label smoothing of 0.1 in `models/med.py`. The generation keys live in `recipe.GenerationArguments`.
+    Attributes:
+        known_metrics: What the task can be scored by.
+        score_names: The scores of a metric, where they have other names than its own.
     """
 
-    learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate of AdamW."})
-    weight_decay: float = field(default=0.05, metadata={"help": "Weight decay, applied to all parameters."})
-    lr_scheduler_type: SchedulerType | str = field(default="cosine", metadata={"help": "Learning rate schedule."})
-    label_smoothing_factor: float = field(default=0.1, metadata={"help": "Label smoothing of the token loss."})
-    logging_steps: float = field(default=10, metadata={"help": "Log every N steps."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When checkpoints are written."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "How many checkpoints are kept."})
-    dataloader_num_workers: int | None = field(  # type: ignore[assignment]
+    _argument_group_name = "training"
+
+    known_metrics: ClassVar[tuple[str, ...]] = ()
+    score_names: ClassVar[dict[str, tuple[str, ...]]] = {}
+
+    metrics: list[str] = field(default_factory=list, metadata={"help": "Scores."})
+    eval_metrics: list[str] | None = field(
+        default=None, metadata={"help": "Scores while training; default: `metrics` without SPICE, which takes minutes."}
+    )
+    normalize_captions: bool = field(
+        default=True, metadata={"help": "Clean training texts as BLIP's authors do (case, punctuation, 30 words)."}
+    )
+    max_caption_length: int = field(default=40, metadata={"help": "Longest text in tokens, prompt included."})
+    augmentation: Literal["blip", "none"] = field(
+        default="blip", metadata={"help": "Random crop, flip and RandAugment as BLIP's authors do, or nothing."}
+    )
+    image_cache: str | None = field(
         default=None,
         metadata={
-            "help": "Processes that read and prepare pictures, for each GPU; default: as many as cores, up to 8, and "
-            "none without a GPU, where the model takes the cores."
+            "help": "Train on large and remote pictures made small once, kept in this directory; 'true': in Hugging "
+            "Face's cache."
         },
     )
-    bf16: bool | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Compute in bfloat16; default: where the GPU has it."}
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after N evaluations without a better metric_for_best_model."}
     )
-    dataloader_pin_memory: bool = field(
-        default_factory=torch.cuda.is_available, metadata={"help": "Pin memory; default: where there is a GPU."}
-    )
-    ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Look for weights that a step leaves out; BLIP's captioner has none."}
-    )
-    # Trainer keeps the loader of the first split that it scores, and would take it for every other split.
-    dataloader_persistent_workers: bool = field(default=False, init=False)
-    remove_unused_columns: bool = field(default=False, init=False)
-    predict_with_generate: bool = field(default=True, init=False)
-    generation_max_length: int | None = field(default=None, init=False)
-    generation_num_beams: int | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        if not torch.accelerator.is_available():
-            # Unless told so, accelerate takes the processes of `torchrun` on a machine without GPU for strangers.
-            self.use_cpu = True
-        if self.dataloader_num_workers is None:
-            self.dataloader_num_workers = 0 if self.use_cpu else min(MAX_WORKERS, max(1, cores_of_this_process()))
-        if self.bf16 is None:
-            self.bf16 = (
-                not self.use_cpu and not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-            )
-        # Left open, it is decided once it is known how much memory a step takes (`memory.choose_checkpointing`).
-        self.checkpointing_is_open = self.activation_checkpointing is None and self.gradient_checkpointing is None
-        if self.activation_checkpointing_kwargs is None and self.gradient_checkpointing_kwargs is None:
-            # The reentrant kind needs inputs with gradients, which pictures and frozen embeddings are not.
-            self.activation_checkpointing_kwargs = {"use_reentrant": False}
-        if isinstance(self.fsdp, str) and self.fsdp.lower() in ("true", "false"):
-            # As a recipe writes it; Trainer knows the bare flag and names of strategies.
-            self.fsdp = True if self.fsdp.lower() == "true" else None  # type: ignore[assignment]
-        super().__post_init__()
-        load_in_every_process(self)
+        if self.max_caption_length < 3:
+            raise RecipeError(f"max_caption_length is {self.max_caption_length}: expected at least 3 tokens.")
+        if self.image_cache is not None and self.image_cache.lower() == "false":
+            self.image_cache = None
+        self._check_metrics()
 
-    @property
-    def place_model_on_device(self) -> bool | None:
-        """Where a sharded model too begins, whole: the base is scored before it is trained."""
-        return True if is_asked_for(self) else None
+    def _check_metrics(self) -> None:
+        if unknown := [name for name in self.metrics if name not in self.known_metrics]:
+            raise RecipeError(
+                f"metrics names {unknown[0]!r}, which this task does not have: expected some of "
+                f"{', '.join(self.known_metrics)}."
+            )
+        if extra := [name for name in self.metrics_while_training() if name not in self.metrics]:
+            raise RecipeError(f"eval_metrics names {extra[0]!r}, which metrics does not: {', '.join(self.metrics)}.")
+
+    def metrics_while_training(self) -> list[str]:
+        """The metrics of evaluations between training steps."""
+        return [name for name in self.metrics if name != "spice"] if self.eval_metrics is None else self.eval_metrics
+
+    def scores(self, metrics: Sequence[str] | None = None) -> list[str]:
+        """Names in results of the scores of `metrics` (default: all that are asked for)."""
+        asked = self.metrics if metrics is None else metrics
+        return [name for metric in asked for name in self.score_names.get(metric, (metric,))]
+
+
+@dataclass
+class GenerationArguments(BlipArguments):
+    """How texts are generated. Lengths count the prompt, as in BLIP's own configuration."""
+
+    generation_num_beams: int = field(default=3, metadata={"help": "Beams; 1 is greedy search."})
+    generation_max_length: int = field(default=20, metadata={"help": "Longest text in tokens, prompt included."})
+    generation_min_length: int = field(default=5, metadata={"help": "Shortest text in tokens, prompt included."})
+
+    def __post_init__(self) -> None:
+        if self.generation_num_beams < 1:
+            raise RecipeError(f"generation_num_beams is {self.generation_num_beams}: expected at least 1.")
+        if not 0 <= self.generation_min_length <= self.generation_max_length:
+            raise RecipeError(
+                f"generation_min_length is {self.generation_min_length} and generation_max_length "
+                f"{self.generation_max_length}: the minimum may not be over the maximum."
+            )
+        super().__post_init__()
+
+    def generate_kwargs(self) -> dict[str, Any]:
+        """The arguments of `generate`: beam search without sampling."""
+        return {
+            "num_beams": self.generation_num_beams,
+            "max_length": self.generation_max_length,
+            "min_length": self.generation_min_length,
+            "do_sample": False,
+        }

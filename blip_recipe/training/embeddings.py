@@ -11,16 +11,16 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from blip_recipe.data.embeddings import EmbeddingStore, PicturesToEncode
+from blip_recipe.data.pixels import normalize_pixels
 from blip_recipe.errors import RecipeError
-from blip_recipe.models.processors import normalize_pixels
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Sequence
 
     from torch import nn
+    from transformers import BlipProcessor, Seq2SeqTrainer
 
-    from blip_recipe.data import CaptionDataset
-    from blip_recipe.training.trainer import BlipTrainer
+    from blip_recipe.data.dataset import CaptionDataset
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def check_frozen(model: Any) -> None:
         )
 
 
-def keep_embeddings(trainer: BlipTrainer, datasets: Mapping[str, CaptionDataset]) -> None:
+def keep_embeddings(trainer: Seq2SeqTrainer, processor: BlipProcessor, datasets: Sequence[CaptionDataset]) -> None:
     """Encode every picture of `datasets` that is not kept yet; rows then come with embeddings in place of pictures.
 
     Processes share the work. What is computed from embeddings is what would be computed from pictures: they are kept in
@@ -47,12 +47,12 @@ def keep_embeddings(trainer: BlipTrainer, datasets: Mapping[str, CaptionDataset]
         RecipeError: The disk is too small.
     """
     vision_model = trainer.accelerator.unwrap_model(trainer.model).vision_model
-    args, image_processor = trainer.args, trainer.processor.image_processor
+    args, image_processor = trainer.args, processor.image_processor
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     store = EmbeddingStore(vision_model.eval(), image_processor, dtype)
-    store.check_space(sum(map(len, datasets.values())))
-    for role, dataset in datasets.items():
-        logger.info("Encoding the %s pictures that %s does not hold yet", role, store.folder)
+    store.check_space(sum(map(len, datasets)))
+    for dataset in datasets:
+        logger.info("Encoding the pictures that %s does not hold yet, of %d", store.folder, len(dataset))
         mine = range(args.process_index, len(dataset), args.world_size)
         pictures = PicturesToEncode(dataset.rows, mine, store, image_processor)
         keys = gather_object(list(_encode(trainer, vision_model, pictures)))
@@ -60,9 +60,9 @@ def keep_embeddings(trainer: BlipTrainer, datasets: Mapping[str, CaptionDataset]
 
 
 @torch.no_grad()
-def _encode(trainer: BlipTrainer, vision_model: nn.Module, pictures: PicturesToEncode) -> Iterator[tuple[int, str]]:
+def _encode(trainer: Seq2SeqTrainer, vision_model: nn.Module, pictures: PicturesToEncode) -> Iterator[tuple[int, str]]:
     """Row number and key of each picture, once it is kept."""
-    args, image_processor = trainer.args, trainer.processor.image_processor
+    args: Any = trainer.args
     loader: DataLoader[Any] = DataLoader(
         pictures, args.per_device_eval_batch_size, num_workers=args.dataloader_num_workers, collate_fn=list
     )
@@ -70,7 +70,9 @@ def _encode(trainer: BlipTrainer, vision_model: nn.Module, pictures: PicturesToE
         if missing := [each for each in batch if each.pixels is not None]:
             pixels = torch.stack([each.pixels for each in missing]).to(args.device)
             with trainer.accelerator.autocast():
-                encoded = vision_model(pixel_values=normalize_pixels(pixels, image_processor)).last_hidden_state
+                encoded = vision_model(
+                    pixel_values=normalize_pixels(pixels, pictures.image_processor)
+                ).last_hidden_state
             for each, embeds in zip(missing, encoded.cpu(), strict=True):
                 pictures.store.save(each.key, embeds)
         yield from ((each.row, each.key) for each in batch)

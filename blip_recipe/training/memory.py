@@ -10,29 +10,25 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
+from blip_recipe.models.adapters import quantization_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from datasets import Dataset
     from torch import nn
-    from transformers import PreTrainedTokenizerBase
 
-    from blip_recipe.recipe.parsing import Recipe
-    from blip_recipe.training.arguments import CaptionTrainingArguments
+    from blip_recipe.training.training_arguments import BlipTrainingArguments
 
 OPTIMIZER_BYTES = {"adamw_torch": 8, "adamw_torch_fused": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "sgd": 0}
 """Bytes that an optimiser keeps for each trained number; two moments in 32 bits where it is not listed."""
 GRADIENT_BYTES = 4
 SHARE_OF_MEMORY = 0.9
 """Of a GPU's free memory, what a step may take: the rest is lost between blocks."""
-SAMPLE = 1000
-"""Images whose captions are looked at."""
-
 logger = logging.getLogger(__name__)
 
 
 def estimate_peak_bytes(
-    model: Any, training: CaptionTrainingArguments, images: int, tokens: int, *, checkpointing: bool
+    model: Any, training: BlipTrainingArguments, images: int, tokens: int, *, checkpointing: bool
 ) -> int:
     """Bytes at the peak of a step of one process: weights, moments of the optimiser, gradients and activations.
 
@@ -60,21 +56,19 @@ def estimate_peak_bytes(
     return stored + moments * trained + (activations + gradients if kept else max(activations, gradients))
 
 
-def choose_checkpointing(model: Any, recipe: Recipe[Any], tokens: int) -> int | None:
-    """Switch gradient checkpointing on where a step would not fit a GPU without, unless the recipe decides it.
+def choose_checkpointing(model: Any, training: BlipTrainingArguments, tokens: int, *, copies: int = 0) -> int | None:
+    """Switch gradient checkpointing on where a step would not fit a GPU without, unless the arguments decide it.
 
     Args:
         model: The model as it will be trained.
-        recipe: What says how.
-        tokens: Tokens of the captions of an image together.
+        training: How.
+        tokens: Tokens of the texts of an image together.
+        copies: Frozen copies of the model that are kept beside it.
 
     Returns:
         Bytes at the peak of a step, as it will be taken; nothing where a step cannot be traced.
     """
-    training = recipe.training
-    # Self-critical training in full keeps a frozen copy of the model that it starts with, to measure divergence from.
-    copies = recipe.objective.stage == "scst" and recipe.objective.kl_coef and not recipe.model.use_peft
-    start = stored_bytes(model) if copies else 0
+    start = copies * stored_bytes(model)
 
     def estimate(checkpointing: bool) -> int:
         return start + estimate_peak_bytes(
@@ -83,12 +77,13 @@ def choose_checkpointing(model: Any, recipe: Recipe[Any], tokens: int) -> int | 
 
     try:
         if training.checkpointing_is_open and training.device.type == "cuda":
-            if recipe.model.quantization is None:
+            if quantization_of(model) is None:
                 model.to(training.device)
             free = torch.cuda.mem_get_info(training.device)[0]
             if estimate(checkpointing=False) - stored_bytes(model) > SHARE_OF_MEMORY * free:
                 # Trainer reads the new name, accelerate's plugins the old one.
                 training.activation_checkpointing = training.gradient_checkpointing = True
+            training.checkpointing_is_open = False
         peak = estimate(checkpointing=bool(training.activation_checkpointing))
     except RuntimeError as error:  # a kernel of a device that says nothing about the shape of its results
         logger.warning("The memory of a step cannot be estimated here: %s", error)
@@ -102,27 +97,13 @@ def stored_bytes(model: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.buffers()])
 
 
-def describe_peak(training: CaptionTrainingArguments, peak: int | None) -> str:
+def describe_peak(training: BlipTrainingArguments, peak: int | None) -> str:
     """The memory of a step in words."""
     if peak is None:
         return "not known"
     checkpointing = ", with gradient checkpointing" if training.activation_checkpointing else ""
     size = f"{peak / 2**30:.1f} GiB" if peak > 2**30 else f"{peak / 2**20:.0f} MiB"
     return f"about {size} at the peak of a step, for each process{checkpointing}"
-
-
-def tokens_an_image(recipe: Recipe[Any], rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens of the captions that an image brings to a step, for the most talked about of the first images."""
-    data, objective = recipe.data, recipe.objective
-    if objective.stage == "scst" and not objective.xe_weight:
-        return objective.num_generations * recipe.generation.generation_max_length
-    lengths = []
-    for captions in rows.select_columns(["captions"])[:SAMPLE]["captions"]:
-        texts = [f"{data.prompt.rstrip()} {caption}".strip() for caption in captions]
-        tokens = tokenizer(texts, truncation=True, max_length=data.max_caption_length).input_ids
-        lengths.append(sum(sorted(map(len, tokens))[-(data.captions_per_image or len(tokens)) :]))
-    sampled = objective.num_generations * recipe.generation.generation_max_length
-    return max(lengths) + sampled * (objective.stage == "scst")
 
 
 def activation_bytes(model: Any, images: int, tokens: int, *, bf16: bool, checkpointing: bool) -> int:

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from accelerate.utils import FullyShardedDataParallelPlugin
     from transformers import TrainingArguments
 
-    from blip_recipe.recipe.parsing import FinetuneOptions, Recipe
-
 LAYERS = ("BlipEncoderLayer", "BlipTextLayer")
 """The classes whose modules are gathered one by one; the rest is the root's."""
 
@@ -40,44 +38,11 @@ WEIGHTS_FILE = "pytorch_model_fsdp.bin"
 
 def is_asked_for(training: TrainingArguments) -> bool:
     """Whether the recipe, or `accelerate launch --use_fsdp`, asks for FSDP."""
-    return bool(training.fsdp) or _is_true("ACCELERATE_USE_FSDP")
+    return bool(training.fsdp) or is_true("ACCELERATE_USE_FSDP")
 
 
-def check_sharding(recipe: Recipe[FinetuneOptions]) -> None:
-    """Find what cannot be trained with FSDP, where it is asked for.
-
-    Raises:
-        RecipeError: Names what is asked for together with it.
-    """
-    training, model = recipe.training, recipe.model
-    if not is_asked_for(training):
-        return
-    if "LOCAL_RANK" not in os.environ:
-        raise RecipeError(
-            "FSDP is asked for, but there is one process: start the command with `accelerate launch` or `torchrun`, or "
-            "leave fsdp out."
-        )
-    plugin: dict[str, Any] = training.fsdp_plugin_args or {"fsdp_version": int(os.environ.get("FSDP_VERSION", "1"))}
-    asked = {
-        "its version 1 (set fsdp_version to 2)": plugin["fsdp_version"] != 2,
-        f"task {recipe.objective.task!r}": recipe.objective.task != "captioning",
-        "stage 'scst'": recipe.objective.stage == "scst",
-        "load_in_8bit": model.load_in_8bit,
-        "load_in_4bit": model.load_in_4bit,
-        "fp16 (set bf16)": training.fp16,
-        "torch_compile": training.torch_compile,
-        "FSDP's cpu_offload": plugin.get("cpu_offload") or _is_true("FSDP_OFFLOAD_PARAMS"),
-        "FSDP's activation_checkpointing (set gradient_checkpointing)": plugin.get("activation_checkpointing")
-        or _is_true("FSDP_ACTIVATION_CHECKPOINTING"),
-    }
-    if wrong := next((name for name, is_given in asked.items() if is_given), None):
-        raise RecipeError(
-            f"FSDP and {wrong} are asked for, which do not go together here: leave one of them out. BLIP has under "
-            "half a billion parameters: without FSDP, several processes train it with DistributedDataParallel."
-        )
-
-
-def _is_true(variable: str) -> bool:
+def is_true(variable: str) -> bool:
+    """Whether an environment variable says yes."""
     return os.environ.get(variable, "false").lower() in ("1", "true")
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-    from blip_recipe.training.arguments import CaptionTrainingArguments
+    from blip_recipe.training.training_arguments import BlipTrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ STREAM = "stream"
 """Where Trainer's state keeps how far streams are."""
 
 
-def plan_steps(training: CaptionTrainingArguments, images: int | None) -> None:
+def plan_steps(training: BlipTrainingArguments, images: int | None) -> None:
     """Make epochs steps: a stream goes on without end, and Trainer takes all of its steps for one epoch.
 
     Args:
@@ -149,9 +149,7 @@ class StreamProgress:
         return list(dict.fromkeys(chain.from_iterable(everyone)))
 
 
-def stream_loader(
-    stream: CaptionStream, training: CaptionTrainingArguments, collator: Callable[..., Any]
-) -> DataLoader:
+def stream_loader(stream: CaptionStream, training: BlipTrainingArguments, collator: Callable[..., Any]) -> DataLoader:
     """A loader of this process's streams; accelerate, which would read all rows in each process, has no part in it."""
     workers = training.dataloader_num_workers or 0
     return torch.utils.data.DataLoader(
@@ -191,7 +189,7 @@ class StreamingTrainer(ResumableTrainer):
         """As Trainer's, or the loader of streams."""
         if self.progress is None:
             return super().get_train_dataloader()
-        arguments = cast("CaptionTrainingArguments", self.args)
+        arguments = cast("BlipTrainingArguments", self.args)
         return stream_loader(self.progress.stream, arguments, cast("Callable[..., Any]", self.data_collator))
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:

@@ -1,19 +1,29 @@
-"""What training and scoring have in common for every kind of BLIP: batches, order, evaluation and what is saved."""
+"""The trainer of every BLIP: model, rows, order, evaluation, what is saved, and publishing."""
 
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from accelerate.utils import broadcast_object_list
 from torch.utils.data import SequentialSampler
-from transformers import EarlyStoppingCallback
+from transformers import EarlyStoppingCallback, EvalPrediction, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import has_length
 
-from blip_recipe.models.loading import name_stock_class
-from blip_recipe.models.processors import normalize_pixels, save_processor
+from blip_recipe.data.dataset import PictureDataset
+from blip_recipe.data.pixels import normalize_pixels
+from blip_recipe.data.storage import write_json
+from blip_recipe.data.streaming import CaptionStream
+from blip_recipe.errors import RecipeError
+from blip_recipe.models.adapters import add_lora, is_adapted, name_stock_class
+from blip_recipe.models.loading import load_base, load_merged
+from blip_recipe.models.processors import load_processor, save_processor
+from blip_recipe.training.checkpoints import last_checkpoint
+from blip_recipe.training.publishing import PublishingTrainer, recorded_recipe
 from blip_recipe.training.sharding import (
     check_checkpoint,
     describe_shards,
@@ -23,26 +33,22 @@ from blip_recipe.training.sharding import (
     whole_weights,
     without_aliases,
 )
-from blip_recipe.training.streams import StreamingTrainer
-from blip_recipe.training.task import find_task
+from blip_recipe.training.streams import plan_steps
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
-    from peft import PeftModel
+    from peft import LoraConfig
     from torch import nn
     from transformers import (
         BlipProcessor,
-        EvalPrediction,
         TrainerCallback,
         TrainerControl,
         TrainerState,
         TrainingArguments,
     )
 
-    from blip_recipe.models.attention import StockModel
-    from blip_recipe.recipe.parsing import DataArguments, GenerationArguments, Recipe
-    from blip_recipe.training.arguments import CaptionTrainingArguments
+    from blip_recipe.training.training_arguments import BlipTrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -59,55 +65,185 @@ class EarlyStopping(EarlyStoppingCallback):
         self.early_stopping_patience_counter = saved.get("attributes", {}).get("early_stopping_patience_counter", 0)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-        """Compare with the best evaluation so far."""
-        if "eval_loss" in metrics:
+        """Compare with the best evaluation so far; evaluations of other splits do not count."""
+        if f"eval_{args.metric_for_best_model.removeprefix('eval_')}" in metrics:
             super().on_evaluate(args, state, control, metrics, **kwargs)
 
 
-class BlipTrainer(StreamingTrainer):
-    """Trains and scores a BLIP; what is learnt and scored is for those who derive from it.
+class BlipTrainer(PublishingTrainer):
+    """Trains and scores a BLIP; what is learnt and scored is for subclasses.
 
-    They give `compute_loss`, `prediction_step` and `score_on_this_process`.
-
-    Args:
-        model: One of our BLIPs, or peft's wrapper of it.
-        args: Trainer's arguments.
-        processor: BLIP's image processor and tokenizer.
-        data: The recipe's data keys.
-        generation: The recipe's generation keys.
-        scorer: What scores predictions, where something has to be kept between evaluations.
-        data_collator: Rows to batches; pictures as bytes are normalised here.
-        train_dataset, eval_dataset: With the `rows` that they come from.
+    They give `build_dataset`, `build_collator`, `compute_loss`, `prediction_step` and `score_on_this_process`. The
+    arguments are those of `CaptionTrainer`.
 
     Attributes:
-        predictions: One record a row of the split that was scored last.
-        scored_dataset: That split.
+        arguments_class: The arguments of this trainer.
         epoch_sampler: What orders training rows, where it has to be told the epoch.
     """
 
+    arguments_class: ClassVar[type[BlipTrainingArguments]]
+
     def __init__(
         self,
-        model: StockModel | PeftModel,
-        args: CaptionTrainingArguments,
+        model: str | os.PathLike[str] | nn.Module | None = None,
+        args: BlipTrainingArguments | None = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
         *,
-        processor: BlipProcessor,
-        data: DataArguments,
-        generation: GenerationArguments,
-        scorer: Any,
+        processing_class: BlipProcessor | None = None,
+        peft_config: LoraConfig | None = None,
+        data_collator: Callable[..., Any] | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, float]] | None = None,
+        model_init: Callable[..., Any] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.processor, self.data, self.generation, self.scorer = processor, data, generation, scorer
-        self.predictions: list[dict[str, Any]] = []
+        args = self.arguments_class(output_dir="outputs/trainer") if args is None else args
+        set_seed(args.seed)
+        self.peft_config, self.user_metrics = peft_config, compute_metrics
+        self.processor = self._find_processor(model, model_init, processing_class)
+        if model is not None:
+            model = self.prepare_model(model, args)
         self.epoch_sampler: Any = None
         # `compute_loss` divides by what all accumulated batches hold.
         self.loss_is_scaled_for_ga = True
+        # Trainer's own push swallows its failures and uploads pickles.
+        self.pushes_when_trained, args.push_to_hub = args.push_to_hub, False
+        if args.n_gpu > 1:
+            logger.warning("%d GPUs are there, 1 is used: start with `accelerate launch` to use all.", args.n_gpu)
+            # torch's DataParallel would cut texts and images at different places.
+            args._n_gpu = 1
+        self.given_dataset = train_dataset
+        train_dataset = self._wrap(train_dataset, args, training=True)
+        if isinstance(train_dataset, CaptionStream):
+            plan_steps(args, train_dataset.split.images)
+        patience = [] if args.early_stopping_patience is None else [EarlyStopping(args.early_stopping_patience)]
         super().__init__(
-            model=model, args=args, processing_class=processor, compute_metrics=self.score_predictions, **kwargs
+            model=model,
+            args=args,
+            data_collator=data_collator or self.build_collator(args),
+            train_dataset=train_dataset,
+            eval_dataset=self._wrap(eval_dataset, args, training=False),
+            processing_class=self.processor,
+            model_init=None if model_init is None else lambda trial=None: self._init_model(model_init, trial),
+            compute_metrics=self.score_predictions,
+            callbacks=[*(callbacks or []), *patience],
+            **kwargs,
         )
         if self.is_fsdp_enabled:
             shard_by_layer(self.accelerator.state.fsdp_plugin)
         elif is_asked_for(args):
             logger.warning("FSDP is asked for, but accelerate shards on GPUs only: each process keeps all weights.")
+
+    # What subclasses give
+
+    def build_dataset(self, dataset: Any, args: Any, *, training: bool) -> Any:
+        """A data set of the user's, or rows of a recipe, as this trainer reads them.
+
+        Raises:
+            RecipeError: Its columns are not known, or hold something else.
+        """
+        raise NotImplementedError
+
+    def build_collator(self, args: Any) -> Callable[..., Any]:
+        """Rows to batches; pictures are bytes, which are normalised on the device."""
+        raise NotImplementedError
+
+    @classmethod
+    def estimate_memory(cls, model: Any, args: Any, rows: Any, processor: BlipProcessor) -> int | None:
+        """The bytes of a step on `rows` at its peak; None where there is no way to find them out.
+
+        Gradient checkpointing is switched on where a step would not fit a GPU, unless the arguments decide it.
+        """
+        return None
+
+    def score_on_this_process(self, prediction: EvalPrediction) -> dict[str, float]:
+        """Loss and scores of what `prediction_step` gave for the rows of `scored_dataset`; fills `predictions`."""
+        raise NotImplementedError
+
+    def reference_ids(self) -> list[list[int]]:
+        """Token ids of the first reference of each row of `predictions`, for `compute_metrics` of the user's own."""
+        raise NotImplementedError
+
+    # The model
+
+    def prepare_model(self, model: Any, args: Any) -> Any:
+        """The model that is trained: ours, with the adapter that was asked for.
+
+        Args:
+            model: Hub id or directory, a model of the stock class or of ours, or a `PeftModel` of one of these.
+            args: Of the training.
+
+        Raises:
+            RecipeError: It is none of these.
+        """
+        if isinstance(model, (str, os.PathLike)):
+            model, _ = load_base(str(model), self.model_class)
+            model.use_sdpa()
+        elif is_adapted(model):
+            model.base_model.model = self._convert(model.get_base_model())
+        else:
+            model = self._convert(model)
+        if self.peft_config is not None:
+            model = add_lora(model, self.peft_config)
+        if model.can_generate() and (decoding := self.decoding(args)):
+            # Saved beside the model, so that pipelines generate as the scores were made.
+            base = model.get_base_model() if is_adapted(model) else model
+            base.generation_config.update(**decoding.generate_kwargs(), _from_model_config=False)
+        return model
+
+    def _convert(self, model: Any) -> Any:
+        stock = self.model_class.stock_class
+        if isinstance(model, self.model_class):
+            return model
+        if not isinstance(model, stock):
+            raise RecipeError(
+                f"model is a {type(model).__name__}: {type(self).__name__} expects a {stock.__name__}, a Hub id or a "
+                "directory of one."
+            )
+        return self.model_class.from_stock(model).use_sdpa()
+
+    def _init_model(self, model_init: Callable[..., Any], trial: Any) -> Any:
+        """A new model of the user's `model_init`, which takes a trial of a hyperparameter search or nothing."""
+        model = model_init(trial) if model_init.__code__.co_argcount else model_init()
+        return self.prepare_model(model, self.args)
+
+    def _find_processor(self, model: Any, model_init: Any, processor: BlipProcessor | None) -> BlipProcessor:
+        if processor is None:
+            source = model
+            if model is None:
+                source = model_init() if model_init and not model_init.__code__.co_argcount else None
+            name = source if isinstance(source, (str, os.PathLike)) else getattr(source, "name_or_path", "")
+            if not name:
+                raise RecipeError(
+                    "processing_class is missing, and the model does not say where it comes from: expected a "
+                    "BlipProcessor (image processor and tokenizer)."
+                )
+            processor = load_processor(str(name))
+        return processor
+
+    @property
+    def plain_model(self) -> Any:
+        """The model without what several processes, an adapter or a compiler have put around it."""
+        model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        return model.get_base_model() if is_adapted(model) else model
+
+    # Rows
+
+    def _wrap(self, dataset: Any, args: Any, *, training: bool) -> Any:
+        if dataset is None or isinstance(dataset, (str, PictureDataset, CaptionStream)):
+            return dataset
+        if isinstance(dataset, dict):
+            return {name: self._wrap(each, args, training=training) for name, each in dataset.items()}
+        return self.build_dataset(dataset, args, training=training)
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As Trainer's, on any data set that the constructor takes."""
+        return super().evaluate(self._wrap(eval_dataset, self.args, training=False), *args, **kwargs)
+
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's, on any data set that the constructor takes; texts are in `predictions` afterwards."""
+        return super().predict(self._wrap(test_dataset, self.args, training=False), *args, **kwargs)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
         """The batch on the device, where the bytes of pictures become `pixel_values` as the model takes them."""
@@ -115,6 +251,40 @@ class BlipTrainer(StreamingTrainer):
         if "pixel_values" not in inputs:
             return inputs
         return inputs | {"pixel_values": normalize_pixels(inputs["pixel_values"], self.processor.image_processor)}
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """As Trainer's; with several processes accelerate does not tell all who draw which epoch it is."""
+        if hasattr(self.train_dataset, "set_epoch"):
+            self.train_dataset.set_epoch(kwargs["epoch"])
+        if self.epoch_sampler is not None:
+            self.epoch_sampler.set_epoch(kwargs["epoch"])
+        super()._run_epoch(*args, **kwargs)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
+        """Rows in their order, however training rows are drawn."""
+        return SequentialSampler(eval_dataset) if has_length(eval_dataset) else None
+
+    # Training
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As Trainer's, which does not resume from a torn checkpoint; with `push_to_hub`, the result is published.
+
+        Args:
+            resume_from_checkpoint: A checkpoint; True is the newest of `output_dir` that is whole, if there is one.
+        """
+        if resume_from_checkpoint is True:
+            newest = [last_checkpoint(self.output_dir) if self.is_world_process_zero() else None]
+            broadcast_object_list(newest)
+            resume_from_checkpoint = str(newest[0]) if newest[0] else None
+        # The random state is the same whether or not something was evaluated before.
+        set_seed(self.args.seed)
+        self.is_saved = False
+        result = super().train(resume_from_checkpoint, *args, **kwargs)
+        if self.progress:
+            self.train_counts, self.card.epochs = self.progress.totals(self.card.epochs)
+        if self.pushes_when_trained:
+            self.push_to_hub()
+        return result
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
         """As Trainer's, which leaves autocast to accelerate, and that leaves out a sharded model."""
@@ -140,22 +310,21 @@ class BlipTrainer(StreamingTrainer):
         """Every parameter: the original decays biases and norms too (`train_caption.py`, one AdamW group)."""
         return [name for name, _ in model.named_parameters()]
 
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """As Trainer's; with several processes accelerate does not tell all who draw which epoch it is."""
-        if hasattr(self.train_dataset, "set_epoch"):
-            self.train_dataset.set_epoch(kwargs["epoch"])
-        if self.epoch_sampler is not None:
-            self.epoch_sampler.set_epoch(kwargs["epoch"])
-        super()._run_epoch(*args, **kwargs)
+    def per_process(self, items_in_step: torch.Tensor | int) -> torch.Tensor | float:
+        """What a process divides its loss by, of the items of a whole optimiser step.
 
-    def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        """Rows in their order, however training rows are drawn."""
-        return SequentialSampler(eval_dataset) if has_length(eval_dataset) else None
+        DistributedDataParallel takes the mean of gradients over processes.
+        """
+        if self.args.average_tokens_across_devices:
+            return items_in_step / self.accelerator.num_processes
+        return items_in_step
+
+    # Evaluation
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         """As Trainer's, with each row counted once: `Seq2SeqTrainer` gathers the filling of the last batch too."""
         self.gather_function = self.accelerator.gather_for_metrics
-        self.scored_dataset: Any = dataloader.dataset
+        self.scored_dataset = self.scored[kwargs.get("metric_key_prefix", "eval")] = dataloader.dataset
         if self.accelerator._models or self.is_deepspeed_enabled:
             plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
             with whole_weights(self.model_wrapped, plugin):
@@ -168,63 +337,89 @@ class BlipTrainer(StreamingTrainer):
             self.accelerator._models.clear()
 
     def score_predictions(self, prediction: EvalPrediction) -> dict[str, float]:
-        """The `compute_metrics` hook: one process scores, all hear the result. Fills `predictions`."""
+        """The `compute_metrics` hook: one process scores, all hear the result. Fills `predictions`.
+
+        A `compute_metrics` of the user's own takes the place of our scores. It is given token ids of the predictions,
+        and of the first reference of each row, both filled up with -100; the texts are in `predictions`.
+        """
         metrics: list[dict[str, float]] = [{}]
         if self.is_world_process_zero():
             scores = self.score_on_this_process(prediction)
+            if self.user_metrics is not None:
+                scores = {"loss": scores["loss"]} | self.user_metrics(self._for_user(prediction))
             metrics = [scores | self._sum_for_best_model(scores)]
         # One process scores (METEOR is a JVM of its own); all need the result to agree on the best checkpoint.
         broadcast_object_list(metrics)
         return metrics[0]
 
-    def score_on_this_process(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Loss and scores of what `prediction_step` gave for the rows of `scored_dataset`; fills `predictions`."""
-        raise NotImplementedError
+    def _for_user(self, prediction: EvalPrediction) -> EvalPrediction:
+        references = [torch.tensor(ids) for ids in self.reference_ids()]
+        padded = torch.nn.utils.rnn.pad_sequence(references, batch_first=True, padding_value=-100)
+        return EvalPrediction(predictions=prediction.predictions, label_ids=padded.numpy())
+
+    def generate_kwargs(self) -> dict[str, Any]:
+        """The arguments of `generate` in this evaluation, of which `evaluate` may be given others."""
+        args: Any = self.args
+        # The arguments that Trainer fills in are ours.
+        return args.generate_kwargs() | getattr(self, "_gen_kwargs", {})
+
+    @staticmethod
+    def longest(generate_kwargs: Mapping[str, Any]) -> int:
+        """Tokens that a generated text has at most."""
+        return generate_kwargs.get("max_new_tokens") or generate_kwargs["max_length"]
+
+    def metrics_now(self) -> Sequence[str]:
+        """The metrics of this evaluation: fewer while training."""
+        return self.args.metrics_while_training() if self.is_in_train else self.args.metrics
 
     def _sum_for_best_model(self, scores: dict[str, float]) -> dict[str, float]:
         """`metric_for_best_model` may be a sum, such as the original's `bleu_4+cider` (`train_caption.py`)."""
         name = (self.args.metric_for_best_model or "").removeprefix("eval_")
         return {name: sum(scores[part] for part in name.split("+"))} if "+" in name and self.is_in_train else {}
 
+    # What is saved and published
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """As Trainer's, in the form that everybody can load and without the pickle of the arguments."""
         super()._save(output_dir, without_aliases(state_dict, self.model))
         if self.args.should_save:
-            directory = Path(output_dir or str(self.args.output_dir))
+            directory = Path(output_dir or self.output_dir)
             (directory / TRAINING_ARGS_NAME).unlink()
             save_processor(self.processor, directory)
             if (directory / "adapter_config.json").exists():
-                model: Any = self.model
-                name_stock_class(directory, model.base_model.model.stock_class)
+                name_stock_class(directory, self.model_class.stock_class)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """As Trainer's, with the `recipe.json` that tells how the model is used.
 
-def build_trainer(
-    recipe: Recipe[Any],
-    model: StockModel | PeftModel,
-    processor: BlipProcessor,
-    scorer: Any,
-    datasets: Mapping[str, Any],
-    callbacks: list[TrainerCallback] | None = None,
-) -> BlipTrainer:
-    """A trainer of the recipe's task for `model`, on the `train` and `eval` parts of `datasets`."""
-    if recipe.training.n_gpu > 1:
-        logger.warning(
-            "%d GPUs are there, 1 is used: start the command with `accelerate launch` to use all.",
-            recipe.training.n_gpu,
+        What an earlier run of the other kind, full or adapter, left in its place is deleted.
+        """
+        directory = Path(output_dir or self.output_dir)
+        if self.args.should_save and not _internal_call:
+            plain = ("adapter_*",) if not is_adapted(self.model) else ()
+            for pattern in plain or ("config.json", "generation_config.json", "model*.safetensors*"):
+                for path in directory.glob(pattern):
+                    path.unlink()
+        super().save_model(output_dir, _internal_call)
+        if self.args.should_save and not _internal_call:
+            write_json(directory / "recipe.json", self.recipe or recorded_recipe(self))
+        self.is_saved |= output_dir is None
+
+    def merge(self) -> BlipTrainer:
+        """A trainer of the adapter merged into its base in full precision, which scores and saves the result."""
+        adapter = self.output_dir / "adapter"
+        self.save_model(str(adapter))
+        self.accelerator.wait_for_everyone()
+        model, _, _ = load_merged(str(adapter), self.model_class)
+        merged = type(self)(
+            model,
+            self.args,
+            self.train_dataset,
+            self.eval_dataset,
+            processing_class=self.processor,
+            data_collator=self.data_collator,
+            compute_metrics=self.user_metrics,
         )
-        # torch's DataParallel would cut captions and images at different places.
-        recipe.training._n_gpu = 1
-    patience = recipe.objective.early_stopping_patience
-    if patience is not None:
-        callbacks = [*(callbacks or []), EarlyStopping(patience)]
-    return find_task(recipe.objective.task).trainer(recipe)(
-        model,
-        recipe.training,
-        processor=processor,
-        data=recipe.data,
-        generation=recipe.generation,
-        scorer=scorer,
-        train_dataset=datasets.get("train"),
-        eval_dataset=datasets.get("eval"),
-        callbacks=callbacks,
-    )
+        merged.state, merged.card, merged.train_counts = self.state, self.card, self.train_counts
+        merged.sources, merged.recipe, merged.given_dataset = self.sources, self.recipe, self.given_dataset
+        return merged

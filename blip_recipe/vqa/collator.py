@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from blip_recipe.captioning.modeling import IGNORED
-from blip_recipe.data.pixels import read_pixels
-from blip_recipe.models.processors import resize_pixels, stack_pixels
+from blip_recipe.data.pixels import read_resized
+from blip_recipe.models.text import IGNORED
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -63,9 +62,8 @@ class AnswerCollator:
         first: dict[Hashable, int] = {}
         index = [first.setdefault(row["image_key"], len(first)) for row in rows]
         images = [rows[index.index(number)]["image"] for number in range(len(first))]
-        pixels = [image if isinstance(image, torch.Tensor) else read_pixels(image) for image in images]
-        resized = [resize_pixels(each, self.processor.image_processor) for each in pixels]
-        return {"pixel_values": stack_pixels(resized), "image_index": torch.tensor(index)}
+        pixels = read_resized(images, self.processor.image_processor)
+        return {"pixel_values": pixels, "image_index": torch.tensor(index)}
 
     def _answers(self, answers: list[list[str]]) -> dict[str, torch.Tensor]:
         shares = [{answer: count / len(each) for answer, count in Counter(each).items()} for each in answers]

@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset, Features, Image, Value
+from datasets import Dataset, Features, Image, IterableDataset, Value
 
+from blip_recipe.data.arguments import SHAPES
 from blip_recipe.data.columns import check_column, choose_image_column
+from blip_recipe.data.convert import ADVICE, TorchRows, features_of, with_features
+from blip_recipe.data.dataset import PictureDataset
 from blip_recipe.data.rows import parse_split
 from blip_recipe.data.shapes import SHAPES_SPLITS, draw_scene, encode_picture
-from blip_recipe.data.tables import ids_of, images_of, load_table
+from blip_recipe.data.tables import fetch_stream, ids_of, images_of, load_table
 from blip_recipe.errors import RecipeError
-from blip_recipe.recipe.parsing import SHAPES
+from blip_recipe.training.datasets import resized_pictures
+from blip_recipe.vqa.arguments import VqaDataArguments
 from blip_recipe.vqa.files import is_vqa_folder, read_vqa_files
 from blip_recipe.vqa.questions import Question, questions_of
 from blip_recipe.vqa.rows import QuestionColumns, join_questions, read_answers
 
 if TYPE_CHECKING:
-    from blip_recipe.recipe.parsing import DataArguments
+    from collections.abc import Mapping, Sequence
+
+    import torch
+    from transformers import BlipProcessor
+
+    from blip_recipe.data.convert import Rows
+    from blip_recipe.training.training_arguments import BlipTrainingArguments
 
 QUESTION_NAMES = ("question", "questions", "query")
 ANSWER_NAMES = ("answers", "answer", "multiple_choice_answer", "label", "labels")
@@ -39,7 +50,7 @@ def normalize_question(text: str) -> str:
     return " ".join(_REMOVED.sub("", text.lower()).split()[:MAX_WORDS])
 
 
-def load_questions(arguments: DataArguments, split: str, *, max_samples: int | None = None) -> Dataset:
+def load_questions(arguments: VqaDataArguments, split: str, *, max_samples: int | None = None) -> Dataset:
     """A split of the recipe's data set.
 
     Args:
@@ -62,7 +73,7 @@ def load_questions(arguments: DataArguments, split: str, *, max_samples: int | N
     elif is_vqa_folder(arguments):
         columns = read_vqa_files(arguments, split)
     else:
-        columns = _read_table(arguments, split, max_samples, where)
+        columns = _read_columns(load_table(arguments, split, max_samples), arguments, where)
     rows = join_questions(columns, where)
     return rows if max_samples is None else rows.select(range(min(max_samples, len(rows))))
 
@@ -87,8 +98,7 @@ def _read_shapes(split: str, max_samples: int | None) -> QuestionColumns:
     )
 
 
-def _read_table(arguments: DataArguments, split: str, max_rows: int | None, where: str) -> QuestionColumns:
-    table = load_table(arguments, split, max_rows)
+def _read_columns(table: Dataset, arguments: VqaDataArguments, where: str) -> QuestionColumns:
     image_column = choose_image_column(table.features, arguments.image_column, where)
     question_column = _choose(table, QUESTION_NAMES, arguments.question_column, "question_column", where)
     answer_column = _choose(table, ANSWER_NAMES, arguments.answer_column, "answer_column", where)
@@ -130,3 +140,114 @@ def _answers_of(table: Dataset, column: str, where: str) -> list[list[str]]:
                 "structs with 'answer'."
             ) from error
     return answers
+
+
+def question_rows(dataset: Any, where: str) -> Rows:
+    """Questions about pictures, a question a row.
+
+    Args:
+        dataset: A `datasets.Dataset` or `IterableDataset`, or a torch data set, whose rows have a picture, a question
+            and answers, under the names that recipes know.
+        where: What it is called in messages.
+
+    Returns:
+        Rows of `image`, `image_id`, `question_id`, `question` and `answers`.
+
+    Raises:
+        RecipeError: A column is not known, or holds something else.
+    """
+    if isinstance(dataset, IterableDataset):
+        dataset = fetch_stream(with_features(dataset))
+    if not isinstance(dataset, Dataset):
+        item = dataset[0]
+        image = choose_image_column(features_of(item, where), None, where, ADVICE)
+        question, answers = _first(QUESTION_NAMES, item, where), _first(ANSWER_NAMES, item, where)
+        return TorchRows(dataset, where, partial(_read_item, image=image, question=question, answers=answers), COLUMNS)
+    if set(COLUMNS) <= dataset.features.keys():
+        return dataset
+    table = dataset.with_format(None)
+    return join_questions(_read_columns(table, VqaDataArguments(dataset_name="."), where), where)
+
+
+COLUMNS = ("image", "image_id", "question_id", "question", "answers")
+
+
+def _first(known: Sequence[str], item: Mapping[str, Any], where: str) -> str:
+    found = [name for name in known if name in item]
+    if not found:
+        raise RecipeError(f"{where} has none of the entries {', '.join(known)}: its entries are {', '.join(item)}.")
+    return found[0]
+
+
+def _read_item(item: Mapping[str, Any], where: str, *, image: str, question: str, answers: str) -> dict[str, Any]:
+    return {
+        "image": item[image],
+        "image_id": item.get("image_id"),
+        "question_id": item.get("question_id"),
+        "question": item[question],
+        "answers": read_answers(item[answers]),
+    }
+
+
+class QuestionDataset(PictureDataset):
+    """Rows of questions as `{"row", "image_key", "image", "question", "answers"}`.
+
+    Args:
+        rows: `image`, `image_id`, `question_id`, `question`, `answers`; they stay as they are written.
+        normalize: Whether questions are cleaned as the original's (`normalize_question`).
+        kwargs: As `PictureDataset`'s.
+    """
+
+    def __init__(self, rows: Rows, *, normalize: bool, **kwargs: Any) -> None:
+        super().__init__(rows, **kwargs)
+        self.normalize = normalize
+        self._texts = rows.select_columns(["image_id", "question", "answers"])
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        """Row number, picture (uint8 `(3, height, width)`; augmented: `image_size` square), question and answers.
+
+        Raises:
+            BadImageError: The picture cannot be read.
+        """
+        return self.__getitems__([row])[0]
+
+    def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
+        """As `__getitem__` for the rows of a batch, of which a picture is read once, augmented as for its first row."""
+        texts = self._texts[rows]
+        images: dict[Any, torch.Tensor] = {}
+        for row, key in zip(rows, texts["image_id"], strict=True):
+            if key not in images:
+                # Megapixels that are not looked at are not taken from the table either.
+                images[key] = self.read_picture(self.resized.get(row) or self.rows[row]["image"], self.generator(row))
+        return [
+            {
+                "row": row,
+                "image_key": key,
+                "image": images[key],
+                "question": normalize_question(question) if self.normalize else question,
+                "answers": answers,
+            }
+            for row, key, question, answers in zip(
+                rows, texts["image_id"], texts["question"], texts["answers"], strict=True
+            )
+        ]
+
+
+def build_dataset(
+    dataset: Any, args: BlipTrainingArguments, processor: BlipProcessor, *, training: bool
+) -> QuestionDataset:
+    """Any data set of questions, for a trainer: only training is augmented, and reads from `image_cache`.
+
+    Raises:
+        RecipeError: A column is not known, or pictures cannot be kept.
+    """
+    rows = question_rows(dataset, "train_dataset" if training else "eval_dataset")
+    size = processor.image_processor.size["height"]
+    return QuestionDataset(
+        rows,
+        image_size=size,
+        normalize=args.normalize_captions,
+        augmentation=args.augmentation if training else "none",
+        seed=args.seed,
+        resized=resized_pictures(rows, size, args) if training else None,
+    )

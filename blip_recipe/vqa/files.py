@@ -14,7 +14,7 @@ from blip_recipe.vqa.rows import QuestionColumns, read_answers
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from blip_recipe.recipe.parsing import DataArguments
+    from blip_recipe.vqa.arguments import VqaDataArguments
 
 EXPECTED = (
     "Expected VQAv2's files: '..._questions.json' with 'questions' of image_id, question_id and question, and beside "
@@ -23,13 +23,13 @@ EXPECTED = (
 QUESTIONS, ANNOTATIONS = "_questions.json", "_annotations.json"
 
 
-def is_vqa_folder(arguments: DataArguments) -> bool:
+def is_vqa_folder(arguments: VqaDataArguments) -> bool:
     """Whether the data set is a directory with VQAv2's questions, or one file of them."""
     path = Path(str(arguments.dataset_name)).expanduser()
     return path.is_file() or (path.is_dir() and any(path.glob(f"*{QUESTIONS}")))
 
 
-def read_vqa_files(arguments: DataArguments, split: str) -> QuestionColumns:
+def read_vqa_files(arguments: VqaDataArguments, split: str) -> QuestionColumns:
     """The questions of a split, or of a sum of them.
 
     `dataset_name` is the directory with the files as they are published, of which a split takes those of its name
@@ -62,7 +62,7 @@ def _find(folder: Path, split: str) -> Path:
     return folder / fitting[0]
 
 
-def _read_file(file: Path, arguments: DataArguments) -> QuestionColumns:
+def _read_file(file: Path, arguments: VqaDataArguments) -> QuestionColumns:
     content = load_json(file, EXPECTED)
     annotations_file = file.with_name(file.name.replace("OpenEnded_", "").replace(QUESTIONS, ANNOTATIONS))
     if annotations_file == file or not annotations_file.is_file():
@@ -88,7 +88,7 @@ def _read_file(file: Path, arguments: DataArguments) -> QuestionColumns:
         raise RecipeError(f"{file} is not as expected ({type(error).__name__}: {error}). {EXPECTED}") from error
 
 
-def _pictures(questions: list[dict[str, Any]], subset: str, arguments: DataArguments, file: Path) -> Dataset:
+def _pictures(questions: list[dict[str, Any]], subset: str, arguments: VqaDataArguments, file: Path) -> Dataset:
     root = Path(arguments.image_root).expanduser() if arguments.image_root else file.parent
     folder = f"{subset}/" if (root / subset).is_dir() and subset else ""
     paths = [

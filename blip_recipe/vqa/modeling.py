@@ -15,11 +15,19 @@ from transformers import BlipForQuestionAnswering
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 
-from blip_recipe.captioning.modeling import IGNORED, caption_mask, token_losses
-from blip_recipe.models.attention import SDPA_CLASSES, SdpaTextAttention, StockModel
+from blip_recipe.data.images import open_image
+from blip_recipe.models.attention import SDPA_CLASSES, SdpaTextAttention
+from blip_recipe.models.stock import StockModel
+from blip_recipe.models.text import IGNORED, decode_texts, packed_mask, token_losses
+from blip_recipe.vqa.collator import encode_questions
+from blip_recipe.vqa.data import normalize_question
 
 if TYPE_CHECKING:
-    from transformers import BlipConfig
+    from collections.abc import Mapping
+
+    from transformers import BlipConfig, BlipProcessor
+
+    from blip_recipe.models.decoding import DecodingSettings
 
 
 class MaskedTextAttention(BlipTextSelfAttention):
@@ -70,15 +78,9 @@ class BlipForAnswering(StockModel, BlipForQuestionAnswering):
         super().__init__(config)
         self._switch_attention({BlipTextSelfAttention: MaskedTextAttention})
 
-    @classmethod
-    def from_stock(cls, stock: BlipForQuestionAnswering) -> Self:
-        """A stock model as one of ours; both have the same weights in memory."""
-        with torch.device("meta"):
-            model = cls(stock.config)
-        for name, part in stock.named_children():
-            setattr(model, name, part)
-        model._switch_attention({BlipTextSelfAttention: MaskedTextAttention})
-        return model.train(stock.training)
+    def complete(self) -> None:
+        """Mask the padding of questions."""
+        self._switch_attention({BlipTextSelfAttention: MaskedTextAttention})
 
     def use_sdpa(self) -> Self:
         """Switch every attention to `scaled_dot_product_attention` (the stock classes only have eager attention)."""
@@ -122,7 +124,7 @@ class BlipForAnswering(StockModel, BlipForQuestionAnswering):
             image_embeds = self.vision_model(pixel_values=pixel_values).last_hidden_state
         question_states = self.encode_questions(image_embeds, input_ids, attention_mask, image_index)
         if decoder_position_ids is not None:
-            decoder_attention_mask = caption_mask(decoder_position_ids, self.dtype)
+            decoder_attention_mask = packed_mask(decoder_position_ids, self.dtype)
         answer_states = self.text_decoder.bert(
             input_ids=decoder_input_ids,
             attention_mask=decoder_attention_mask,
@@ -240,3 +242,11 @@ class BlipForAnswering(StockModel, BlipForQuestionAnswering):
             is_decoder=True,
         ).last_hidden_state
         return self.text_decoder.cls(states).float()
+
+
+def answer_row(model: Any, processor: BlipProcessor, row: Mapping[str, Any], settings: DecodingSettings) -> str:
+    """The answer to a row's question, by a model and the decoding it was scored with."""
+    pixel_values = processor.image_processor([open_image(row["image"])], return_tensors="pt").pixel_values
+    asked = encode_questions(processor.tokenizer, [normalize_question(row["question"])])
+    inputs = {name: values.to(model.device) for name, values in {**asked, "pixel_values": pixel_values}.items()}
+    return decode_texts(processor.tokenizer, model.generate(**inputs, **settings.generate_kwargs()))[0]

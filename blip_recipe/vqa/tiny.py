@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from torch import nn
-from transformers import BlipImageProcessor, BlipProcessor
 
-from blip_recipe.models.tiny import IMAGE_SIZE, add_positions, build_tokenizer, tiny_config
+from blip_recipe.models.tiny import IMAGE_SIZE, add_positions, build_tokenizer, tiny_config, tiny_processor
 from blip_recipe.vqa.modeling import BlipForAnswering
 from blip_recipe.vqa.tokens import mark_questions
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from transformers import BlipProcessor
 
 
 WEIGHT_STD = 0.06
@@ -32,7 +33,7 @@ def build_tiny_answerer(texts: Iterable[str], image_size: int | None = None) -> 
     config = tiny_config(tokenizer, size)
     config.text_config.initializer_range = WEIGHT_STD
     model = BlipForAnswering(config)
-    # As in `build_tiny_blip`: places are told apart from the first step.
+    # As in `build_tiny_captioner`: places are told apart from the first step.
     nn.init.normal_(model.vision_model.embeddings.position_embedding, std=1.0)
     model.vision_model.embeddings.patch_embedding.requires_grad_(False)
     for module in model.vision_model.modules():
@@ -40,4 +41,4 @@ def build_tiny_answerer(texts: Iterable[str], image_size: int | None = None) -> 
             nn.init.normal_(module.weight, std=WEIGHT_STD)
     add_positions(model, model.text_encoder, model.text_decoder.bert)
     mark_questions(tokenizer, model.config.text_config.bos_token_id)
-    return model, BlipProcessor(BlipImageProcessor(size={"height": size, "width": size}), tokenizer)
+    return model, tiny_processor(tokenizer, size)

@@ -1,29 +1,31 @@
-"""Training and scoring of a BLIP that answers: the loss over questions, answers from picture and question alone."""
+"""The trainer of answerers: the loss over questions, answers from picture and question alone, and their scores."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F
 from torch.utils.data import Sampler
 
-from blip_recipe.captioning.modeling import decode_captions
+from blip_recipe.card.facts import TaskWords
+from blip_recipe.models.decoding import DecodingSettings
+from blip_recipe.models.text import decode_texts
 from blip_recipe.training.trainer import BlipTrainer
+from blip_recipe.training.training_arguments import BlipTrainingArguments
+from blip_recipe.vqa.arguments import VqaArguments
 from blip_recipe.vqa.collator import AnswerCollator
+from blip_recipe.vqa.data import build_dataset
 from blip_recipe.vqa.metrics import is_exact_match, vqa_accuracy
+from blip_recipe.vqa.modeling import BlipForAnswering, answer_row
 from blip_recipe.vqa.tokens import mark_questions
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Sequence
+    from collections.abc import Hashable, Iterator, Mapping, Sequence
 
-    from peft import PeftModel
     from torch import nn
-    from transformers import BlipProcessor, EvalPrediction
-
-    from blip_recipe.recipe.parsing import DataArguments
-    from blip_recipe.training.arguments import CaptionTrainingArguments
-    from blip_recipe.vqa.modeling import BlipForAnswering
+    from transformers import EvalPrediction
 
 SCORES = {"vqa_accuracy": vqa_accuracy, "exact_match": is_exact_match}
 """The scores of an answer given those of the annotators, by name."""
@@ -59,39 +61,105 @@ class ImageSampler(Sampler[int]):
             yield from self.groups[number]
 
 
-class AnswerTrainer(BlipTrainer):
-    """Trains and scores a BLIP that answers questions.
+@dataclass
+class VqaTrainingArguments(VqaArguments, BlipTrainingArguments):  # type: ignore[misc]
+    """Arguments of [`VqaTrainer`]: those of `Seq2SeqTrainingArguments`, with BLIP's defaults, and these.
 
     Args:
-        model: `BlipForAnswering`, or peft's wrapper of it.
-        args: Trainer's arguments; `label_smoothing_factor` is applied by the model.
-        processor: BLIP's image processor and tokenizer.
-        data: The recipe's data keys (`max_caption_length`, of answers).
-        kwargs: As `BlipTrainer`'s: `generation`, `scorer` (not used), and `QuestionDataset`s.
+        output_dir (`str`): Where checkpoints, model, card and scores go.
+        group_questions (`bool`, defaults to `False`): Bring the questions about an image to a step together: it is read
+            and encoded once for them.
+        max_caption_length (`int`, defaults to 40): Longest answer in tokens.
+        normalize_captions (`bool`, defaults to `True`): Clean questions as BLIP's authors do.
+        augmentation (`str`, defaults to `"blip"`): `"blip"` (random crop, flip and RandAugment) or `"none"`.
+        metrics (`list[str]`, defaults to `["vqa_accuracy"]`): Of `vqa_accuracy`, `exact_match`.
+        generation_num_beams (`int`, defaults to 3): Beams; 1 is greedy search.
+        generation_max_length (`int`, defaults to 10): Longest generated answer in tokens.
+        generation_min_length (`int`, defaults to 1): Shortest generated answer in tokens.
+        early_stopping_patience (`int`, *optional*): Stop after so many evaluations without a better
+            `metric_for_best_model`.
+        image_cache (`str`, *optional*): A directory that keeps large and remote pictures made small.
+
+    Raises:
+        RecipeError: A value is out of its range, or two contradict each other.
+
+    Example:
+        ```python
+        from blip_recipe import VqaTrainingArguments
+
+        args = VqaTrainingArguments("outputs/answers", num_train_epochs=10, group_questions=True)
+        ```
     """
 
-    def __init__(
-        self,
-        model: BlipForAnswering | PeftModel,
-        args: CaptionTrainingArguments,
-        *,
-        processor: BlipProcessor,
-        data: DataArguments,
-        **kwargs: Any,
-    ) -> None:
-        mark_questions(processor.tokenizer, model.config.text_config.bos_token_id)
-        super().__init__(
-            model,
-            args,
-            processor=processor,
-            data=data,
-            data_collator=AnswerCollator(processor, data.max_caption_length),
-            **kwargs,
+
+class VqaTrainer(BlipTrainer):
+    """Fine-tunes a BLIP that answers questions about pictures.
+
+    The loss is the original's: each answer weighs what share of the annotators gave it. The arguments are those of
+    [`CaptionTrainer`], with these differences.
+
+    Args:
+        model (`str`, `PreTrainedModel` or `PeftModel`, *optional*): Hub id or directory of a
+            `BlipForQuestionAnswering`, one of these, or our `BlipForAnswering`.
+        args ([`VqaTrainingArguments`], *optional*): How it is trained.
+        train_dataset, eval_dataset: Rows with a picture, a `question`, and `answers`: a text, or those of several
+            annotators as a list of texts or of structs.
+        kwargs: As [`CaptionTrainer`]'s.
+
+    Attributes:
+        predictions: `{"image_id", "question_id", "question", "answer", "answers", "scores"}` of each question that was
+            scored last.
+
+    Raises:
+        RecipeError: The model is none of these, or the columns of a data set are not known.
+
+    Example:
+        ```python
+        from blip_recipe import VqaTrainer, VqaTrainingArguments
+
+        trainer = VqaTrainer(
+            "Salesforce/blip-vqa-base", VqaTrainingArguments("outputs/answers"), questions["train"], questions["test"]
         )
+        trainer.train()
+        ```
+    """
+
+    task = TaskWords(
+        name="vqa",
+        row="question",
+        text="answer",
+        output="answer",
+        title="BLIP answers",
+        label="Visual question answering",
+        pipeline_tag="visual-question-answering",
+        tag="visual-question-answering",
+        command='answer {model} PICTURE "QUESTION"',
+        lora_layers="all linear layers of text encoder and decoder",
+        key="question_id",
+    )
+    model_class = BlipForAnswering
+    arguments_class = VqaTrainingArguments
+    predict_text = staticmethod(answer_row)
+
+    args: VqaTrainingArguments
+
+    def prepare_model(self, model: Any, args: Any) -> Any:
+        """As for any BLIP; the processor then begins questions as this model was trained."""
+        model = super().prepare_model(model, args)
+        mark_questions(self.processor.tokenizer, model.config.text_config.bos_token_id)
+        return model
+
+    def build_dataset(self, dataset: Any, args: Any, *, training: bool) -> Any:
+        """`QuestionDataset`."""
+        return build_dataset(dataset, args, self.processor, training=training)
+
+    def build_collator(self, args: Any) -> AnswerCollator:
+        """Questions with all their answers."""
+        return AnswerCollator(self.processor, args.max_caption_length)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """As Trainer's, or by `group_questions`."""
-        if not self.data.group_questions:
+        if not self.args.group_questions:
             return super()._get_train_sampler(train_dataset)
         dataset: Any = train_dataset or self.train_dataset
         self.epoch_sampler = ImageSampler(dataset.rows["image_id"][:], self.args.seed)
@@ -111,12 +179,8 @@ class AnswerTrainer(BlipTrainer):
         batch size, gradient accumulation and number of processes.
         """
         outputs = self._run(model, inputs)
-        if num_items_in_batch is None:
-            num_items_in_batch = len(inputs["row"])
-        elif self.args.average_tokens_across_devices:
-            # The questions of all processes, over which DistributedDataParallel takes the mean of gradients.
-            num_items_in_batch = num_items_in_batch / self.accelerator.num_processes
-        loss = question_losses(outputs.token_losses, inputs["answer_weights"]).sum() / num_items_in_batch
+        questions = len(inputs["row"]) if num_items_in_batch is None else self.per_process(num_items_in_batch)
+        loss = question_losses(outputs.token_losses, inputs["answer_weights"]).sum() / questions
         return (loss, outputs) if return_outputs else loss
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | int | None:
@@ -149,14 +213,15 @@ class AnswerTrainer(BlipTrainer):
 
         `question_states` are those of the loss: images and questions are encoded once.
         """
+        how = self.generate_kwargs()
         model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         token_ids = model.generate(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
             question_states=question_states,
-            **self.generation.generate_kwargs(),
+            **how,
         )
-        padding = self.generation.generation_max_length - token_ids.shape[1]
+        padding = max(0, self.longest(how) - token_ids.shape[1])
         return F.pad(token_ids, (0, padding), value=self.processor.tokenizer.pad_token_id)
 
     def score_on_this_process(self, prediction: EvalPrediction) -> dict[str, float]:
@@ -168,7 +233,7 @@ class AnswerTrainer(BlipTrainer):
         rows, losses = prediction.label_ids  # type: ignore[misc]
         columns = ["image_id", "question_id", "question", "answers"]
         asked = self.scored_dataset.rows.select_columns(columns)[rows.tolist()]
-        answers = decode_captions(self.processor.tokenizer, prediction.predictions)  # type: ignore[arg-type]
+        answers = decode_texts(self.processor.tokenizer, prediction.predictions)  # type: ignore[arg-type]
         self.predictions = [
             {
                 "image_id": image_id,
@@ -176,7 +241,7 @@ class AnswerTrainer(BlipTrainer):
                 "question": question,
                 "answer": answer,
                 "answers": given,
-                "scores": {name: SCORES[name](answer, given) for name in self.generation.metrics},
+                "scores": {name: SCORES[name](answer, given) for name in self.args.metrics},
             }
             for image_id, question_id, question, given, answer in zip(
                 *(asked[column] for column in columns), answers, strict=True
@@ -184,9 +249,46 @@ class AnswerTrainer(BlipTrainer):
         ]
         means = {
             name: sum(each["scores"][name] for each in self.predictions) / len(self.predictions)
-            for name in self.generation.metrics
+            for name in self.args.metrics
         }
         return {"loss": float(losses.mean(dtype="float64"))} | means
+
+    def reference_ids(self) -> list[list[int]]:
+        """Token ids of the first answer to each question that was scored."""
+        return self.processor.tokenizer([each["answers"][0] for each in self.predictions]).input_ids
+
+    def count_texts(self, dataset: Any) -> tuple[int, int]:
+        """Questions and answers of a data set."""
+        return len(dataset), sum(map(len, dataset.rows["answers"]))
+
+    @classmethod
+    def decoding(cls, args: VqaArguments) -> DecodingSettings:
+        """How answers are generated."""
+        return DecodingSettings(
+            num_beams=args.generation_num_beams,
+            max_length=args.generation_max_length,
+            min_length=args.generation_min_length,
+        )
+
+    @classmethod
+    def describe_settings(cls, args: Any, images: int, texts_per_image: float) -> dict[str, str]:
+        """Answers of a step."""
+        return {
+            "question-answer pairs a step": f"about {images * texts_per_image:,.0f}",
+            "label smoothing": f"{args.label_smoothing_factor:g}",
+        }
+
+    @classmethod
+    def to_display(cls, prediction: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The question in front of what was answered, and what the annotators say."""
+        counts = {answer: prediction["answers"].count(answer) for answer in prediction["answers"]}
+        return {
+            "question_id": prediction["question_id"],
+            "image_id": prediction["image_id"],
+            "caption": f"{prediction['question']} {prediction['answer']}",
+            "references": sorted(counts, key=lambda answer: -counts[answer]),
+            "scores": prediction["scores"],
+        }
 
 
 def question_losses(token_losses: torch.Tensor, answer_weights: torch.Tensor) -> torch.Tensor:

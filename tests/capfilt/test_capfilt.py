@@ -32,10 +32,10 @@ from blip_recipe.capfilt.__main__ import main
 from blip_recipe.capfilt.arguments import read_arguments
 from blip_recipe.capfilt.judging import load_model, score_texts
 from blip_recipe.capfilt.sampling import NucleusSampler, picture_uniforms
+from blip_recipe.data.arguments import CaptionDataArguments
 from blip_recipe.data.captions import normalize_caption
 from blip_recipe.data.load import load_split
 from blip_recipe.errors import RecipeError
-from blip_recipe.recipe.parsing import DataArguments
 from blip_recipe.retrieval.modeling import BlipForRetrieval
 
 ROWS = web_rows(12)
@@ -66,7 +66,7 @@ THRESHOLD = 0.5
 
 def load(dataset: Path) -> list[dict[str, Any]]:
     """What training reads of a data set, without further keys."""
-    return list(load_split(DataArguments(dataset_name=str(dataset)), "train"))
+    return list(load_split(CaptionDataArguments(dataset_name=str(dataset)), "train"))
 
 
 @pytest.mark.parametrize("shape", SHAPES)

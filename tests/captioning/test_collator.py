@@ -9,14 +9,14 @@ import torch
 from transformers import BlipProcessor
 
 from blip_recipe.captioning.collator import CaptionCollator
-from blip_recipe.models.tiny import build_tiny_blip
+from blip_recipe.captioning.tiny import build_tiny_captioner
 
 CAPTIONS = ["a red circle", "two blue squares on the left", "a picture of it"]
 
 
 @pytest.fixture(scope="module")
 def processor() -> BlipProcessor:
-    return build_tiny_blip(CAPTIONS)[1]
+    return build_tiny_captioner(CAPTIONS)[1]
 
 
 def row(number: int, *captions: str) -> dict[str, object]:

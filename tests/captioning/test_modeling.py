@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BlipForConditionalGeneration, BlipProcessor
 
-from blip_recipe.captioning.modeling import BlipForCaptioning, generate_captions, resize_position_embeddings
-from blip_recipe.models.tiny import build_tiny_blip
+from blip_recipe.captioning.modeling import BlipForCaptioning, generate_captions
+from blip_recipe.captioning.tiny import build_tiny_captioner
+from blip_recipe.models.vision import resize_position_embeddings
 
 WORDS = ["a red circle left of a blue square", "two small green rings at the top"]
 GREEDY = {"num_beams": 1, "max_length": 12, "min_length": 3, "do_sample": False}
@@ -23,7 +24,7 @@ GREEDY = {"num_beams": 1, "max_length": 12, "min_length": 3, "do_sample": False}
 @pytest.fixture(scope="module")
 def captioner(tmp_path_factory: pytest.TempPathFactory) -> tuple[BlipForCaptioning, BlipProcessor, Path]:
     torch.manual_seed(0)
-    model, processor = build_tiny_blip(WORDS)
+    model, processor = build_tiny_captioner(WORDS)
     directory = tmp_path_factory.mktemp("captioner")
     model.eval().save_pretrained(directory)
     return model.use_sdpa(), processor, directory
@@ -178,7 +179,7 @@ def test_captions_come_without_the_prompt(captioner: tuple[BlipForCaptioning, Bl
 
 def test_resized_position_embeddings_fit_the_new_pictures() -> None:
     torch.manual_seed(0)
-    model, _ = build_tiny_blip(WORDS)
+    model, _ = build_tiny_captioner(WORDS)
     before = model.vision_model.embeddings.position_embedding.detach().clone()
     resize_position_embeddings(model, 144)
     after = model.vision_model.embeddings.position_embedding

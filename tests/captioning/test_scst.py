@@ -16,12 +16,13 @@ from safetensors.torch import load_file
 
 from blip_recipe.captioning.modeling import BlipForCaptioning, generate_token_ids
 from blip_recipe.captioning.rewards import BAD_ENDINGS, CaptionReward, caption_habits
-from blip_recipe.captioning.scst import SelfCriticalTrainer, advantages, disable_dropout, lay_out
+from blip_recipe.captioning.scst import ScstTrainer, advantages, disable_dropout, lay_out
+from blip_recipe.captioning.tiny import build_tiny_captioner
 from blip_recipe.errors import RecipeError
 from blip_recipe.metrics.cider import Cider
 from blip_recipe.metrics.plain_tokenizer import tokenize_without_java
-from blip_recipe.models.tiny import build_tiny_blip
-from blip_recipe.recipe.parsing import FinetuneOptions, ObjectiveArguments, Recipe, read_recipe
+from blip_recipe.recipe.arguments import FinetuneOptions
+from blip_recipe.recipe.parsing import ObjectiveArguments, Recipe, read_recipe
 
 REFERENCES = [["a red circle", "one red circle"], ["two blue squares on a ground", "blue squares"], ["a green cross"]]
 
@@ -72,7 +73,7 @@ def test_habits_count_repetitions_bad_endings_and_different_words() -> None:
 
 def tiny_captioner(**changes: Any) -> tuple[BlipForCaptioning, Any]:
     torch.manual_seed(0)
-    model, processor = build_tiny_blip(["a red circle", "two blue squares"])
+    model, processor = build_tiny_captioner(["a red circle", "two blue squares"])
     with torch.no_grad():
         for weights in model.parameters():
             weights.mul_(3.0 if weights.ndim > 1 else 1.0)
@@ -214,13 +215,14 @@ def places(base: Path) -> dict[str, str]:
     return {"model_name_or_path": str(base), "dataset_name": str(base.parent / "pictures")}
 
 
-def build(folder: Path, base: Path, **keys: Any) -> tuple[SelfCriticalTrainer, Recipe[FinetuneOptions]]:
+def build(folder: Path, base: Path, **keys: Any) -> tuple[ScstTrainer, Recipe[FinetuneOptions]]:
     """A trainer as the command builds it."""
     from transformers import set_seed
 
-    from blip_recipe.data import caption_datasets, load_splits
-    from blip_recipe.metrics import CaptionScorer
-    from blip_recipe.models.loading import build_model
+    from blip_recipe.data import caption_datasets
+    from blip_recipe.data.load import load_splits
+    from blip_recipe.metrics.scorer import CaptionScorer
+    from blip_recipe.recipe.building import build_model
     from blip_recipe.training.trainer import build_trainer
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -231,7 +233,7 @@ def build(folder: Path, base: Path, **keys: Any) -> tuple[SelfCriticalTrainer, R
     model, processor = build_model(recipe.model, recipe.generation, [])
     datasets = caption_datasets(load_splits(recipe.data), recipe.data, processor, recipe.training.seed)
     trainer = build_trainer(recipe, model, processor, CaptionScorer(recipe.generation.metrics), datasets)
-    assert isinstance(trainer, SelfCriticalTrainer)
+    assert isinstance(trainer, ScstTrainer)
     return trainer, recipe
 
 
@@ -249,7 +251,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_captioner(folder / "model")
 
 
-def trained(trainer: SelfCriticalTrainer) -> dict[str, torch.Tensor]:
+def trained(trainer: ScstTrainer) -> dict[str, torch.Tensor]:
     trainer.train()
     return {name: weight.detach().clone() for name, weight in trainer.model.named_parameters() if weight.requires_grad}
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from blip_recipe.captioning.collator import CaptionCollator
 from blip_recipe.captioning.modeling import BlipForCaptioning
-from blip_recipe.models.tiny import build_tiny_blip
+from blip_recipe.captioning.tiny import build_tiny_captioner
 
 ONE_STEP = [
     "--max_steps",
@@ -43,7 +43,7 @@ SMALL = ["--max_train_samples", "24", "--max_eval_samples", "5", "--label_smooth
 
 def test_the_loss_of_a_token_is_its_smoothed_cross_entropy() -> None:
     torch.manual_seed(0)
-    model, processor = build_tiny_blip(["a red circle", "two blue squares"])
+    model, processor = build_tiny_captioner(["a red circle", "two blue squares"])
     row = {"row": 0, "image": Image.new("RGB", (40, 30), "red"), "captions": ["a red circle", "two blue squares"]}
     batch = CaptionCollator(processor, processor.tokenizer.bos_token_id)([row])
     labels, inputs = batch.pop("labels"), {name: batch[name] for name in batch.keys() - {"row"}}
@@ -124,5 +124,5 @@ def two_epochs(output_dir: Path, processes: int) -> Path:
 def build_start() -> dict[str, torch.Tensor]:
     """The weights before the step: none are needed that the vocabulary decides."""
     torch.manual_seed(3)
-    model: BlipForCaptioning = build_tiny_blip(["a"])[0]
+    model: BlipForCaptioning = build_tiny_captioner(["a"])[0]
     return {name: torch.zeros_like(weight) for name, weight in model.state_dict().items() if "LayerNorm.bias" in name}

@@ -9,7 +9,7 @@ import pytest
 from cards import train
 
 from blip_recipe.card.energy import COUNTRY, EnergyMeter, energy_meter
-from blip_recipe.card.rendering import EnergyFacts
+from blip_recipe.card.facts import EnergyFacts
 from blip_recipe.errors import RecipeError
 
 with_codecarbon = pytest.mark.skipif(find_spec("codecarbon") is None, reason="needs the extra `energy`")

@@ -20,22 +20,15 @@ from hub_server import WRITE_TOKEN, HubServer
 from huggingface_hub import HfApi, ModelCard
 from jinja2 import UndefinedError
 
-from blip_recipe.card.gathering import Source, read_source
-from blip_recipe.card.merged import fold_card
-from blip_recipe.card.rendering import (
-    PLACEHOLDER,
-    CardFacts,
-    DecodingFacts,
-    EnergyFacts,
-    build_metadata,
-    render_card,
-    write_card,
-)
+from blip_recipe.card.facts import PLACEHOLDER, CardFacts, EnergyFacts, Source, read_source
+from blip_recipe.card.merged import merged_card
+from blip_recipe.card.rendering import build_metadata, render_card, write_card
+from blip_recipe.card.retarget import retarget_card
 from blip_recipe.data.checks import SKIPPED_FILE, SkippedRow, write_skipped_rows
 from blip_recipe.data.resources import resource_folder
 from blip_recipe.errors import PushError
 from blip_recipe.hub.publishing import push_folder
-from blip_recipe.push import retarget_card
+from blip_recipe.models.decoding import DecodingSettings
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -128,7 +121,7 @@ FOLDED: dict[str, dict[str, Any]] = {
     "folded_vqa": {"recipe": {"task": "vqa"}, "adapter": "lab/blip-vqa"},
     "folded_retrieval": {"recipe": {"task": "retrieval", "load_in_8bit": True}, "adapter": "lab/blip-matches"},
 }
-"""Arguments of `fold_card` by the name of a card in `golden/`."""
+"""Arguments of `merged_card` by the name of a card in `golden/`."""
 
 
 def make_folded(golden: str, templates: Path | None = None) -> str:
@@ -136,8 +129,8 @@ def make_folded(golden: str, templates: Path | None = None) -> str:
     foreign = "# Model Card\n\n## Uses\n"
     old = (GOLDEN / own[golden]).read_text(encoding="utf-8") if golden in own else foreign
     base = {"base_model_name_or_path": BASE.name, "revision": BASE.revision}
-    decoding = DecodingFacts(prompt="a picture of ", num_beams=3, max_length=20, min_length=5)
-    return fold_card(old, adapter_config=base, decoding=decoding, templates=templates, **FOLDED[golden])
+    decoding = DecodingSettings(prompt="a picture of ", num_beams=3, max_length=20, min_length=5)
+    return merged_card(old, adapter_config=base, decoding=decoding, templates=templates, **FOLDED[golden])
 
 
 @pytest.mark.parametrize("golden", [*GOLDEN_CARDS, *FOLDED])

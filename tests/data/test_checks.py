@@ -18,14 +18,13 @@ from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from blip_recipe.data import check_splits
-from blip_recipe.data.checks import MAX_CHARACTERS
+from blip_recipe.data.arguments import CaptionDataArguments
+from blip_recipe.data.checks import MAX_CHARACTERS, check_splits
 from blip_recipe.errors import RecipeError
 from blip_recipe.finetune import main as finetune
-from blip_recipe.recipe.parsing import DataArguments
 
 UNREADABLE = {"truncated.jpg", "header_only.jpg", "zero_byte.jpg", "text_named.jpg", "bomb_20000x20000.png"}
-FAIL, SKIP = DataArguments(), DataArguments(on_bad_image="skip")
+FAIL, SKIP = CaptionDataArguments(), CaptionDataArguments(on_bad_image="skip")
 
 
 def encode(image: Image.Image, kind: str) -> bytes:
@@ -53,7 +52,7 @@ def test_bad_rows_of_all_splits_stop_training_with_the_first_ten_named(tmp_path:
     train = make_rows([GOOD, bad] * 12, list(range(100, 124)))
     test = make_rows([GOOD, GOOD], captions=[["a caption"], []])
     with pytest.raises(RecipeError) as error:
-        check_splits({"train": train, "test": test}, DataArguments(test_split="validation"))
+        check_splits({"train": train, "test": test}, CaptionDataArguments(test_split="validation"))
     message = str(error.value)
     assert "13 of 26 rows" in message
     named = [number for number in range(100, 124) if f"'train', image_id {number}:" in message]
@@ -139,11 +138,11 @@ SHARES = """
 import os, sys
 from accelerate import PartialState
 from blip_recipe.data import check_splits, images, load_splits
-from blip_recipe.recipe.parsing import DataArguments
+from blip_recipe.recipe.parsing import CaptionDataArguments
 PartialState()
 opened, decode = [], images.open_lazily
 images.open_lazily = lambda image, *rest: opened.append(image["path"][-6:-4]) or decode(image, *rest)
-arguments = DataArguments(dataset_name=sys.argv[1], on_bad_image="skip")
+arguments = CaptionDataArguments(dataset_name=sys.argv[1], on_bad_image="skip")
 splits, skipped = check_splits(load_splits(arguments), arguments)
 kept, left_out = splits["train"]["image_id"][:], [each.row for each in skipped]
 print(f"{os.environ['RANK']}: {sorted(opened)} {kept} {left_out}\\n", end="")

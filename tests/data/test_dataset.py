@@ -14,15 +14,18 @@ from commands import CHECKOUT
 from datasets import Dataset
 from PIL import Image
 
-from blip_recipe.data import BadImageError, CaptionDataset, caption_datasets, load_split, open_image
+from blip_recipe.captioning.tiny import build_tiny_captioner
+from blip_recipe.data import caption_datasets
+from blip_recipe.data.arguments import CaptionDataArguments
+from blip_recipe.data.dataset import CaptionDataset
+from blip_recipe.data.images import BadImageError, open_image
+from blip_recipe.data.load import load_split
 from blip_recipe.data.shapes import SIZE
-from blip_recipe.models.tiny import build_tiny_blip
-from blip_recipe.recipe.parsing import DataArguments
 
 
 @pytest.fixture(scope="module")
 def rows() -> Dataset:
-    return load_split(DataArguments(dataset_name="shapes"), "validation", max_samples=8)
+    return load_split(CaptionDataArguments(dataset_name="shapes"), "validation", max_samples=8)
 
 
 def make_dataset(rows: Dataset, **options: Any) -> CaptionDataset:
@@ -133,9 +136,9 @@ def test_accelerate_tells_the_epoch(rows: Dataset) -> None:
 
 
 def test_only_training_is_augmented_and_draws_captions(rows: Dataset) -> None:
-    processor = build_tiny_blip(["a"], 48)[1]
+    processor = build_tiny_captioner(["a"], 48)[1]
     made = caption_datasets(
-        {"train": rows, "test": rows}, DataArguments(augmentation="blip", captions_per_image=1), processor, seed=0
+        {"train": rows, "test": rows}, CaptionDataArguments(augmentation="blip", captions_per_image=1), processor, seed=0
     )
     train, test = made["train"][0], made["test"][0]
     assert (train["image"].shape, len(train["captions"])) == ((3, 48, 48), 1)

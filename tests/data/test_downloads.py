@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from blip_recipe.data import BadImageError, open_image
 from blip_recipe.data.downloads import ALLOW_PRIVATE, DownloadError, download, is_public
+from blip_recipe.data.images import BadImageError, open_image
 
 PRIVATE = [
     *("127.0.0.1", "127.9.9.9", "0.0.0.0", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1"),

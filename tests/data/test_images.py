@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from blip_recipe.data import BadImageError, downloads, open_image
+from blip_recipe.data import downloads
+from blip_recipe.data.images import BadImageError, open_image
 
 UNREADABLE = {"truncated.jpg", "header_only.jpg", "zero_byte.jpg", "text_named.jpg", "bomb_20000x20000.png"}
 

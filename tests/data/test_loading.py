@@ -17,14 +17,18 @@ from datasets import Image as ImageFeature
 from PIL import Image, ImageDraw, ImageFilter
 from transformers import BlipImageProcessor
 
-from blip_recipe.data import BadImageError, CaptionDataset, caption_datasets, images, open_image, resized_cache
-from blip_recipe.data.pixels import read_pixels
+from blip_recipe.captioning.tiny import build_tiny_captioner
+from blip_recipe.captioning.trainer import CaptionTrainingArguments
+from blip_recipe.data import caption_datasets, images, resized_cache
+from blip_recipe.data.arguments import CaptionDataArguments
+from blip_recipe.data.dataset import CaptionDataset
+from blip_recipe.data.images import BadImageError, open_image
+from blip_recipe.data.pixels import normalize_pixels, read_pixels, resize_pixels
 from blip_recipe.data.resized_cache import cache_folder, resize_beforehand, shorter_side
 from blip_recipe.errors import RecipeError
-from blip_recipe.models.processors import normalize_pixels, resize_pixels
-from blip_recipe.models.tiny import build_tiny_blip
-from blip_recipe.recipe.parsing import DataArguments, FinetuneOptions, read_recipe
-from blip_recipe.training.arguments import CaptionTrainingArguments, cores_of_this_process
+from blip_recipe.recipe.arguments import FinetuneOptions
+from blip_recipe.recipe.parsing import read_recipe
+from blip_recipe.training.training_arguments import cores_of_this_process
 
 SIZE = 48
 """Side of the pictures that the model sees here."""
@@ -238,13 +242,13 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path) -> None:
 
 
 def test_only_training_reads_the_cache(tmp_path: Path) -> None:
-    rows, processor = make_rows(encode(photograph(400, 300))), build_tiny_blip(["a"], SIZE)[1]
-    arguments = DataArguments(augmentation="none", image_cache=str(tmp_path))
+    rows, processor = make_rows(encode(photograph(400, 300))), build_tiny_captioner(["a"], SIZE)[1]
+    arguments = CaptionDataArguments(augmentation="none", image_cache=str(tmp_path))
     made = caption_datasets({"train": rows, "test": rows}, arguments, processor, seed=0)
     assert made["test"][0]["image"].shape == (3, 300, 400)
     assert made["train"][0]["image"].shape[1] == shorter_side(SIZE)
     assert made["train"][0]["captions"] == made["test"][0]["captions"]
-    plain = caption_datasets({"train": rows}, DataArguments(augmentation="none"), processor, seed=0)
+    plain = caption_datasets({"train": rows}, CaptionDataArguments(augmentation="none"), processor, seed=0)
     assert plain["train"][0]["image"].shape == (3, 300, 400)
 
 

@@ -20,9 +20,10 @@ from datasets import Image as ImageFeature
 from hub_data import read as read_from_hub
 from hub_server import HubServer
 
-from blip_recipe.data import load_split, open_image
+from blip_recipe.data.arguments import CaptionDataArguments
+from blip_recipe.data.images import open_image
+from blip_recipe.data.load import load_split
 from blip_recipe.errors import RecipeError
-from blip_recipe.recipe.parsing import DataArguments
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +69,7 @@ Write = Callable[[Path, str], Path]
 
 
 def load(name: Path, **keys: Any) -> Dataset:
-    return load_split(DataArguments(dataset_name=str(name), **keys), "train")
+    return load_split(CaptionDataArguments(dataset_name=str(name), **keys), "train")
 
 
 @pytest.mark.parametrize("write", SOURCES)

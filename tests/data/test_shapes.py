@@ -9,7 +9,10 @@ import re
 import numpy as np
 import pytest
 
-from blip_recipe.data import load_split, open_image, texts
+from blip_recipe.data import texts
+from blip_recipe.data.arguments import CaptionDataArguments
+from blip_recipe.data.images import open_image
+from blip_recipe.data.load import load_split
 from blip_recipe.data.shapes import (
     COLOURS,
     FORMS,
@@ -28,7 +31,6 @@ from blip_recipe.data.shapes import (
     shapes_vocabulary,
 )
 from blip_recipe.errors import RecipeError
-from blip_recipe.recipe.parsing import DataArguments
 
 WORDS = {"colour": COLOURS, "form": FORMS, "size": SIZES, "place": sorted(PLACES, key=len, reverse=True)}
 
@@ -118,7 +120,7 @@ def test_the_vocabulary_covers_both_styles(split: str) -> None:
 
 
 def test_the_data_set_is_rows_like_any_other() -> None:
-    arguments = DataArguments(dataset_name="shapes")
+    arguments = CaptionDataArguments(dataset_name="shapes")
     rows = load_split(arguments, "test")
     assert rows.column_names == ["image", "image_id", "captions"]
     assert list(rows["image_id"]) == list(range(SHAPES_SPLITS["test"]))
@@ -129,16 +131,16 @@ def test_the_data_set_is_rows_like_any_other() -> None:
 
 
 def test_styles_are_configurations_and_splits_can_be_summed() -> None:
-    rows = load_split(DataArguments(dataset_name="shapes", dataset_config_name="telegraph"), "validation+test")
+    rows = load_split(CaptionDataArguments(dataset_name="shapes", dataset_config_name="telegraph"), "validation+test")
     assert len(rows) == SHAPES_SPLITS["validation"] + SHAPES_SPLITS["test"]
     assert rows[0]["captions"] == describe_scene(make_scenes("validation")[0], "telegraph")
 
 
 def test_unknown_styles_and_splits_name_the_known() -> None:
     with pytest.raises(RecipeError, match=r"'loud'.*plain, telegraph"):
-        load_split(DataArguments(dataset_name="shapes", dataset_config_name="loud"), "test")
+        load_split(CaptionDataArguments(dataset_name="shapes", dataset_config_name="loud"), "test")
     with pytest.raises(RecipeError, match=r"'dev'.*train, validation, test"):
-        load_split(DataArguments(dataset_name="shapes"), "dev")
+        load_split(CaptionDataArguments(dataset_name="shapes"), "dev")
 
 
 def test_scenes_are_the_same_on_every_machine() -> None:

@@ -22,11 +22,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from blip_recipe.data import load_split, load_splits, normalize_caption, open_image, texts
-from blip_recipe.data.captions import read_captions
+from blip_recipe.data import texts
+from blip_recipe.data.arguments import CaptionDataArguments
+from blip_recipe.data.captions import normalize_caption, read_captions
 from blip_recipe.data.downloads import ALLOW_PRIVATE
+from blip_recipe.data.images import open_image
+from blip_recipe.data.load import load_split, load_splits
 from blip_recipe.errors import RecipeError
-from blip_recipe.recipe.parsing import DataArguments
 
 Records = list[dict[str, Any]]
 Known = dict[str | int, tuple[list[str], bytes]]
@@ -287,7 +289,7 @@ def karpathy_json(records: Records, folder: Path) -> dict[str, Any]:
 
 def read(keys: dict[str, Any], split: str = "train", **options: Any) -> Dataset:
     keys = {key: str(value) if isinstance(value, Path) else value for key, value in keys.items()}
-    return load_split(DataArguments(**keys), split, **options)
+    return load_split(CaptionDataArguments(**keys), split, **options)
 
 
 def as_known(rows: Dataset) -> Known:
@@ -391,7 +393,7 @@ def test_karpathy_splits_can_be_summed_and_named_by_other_fields(records: Record
 
 def test_the_splits_of_a_recipe_are_loaded_by_role(records: Records, tmp_path: Path) -> None:
     keys = WRITERS["coco_json"](records, tmp_path)
-    arguments = DataArguments(
+    arguments = CaptionDataArguments(
         dataset_name=str(keys["dataset_name"]), image_root=str(keys["image_root"]), test_split="x", max_eval_samples=2
     )
     splits = load_splits(arguments)

@@ -21,13 +21,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.data import DataLoader
 
+from blip_recipe.captioning.trainer import CaptionTrainingArguments
+from blip_recipe.data.arguments import CaptionDataArguments
 from blip_recipe.data.load import load_split
 from blip_recipe.data.shards import open_stream
 from blip_recipe.data.streaming import CaptionStream
 from blip_recipe.errors import RecipeError
 from blip_recipe.finetune import main
-from blip_recipe.recipe.parsing import DataArguments
-from blip_recipe.training.arguments import CaptionTrainingArguments
 from blip_recipe.training.streams import plan_steps
 
 Row = dict[str, Any]
@@ -72,7 +72,7 @@ def stream(folder: Path | str, process: int = 0, processes: int = 1, **keys: Any
     settings: dict[str, Any] = {"image_size": 8, "seed": 7, "augmentation": "none", "captions_per_image": None}
     settings |= {"normalize_captions": False, "shuffle_buffer_size": 4, "on_bad_image": "fail"}
     own = {key: keys.pop(key) for key in list(keys) if key in settings}
-    split = open_stream(DataArguments(dataset_name=str(folder), streaming=True, **keys))
+    split = open_stream(CaptionDataArguments(dataset_name=str(folder), streaming=True, **keys))
     return CaptionStream(split, **(settings | own), process=process, processes=processes)
 
 
@@ -260,13 +260,13 @@ def test_other_splits_of_a_directory_are_read_alone_and_as_without_streaming(tmp
         write_parquet(parquet, [part])
         (parquet / "train-00.parquet").rename(parquet / f"{name}.parquet")
     keys: Row = {"dataset_name": str(parquet), "image_id_column": "cocoid"}
-    plain, streamed = (load_split(DataArguments(**keys, streaming=each), "test") for each in (False, True))
+    plain, streamed = (load_split(CaptionDataArguments(**keys, streaming=each), "test") for each in (False, True))
     assert streamed.to_list() == plain.to_list()
-    assert len(load_split(DataArguments(**keys, streaming=True), "test", max_samples=1)) == 1
+    assert len(load_split(CaptionDataArguments(**keys, streaming=True), "test", max_samples=1)) == 1
     write_parquet(parquet, [rows[:1]])
     (parquet / "train-00.parquet").rename(parquet / "test.parquet")
-    assert len(load_split(DataArguments(**keys, streaming=True), "test")) == 1
-    assert len(load_split(DataArguments(dataset_name=str(folder), streaming=True), "train")) == 8
+    assert len(load_split(CaptionDataArguments(**keys, streaming=True), "test")) == 1
+    assert len(load_split(CaptionDataArguments(dataset_name=str(folder), streaming=True), "train")) == 8
 
 
 @pytest.fixture(scope="module", name="hub")

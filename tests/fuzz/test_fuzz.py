@@ -29,15 +29,18 @@ from PIL import Image
 
 from blip_recipe.captioning.output import finished_images, write_line
 from blip_recipe.card.rendering import render_card
-from blip_recipe.data import BadImageError, load_split, normalize_caption, open_image
-from blip_recipe.data.captions import read_captions
-from blip_recipe.data.images import check_picture
+from blip_recipe.data.arguments import CaptionDataArguments
+from blip_recipe.data.captions import normalize_caption, read_captions
+from blip_recipe.data.images import BadImageError, check_picture, open_image
+from blip_recipe.data.load import load_split
 from blip_recipe.data.pixels import read_pixels
 from blip_recipe.data.rows import PathRoot
 from blip_recipe.errors import RecipeError
-from blip_recipe.metrics import CaptionScorer
 from blip_recipe.metrics.files import read_predictions, read_references
-from blip_recipe.recipe.parsing import DataArguments, FinetuneOptions, check_recipe, read_recipe
+from blip_recipe.metrics.scorer import CaptionScorer
+from blip_recipe.recipe.arguments import FinetuneOptions
+from blip_recipe.recipe.checks import check_recipe
+from blip_recipe.recipe.parsing import read_recipe
 
 INPUTS = int(os.environ.get("FUZZ_INPUTS", 1_500))
 PATIENCE = 5.0
@@ -245,7 +248,7 @@ def test_a_captions_file_is_read_or_refused(place: Path, content: bytes, keys: d
     if "caption_column" in keys:
         keys = keys | {"caption_column": [keys["caption_column"]]}
     with outcome("captions files"):
-        rows = load_split(DataArguments(dataset_name=str(place / "captions.json"), **keys), split)
+        rows = load_split(CaptionDataArguments(dataset_name=str(place / "captions.json"), **keys), split)
         assert rows.column_names == ["image", "image_id", "captions"]
         for row in rows:
             path = row["image"]["path"]
@@ -285,7 +288,7 @@ def test_an_imagefolder_is_read_or_refused(place: Path, name: str, lines: bytes,
         (place / other).unlink(missing_ok=True)
     (place / name).write_bytes(lines if name.endswith("jsonl") else table)
     with outcome("imagefolders"):
-        load_split(DataArguments(dataset_name=str(place)), "train")
+        load_split(CaptionDataArguments(dataset_name=str(place)), "train")
 
 
 def encode(kind: str, mode: str = "RGB", **options: Any) -> bytes:

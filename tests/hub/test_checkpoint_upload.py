@@ -23,7 +23,9 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from blip_recipe.errors import RecipeError
 from blip_recipe.hub.checkpoint_upload import CheckpointUploader
-from blip_recipe.recipe.parsing import FinetuneOptions, check_recipe, read_recipe
+from blip_recipe.recipe.arguments import FinetuneOptions
+from blip_recipe.recipe.checks import check_recipe
+from blip_recipe.recipe.parsing import read_recipe
 
 RECIPE = {"hub_model_id": "lab/flowers", "prompt": "a picture of "}
 

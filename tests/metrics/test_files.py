@@ -9,8 +9,9 @@ import pytest
 from metrics_reference import DOG_REFERENCES, DOGS
 
 from blip_recipe.errors import RecipeError
-from blip_recipe.metrics import score_captions
-from blip_recipe.metrics.files import check_same_images, format_table, read_predictions, read_references
+from blip_recipe.metrics.files import format_table, read_predictions, read_references
+from blip_recipe.metrics.scorer import score_captions
+from blip_recipe.metrics.scores import check_same_images
 
 COCO = {
     "images": [{"id": 2, "file_name": "2.jpg"}, {"id": 1, "file_name": "1.jpg"}],

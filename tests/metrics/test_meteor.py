@@ -26,9 +26,9 @@ from metrics_reference import (
     scored_rows,
 )
 
-from blip_recipe.metrics import CaptionScorer
 from blip_recipe.metrics.errors import JavaEndedError, MetricTimeoutError
 from blip_recipe.metrics.meteor import Meteor
+from blip_recipe.metrics.scorer import CaptionScorer
 
 WORDS = "a man on the dog rides running big small table in of with white cat sits by".split()  # noqa: SIM905
 NOVEL = " ".join(WORDS[number * number % 17] for number in range(30_000))

@@ -26,10 +26,11 @@ from metrics_reference import (
 )
 
 from blip_recipe.errors import RecipeError
-from blip_recipe.metrics import METRICS, CaptionScorer, score_captions
 from blip_recipe.metrics.errors import JavaNotFoundError, MetricTimeoutError
 from blip_recipe.metrics.java import find_java
 from blip_recipe.metrics.plain_tokenizer import tokenize_without_java
+from blip_recipe.metrics.scorer import CaptionScorer, score_captions
+from blip_recipe.metrics.scores import METRICS
 from blip_recipe.metrics.tokenizer import clean_caption, tokenize_with_java
 
 CHEAP = ["bleu", "rouge_l", "cider", "exact_match"]

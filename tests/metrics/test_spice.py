@@ -24,7 +24,6 @@ from metrics_reference import (
     scored_rows,
 )
 
-from blip_recipe.metrics import score_captions
 from blip_recipe.metrics.cache_folder import cache_folder
 from blip_recipe.metrics.errors import (
     CacheFolderError,
@@ -34,6 +33,7 @@ from blip_recipe.metrics.errors import (
     SpiceJarsError,
 )
 from blip_recipe.metrics.java import find_java
+from blip_recipe.metrics.scorer import score_captions
 from blip_recipe.metrics.spice import spice
 from blip_recipe.metrics.spice_jars import ARTIFACTS, fetch_artifact, spice_jars
 

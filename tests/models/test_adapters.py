@@ -11,12 +11,14 @@ import torch
 from peft import AutoPeftModel
 from transformers import BlipForConditionalGeneration
 
+from blip_recipe.captioning.modeling import load_captioner
+from blip_recipe.captioning.tiny import build_tiny_captioner
 from blip_recipe.errors import RecipeError
 from blip_recipe.merge import main as merge_main
-from blip_recipe.models.loading import add_lora, load_blip, load_captioner, merged_model, name_stock_class
+from blip_recipe.models.adapters import add_lora, name_stock_class
+from blip_recipe.models.arguments import ModelArguments
+from blip_recipe.models.loading import load_blip, load_merged
 from blip_recipe.models.processors import save_processor
-from blip_recipe.models.tiny import build_tiny_blip
-from blip_recipe.recipe.parsing import ModelArguments
 
 KINDS: dict[str, dict[str, Any]] = {
     "lora": {},
@@ -32,7 +34,7 @@ KINDS: dict[str, dict[str, Any]] = {
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("base")
     torch.manual_seed(0)
-    model, processor = build_tiny_blip(["a red circle on the left", "two blue squares"])
+    model, processor = build_tiny_captioner(["a red circle on the left", "two blue squares"])
     model.save_pretrained(folder)
     save_processor(processor, folder)
     return folder
@@ -108,7 +110,7 @@ def test_targets_that_cannot_be_adapted_are_refused(base: Path, targets: list[st
 
 def test_only_an_adapter_can_be_merged(base: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"adapter_config\.json"):
-        merged_model(str(base))
+        load_merged(str(base))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(RecipeError, match="not empty"):

@@ -10,7 +10,9 @@ import pytest
 
 from blip_recipe.data.resources import resource_folder
 from blip_recipe.errors import RecipeError
-from blip_recipe.recipe.parsing import EvaluateOptions, FinetuneOptions, Recipe, check_recipe, read_recipe
+from blip_recipe.recipe.arguments import EvaluateOptions, FinetuneOptions
+from blip_recipe.recipe.checks import check_recipe
+from blip_recipe.recipe.parsing import Recipe, read_recipe
 
 RECIPES = [
     path

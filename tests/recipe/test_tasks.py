@@ -12,10 +12,11 @@ from commands import run_module
 from safetensors.torch import load_file
 
 from blip_recipe.errors import RecipeError
+from blip_recipe.recipe.arguments import TASKS, FinetuneOptions
+from blip_recipe.recipe.checks import check_recipe
 from blip_recipe.recipe.output_dir import find_run, note_run
-from blip_recipe.recipe.parsing import FinetuneOptions, Recipe, check_recipe, read_recipe
-from blip_recipe.recipe.task_keys import TASKS
-from blip_recipe.training.task import find_task, recorded_task
+from blip_recipe.recipe.parsing import Recipe, read_recipe
+from blip_recipe.recipe.tasks import find_task, recorded_task
 
 
 def read(*words: str | Path) -> Recipe[FinetuneOptions]:
@@ -62,7 +63,7 @@ def test_a_task_that_a_strangers_recipe_names_must_exist(task: Any) -> None:
 def test_an_adapter_of_any_task_is_folded(name: Any, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
-    from blip_recipe.models.loading import name_stock_class
+    from blip_recipe.models.adapters import name_stock_class
     from blip_recipe.models.processors import save_processor
 
     task = find_task(name)

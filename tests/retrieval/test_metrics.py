@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from blip_recipe.retrieval.collator import image_ids
+from blip_recipe.retrieval.data import image_ids
 from blip_recipe.retrieval.losses import split_loss
 from blip_recipe.retrieval.metrics import PairsToMatch, Shortlist, rank_of_first_own, recalls, shortlist
 

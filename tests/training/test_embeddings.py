@@ -11,10 +11,10 @@ from datasets import Dataset as Rows
 from PIL import Image
 
 from blip_recipe.captioning.collator import CaptionCollator
+from blip_recipe.captioning.tiny import build_tiny_captioner
 from blip_recipe.data import caption_datasets
+from blip_recipe.data.arguments import CaptionDataArguments
 from blip_recipe.data.embeddings import EmbeddingStore, picture_key
-from blip_recipe.models.tiny import build_tiny_blip
-from blip_recipe.recipe.parsing import DataArguments
 
 RUN: dict[str, object] = {
     "max_steps": 3,
@@ -71,9 +71,9 @@ def test_pictures_that_would_change_are_not_kept(tmp_path: Path, key: str, value
 
 def test_kept_pictures_are_not_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BLIP_RECIPE_CACHE", str(tmp_path))
-    model, processor = build_tiny_blip(["a"])
+    model, processor = build_tiny_captioner(["a"])
     rows = Rows.from_dict({"image": [{"bytes": b"no picture", "path": None}], "image_id": [0], "captions": [["a"]]})
-    arguments = DataArguments(augmentation="none", cache_image_embeds=True)
+    arguments = CaptionDataArguments(augmentation="none", cache_image_embeds=True)
     dataset = caption_datasets({"train": rows}, arguments, processor, seed=0)["train"]
     store = EmbeddingStore(model.vision_model, processor.image_processor, torch.float32)
     embeds = torch.randn(store.shape)
@@ -86,7 +86,7 @@ def test_kept_pictures_are_not_opened_again(tmp_path: Path, monkeypatch: pytest.
 
 def test_half_a_file_is_no_kept_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BLIP_RECIPE_CACHE", str(tmp_path))
-    model, processor = build_tiny_blip(["a"])
+    model, processor = build_tiny_captioner(["a"])
     store = EmbeddingStore(model.vision_model, processor.image_processor, torch.float32)
     store.save("0123", torch.randn(store.shape))
     assert store.holds("0123")
@@ -97,7 +97,7 @@ def test_half_a_file_is_no_kept_picture(tmp_path: Path, monkeypatch: pytest.Monk
 def test_another_encoder_or_preprocessing_keeps_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BLIP_RECIPE_CACHE", str(tmp_path))
     torch.manual_seed(0)
-    model, processor = build_tiny_blip(["a"])
+    model, processor = build_tiny_captioner(["a"])
     stores = [EmbeddingStore(model.vision_model, processor.image_processor, torch.float32)]
     stores.append(EmbeddingStore(model.vision_model, processor.image_processor, torch.bfloat16))
     processor.image_processor.image_mean = [0.5, 0.5, 0.5]
@@ -110,7 +110,7 @@ def test_another_encoder_or_preprocessing_keeps_its_own(tmp_path: Path, monkeypa
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_embeddings_come_back_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
     monkeypatch.setenv("BLIP_RECIPE_CACHE", str(tmp_path))
-    model, processor = build_tiny_blip(["a"])
+    model, processor = build_tiny_captioner(["a"])
     store = EmbeddingStore(model.vision_model, processor.image_processor, dtype)
     embeds = torch.randn(store.shape).to(dtype)
     store.save("0123", embeds)

@@ -10,10 +10,12 @@ from datasets import Dataset
 from torch.nn import functional as F
 
 from blip_recipe.captioning.modeling import BlipForCaptioning
-from blip_recipe.models.loading import add_lora
-from blip_recipe.models.tiny import build_tiny_blip
-from blip_recipe.recipe.parsing import FinetuneOptions, ModelArguments, Recipe, read_recipe
-from blip_recipe.training.arguments import CaptionTrainingArguments
+from blip_recipe.captioning.tiny import build_tiny_captioner
+from blip_recipe.captioning.trainer import CaptionTrainingArguments
+from blip_recipe.models.adapters import add_lora
+from blip_recipe.models.arguments import ModelArguments
+from blip_recipe.recipe.arguments import FinetuneOptions
+from blip_recipe.recipe.parsing import Recipe, read_recipe
 from blip_recipe.training.memory import (
     activation_bytes,
     choose_checkpointing,
@@ -27,7 +29,7 @@ IMAGES, TOKENS = 8, 24
 
 def build(kind: str) -> BlipForCaptioning:
     torch.manual_seed(0)
-    model, _ = build_tiny_blip(["a red circle"], image_size=384)
+    model, _ = build_tiny_captioner(["a red circle"], image_size=384)
     model.use_sdpa().train()
     if kind == "frozen":
         model.vision_model.requires_grad_(False)
@@ -92,7 +94,7 @@ def test_checkpointing_is_left_alone_where_there_is_no_gpu(asked: bool | None, t
 
 def test_a_step_of_self_critical_training_counts_its_samples_and_its_start(tmp_path: Path) -> None:
     rows = Dataset.from_dict({"captions": [["a red circle"], ["a red circle", "a red circle"]]})
-    tokenizer = build_tiny_blip(["a red circle"])[1].tokenizer
+    tokenizer = build_tiny_captioner(["a red circle"])[1].tokenizer
     plain, second = read(tmp_path), read(tmp_path, "--stage=scst", "--num_generations=4", "--kl_coef=0.1")
     plain.data.captions_per_image = None
     assert tokens_an_image(plain, rows, tokenizer) == 10

@@ -21,8 +21,9 @@ from transformers import TrainerCallback
 from blip_recipe.data.storage import write_json
 from blip_recipe.errors import RecipeError, SaveError, StoppedError, run_command
 from blip_recipe.finetune import main
+from blip_recipe.recipe.arguments import FinetuneOptions
 from blip_recipe.recipe.output_dir import RUN, Run, find_run
-from blip_recipe.recipe.parsing import FinetuneOptions, read_recipe
+from blip_recipe.recipe.parsing import read_recipe
 from blip_recipe.training.checkpoints import MANIFEST, STAGING, checksum, find_checkpoints, last_checkpoint
 from blip_recipe.training.trainer import BlipTrainer
 
@@ -73,9 +74,10 @@ def build(place: Path, output_dir: Path, *callbacks: TrainerCallback, **keys: An
     """A trainer as the command builds it."""
     from transformers import set_seed
 
-    from blip_recipe.data import caption_datasets, load_splits
-    from blip_recipe.metrics import CaptionScorer
-    from blip_recipe.models.loading import build_model
+    from blip_recipe.data import caption_datasets
+    from blip_recipe.data.load import load_splits
+    from blip_recipe.metrics.scorer import CaptionScorer
+    from blip_recipe.recipe.building import build_model
     from blip_recipe.training.trainer import build_trainer
 
     file = write_recipe(place, output_dir, **keys)

@@ -16,7 +16,9 @@ from safetensors.torch import load_file
 from transformers import BlipForConditionalGeneration
 
 from blip_recipe.errors import RecipeError
-from blip_recipe.recipe.parsing import FinetuneOptions, Recipe, check_recipe, read_recipe
+from blip_recipe.recipe.arguments import FinetuneOptions
+from blip_recipe.recipe.checks import check_recipe
+from blip_recipe.recipe.parsing import Recipe, read_recipe
 from blip_recipe.training.sharding import check_checkpoint, is_asked_for
 
 # Five runs, of which two processes make one after the other.

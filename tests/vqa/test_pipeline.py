@@ -19,8 +19,8 @@ from transformers import pipeline as typed_pipeline
 from vqa_models import QUESTIONS, save_answerer
 
 import blip_recipe
+from blip_recipe.captioning.modeling import load_captioner
 from blip_recipe.errors import RecipeError
-from blip_recipe.models.loading import load_captioner
 from blip_recipe.vqa.modeling import BlipForAnswering
 
 pipeline: Any = typed_pipeline  # its type has an overload for each task that transformers has itself
@@ -133,7 +133,7 @@ def test_a_tokenizer_without_the_first_tokens_learns_them(answerer: Path, pictur
 def test_an_adapter_answers_as_its_merged_model(answerer: Path, pictures: list[str], tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
-    from blip_recipe.models.loading import name_stock_class
+    from blip_recipe.models.adapters import name_stock_class
     from blip_recipe.models.processors import load_processor, save_processor
 
     torch.manual_seed(1)

@@ -1,0 +1,89 @@
+"""The keys of captioning, and of its second stage. Imports no torch, so that `--help` is fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from blip_recipe.errors import RecipeError
+from blip_recipe.metrics.scores import METRICS
+from blip_recipe.training.arguments import GenerationArguments
+
+
+@dataclass
+class CaptionArguments(GenerationArguments):
+    """What a captioner's trainer does with images and captions."""
+
+    _argument_group_name = "captioning"
+
+    known_metrics: ClassVar[tuple[str, ...]] = tuple(METRICS)
+    score_names: ClassVar[dict[str, tuple[str, ...]]] = {"bleu": ("bleu_1", "bleu_2", "bleu_3", "bleu_4")}
+
+    metrics: list[str] = field(
+        default_factory=lambda: ["bleu", "cider"], metadata={"help": f"Scores: {' '.join(METRICS)}."}
+    )
+    prompt: str = field(default="", metadata={"help": "Words every caption starts with, e.g. 'a picture of '."})
+    captions_per_image: int | None = field(
+        default=None,
+        metadata={"help": "Captions an image brings to a step: all (default), or N drawn anew each epoch."},
+    )
+    cache_image_embeds: bool = field(
+        default=False,
+        metadata={
+            "help": "Encode each picture once and keep the result on disk (0.9 MB at base size in bf16), for a frozen "
+            "image encoder without augmentation."
+        },
+    )
+    shuffle_buffer_size: int = field(
+        default=1000, metadata={"help": "Images that each worker of a stream holds and draws from."}
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("captions_per_image", "shuffle_buffer_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise RecipeError(f"{name} is {value}: expected at least 1, or nothing for all.")
+        super().__post_init__()
+        if self.cache_image_embeds and self.image_cache is not None:
+            raise RecipeError("cache_image_embeds and image_cache are both given: kept embeddings need no pictures.")
+        if self.cache_image_embeds and self.augmentation != "none":
+            raise RecipeError(
+                f"cache_image_embeds is true, but augmentation {self.augmentation!r} changes pictures: expected 'none'."
+            )
+
+
+@dataclass
+class ScstArguments(CaptionArguments):
+    """Self-critical training (arXiv 1612.00563) of a captioner that was trained with cross entropy."""
+
+    _argument_group_name = "self-critical training"
+
+    num_generations: int = field(default=5, metadata={"help": "Captions sampled of an image."})
+    scst_baseline: Literal["leave_one_out", "greedy"] = field(
+        default="leave_one_out",
+        metadata={"help": "A sample is compared with the mean of the image's others, or its greedy caption."},
+    )
+    cider_reward_weight: float = field(default=1.0, metadata={"help": "Worth of a CIDEr-D of 1."})
+    bleu_reward_weight: float = field(default=0.0, metadata={"help": "Worth of a BLEU-4 of 1."})
+    kl_coef: float = field(
+        default=0.0, metadata={"help": "What a nat of divergence from the starting model costs a caption."}
+    )
+    xe_weight: float = field(
+        default=0.0, metadata={"help": "Share of the cross entropy (without label smoothing) in the loss."}
+    )
+
+    def __post_init__(self) -> None:
+        least = 2 if self.scst_baseline == "leave_one_out" else 1
+        if self.num_generations < least:
+            raise RecipeError(
+                f"num_generations is {self.num_generations}: expected at least {least} with scst_baseline "
+                f"{self.scst_baseline!r}."
+            )
+        if not 0 <= self.xe_weight < 1:
+            raise RecipeError(f"xe_weight is {self.xe_weight}: expected a share of at least 0 and less than 1.")
+        for name in ("cider_reward_weight", "bleu_reward_weight", "kl_coef"):
+            if getattr(self, name) < 0:
+                raise RecipeError(f"{name} is {getattr(self, name)}: expected at least 0.")
+        if not self.cider_reward_weight + self.bleu_reward_weight:
+            raise RecipeError("cider_reward_weight and bleu_reward_weight are both 0: there would be no reward.")
+        super().__post_init__()

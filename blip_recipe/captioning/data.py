@@ -1,0 +1,55 @@
+"""Images with captions as the captioner's trainer reads them: a table, or a stream."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from datasets import IterableDataset
+
+from blip_recipe.data.shards import ShardedSplit
+from blip_recipe.training.datasets import caption_dataset, training_stream
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import BlipProcessor, PreTrainedTokenizerBase
+
+    from blip_recipe.captioning.trainer import CaptionTrainingArguments
+    from blip_recipe.data.dataset import CaptionDataset
+    from blip_recipe.data.streaming import CaptionStream
+
+SAMPLE = 1000
+"""Images whose captions are looked at."""
+
+
+def build_dataset(
+    dataset: Any, args: CaptionTrainingArguments, processor: BlipProcessor, *, training: bool
+) -> CaptionDataset | CaptionStream:
+    """Any data set of images with captions, as the trainer reads it.
+
+    Raises:
+        RecipeError: Its columns are not known, or hold something else.
+    """
+    if training and isinstance(dataset, (IterableDataset, ShardedSplit)):
+        return training_stream(
+            dataset,
+            args,
+            processor,
+            captions_per_image=args.captions_per_image,
+            shuffle_buffer_size=args.shuffle_buffer_size,
+        )
+    return caption_dataset(dataset, args, processor, training=training, captions_per_image=args.captions_per_image)
+
+
+def join_prompt(prompt: str, caption: str) -> str:
+    """Prompt and caption as one text, as the original joins them (`models/blip.py`)."""
+    return f"{prompt.rstrip()} {caption}".strip()
+
+
+def tokens_per_image(args: CaptionTrainingArguments, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens of the captions that an image brings to a step, for the most talked about of the first images."""
+    lengths = []
+    for captions in rows.select_columns(["captions"])[:SAMPLE]["captions"]:
+        texts = [join_prompt(args.prompt, caption) for caption in captions]
+        tokens = tokenizer(texts, truncation=True, max_length=args.max_caption_length).input_ids
+        lengths.append(sum(sorted(map(len, tokens))[-(args.captions_per_image or len(tokens)) :]))
+    return max(lengths)

@@ -1,0 +1,119 @@
+"""Scores of a captioner under the stock `Seq2SeqTrainer`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from blip_recipe.captioning.modeling import generate_captions
+from blip_recipe.data.convert import caption_rows
+from blip_recipe.data.pixels import normalize_pixels, read_resized
+from blip_recipe.metrics import CaptionScorer
+from blip_recipe.models.decoding import DecodingSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import BlipProcessor, EvalPrediction
+
+
+class CaptionMetrics:
+    """A `compute_metrics` that captions a data set with the model that is trained, and scores the captions.
+
+    The stock trainer would hand the reference to `generate` as its prompt, and count each caption as an image of its
+    own. Here captions are generated from pixels and the prompt alone, once an image, and scored against all its
+    references.
+
+    Args:
+        model (`BlipForConditionalGeneration` or `PeftModel`): The one that is trained.
+        processor (`BlipProcessor`): Its image processor and tokenizer.
+        dataset (`Dataset` or `torch.utils.data.Dataset`): Rows with a picture and captions, as [`CaptionTrainer`] takes
+            them.
+        metrics (`Sequence[str]`, defaults to `("bleu", "cider")`): Of `bleu`, `meteor`, `rouge_l`, `cider`, `spice`,
+            `exact_match`.
+        prompt (`str`, defaults to `""`): Words every caption starts with.
+        num_beams (`int`, defaults to 3): Beams; 1 is greedy search.
+        max_length (`int`, defaults to 20): Longest caption in tokens, prompt included.
+        min_length (`int`, defaults to 5): Shortest caption in tokens, prompt included.
+        batch_size (`int`, defaults to 16): Pictures that are captioned together.
+
+    Attributes:
+        predictions: `{"image_id", "caption", "references", "scores"}` of each image, after a call.
+
+    Raises:
+        RecipeError: The columns of the data set are not known, or a metric does not exist.
+
+    Example:
+        ```python
+        from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
+        from blip_recipe import CaptionCollator, CaptionMetrics
+
+        trainer = Seq2SeqTrainer(
+            model=model,
+            args=Seq2SeqTrainingArguments("outputs/stock", remove_unused_columns=False),
+            data_collator=CaptionCollator(processor, packed=False),
+            train_dataset=photos["train"],
+            eval_dataset=photos["validation"],
+            compute_metrics=CaptionMetrics(model, processor, photos["validation"]),
+            preprocess_logits_for_metrics=CaptionMetrics.drop_logits,
+        )
+        ```
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: BlipProcessor,
+        dataset: Any,
+        *,
+        metrics: Sequence[str] = ("bleu", "cider"),
+        prompt: str = "",
+        num_beams: int = 3,
+        max_length: int = 20,
+        min_length: int = 5,
+        batch_size: int = 16,
+    ) -> None:
+        self.model, self.processor, self.batch_size = model, processor, batch_size
+        self.rows = caption_rows(dataset, "dataset")
+        self.decoding = DecodingSettings(prompt, num_beams, max_length, min_length)
+        self.scorer = CaptionScorer(metrics)
+        self.predictions: list[dict[str, Any]] = []
+
+    def __call__(self, prediction: EvalPrediction | None = None) -> dict[str, float]:
+        """Scores of the model as it is now; what the trainer predicted is not used."""
+        references = dict(zip(self.rows["image_id"], self.rows["captions"], strict=True))
+        captions = dict(zip(references, self._caption(), strict=True))
+        scores = self.scorer.score(captions, references)
+        self.predictions = [
+            {
+                "image_id": image_id,
+                "caption": caption,
+                "references": references[image_id],
+                "scores": scores.per_image[image_id],
+            }
+            for image_id, caption in captions.items()
+        ]
+        return scores.corpus
+
+    @staticmethod
+    def drop_logits(logits: Any, labels: torch.Tensor) -> torch.Tensor:
+        """The `preprocess_logits_for_metrics` that goes with it: logits of all tokens would fill the memory."""
+        return labels[:, :1]
+
+    def _caption(self) -> list[str]:
+        captions: list[str] = []
+        image_processor, was_training = self.processor.image_processor, self.model.training
+        self.model.eval()
+        for start in range(0, len(self.rows), self.batch_size):
+            numbers = range(start, min(start + self.batch_size, len(self.rows)))
+            pixels = read_resized([self.rows[number]["image"] for number in numbers], image_processor)
+            captions += generate_captions(
+                self.model,
+                self.processor.tokenizer,
+                normalize_pixels(pixels.to(self.model.device), image_processor),
+                prompt=self.decoding.prompt,
+                **self.decoding.generate_kwargs(),
+            )
+        self.model.train(was_training)
+        return captions

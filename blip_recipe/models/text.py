@@ -1,0 +1,45 @@
+"""Texts of all tasks: packed end to end in one row, their losses and their decoding."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn import functional as F
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+IGNORED = -100
+"""The label of positions that are not predicted: padding and prompt."""
+
+
+def token_losses(
+    logits: torch.Tensor, targets: torch.Tensor, predicted: tuple[torch.Tensor, ...], label_smoothing: float
+) -> torch.Tensor:
+    """Cross entropies `(rows, tokens)` in float32, 0 where nothing is predicted.
+
+    Args:
+        logits: `(predicted tokens, vocabulary)`.
+        targets: `(rows, tokens)`.
+        predicted: Rows and columns of the predicted ones among `targets`.
+        label_smoothing: Share of the target spread over the vocabulary.
+    """
+    losses = F.cross_entropy(logits.float(), targets[predicted], reduction="none", label_smoothing=label_smoothing)
+    return losses.new_zeros(targets.shape).index_put(predicted, losses)
+
+
+def packed_mask(position_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """The mask `(rows, 1, tokens, tokens)`, added to scores, that lets a token see its own text up to itself.
+
+    A text begins where `position_ids` `(rows, tokens)` are 0; so does each padding token, which sees only itself.
+    """
+    text = (position_ids == 0).cumsum(1)
+    position = torch.arange(position_ids.shape[1], device=position_ids.device)
+    seen = (text[:, :, None] == text[:, None]) & (position[:, None] >= position)
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
+
+
+def decode_texts(tokenizer: PreTrainedTokenizerBase, token_ids: torch.Tensor) -> list[str]:
+    """Text of each row of `token_ids` `(texts, tokens)`, special tokens left out."""
+    return [text.strip() for text in tokenizer.batch_decode(token_ids, skip_special_tokens=True)]

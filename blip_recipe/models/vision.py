@@ -1,0 +1,40 @@
+"""The image encoder at another picture size."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from blip_recipe.errors import RecipeError
+
+if TYPE_CHECKING:
+    from transformers import BlipForConditionalGeneration
+
+
+def resize_position_embeddings(model: BlipForConditionalGeneration, image_size: int) -> None:
+    """Interpolate the image encoder's position embeddings, in place, to pictures of `image_size` pixels a side.
+
+    As in the original repository (`models/vit.py`, `interpolate_pos_embed`): bicubic, the class position untouched.
+
+    Raises:
+        RecipeError: `image_size` is no multiple of the patches.
+    """
+    vision = model.vision_model
+    embeddings, config = vision.embeddings, cast("Any", vision.config)
+    if image_size % config.patch_size:
+        raise RecipeError(
+            f"image_size is {image_size}: expected a multiple of the patches of {config.patch_size} pixels."
+        )
+    old, new = config.image_size // config.patch_size, image_size // config.patch_size
+    if old != new:
+        positions = embeddings.position_embedding.data
+        grid = positions[:, 1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)
+        grid = F.interpolate(grid, size=(new, new), mode="bicubic", align_corners=False)
+        grid = grid.permute(0, 2, 3, 1).reshape(1, new * new, -1)
+        embeddings.position_embedding = nn.Parameter(torch.cat([positions[:, :1], grid], dim=1))
+        embeddings.num_patches, embeddings.num_positions = new * new, new * new + 1
+    for part in (embeddings, config, model.config.vision_config):
+        part.image_size = image_size

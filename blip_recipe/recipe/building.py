@@ -1,0 +1,53 @@
+"""The model of a recipe, ready to train."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from transformers import set_seed
+
+from blip_recipe.data.arguments import SHAPES
+from blip_recipe.models.adapters import add_lora, lora_config
+from blip_recipe.models.arguments import TINY_MODEL
+from blip_recipe.models.loading import load_base
+from blip_recipe.recipe.checks import check_fits, check_quantisable
+from blip_recipe.training.embeddings import check_frozen
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import BlipProcessor
+
+    from blip_recipe.recipe.parsing import Recipe
+
+
+def build_model(recipe: Recipe[Any], rows: Dataset) -> tuple[Any, BlipProcessor]:
+    """The model that is trained on `rows`, and its processor, once it is sure that the recipe fits them.
+
+    Raises:
+        RecipeError: There is no such model, or it cannot do what the recipe says.
+    """
+    arguments, task = recipe.model, recipe.task
+    set_seed(recipe.training.seed)
+    check_quantisable(arguments, recipe.trainer.model_class)
+    if arguments.model_name_or_path == TINY_MODEL:
+        texts = task.vocabulary_texts(rows, recipe.training, drawn=recipe.data.dataset_name == SHAPES)
+        model, processor = task.build_tiny(texts, arguments.image_size)
+    else:
+        model, processor = load_base(
+            arguments.model_name_or_path,
+            recipe.trainer.model_class,
+            revision=arguments.model_revision,
+            quantization=arguments.quantization,
+            image_size=arguments.image_size,
+            trust_remote_code=arguments.trust_remote_code,
+        )
+    if arguments.attention_implementation == "sdpa":
+        model.use_sdpa()
+    if arguments.freeze_vision:
+        model.vision_model.requires_grad_(False)
+    adapter = lora_config(arguments)
+    model = model if adapter is None else add_lora(model, adapter)
+    check_fits(recipe, model, processor)
+    if getattr(recipe.training, "cache_image_embeds", False):
+        check_frozen(model)
+    return model, processor

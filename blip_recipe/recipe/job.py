@@ -1,0 +1,298 @@
+"""The steps of the main job, in their order."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import signal
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from accelerate.utils import broadcast_object_list
+from huggingface_hub import HfApi
+
+from blip_recipe.card.facts import PLACEHOLDER, Sources, read_source
+from blip_recipe.card.retarget import retarget
+from blip_recipe.data.checks import SKIPPED_FILE, SkippedRow, check_splits, write_skipped_rows
+from blip_recipe.data.load import load_splits
+from blip_recipe.data.shards import ShardedSplit, open_stream
+from blip_recipe.data.storage import read_json
+from blip_recipe.errors import StoppedError
+from blip_recipe.hub.checkpoint_upload import CheckpointUploader
+from blip_recipe.hub.published_files import PUBLISHED_FILES
+from blip_recipe.hub.publishing import check_tag, preflight, push_command, push_folder
+from blip_recipe.models.loading import load_finished
+from blip_recipe.recipe.building import build_model
+from blip_recipe.recipe.checks import check_recipe
+from blip_recipe.recipe.logs import set_up_logs
+from blip_recipe.recipe.output_dir import RUN, Run, find_run, note_run
+from blip_recipe.recipe.plan import format_plan
+from blip_recipe.training.checkpoints import clear_output_dir, flush_files, last_checkpoint
+from blip_recipe.training.publishing import check_published
+from blip_recipe.training.sharding import gather_weights
+from blip_recipe.training.streams import plan_steps
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from datasets import Dataset
+    from transformers import BlipProcessor, TrainerCallback
+
+    from blip_recipe.data.arguments import CaptionDataArguments
+    from blip_recipe.recipe.arguments import FinetuneOptions
+    from blip_recipe.recipe.parsing import Recipe
+    from blip_recipe.training.trainer import BlipTrainer
+
+__all__ = [
+    "build_model",
+    "check_recipe",
+    "claim_output_dir",
+    "find_repository",
+    "find_run",
+    "finish_run",
+    "load_dataset_splits",
+    "pin_sources",
+    "plan_run",
+    "republish",
+    "resolve_recipe",
+    "score",
+    "score_baseline",
+    "set_up_logs",
+    "train",
+]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Splits:
+    """The rows of a run.
+
+    Attributes:
+        rows: Of each split by role, `train`, `eval` and `test`; of a stream the first ones.
+        skipped: Rows that cannot be used.
+        stream: The training split, where it is read while training.
+    """
+
+    rows: dict[str, Dataset]
+    skipped: list[SkippedRow]
+    stream: ShardedSplit | None = None
+
+    @property
+    def train(self) -> Dataset | ShardedSplit:
+        """What is trained on."""
+        return self.stream or self.rows["train"]
+
+    @property
+    def scored_role(self) -> str | None:
+        """The split that finished models are scored on: `test`, or `eval` where there is no other."""
+        return next((role for role in ("test", "eval") if role in self.rows), None)
+
+
+def find_repository(recipe: Recipe[FinetuneOptions]) -> str | None:
+    """The full name of the repository that the result will be pushed to, once it is sure that it can be.
+
+    Raises:
+        RecipeError: It cannot.
+    """
+    training = recipe.training
+    check_tag(recipe.options.hub_tag, "hub_tag")
+    if not recipe.push_to_hub:
+        return None
+    return preflight(training.hub_model_id, recipe.output_dir.name, training.hub_private_repo, HfApi())
+
+
+def pin_sources(recipe: Recipe[FinetuneOptions], run: Run) -> Sources:
+    """Where model and data come from; what is loaded from the Hub is loaded at the commit that the run began with."""
+    model, data = recipe.model, recipe.data
+    base = read_source(model.model_name_or_path, "model", run.model_revision or model.model_revision)
+    dataset = read_source(str(data.dataset_name), "dataset", run.dataset_revision or data.dataset_revision)
+    model.model_revision, data.dataset_revision = base.revision, dataset.revision
+    return Sources(
+        base,
+        dataset,
+        dataset_config=data.dataset_config_name,
+        splits={role: str(name) for role, (name, _) in data.splits().items()},
+        columns=getattr(data, "caption_column", None) or (),
+    )
+
+
+def load_dataset_splits(recipe: Recipe[FinetuneOptions]) -> Splits:
+    """The splits that the recipe names; every row of them is checked.
+
+    Raises:
+        RecipeError: There is no such data set or split, or a row cannot be used.
+    """
+    with recipe.training.main_process_first(desc="reading the data"):
+        found = load_splits(recipe.data, recipe.task.load_split)
+        stream = open_stream(cast("CaptionDataArguments", recipe.data)) if recipe.data.is_streamed else None
+    rows, skipped = check_splits(found, recipe.data, recipe.task.validate_row)
+    if stream:
+        plan_steps(recipe.training, stream.images)
+        rows["train"] = stream.sample()
+    return Splits(rows, skipped, stream)
+
+
+def plan_run(
+    recipe: Recipe[FinetuneOptions], splits: Splits, model: Any, processor: BlipProcessor, repo_id: str | None
+) -> str:
+    """What the run will do, one fact a line; chooses gradient checkpointing where a step would not fit."""
+    peak = recipe.trainer.estimate_memory(model, recipe.training, splits.rows["train"], processor)
+    return format_plan(recipe, model, count_rows(recipe, splits), repo_id, peak, splits.stream, len(splits.skipped))
+
+
+def count_rows(recipe: Recipe[FinetuneOptions], splits: Splits) -> dict[str, tuple[int, int]]:
+    """Rows and texts of each split by role."""
+    return {role: (len(rows), sum(map(len, rows[recipe.task.texts]))) for role, rows in splits.rows.items()}
+
+
+@contextmanager
+def claim_output_dir(
+    recipe: Recipe[FinetuneOptions], splits: Splits, sources: Sources, repo_id: str | None
+) -> Iterator[list[TrainerCallback]]:
+    """Record which recipe owns the output directory, for the time of a run; start afresh on request.
+
+    Yields:
+        The callbacks that publish checkpoints: none unless the recipe asks for it.
+    """
+    resolved = resolve_recipe(recipe, sources, repo_id)
+    with recipe.training.main_process_first(local=False, desc="claiming the output directory"):
+        if recipe.training.process_index == 0:
+            if recipe.options.overwrite_output_dir:
+                clear_output_dir(recipe.output_dir, (*PUBLISHED_FILES, RUN))
+            note_run(recipe, resolved, finished=False)
+            write_skipped_rows(recipe.output_dir / SKIPPED_FILE, splits.skipped)
+    if repo_id is None or not recipe.pushes_checkpoints or recipe.training.process_index != 0:
+        yield []
+        return
+    private = recipe.training.hub_private_repo
+    with CheckpointUploader(recipe.output_dir, repo_id, resolved, private=private, api=HfApi()) as uploader:
+        yield [uploader]
+
+
+def resolve_recipe(recipe: Recipe[FinetuneOptions], sources: Sources, repo_id: str | None) -> dict[str, Any]:
+    """The recipe to run again, with what was found out for it: the repository's full name and the pinned commits."""
+    return recipe.to_json(
+        hub_model_id=repo_id, model_revision=sources.base.revision, dataset_revision=sources.dataset.revision
+    )
+
+
+def score_baseline(trainer: BlipTrainer, recipe: Recipe[FinetuneOptions], splits: Splits, run: Run) -> None:
+    """Score the untouched base model, once a run, on the split that the finished model is scored on."""
+    names = {f"baseline_{name}" for name in ["loss", *recipe.training.scores()]}
+    done = bool(run.given) and names <= read_json(recipe.output_dir / "all_results.json").keys()
+    if splits.scored_role and not done:
+        logger.info("Scoring the untouched base model")
+        rows = splits.rows[splits.scored_role]
+        trainer.save_metrics("baseline", trainer.evaluate(rows, metric_key_prefix="baseline"))
+
+
+def train(trainer: BlipTrainer, recipe: Recipe[FinetuneOptions]) -> None:
+    """Train, from the newest whole checkpoint where there is one.
+
+    Raises:
+        StoppedError: A batch system asked the run to stop; what was trained is in a checkpoint.
+    """
+    checkpoint: list[Any] = [recipe.training.resume_from_checkpoint]
+    if not checkpoint[0] and trainer.is_world_process_zero():
+        checkpoint = [last_checkpoint(recipe.output_dir)]
+    broadcast_object_list(checkpoint)
+    with trainer.stop_signals:
+        result = trainer.train(resume_from_checkpoint=str(checkpoint[0]) if checkpoint[0] else None)
+    if trainer.must_stop:
+        raise StoppedError(trainer.stop_signals.received or signal.SIGTERM)
+    trainer.save_metrics("train", result.metrics | trainer.card.speed(trainer.args))
+    state = trainer.state
+    kept_step = state.best_global_step if trainer.args.load_best_model_at_end else state.global_step
+    for entry in state.log_history:
+        if "eval_loss" in entry and entry["step"] == kept_step:
+            trainer.save_metrics("eval", {key: value for key, value in entry.items() if key != "step"})
+    trainer.save_state()
+
+
+def score(trainer: BlipTrainer, splits: Splits) -> None:
+    """Score the finished model."""
+    role = splits.scored_role
+    if role:
+        logger.info("Scoring the finished model")
+        metrics = trainer.evaluate(splits.rows[role], metric_key_prefix=role)
+        trainer.log_metrics(role, metrics)
+        trainer.save_metrics(role, metrics)
+
+
+def finish_run(trainer: BlipTrainer, recipe: Recipe[FinetuneOptions], splits: Splits, repo_id: str | None) -> None:
+    """Write the card, note that the run is finished, and publish it.
+
+    Raises:
+        PushError: It was not pushed, or gives other texts than the model that was scored.
+    """
+    left_out = [*splits.skipped, *(trainer.progress.all_skipped() if trainer.progress else ())]
+    gather_weights(trainer.model)
+    if not trainer.is_world_process_zero():
+        return
+    write_skipped_rows(recipe.output_dir / SKIPPED_FILE, left_out)
+    counts = count_rows(recipe, splits)
+    if splits.stream:
+        del counts["train"]
+    limits = {role: limit for role, (_, limit) in recipe.data.splits().items()}
+    trainer.sources = replace(
+        cast("Sources", trainer.sources),
+        counts=counts,
+        limited=[role for role, (rows, _) in counts.items() if rows == limits[role]],
+        skipped_rows=len(left_out),
+    )
+    trainer.create_model_card(repo_id)
+    flush_files(recipe.output_dir)
+    note_run(recipe, cast("dict[str, Any]", trainer.recipe), finished=True)
+    print(format_next_steps(recipe, repo_id))
+    if repo_id:
+        print(trainer.publish(repo_id, tag=recipe.options.hub_tag))
+
+
+def format_next_steps(recipe: Recipe[FinetuneOptions], repo_id: str | None) -> str:
+    """What a person may want to do with the result, one thing a line."""
+    folder = shlex.quote(str(recipe.output_dir))
+    private = recipe.training.hub_private_repo
+    local_base = recipe.model.use_peft and Path(recipe.model.model_name_or_path).expanduser().exists()
+    command = recipe.trainer.task.command
+    steps = {
+        "read": f"{folder}/README.md (the model card) and {folder}/samples.png",
+        command.split()[0]: f"python -m blip_recipe.{command.format(model=folder)}",
+        "publish": push_command(recipe.output_dir, repo_id or PLACEHOLDER, private=private, tag=recipe.options.hub_tag),
+    }
+    if local_base and not recipe.model.merge_adapter:
+        # Only a merged model can be published: nobody else has this base.
+        steps["publish"] = f"python -m blip_recipe.merge {folder} {folder}_merged, then push {folder}_merged"
+    return "\n".join(
+        [f"The model is in {folder}. What to do next:", *(f"  {name:<9}{what}" for name, what in steps.items())]
+    )
+
+
+def republish(recipe: Recipe[FinetuneOptions], splits: Splits, repo_id: str | None) -> None:
+    """Do what a finished run may still want: name the repository in its card, and publish it.
+
+    Raises:
+        PushError: It was not pushed, or gives other texts than the model that was scored.
+    """
+    if recipe.training.process_index != 0:
+        return
+    logger.info("%s holds the finished run of this recipe: nothing is trained or scored again", recipe.output_dir)
+    if repo_id:
+        retarget(recipe.output_dir, repo_id)
+    print(format_next_steps(recipe, repo_id))
+    if repo_id:
+        model, processor, settings = load_finished(
+            str(recipe.output_dir), recipe.trainer.model_class, device=recipe.training.device
+        )
+        result = push_folder(
+            recipe.output_dir,
+            repo_id,
+            private=recipe.training.hub_private_repo,
+            tag=recipe.options.hub_tag,
+            api=HfApi(),
+        )
+        row = splits.rows[splits.scored_role or "train"][0]
+        check_published(recipe.trainer, model, processor, row, settings, result, recipe.output_dir)
+        print(result.url)

@@ -1,0 +1,93 @@
+"""Images with captions, as the trainers of captioning and retrieval read them."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from datasets import IterableDataset
+
+from blip_recipe.data.convert import caption_rows, shard_stream
+from blip_recipe.data.dataset import CaptionDataset
+from blip_recipe.data.resized_cache import cache_folder, resize_beforehand
+from blip_recipe.data.shards import ShardedSplit
+from blip_recipe.data.streaming import CaptionStream
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from transformers import BlipProcessor
+
+    from blip_recipe.training.training_arguments import BlipTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+
+def caption_dataset(
+    dataset: Any,
+    args: BlipTrainingArguments,
+    processor: BlipProcessor,
+    *,
+    training: bool,
+    captions_per_image: int | None,
+) -> CaptionDataset:
+    """Any data set of images with captions (`caption_rows`), for a trainer.
+
+    `eval_loss` is over all captions of a split, so what is scored never draws some, and sees every picture unchanged;
+    only training reads large pictures from `image_cache`.
+
+    Raises:
+        RecipeError: Its columns are not known, or pictures cannot be kept.
+    """
+    rows = caption_rows(dataset, "train_dataset" if training else "eval_dataset")
+    size = processor.image_processor.size["height"]
+    return CaptionDataset(
+        rows,
+        image_size=size,
+        captions_per_image=captions_per_image if training else None,
+        normalize_captions=args.normalize_captions,
+        augmentation=args.augmentation if training else "none",
+        seed=args.seed,
+        resized=resized_pictures(rows, size, args) if training else None,
+    )
+
+
+def resized_pictures(rows: Any, image_size: int, args: BlipTrainingArguments) -> Mapping[int, str] | None:
+    """Files of large pictures of `rows` made small, by row number; None without `image_cache`."""
+    folder = cache_folder(args.image_cache)
+    return resize_beforehand(rows, image_size, folder) if folder else None
+
+
+def training_stream(
+    dataset: IterableDataset | ShardedSplit,
+    args: BlipTrainingArguments,
+    processor: BlipProcessor,
+    *,
+    captions_per_image: int | None,
+    shuffle_buffer_size: int,
+) -> CaptionStream:
+    """A stream of images with captions, read while it is trained on."""
+    split = shard_stream(dataset, "train_dataset") if isinstance(dataset, IterableDataset) else dataset
+    stream = CaptionStream(
+        split,
+        image_size=processor.image_processor.size["height"],
+        captions_per_image=captions_per_image,
+        normalize_captions=args.normalize_captions,
+        augmentation=args.augmentation,
+        seed=args.seed,
+        shuffle_buffer_size=shuffle_buffer_size,
+        on_bad_image=split.arguments.on_bad_image,
+        process=args.process_index,
+        processes=args.world_size,
+    )
+    workers = max(1, args.dataloader_num_workers or 0)
+    if stream.parts(workers) > 1 and args.process_index == 0:
+        logger.warning(
+            "%d shards are fewer than %d processes x %d workers: each is read %d times over. Use more and smaller "
+            "shards, or fewer workers (dataloader_num_workers).",
+            stream.shards,
+            args.world_size,
+            workers,
+            stream.parts(workers),
+        )
+    return stream

@@ -1,0 +1,429 @@
+"""Describing a trained model in a card, and publishing it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from huggingface_hub import HfApi
+
+from blip_recipe.card.callback import CardCallback
+from blip_recipe.card.facts import (
+    PLACEHOLDER,
+    CardFacts,
+    Source,
+    Sources,
+    SplitFacts,
+    TrainingFacts,
+    read_source,
+)
+from blip_recipe.card.gathering import PACKAGES, find_language, installed_versions, result_facts
+from blip_recipe.card.pictures import draw_samples, draw_training_curves, load_samples
+from blip_recipe.card.rendering import format_code, write_card
+from blip_recipe.data.convert import source_name
+from blip_recipe.data.dataset import PictureDataset
+from blip_recipe.data.storage import read_json, write_json, write_predictions
+from blip_recipe.errors import PushError, RecipeError
+from blip_recipe.hub.publishing import COMMIT_MESSAGE, PushResult, preflight, push_command, push_folder
+from blip_recipe.models.adapters import is_adapted, quantization_of
+from blip_recipe.models.decoding import DecodingSettings
+from blip_recipe.models.loading import load_finished
+from blip_recipe.training.arguments import MAY_CHANGE
+from blip_recipe.training.streams import StreamingTrainer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from transformers import BlipProcessor
+
+    from blip_recipe.card.facts import Kind, TaskWords
+    from blip_recipe.models.stock import StockModel
+    from blip_recipe.training.training_arguments import BlipTrainingArguments
+
+logger = logging.getLogger(__name__)
+
+
+class PublishingTrainer(StreamingTrainer):
+    """A trainer that describes what it trained in a card, and publishes it in one commit.
+
+    Attributes:
+        task: What is learnt, and how it is spoken of.
+        model_class: Our model, with the weights of a stock class.
+        processor: BLIP's image processor and tokenizer.
+        predictions: One record a row of the split that was scored last.
+        scored_dataset: That split.
+        scored: The splits that were scored, by the prefix of their metrics.
+        train_counts: Rows and texts of the training split, once they are known.
+        card: What the callback noted of the training.
+        sources: What the card says of base model and data; left out, it is read off model and data sets.
+        given_dataset: The training data as they were handed over.
+        recipe: What `recipe.json` beside a saved model says; left out, the arguments that were given.
+    """
+
+    task: ClassVar[TaskWords]
+    model_class: ClassVar[type[StockModel]]
+
+    args: BlipTrainingArguments
+    processor: BlipProcessor
+    scored_dataset: Any
+    given_dataset: Any = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.predictions: list[dict[str, Any]] = []
+        self.scored: dict[str, Any] = {}
+        self.train_counts: tuple[int, int] | None = None
+        self.card = CardCallback()
+        self.sources: Sources | None = None
+        self.recipe: dict[str, Any] | None = None
+        self.is_saved = False
+        super().__init__(*args, **kwargs)
+        self.add_callback(self.card)
+
+    # What subclasses give
+
+    @staticmethod
+    def predict_text(model: Any, processor: BlipProcessor, row: Mapping[str, Any], settings: DecodingSettings) -> str:
+        """What a model gives for a row: a trained model and the one that was published of it must give the same."""
+        raise NotImplementedError
+
+    @classmethod
+    def describe_settings(cls, args: Any, images: int, texts_per_image: float) -> dict[str, str]:
+        """What the result depends on besides what all tasks have, by label, in words, for the card.
+
+        Args:
+            args: Of the training.
+            images: Rows of an optimiser step.
+            texts_per_image: Texts of a row, in the mean.
+        """
+        return {}
+
+    @classmethod
+    def to_display(cls, prediction: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A line of `predictions.jsonl` as cards show it: `caption`, `references`, `scores`, and the key of its row."""
+        return prediction
+
+    @classmethod
+    def decoding(cls, args: Any) -> DecodingSettings | None:
+        """How texts are generated; None where none are."""
+        return None
+
+    def count_texts(self, dataset: Any) -> tuple[int, int]:
+        """Rows and texts of a data set."""
+        raise NotImplementedError
+
+    # The card
+
+    @property
+    def output_dir(self) -> Path:
+        """Where the run leaves its files."""
+        return Path(str(self.args.output_dir))
+
+    def create_model_card(self, repo_id: str | None = None, **kwargs: Any) -> Path:  # type: ignore[override]
+        """Write the model card, `README.md`, with pictures and `predictions.jsonl`, into `output_dir`.
+
+        Args:
+            repo_id: The repository that the card speaks of; by default a place for its name.
+            kwargs: Not used; transformers' own card has them.
+
+        Returns:
+            The card's path.
+        """
+        if not self.is_world_process_zero():
+            return self.output_dir / "README.md"
+        write_predictions(self.output_dir / "predictions.jsonl", self.predictions)
+        draw_training_curves(self.card.log_history, self.output_dir / "training_curves.png")
+        shown = [self.to_display(each) for each in self.predictions]
+        if shown:
+            samples = load_samples(shown, self.scored_dataset.rows, self.task.key)
+            draw_samples(samples, self.output_dir / "samples.png")
+        sources = self.sources or self._read_sources()
+        facts = gather_facts(
+            type(self),
+            self.args,
+            kind=self._kind(),
+            repo_id=repo_id,
+            sources=sources,
+            results=read_json(self.output_dir / "all_results.json"),
+            predictions=shown,
+            counts={**self._count_rows(), **sources.counts},
+            callback=self.card,
+            tokenized_with_java=self.tokenized_with_java,
+        )
+        return write_card(facts, self.output_dir)
+
+    def _count_rows(self) -> dict[str, tuple[int, int]]:
+        counts = {role: self.count_texts(dataset) for role, dataset in self.scored.items()}
+        if self.train_counts:
+            return counts | {"train": self.train_counts}
+        return counts | ({"train": self.count_texts(self.train_dataset)} if self.train_dataset is not None else {})
+
+    @property
+    def tokenized_with_java(self) -> bool:
+        """Whether the PTB tokenizer itself cut the texts before they were scored."""
+        return False
+
+    def _kind(self) -> Kind:
+        if is_adapted(self.model):
+            return "lora"
+        return "merged" if self.card.lora else "full"
+
+    def _read_sources(self) -> Sources:
+        """What model and data sets tell of themselves."""
+        model = self.accelerator.unwrap_model(self.model)
+        own_model, own_data = Source("new weights", is_own=True), Source("own data", is_own=True)
+        name, found = getattr(model, "name_or_path", ""), source_name(self.given_dataset)
+        return Sources(
+            read_source(name, "model", getattr(model.config, "_commit_hash", None)) if name else own_model,
+            read_source(found[0], "dataset", found[1]) if found else own_data,
+        )
+
+    # Publishing
+
+    def push_to_hub(  # type: ignore[override]
+        self,
+        repo_id: str | None = None,
+        *,
+        commit_message: str | None = None,
+        private: bool | None = None,
+        tag: str | None = None,
+        token: str | None = None,
+        **kwargs: Any,
+    ) -> str | None:
+        """Publish model, card and pictures in one commit, and check that what was published gives the same texts.
+
+        To be called by all processes.
+
+        Args:
+            repo_id (`str`, *optional*): `namespace/name`, or a name alone; by default `hub_model_id`, or the last name
+                of `output_dir`.
+            commit_message (`str`, *optional*): Of the commit.
+            private (`bool`, *optional*): Whether a repository that is made now is private; by default
+                `hub_private_repo`.
+            tag (`str`, *optional*): A tag for the commit.
+            token (`str`, *optional*): Of the Hub; by default that of the environment.
+            kwargs: Not used; transformers' own push has them.
+
+        Returns:
+            The URL of the repository; nothing on other processes than the first.
+
+        Raises:
+            RecipeError: The name is invalid, or there is no token that may write there; nothing was pushed.
+            PushError: It was not pushed, or gives other texts than the trained model; says how to finish.
+        """
+        api = HfApi(token=token)
+        private = self.args.hub_private_repo if private is None else private
+        name = None
+        if self.is_world_process_zero():
+            name = preflight(repo_id or self.args.hub_model_id, self.output_dir.name, private, api)
+        if not self.is_saved:
+            self.save_model()
+        if name is None:
+            return None
+        recipe = read_json(self.output_dir / "recipe.json")
+        write_json(self.output_dir / "recipe.json", recipe | {"hub_model_id": name})
+        self.create_model_card(name)
+        return self.publish(name, message=commit_message, private=private, tag=tag, api=api)
+
+    def publish(
+        self,
+        repo_id: str,
+        *,
+        message: str | None = None,
+        private: bool | None = None,
+        tag: str | None = None,
+        api: HfApi | None = None,
+    ) -> str:
+        """Push `output_dir` as it is, in one commit, and check what was published; returns the repository's URL.
+
+        Raises:
+            PushError: It was not pushed, or gives other texts than the trained model.
+        """
+        result = push_folder(
+            self.output_dir,
+            repo_id,
+            private=self.args.hub_private_repo if private is None else private,
+            message=message or COMMIT_MESSAGE,
+            tag=tag,
+            api=api or HfApi(),
+        )
+        dataset = self.scored_dataset if self.predictions else self.train_dataset
+        if isinstance(dataset, PictureDataset):
+            settings = self.decoding(self.args) or DecodingSettings()
+            check_published(type(self), self.model, self.processor, dataset.rows[0], settings, result, self.output_dir)
+        return result.url
+
+
+def check_published(
+    trainer: type[PublishingTrainer],
+    model: Any,
+    processor: BlipProcessor,
+    row: Mapping[str, Any],
+    settings: DecodingSettings,
+    result: PushResult,
+    output_dir: Path,
+) -> None:
+    """Load the published revision and try it on one row: it must give what the trained model gives.
+
+    Raises:
+        PushError: It gives something else, or cannot be loaded.
+    """
+    repo_id = result.url.split("/", 3)[-1]
+    try:
+        published, its_processor, its_settings = load_finished(
+            repo_id, trainer.model_class, revision=result.revision, device=model.device
+        )
+        # As the published one computes attention, whose results differ in the last bits.
+        (model.get_base_model() if is_adapted(model) else model).use_sdpa()
+        expected = trainer.predict_text(model.eval(), processor, row, settings)
+        found = trainer.predict_text(published, its_processor, row, its_settings)
+    except (RecipeError, OSError) as error:
+        raise PushError(
+            f"{result.url} was pushed, but could not be loaded back to check it: {error}\nSee what it gives for a "
+            f"picture with: python -m blip_recipe.{trainer.task.command.format(model=repo_id)}"
+        ) from error
+    if expected != found:
+        raise PushError(
+            f"{result.url} was pushed, but the model loaded from it gives {found!r} for a picture for which the "
+            f"trained model gives {expected!r}. Do not rely on it; pushing again is: "
+            + push_command(output_dir, repo_id)
+        )
+
+
+def recorded_recipe(trainer: PublishingTrainer) -> dict[str, Any]:
+    """The `recipe.json` of a run without a recipe: what was given to the trainer, and how texts are generated."""
+    args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
+    recipe: dict[str, Any] = {"task": trainer.task.name, "model_name_or_path": model.name_or_path}
+    for each in dataclasses.fields(args):
+        value = getattr(args, each.name)
+        default = each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
+        is_plain = isinstance(value, (str, int, float, bool, list)) and not hasattr(value, "value")
+        if each.init and is_plain and value != default and not MAY_CHANGE.fullmatch(each.name):
+            recipe[each.name] = value
+    if is_adapted(model):
+        config = model.peft_config["default"]
+        recipe |= {"use_peft": True, "lora_r": config.r, "lora_alpha": config.lora_alpha}
+    if quantization := quantization_of(model):
+        recipe[f"load_in_{quantization}"] = True
+    return recipe
+
+
+def gather_facts(
+    trainer: type[PublishingTrainer],
+    args: BlipTrainingArguments,
+    *,
+    kind: Kind,
+    repo_id: str | None,
+    sources: Sources,
+    results: Mapping[str, float],
+    predictions: list[Mapping[str, Any]],
+    counts: Mapping[str, tuple[int, int]],
+    callback: CardCallback,
+    tokenized_with_java: bool,
+) -> CardFacts:
+    """The facts of a finished run.
+
+    Args:
+        trainer: The class of what trained it.
+        args: How it was trained.
+        kind: What was saved.
+        repo_id: Where it will be pushed, if that is known.
+        sources: Base model and data.
+        results: `all_results.json`.
+        predictions: `predictions.jsonl`, of the split that was scored last, as `to_display` gives its lines.
+        counts: Rows and texts of each split that was read, by role.
+        callback: What it noted.
+        tokenized_with_java: Whether the PTB tokenizer itself cut the texts before they were scored.
+    """
+    splits = [
+        SplitFacts(role, sources.splits.get(role, role), *counts[role], limited=role in sources.limited)
+        for role in ("train", "eval", "test")
+        if role in counts
+    ]
+    settings = describe_training(trainer, args, counts.get("train", (0, 0)), callback)
+    settings |= describe_adaptation(trainer.task, args, callback)
+    return CardFacts(
+        kind=kind,
+        repo_id=repo_id or PLACEHOLDER,
+        base=sources.base.facts(),
+        dataset=sources.dataset.facts(),
+        dataset_config=sources.dataset_config,
+        language=find_language(sources.columns, sources.dataset.card, predictions),
+        splits=splits,
+        skipped_rows=sources.skipped_rows,
+        decoding=trainer.decoding(args),
+        results=result_facts(results, splits, predictions, tokenized_with_java=tokenized_with_java),
+        training=TrainingFacts(
+            parameters=callback.parameters,
+            trained_parameters=callback.trained_parameters,
+            quantization=callback.quantization,
+            selected_by=args.metric_for_best_model if callback.best_step else None,
+            selected_step=callback.best_step or callback.steps,
+            steps=callback.steps,
+            settings=settings,
+            hardware=callback.hardware,
+            seconds=callback.seconds,
+            peak_memory=callback.peak_memory,
+            energy=callback.energy,
+            date=datetime.now(UTC).date().isoformat(),
+            versions={"Python": platform.python_version()} | installed_versions(PACKAGES),
+        ),
+        task=trainer.task,
+    )
+
+
+def describe_training(
+    trainer: type[PublishingTrainer], args: BlipTrainingArguments, train: tuple[int, int], callback: CardCallback
+) -> dict[str, str]:
+    """Every setting that the result depends on, by label, in words; `train` is (rows, texts) of the split."""
+    parts = (args.train_batch_size, args.gradient_accumulation_steps, args.world_size)
+    images = math.prod(parts)
+    settings = {
+        f"{trainer.task.row}s a step": f"{images:,} (batch {parts[0]} × accumulation {parts[1]} × processes {parts[2]})"
+    }
+    settings |= trainer.describe_settings(args, images, train[1] / max(1, train[0]))
+    return settings | {
+        "epochs, steps": f"{callback.epochs:g}, {callback.steps:,}",
+        "optimiser": _name(args.optim),
+        "learning rate": f"{args.learning_rate:g} at its peak, {_name(args.lr_scheduler_type)} schedule",
+        "warm-up": f"{args.get_warmup_steps(callback.steps):,} steps",
+        "weight decay": f"{args.weight_decay:g} on all trained parameters",
+        "gradient clipping": f"norm {args.max_grad_norm:g}" if args.max_grad_norm else "none",
+        "precision": "bfloat16 autocast" if args.bf16 else "float16 autocast" if args.fp16 else "float32",
+        "trained parameters": f"{callback.trained_parameters:,} of {callback.parameters:,}",
+        "image size": f"{callback.image_size} pixels square",
+        "augmentation": "random crop, flip and RandAugment" if args.augmentation == "blip" else "none",
+        "seed": str(args.seed),
+    }
+
+
+def describe_adaptation(task: TaskWords, args: BlipTrainingArguments, callback: CardCallback) -> dict[str, str]:
+    """The settings of LoRA, quantisation, frozen parts and memory saving, as far as they were used."""
+    settings: dict[str, str] = {}
+    lora = callback.lora
+    if lora is not None:
+        kinds = [name for name, used in (("DoRA", lora.use_dora), ("rank-stabilised", lora.use_rslora)) if used]
+        settings["LoRA"] = ", ".join(
+            [f"rank {lora.r}", f"alpha {lora.lora_alpha}", f"dropout {lora.lora_dropout:g}", *kinds]
+        )
+        # The default is a pattern of module names.
+        named = [] if lora.target_modules is None or isinstance(lora.target_modules, str) else lora.target_modules
+        settings["LoRA layers"] = ", ".join(map(format_code, sorted(named))) or task.lora_layers
+    if callback.quantization:
+        settings["frozen base"] = {"8bit": "8 bits (LLM.int8())", "4bit": "4 bits (NF4)"}[callback.quantization]
+    if callback.has_frozen_vision and lora is None:
+        settings["image encoder"] = "frozen"
+    if args.gradient_checkpointing:
+        settings["gradient checkpointing"] = "yes"
+    if args.torch_compile:
+        settings["torch.compile"] = "yes"
+    return settings
+
+
+def _name(value: Any) -> str:
+    """The plain name of an option that Trainer keeps as text or as an enumeration."""
+    return str(getattr(value, "value", value))
