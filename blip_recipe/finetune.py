@@ -285,7 +285,7 @@ def describe(
 ) -> None:
     """Write what the run leaves beside the model: predictions, recipe, pictures and, last, the card."""
     from blip_recipe.card.gathering import gather_facts
-    from blip_recipe.card.pictures import draw_samples, draw_training_curves, load_samples
+    from blip_recipe.card.pictures import draw_training_curves, write_samples
     from blip_recipe.card.rendering import write_card
 
     model, output_dir = recipe.model, recipe.output_dir
@@ -295,7 +295,7 @@ def describe(
     draw_training_curves(card.log_history, output_dir / "training_curves.png")
     shown = [task.show(each) for each in trainer.predictions]
     if shown:
-        draw_samples(load_samples(shown, trainer.scored_dataset.rows, task.key), output_dir / "samples.png")
+        write_samples(shown, trainer.scored_dataset.rows, output_dir, task.key)
     facts = gather_facts(
         recipe,
         kind="merged" if model.merge_adapter else "lora" if model.use_peft else "full",
@@ -321,7 +321,7 @@ def format_next_steps(recipe: Recipe[FinetuneOptions], repo_id: str | None) -> s
     private = recipe.training.hub_private_repo
     local_base = recipe.model.use_peft and Path(recipe.model.model_name_or_path).expanduser().exists()
     steps = {
-        "read": f"{folder}/README.md (the model card) and {folder}/samples.png",
+        "read": f"{folder}/README.md (the model card)",
         task.try_it.split()[0]: f"python -m blip_recipe.{task.try_it.format(model=folder)}",
         "publish": push_command(recipe.output_dir, repo_id or PLACEHOLDER, private=private, tag=recipe.options.hub_tag),
     }

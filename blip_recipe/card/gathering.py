@@ -29,7 +29,6 @@ from blip_recipe.card.rendering import (
     TrainingFacts,
     format_code,
 )
-from blip_recipe.card.text_layout import find_fonts
 from blip_recipe.data.checks import SKIPPED_FILE
 from blip_recipe.recipe.parsing import TINY_MODEL
 from blip_recipe.recipe.task_keys import TASK_WORDS
@@ -206,7 +205,6 @@ def result_facts(
     scored = measured.get("test") or measured.get("eval")
     name = ranking_score(predictions) if predictions else None
     samples = [sample_facts(title, each, name) for title, each in choose_samples(predictions).items()]
-    _, undrawn = find_fonts(text for sample in samples for text in (sample.caption, *sample.references))
     return ResultFacts(
         scored=scored,
         scores=score_facts(results, scored.role) if scored else [],
@@ -215,7 +213,6 @@ def result_facts(
         distinct_captions=len({each["caption"] for each in predictions}),
         samples=samples,
         ranked_by=SCORE_LABELS[name] if name else None,
-        undrawn=undrawn,
     )
 
 

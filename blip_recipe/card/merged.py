@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from blip_recipe.card.gathering import Source
+from blip_recipe.card.pictures import SAMPLE_FILES
 from blip_recipe.card.rendering import PLACEHOLDER, DecodingFacts, assemble_card, render_template
 from blip_recipe.recipe.task_keys import TASK_WORDS, TaskName
 
-CARRIED_FILES = ("all_results.json", "samples.png", "training_curves.png")
+CARRIED_FILES = ("all_results.json", "training_curves.png", *SAMPLE_FILES.values())
 OUR_TAG = "blip_recipe"
 
 SECTION = re.compile(r"^## (?P<title>.*)\n", re.MULTILINE)
@@ -37,6 +38,7 @@ def carry_card(
     (out / "README.md").write_text(text, encoding="utf-8", newline="\n")
     for name in CARRIED_FILES if is_ours(card) else ():
         if path := repository_file(adapter, name):
+            (out / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, out / name)
 
 

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from blip_recipe.card.pictures import SAMPLE_FILES
 from blip_recipe.data.resources import resource_folder
 from blip_recipe.data.storage import write_json
 from blip_recipe.recipe.task_keys import TASK_WORDS, TaskName, TaskWords
@@ -90,7 +91,7 @@ class ScoreFacts:
 
 @dataclass(frozen=True)
 class SampleFacts:
-    """A scored caption in words, as `samples.png` shows it: `title` is `best`, `median` or `worst`."""
+    """A scored caption: `title` is `best`, `median` or `worst`; its picture is in `SAMPLE_FILES`."""
 
     title: str
     score: str
@@ -109,7 +110,6 @@ class ResultFacts:
         distinct_captions: How many different captions the model gave for the images of `scored`.
         samples: Best, median and worst caption.
         ranked_by: Label of the score that they were ranked by; None where no image has a score.
-        undrawn: The characters of the samples that no font had when `samples.png` was drawn.
         habits: What self-critical training may spoil, measured as the scores are; empty after any other.
     """
 
@@ -119,7 +119,6 @@ class ResultFacts:
     distinct_captions: int
     samples: list[SampleFacts]
     ranked_by: str | None
-    undrawn: str
     habits: list[ScoreFacts] = field(default_factory=list)
 
 
@@ -283,7 +282,8 @@ def build_metadata(facts: CardFacts) -> ModelCardData:
         base_model_relation=("adapter" if facts.kind == "lora" else "finetune") if base.on_hub else None,
         datasets=[dataset.name] if dataset.on_hub else None,
         metrics=list(dict.fromkeys(_hub_metric(score.name) for score in scores if score.name != "loss")) or None,
-        widget=[{"src": "samples.png", "example_title": "Scored pictures"}] if facts.results.samples else None,
+        widget=[{"src": SAMPLE_FILES[each.title], "example_title": each.title} for each in facts.results.samples]
+        or None,
         co2_eq_emissions=_emissions(facts.training),
         model_name=facts.repo_id if results else None,
         eval_results=results or None,
