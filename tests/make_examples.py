@@ -112,7 +112,7 @@ def read_facts(name: str) -> CardFacts:
                 | {
                     "scored": results["scored"] and SplitFacts(**results["scored"]),
                     "scores": [ScoreFacts(**score) for score in results["scores"]],
-                    "habits": [ScoreFacts(**habit) for habit in results.get("habits", ())],
+                    "habits": [ScoreFacts(**habit) for habit in results["habits"]],
                     "samples": [SampleFacts(**sample) for sample in results["samples"]],
                 }
             ),
