@@ -16,7 +16,6 @@ from typing import Any
 
 from commands import CHECKOUT, run_checked
 from hub_server import WRITE_TOKEN, HubServer, Token
-from PIL import Image
 
 from blip_recipe.card.facts import (
     CardFacts,
@@ -28,6 +27,7 @@ from blip_recipe.card.facts import (
     SplitFacts,
     TrainingFacts,
 )
+from blip_recipe.card.pictures import SAMPLE_FILES
 from blip_recipe.card.rendering import FACTS, render_card
 from blip_recipe.hub.published_files import published_files
 from blip_recipe.models.decoding import DecodingSettings
@@ -48,8 +48,7 @@ FROM_BASE: dict[str, list[str]] = {
 """Options of `recipes/shapes_lora.json` by example."""
 
 EXAMPLES = (QUICKSTART, *FROM_BASE)
-KEPT = ("README.md", "all_results.json", "recipe.json", "samples.png", "training_curves.png", FACTS)
-LARGEST_PICTURE = 200_000
+KEPT = ("README.md", "all_results.json", "recipe.json", "training_curves.png", FACTS, *SAMPLE_FILES.values())
 
 
 def main() -> None:
@@ -89,13 +88,11 @@ def finetune(name: str, arguments: list[str], outputs: Path, env: dict[str, str]
 
 
 def keep(run: Path) -> None:
-    """Copy what an example shows out of an output directory; pictures that are large get a palette."""
+    """Copy what an example shows out of an output directory."""
     folder = FOLDER / run.name
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
     for name in KEPT:
-        path = Path(shutil.copyfile(run / name, folder / name))
-        if path.suffix == ".png" and path.stat().st_size > LARGEST_PICTURE:
-            Image.open(path).quantize(256, method=Image.Quantize.FASTOCTREE).save(path, optimize=True)
+        shutil.copyfile(run / name, folder / name)
 
 
 def read_facts(name: str) -> CardFacts:
@@ -114,7 +111,7 @@ def read_facts(name: str) -> CardFacts:
                 | {
                     "scored": results["scored"] and SplitFacts(**results["scored"]),
                     "scores": [ScoreFacts(**score) for score in results["scores"]],
-                    "habits": [ScoreFacts(**habit) for habit in results.get("habits", ())],
+                    "habits": [ScoreFacts(**habit) for habit in results["habits"]],
                     "samples": [SampleFacts(**sample) for sample in results["samples"]],
                 }
             ),

@@ -31,7 +31,8 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copyfile(GOLDEN / "card_lora.md", output_dir / "README.md")
     scores = {each.metric_type: each.metric_value for each in metadata_of(output_dir).eval_results}
     write_json(output_dir / "all_results.json", {f"test_{name}": value for name, value in scores.items()})
-    for name in ("samples.png", "training_curves.png"):
+    (output_dir / "samples").mkdir()
+    for name in CARRIED_FILES[1:]:
         (output_dir / name).write_bytes(name.encode())
     return output_dir
 

@@ -104,7 +104,7 @@ class ScoreFacts:
 
 @dataclass(frozen=True)
 class SampleFacts:
-    """A scored caption in words, as `samples.png` shows it: `title` is `best`, `median` or `worst`."""
+    """A scored caption: `title` is `best`, `median` or `worst`; its picture is in `SAMPLE_FILES`."""
 
     title: str
     score: str
@@ -123,7 +123,6 @@ class ResultFacts:
         distinct_captions: How many different captions the model gave for the images of `scored`.
         samples: Best, median and worst caption.
         ranked_by: Label of the score that they were ranked by; None where no image has a score.
-        undrawn: The characters of the samples that no font had when `samples.png` was drawn.
         habits: What self-critical training may spoil, measured as the scores are; empty after any other.
     """
 
@@ -133,7 +132,6 @@ class ResultFacts:
     distinct_captions: int
     samples: list[SampleFacts]
     ranked_by: str | None
-    undrawn: str
     habits: list[ScoreFacts] = field(default_factory=list)
 
 

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from blip_recipe.card.facts import ResultFacts, SampleFacts, ScoreFacts
 from blip_recipe.card.pictures import SCORE_LABELS, choose_samples, ranking_score
-from blip_recipe.card.text_layout import find_fonts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,7 +52,6 @@ def result_facts(
     scored = measured.get("test") or measured.get("eval")
     name = ranking_score(predictions) if predictions else None
     samples = [sample_facts(title, each, name) for title, each in choose_samples(predictions).items()]
-    _, undrawn = find_fonts(text for sample in samples for text in (sample.caption, *sample.references))
     return ResultFacts(
         scored=scored,
         scores=score_facts(results, scored.role) if scored else [],
@@ -62,7 +60,6 @@ def result_facts(
         distinct_captions=len({each["caption"] for each in predictions}),
         samples=samples,
         ranked_by=SCORE_LABELS[name] if name else None,
-        undrawn=undrawn,
     )
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from blip_recipe.card.facts import PLACEHOLDER, Source, TaskWords
+from blip_recipe.card.pictures import SAMPLE_FILES
 from blip_recipe.card.rendering import assemble_card, render_template
 from blip_recipe.card.retarget import retarget_card
 from blip_recipe.models.adapters import recorded_quantization
 from blip_recipe.models.decoding import DecodingSettings
 
-CARRIED_FILES = ("all_results.json", "samples.png", "training_curves.png")
+CARRIED_FILES = ("all_results.json", "training_curves.png", *SAMPLE_FILES.values())
 OUR_TAG = "blip_recipe"
 
 SECTION = re.compile(r"^## (?P<title>.*)\n", re.MULTILINE)
@@ -45,6 +46,7 @@ def merge_card(
     (out / "README.md").write_text(text, encoding="utf-8", newline="\n")
     for name in CARRIED_FILES if is_ours(card) else ():
         if path := repository_file(adapter, name):
+            (out / name).parent.mkdir(exist_ok=True)
             shutil.copyfile(path, out / name)
 
 

@@ -1,39 +1,39 @@
-"""The pictures of a model card: captions that were scored, and the curves of the training.
+"""Pictures of a model card: some that were captioned, and the curves of the training.
 
-Both are drawn on an opaque light panel with rounded corners, so that they read on light and dark pages alike. Drawing
+Curves are drawn on an opaque light panel with rounded corners, so that they read on light and dark pages alike. Drawing
 goes through matplotlib's own canvas, without pyplot: nothing global is touched, and no display is needed.
 """
 
 from __future__ import annotations
 
+import io
 import math
-import warnings
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blip_recipe.card.text_layout import Typesetter
+from blip_recipe.data.images import open_image
+from blip_recipe.data.storage import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
     from datasets import Dataset
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
+SAMPLE_FILES = {title: f"samples/{title}.jpg" for title in ("best", "median", "worst")}
+"""Files of an output directory with the pictures of samples, by title."""
+
+SAMPLE_SIZE = 384
+"""Pixels of the longer side of a sample's picture, at most."""
+
 WIDTH = 1800
 """Pixels across a picture of full width: twice the text column of a card, for screens of high density."""
 
-MARGIN, GAP = 40, 50
-COLUMN = (WIDTH - 2 * MARGIN - 2 * GAP) // 3
-PICTURE_HEIGHT = COLUMN * 3 // 4
-MOST_REFERENCES = 5
-
-INK, GREY, LINE, PANEL, LETTERBOX = "#1f2328", "#59636e", "#d1d9e0", "#ffffff", "#f0f3f6"
+INK, GREY, LINE, PANEL = "#1f2328", "#59636e", "#d1d9e0", "#ffffff"
 TRAINING, EVALUATION, SCORE = "#0969da", "#bc4c00", "#1a7f37"
-TITLE_COLOURS = {"best": "#1a7f37", "median": "#0969da", "worst": "#bc4c00"}
 
 SAMPLE_CURVES = {
     "reward": "Reward of samples",
@@ -64,25 +64,6 @@ SCORE_LABELS = {
 """Names of scores as people write them; the first that a run has ranks its captions and is drawn as a curve."""
 
 
-@dataclass(frozen=True)
-class Sample:
-    """A picture that was captioned, and how well.
-
-    Attributes:
-        title: `"best"`, `"median"` or `"worst"`.
-        image: The picture.
-        caption: What the model says.
-        references: What people say.
-        score: The score that the caption was ranked by, as text (`"CIDEr 1.234"`); empty where it was not ranked.
-    """
-
-    title: str
-    image: Image
-    caption: str
-    references: Sequence[str]
-    score: str
-
-
 def ranking_score(predictions: Sequence[Mapping[str, Any]]) -> str | None:
     """The score that captions are ranked by: CIDEr, or the next best that each image has; None where there is none."""
     return next((name for name in SCORE_LABELS if all(name in each["scores"] for each in predictions)), None)
@@ -106,51 +87,36 @@ def choose_samples(predictions: Sequence[Mapping[str, Any]]) -> dict[str, Mappin
     return {title: ranked[place] for place, title in sorted(taken.items()) if ranked}
 
 
-def load_samples(predictions: Sequence[Mapping[str, Any]], rows: Dataset, key: str = "image_id") -> list[Sample]:
-    """The samples that `choose_samples` names, with their pictures.
+def write_samples(
+    predictions: Sequence[Mapping[str, Any]], rows: Dataset, output_dir: Path, key: str = "image_id"
+) -> None:
+    """Write the pictures of the samples that `choose_samples` names, in place of those of an earlier run.
 
     Args:
         predictions: Lines of `predictions.jsonl`.
         rows: The split that they were made for, as `load_split` gives it.
+        output_dir: Where `SAMPLE_FILES` are written.
         key: The column that names rows in predictions.
 
     Raises:
         BadImageError: A picture cannot be read any more.
     """
-    from blip_recipe.data.images import open_image
-
-    name = ranking_score(predictions)
+    for file in SAMPLE_FILES.values():
+        (output_dir / file).unlink(missing_ok=True)
     row_numbers = {name: row for row, name in enumerate(rows[key])}
-    return [
-        Sample(
-            title,
-            open_image(rows[row_numbers[each[key]]]["image"]),
-            each["caption"],
-            each["references"],
-            f"{SCORE_LABELS[name]} {each['scores'][name]:.3f}" if name else "",
-        )
-        for title, each in choose_samples(predictions).items()
-    ]
+    for title, prediction in choose_samples(predictions).items():
+        image = open_image(rows[row_numbers[prediction[key]]]["image"])
+        write_whole(output_dir / SAMPLE_FILES[title], encode_sample(image), flush=True)
 
 
-def draw_samples(samples: Sequence[Sample], path: Path) -> None:
-    """Draw captioned pictures side by side, each with its caption and references in whatever script, as a PNG.
-
-    Three samples fill `WIDTH`; fewer make a narrower picture. Its height follows the longest text.
-    """
-    texts = [text for sample in samples for text in (sample.caption, *sample.references)]
-    with _plain_style():
-        typesetter = Typesetter(texts)
-        blocks = [_lay_out(sample, typesetter) for sample in samples]
-        height = math.ceil(max(bottom for _, bottom in blocks)) + MARGIN
-        width = 2 * MARGIN + len(samples) * COLUMN + (len(samples) - 1) * GAP
-        figure, axes = _panel(width, height)
-        for column, (sample, (lines, _)) in enumerate(zip(samples, blocks, strict=True)):
-            left = MARGIN + column * (COLUMN + GAP)
-            _draw_picture(axes, sample.image, left, MARGIN + 52)
-            for line in lines:
-                typesetter.draw(axes, line, left, COLUMN)
-        _save(figure, path)
+def encode_sample(image: Image) -> bytes:
+    """Encode a picture as a small JPEG without metadata: a photo may tell where it was taken."""
+    small = image.copy()
+    small.thumbnail((SAMPLE_SIZE, SAMPLE_SIZE))
+    small.info.clear()
+    file = io.BytesIO()
+    small.save(file, format="JPEG", quality=90)
+    return file.getvalue()
 
 
 def draw_training_curves(log_history: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -169,7 +135,7 @@ def draw_training_curves(log_history: Sequence[Mapping[str, Any]], path: Path) -
     sampled = [name for name in SAMPLE_CURVES if _points(log_history, name)]
     rows = 1 + math.ceil(len(sampled) / 2)
     with _plain_style():
-        figure, _ = _panel(WIDTH, 640 * rows)
+        figure = _panel(WIDTH, 640 * rows)
         columns = 2 if score else 1
         last_step = max((entry["step"] for entry in log_history), default=1)
         for number, name in enumerate(sampled):
@@ -196,15 +162,13 @@ def _plain_style() -> Iterator[None]:
     """matplotlib's own style, whatever a `matplotlibrc` of the user says, and theirs again afterwards."""
     import matplotlib
 
-    with matplotlib.rc_context(), warnings.catch_warnings():
+    with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        # The typesetter names all characters that no font has in one message.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
 
-def _panel(width: int, height: int) -> tuple[Figure, Axes]:
-    """A light panel of `width` x `height` pixels, whose points are pixels, counted from the top left corner."""
+def _panel(width: int, height: int) -> Figure:
+    """A figure of `width` x `height` pixels, with a light panel on it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import FancyBboxPatch
@@ -218,54 +182,13 @@ def _panel(width: int, height: int) -> tuple[Figure, Axes]:
         (2, 2), width - 4, height - 4, boxstyle="round,pad=0,rounding_size=20", fc=PANEL, ec=LINE, lw=2
     )
     axes.add_patch(box)
-    return figure, axes
+    return figure
 
 
 def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # No version of matplotlib in the file: the same run gives the same bytes.
     figure.savefig(path, format="png", dpi=72, metadata={"Software": None})
-
-
-def _lay_out(sample: Sample, typesetter: Typesetter) -> tuple[list[Any], float]:
-    """The lines of text of a sample's column, and where the last one ends."""
-    title_colour = TITLE_COLOURS.get(sample.title, INK)
-    top = float(MARGIN)
-    lines, _ = typesetter.lay_out(sample.title.capitalize(), top, COLUMN, size=28, colour=title_colour, bold=True)
-    score, _ = typesetter.lay_out(sample.score, top, COLUMN, size=26, colour=GREY, align="right")
-    top += 52 + PICTURE_HEIGHT + 22
-    caption, top = typesetter.lay_out(
-        sample.caption or "(no caption)", top, COLUMN, size=31, colour=INK, bold=True, max_lines=8
-    )
-    top += 18
-    lines += score + caption
-    for reference in sample.references[:MOST_REFERENCES]:
-        laid, top = typesetter.lay_out(reference, top, COLUMN, size=25, colour=GREY, max_lines=3)
-        lines += laid
-        top += 8
-    more = len(sample.references) - MOST_REFERENCES
-    if more > 0:
-        laid, top = typesetter.lay_out(f"and {more} more references", top, COLUMN, size=22, colour=GREY)
-        lines += laid
-    return lines, top
-
-
-def _draw_picture(axes: Axes, image: Image, left: float, top: float) -> None:
-    """The whole picture, as large as it fits into its place, on a quiet ground."""
-    import numpy as np
-    from matplotlib.patches import FancyBboxPatch
-    from PIL.Image import Resampling
-
-    scale = min(COLUMN / image.width, PICTURE_HEIGHT / image.height)
-    width, height = max(1, round(image.width * scale)), max(1, round(image.height * scale))
-    pixels = np.asarray(image.convert("RGB").resize((width, height), Resampling.LANCZOS))
-    frame = FancyBboxPatch(
-        (left, top), COLUMN, PICTURE_HEIGHT, boxstyle="round,pad=0,rounding_size=12", fc=LETTERBOX, ec="none"
-    )
-    axes.add_patch(frame)
-    x, y = left + (COLUMN - width) // 2, top + (PICTURE_HEIGHT - height) // 2
-    drawn = axes.imshow(pixels, extent=(x, x + width, y + height, y), aspect="auto", interpolation="nearest", zorder=2)
-    drawn.set_clip_path(frame)
 
 
 def _points(log_history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from blip_recipe.card.pictures import SAMPLE_FILES
 from blip_recipe.data.resources import resource_folder
 from blip_recipe.data.storage import write_json
 
@@ -108,7 +109,8 @@ def build_metadata(facts: CardFacts) -> ModelCardData:
         base_model_relation=("adapter" if facts.kind == "lora" else "finetune") if base.on_hub else None,
         datasets=[dataset.name] if dataset.on_hub else None,
         metrics=list(dict.fromkeys(_hub_metric(score.name) for score in scores if score.name != "loss")) or None,
-        widget=[{"src": "samples.png", "example_title": "Scored pictures"}] if facts.results.samples else None,
+        widget=[{"src": SAMPLE_FILES[each.title], "example_title": each.title} for each in facts.results.samples]
+        or None,
         co2_eq_emissions=_emissions(facts.training),
         model_name=facts.repo_id if results else None,
         eval_results=results or None,

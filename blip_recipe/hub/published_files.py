@@ -33,7 +33,10 @@ MODEL_FILES = (
     "added_tokens.json",
     "vocab.txt",
     "recipe.json",
-    "samples.png",
+    "samples/best.jpg",
+    "samples/median.jpg",
+    "samples/worst.jpg",
+    "samples.png",  # of older cards
     "training_curves.png",
     "all_results.json",
 )
@@ -49,9 +52,8 @@ def published_files(folder: Path) -> dict[str, Path]:
     Raises:
         RecipeError: The directory is no finished output directory: it has no weights, or nothing that says of what.
     """
-    files = {
-        path.name: path for path in sorted(folder.glob("*")) if path.is_file() and is_in(path.name, PUBLISHED_FILES)
-    }
+    found = sorted(path for pattern in PUBLISHED_FILES for path in folder.glob(pattern) if path.is_file())
+    files = {path.relative_to(folder).as_posix(): path for path in found}
     if not any(name.endswith(".safetensors") for name in files) or not {"config.json", "adapter_config.json"} & set(
         files
     ):
@@ -75,7 +77,8 @@ def _check_base(adapter: dict[str, Any], folder: Path) -> None:
 
 
 def is_in(name: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
+    """Whether a file has a name of one of the patterns, in whose folder it must be: `*` stands for no `/`."""
+    return any(fnmatchcase(name, each) and name.count("/") == each.count("/") for each in patterns)
 
 
 def check_contents(files: Mapping[str, Path], api: HfApi) -> None:

@@ -304,7 +304,7 @@ def _difference(
     files: Mapping[str, Path], repo_id: str, info: ModelInfo, managed: Sequence[str], api: HfApi
 ) -> list[CommitOperationAdd | CommitOperationDelete]:
     """What makes a revision hold `files`, and nothing else of the patterns in `managed`."""
-    tree = api.list_repo_tree(repo_id, revision=info.sha) if info.sha else ()
+    tree = api.list_repo_tree(repo_id, recursive=True, revision=info.sha) if info.sha else ()
     there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
     added = [CommitOperationAdd(name, path) for name, path in files.items() if not _is_same(path, there.get(name))]
     stale = [CommitOperationDelete(name) for name in there if name not in files and is_in(name, managed)]

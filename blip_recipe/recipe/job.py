@@ -258,7 +258,7 @@ def format_next_steps(recipe: Recipe[FinetuneOptions], repo_id: str | None) -> s
     local_base = recipe.model.use_peft and Path(recipe.model.model_name_or_path).expanduser().exists()
     command = recipe.trainer.task.command
     steps = {
-        "read": f"{folder}/README.md (the model card) and {folder}/samples.png",
+        "read": f"{folder}/README.md (the model card)",
         command.split()[0]: f"python -m blip_recipe.{command.format(model=folder)}",
         "publish": push_command(recipe.output_dir, repo_id or PLACEHOLDER, private=private, tag=recipe.options.hub_tag),
     }

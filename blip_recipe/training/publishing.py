@@ -23,7 +23,7 @@ from blip_recipe.card.facts import (
     read_source,
 )
 from blip_recipe.card.gathering import PACKAGES, find_language, installed_versions, result_facts
-from blip_recipe.card.pictures import draw_samples, draw_training_curves, load_samples
+from blip_recipe.card.pictures import draw_training_curves, write_samples
 from blip_recipe.card.rendering import format_code, write_card
 from blip_recipe.data.convert import source_name
 from blip_recipe.data.dataset import PictureDataset
@@ -139,8 +139,7 @@ class PublishingTrainer(StreamingTrainer):
         draw_training_curves(self.card.log_history, self.output_dir / "training_curves.png")
         shown = [self.to_display(each) for each in self.predictions]
         if shown:
-            samples = load_samples(shown, self.scored_dataset.rows, self.task.key)
-            draw_samples(samples, self.output_dir / "samples.png")
+            write_samples(shown, self.scored_dataset.rows, self.output_dir, self.task.key)
         sources = self.sources or self._read_sources()
         facts = gather_facts(
             type(self),

@@ -18,11 +18,13 @@ from cards import BASE, COCO, COUNTS, PREDICTIONS, SCORES, make_facts, train
 from commands import CHECKOUT
 from hub_server import WRITE_TOKEN, HubServer
 from huggingface_hub import HfApi, ModelCard
+from hypothesis import given
+from hypothesis import strategies as st
 from jinja2 import UndefinedError
 
 from blip_recipe.card.facts import PLACEHOLDER, CardFacts, EnergyFacts, Source, read_source
 from blip_recipe.card.merged import merged_card
-from blip_recipe.card.rendering import build_metadata, render_card, write_card
+from blip_recipe.card.rendering import build_metadata, escape_markdown, render_card, write_card
 from blip_recipe.card.retarget import retarget_card
 from blip_recipe.data.checks import SKIPPED_FILE, SkippedRow, write_skipped_rows
 from blip_recipe.data.resources import resource_folder
@@ -39,7 +41,8 @@ def metadata(card: str) -> Any:
 
 
 TINY, SHAPES = Source("tiny"), Source("shapes")
-SAME = [{**PREDICTIONS[0], "image_id": number, "caption": "a \u0378 dog", "scores": {}} for number in range(2)]
+SEVEN = ["قطة سوداء على الطاولة", "一只黑猫坐在木桌上。", *["a cat"] * 5]
+SAME = [{"image_id": number, "caption": "a \u0378 cat", "references": SEVEN, "scores": {}} for number in range(2)]
 
 
 def ranked(score: str) -> list[dict[str, Any]]:
@@ -211,7 +214,7 @@ def test_without_a_test_split_the_card_shows_the_evaluation_split_and_says_so() 
 def test_a_run_without_any_split_to_score_claims_nothing() -> None:
     card = render_card(make_facts("coco_full", results={}, counts={"train": (10, 50)}, predictions=[]))
     assert "nothing is known of the quality" in card
-    assert "samples.png" not in card
+    assert "samples/" not in card
     assert metadata(card).eval_results is None
 
 
@@ -336,6 +339,14 @@ def test_captions_cannot_break_the_card() -> None:
     assert "\n---\n" not in card.split("\n---\n", 1)[1]
     card.encode()
     assert r"\{\{ repo\_id \}\}" in card
+
+
+@given(st.text())
+def test_a_caption_of_any_text_stays_in_its_cell(caption: str) -> None:
+    cell = escape_markdown(caption)
+    assert len(cell.splitlines()) <= 1
+    assert not re.search(r"(?<!\\)(\\\\)*[|`\[]|<", cell)
+    assert not re.search(r"(?<!\\)(\\\\)*\\$", cell)
 
 
 def test_a_template_that_asks_for_more_than_the_facts_is_an_error(tmp_path: Path) -> None:

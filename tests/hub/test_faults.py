@@ -42,7 +42,7 @@ def fixture_folder(tmp_path: Path) -> Path:
 def one_upload(folder: Path) -> Path:
     """Write an output directory in which only the weights are stored as an LFS object."""
     write_output_dir(folder)
-    (folder / "samples.png").unlink()
+    (folder / "samples" / "best.jpg").unlink()
     return folder
 
 

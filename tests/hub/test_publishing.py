@@ -129,7 +129,7 @@ def test_one_commit_brings_exactly_the_published_files(hub: HubServer, api: HfAp
         "config.json",
         "model.safetensors",
         "recipe.json",
-        "samples.png",
+        "samples/best.jpg",
         "vocab.txt",
     }
     assert all(content == (folder / name).read_bytes() for name, content in published.items())
@@ -209,11 +209,13 @@ def test_an_adapter_of_a_base_that_nobody_else_has_is_refused(api: HfApi, tmp_pa
 def test_files_of_another_kind_of_model_go_and_others_stay(hub: HubServer, api: HfApi, tmp_path: Path) -> None:
     push(write_output_dir(tmp_path / "adapter", adapter=True), api)
     assert {"adapter_config.json", "adapter_model.safetensors"} <= set(hub.files("lab/flowers"))
-    hub.publish_model("lab/flowers", {"NOTES.md": b"mine", "model-00001-of-00002.safetensors": b"old"})
+    stale = {"model-00001-of-00002.safetensors", "samples/worst.jpg", "samples.png"}
+    others = {"NOTES.md", "samples/mine.jpg", "onnx/config.json", "model-a/1-of-2.safetensors"}
+    hub.publish_model("lab/flowers", dict.fromkeys(stale | others, b"old"))
     push(write_output_dir(tmp_path / "full"), api)
     names = set(hub.files("lab/flowers"))
-    assert {"model.safetensors", "config.json", "NOTES.md"} <= names
-    assert not {name for name in names if name.startswith(("adapter_", "model-"))}
+    assert {"model.safetensors", "config.json", "samples/best.jpg"} | others <= names
+    assert not {name for name in names - others if name in stale or name.startswith("adapter_")}
     assert content_commits(hub) == 3
 
 
@@ -226,7 +228,7 @@ def test_private_is_private(hub: HubServer, api: HfApi, folder: Path) -> None:
     assert content_commits(hub, "lab/open") == 1
 
 
-@pytest.mark.parametrize("name", ["README.md", "config.json", "model.safetensors", "samples.png"])
+@pytest.mark.parametrize("name", ["README.md", "config.json", "model.safetensors", "samples/best.jpg"])
 def test_the_token_is_never_published(hub: HubServer, api: HfApi, folder: Path, name: str) -> None:
     if name == "model.safetensors":
         save_file({"weight": numpy.zeros(4)}, folder / name, metadata={"note": WRITE_TOKEN})

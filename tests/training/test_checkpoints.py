@@ -122,6 +122,8 @@ def test_rotation_keeps_the_new_and_the_best_and_deletes_first_what_cannot_be_go
 def test_a_fresh_start_clears_whole_torn_and_unfinished_checkpoints_and_no_file_of_others(tmp_path: Path) -> None:
     save(tmp_path, 2)
     (tmp_path / STAGING).mkdir()
-    (tmp_path / "notes.txt").touch()
-    clear_output_dir(tmp_path, ("model.safetensors",))
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    (tmp_path / "samples").mkdir()
+    for name in ("model.safetensors", "samples/best.jpg", "samples/mine.jpg"):
+        (tmp_path / name).touch()
+    clear_output_dir(tmp_path, ("model.safetensors", "samples/best.jpg"))
+    assert [path.name for path in tmp_path.rglob("*")] == ["samples", "mine.jpg"]
