@@ -1,7 +1,8 @@
-"""The electricity of a training, measured by codecarbon where somebody says in which country the machine stands.
+"""Measure the electricity of a training with codecarbon, if the environment names the country of the machine.
 
-Who wants it installs the extra `energy` and sets `CODECARBON_COUNTRY_ISO_CODE` (three letters, such as `DEU`), which is
-codecarbon's own name for it: where a machine stands is no matter of a recipe. Nothing is asked of any network.
+Install the extra `energy` and set `CODECARBON_COUNTRY_ISO_CODE` (three letters, such as `DEU`), codecarbon's own
+variable: the place of a machine is not part of a recipe. Nothing is asked of any network. Transformers' own
+`CodeCarbonCallback` looks the place up online, leaves `emissions.csv` behind, and counts one session only.
 """
 
 from __future__ import annotations
@@ -37,7 +38,6 @@ class EnergyMeter:
         if country not in DataSource().get_global_energy_mix_data():
             raise RecipeError(f"{COUNTRY} is {country!r}: expected a country's three-letter code, such as 'DEU'.")
         self.country = country
-        self._before = EnergyFacts(0.0, 0.0, country)
         self._tracker: Any = None
         self._total: Any = None
 
@@ -45,11 +45,13 @@ class EnergyMeter:
         """Begin to measure; `before` is what earlier sessions of the training used."""
         from codecarbon import OfflineEmissionsTracker
 
-        self._before = before or self._before
+        self._before = before or EnergyFacts(0.0, 0.0, self.country)
         self._tracker = OfflineEmissionsTracker(
             country_iso_code=self.country,
-            # Whatever else a codecarbon configuration says: no file, no server, no lock on the machine.
+            # Over codecarbon's own configuration: no file, no server, no lock on the machine.
             output_methods=[],
+            emissions_endpoint=None,
+            electricitymaps_api_token="",
             output_handlers=[self],
             allow_multiple_runs=True,
             log_level="error",
@@ -61,10 +63,11 @@ class EnergyMeter:
         self._total = total
 
     def read(self) -> EnergyFacts | None:
-        """What all sessions used so far; None where this one was not measured."""
-        if self._tracker is None:
+        """What all sessions used so far; None where this one was not measured, or codecarbon failed."""
+        if self._tracker:
+            self._tracker.flush()
+        if self._total is None:
             return None
-        self._tracker.flush()
         before, now = self._before, self._total
         return EnergyFacts(before.kwh + now.energy_consumed, before.co2_kg + now.emissions, self.country)
 

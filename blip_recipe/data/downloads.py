@@ -1,8 +1,8 @@
-"""Pictures behind URLs: fetched within limits of size and time, and never from where only this machine can reach.
+"""Download pictures from URLs, within limits of size and time, and from public addresses only.
 
-A data set is other people's words. An address in it must not make this machine ask its own services, its neighbours in
-a private network, or the metadata service of a cloud. The address that was checked is the address that is connected to:
-a name that means another machine a moment later (DNS rebinding) gains nothing. Each redirect is checked like the first.
+URLs in a data set are written by strangers (server-side request forgery): they must not reach this machine's own
+services, its private network or the metadata service of a cloud. A host name is looked up once, and the address that
+was checked is the one that is connected to, so DNS rebinding gains nothing. Redirects are checked like the first URL.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import string
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
-from urllib.error import HTTPError, URLError
+from typing import Any
+from urllib.error import HTTPError
 from urllib.parse import quote, unquote, urlsplit
 from urllib.request import (
     HTTPDefaultErrorHandler,
@@ -31,9 +31,6 @@ from urllib.request import (
     ProxyHandler,
     Request,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +50,11 @@ ALLOW_PRIVATE = "BLIP_RECIPE_ALLOW_PRIVATE_URLS"
 people's words too."""
 
 
-class DownloadError(OSError):
-    """A picture is not fetched, and asking again would not help. The message says why, without naming the URL."""
+class DownloadError(Exception):
+    """A picture is not fetched, and asking again would not help. The message says why, without naming the URL.
+
+    No `OSError`: urllib would wrap it in a `URLError`.
+    """
 
 
 def download(url: str, *, timeout: float | None = None, may_be_private: bool) -> bytes:
@@ -78,7 +78,8 @@ def download(url: str, *, timeout: float | None = None, may_be_private: bool) ->
         except (OSError, http.client.HTTPException) as error:
             if time.monotonic() >= fetch.deadline:
                 raise DownloadError(f"it was not there after {timeout:g} seconds") from error
-            if attempt == ATTEMPTS or _is_final(error):
+            refused = isinstance(error, HTTPError) and error.code < 500 and error.code != HTTPStatus.TOO_MANY_REQUESTS
+            if attempt == ATTEMPTS or refused:
                 raise
             logger.info("%s: attempt %d failed (%s)", url, attempt, error)
         time.sleep(min(attempt, max(0.0, fetch.deadline - time.monotonic())))
@@ -108,13 +109,6 @@ NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 """IPv6 addresses that a gateway turns into the IPv4 address in their last 32 bits (RFC 6052, section 2.1)."""
 
 
-def _is_final(error: Exception) -> bool:
-    """Whether asking again would bring the same."""
-    if isinstance(error, HTTPError):
-        return error.code < 500 and error.code != HTTPStatus.TOO_MANY_REQUESTS
-    return isinstance(error, DownloadError)
-
-
 class _Fetch:
     """One picture's attempts: how long they may still take, and which addresses they may connect to."""
 
@@ -126,7 +120,8 @@ class _Fetch:
     def read(self, url: str) -> bytes:
         """The content of `url`."""
         content = bytearray()
-        with self._closing_late(), self._open(_request(url)) as response:
+        request = _request(url)
+        with self._closing_late(), _opener(self).open(request, timeout=self.seconds_left()) as response:
             while part := response.read(2**16):
                 content += part
                 if len(content) > MAX_DOWNLOAD:
@@ -134,14 +129,6 @@ class _Fetch:
             if time.monotonic() >= self.deadline or response.length:
                 raise ConnectionError("it was cut off")
         return bytes(content)
-
-    def _open(self, request: Request) -> Any:
-        try:
-            return _opener(self).open(request, timeout=self.seconds_left())
-        except URLError as error:
-            if isinstance(error.reason, DownloadError):
-                raise error.reason from error
-            raise
 
     def seconds_left(self) -> float:
         """Until the deadline; a moment, once it has passed."""
@@ -154,9 +141,12 @@ class _Fetch:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except UnicodeError as error:
             raise DownloadError(f"{host!r} is no name of a machine") from error
-        addresses = [info[4] for info in found]
-        self.check(host, [str(each[0]) for each in addresses])
-        return self.keep(_connect_any(addresses, self.seconds_left))
+        addresses = [str(info[4][0]) for info in found]
+        self.check(host, addresses)
+        for each in addresses[:-1]:
+            with suppress(OSError):
+                return self.keep(socket.create_connection((each, port), self.seconds_left()))
+        return self.keep(socket.create_connection((addresses[-1], port), self.seconds_left()))
 
     def connect_proxy(self, address: tuple[str, int], *_: Any) -> socket.socket:
         """A connection to the proxy that this machine's user has set."""
@@ -179,11 +169,8 @@ class _Fetch:
         elif ":" in host:
             self.check(host, [host])
         else:
-            try:
-                address = socket.inet_ntoa(socket.inet_aton(host))
-            except OSError:
-                return  # a name
-            self.check(host, [address])
+            with suppress(OSError):  # a name
+                self.check(host, [socket.inet_ntoa(socket.inet_aton(host))])
 
     def keep(self, connection: socket.socket) -> socket.socket:
         """Remember `connection`, so that it can be cut off."""
@@ -211,22 +198,6 @@ class _Fetch:
                 logger.debug("Nothing to cut off: %s", error)
 
 
-def _connect_any(addresses: list[Any], seconds_left: Callable[[], float]) -> socket.socket:
-    for number, address in enumerate(addresses):
-        family = socket.AF_INET6 if len(address) == 4 else socket.AF_INET
-        connection = socket.socket(family, socket.SOCK_STREAM)
-        connection.settimeout(seconds_left())
-        try:
-            connection.connect(address)
-        except OSError:
-            connection.close()
-            if number == len(addresses) - 1:
-                raise
-        else:
-            return connection
-    raise DownloadError("its name has no address")
-
-
 def _request(url: str) -> Request:
     # Some image hosts refuse the libraries' own name; addresses may hold spaces and letters beyond ASCII.
     try:
@@ -246,7 +217,7 @@ def _opener(fetch: _Fetch) -> OpenerDirector:
     """http and https alone, through the proxies of the environment where there are some."""
     opener = OpenerDirector()
     plain = (ProxyHandler(), _Redirects(), HTTPErrorProcessor(), HTTPDefaultErrorHandler())
-    for handler in (*plain, _Http(fetch), _Https(fetch)):
+    for handler in (*plain, _Connections(fetch)):
         opener.add_handler(handler)
     return opener
 
@@ -257,36 +228,31 @@ class _Redirects(HTTPRedirectHandler):
     def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
         if urlsplit(newurl).scheme not in SCHEMES:
             raise DownloadError(f"it leads to {newurl[:100]!r}, which is no http or https URL")
+        fp.close()  # urllib would read all of it, of any size
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _connector(fetch: _Fetch, kind: type[http.client.HTTPConnection], request: Request) -> Callable[..., Any]:
-    """Connections of `kind` for a request, which goes to its own host or to a proxy."""
-    proxied = request.has_proxy() or request._tunnel_host is not None  # type: ignore[attr-defined]
-    if proxied:
-        fetch.check_proxied(unquote(urlsplit(request.full_url).hostname or ""))
+class _Connections(HTTPHandler, HTTPSHandler):
+    """Connections of a fetch: to a host itself, by an address that was checked, or to a proxy."""
 
-    def build(*arguments: Any, **options: Any) -> http.client.HTTPConnection:
-        connection: Any = kind(*arguments, **options)
-        connection._create_connection = fetch.connect_proxy if proxied else fetch.connect
-        return connection
-
-    return build
-
-
-class _Http(HTTPHandler):
     def __init__(self, fetch: _Fetch) -> None:
         super().__init__()
         self.fetch = fetch
 
     def http_open(self, req: Request) -> Any:
-        return self.do_open(_connector(self.fetch, http.client.HTTPConnection, req), req)  # type: ignore[arg-type]
-
-
-class _Https(HTTPSHandler):
-    def __init__(self, fetch: _Fetch) -> None:
-        super().__init__()
-        self.fetch = fetch
+        return self._open(http.client.HTTPConnection, req)
 
     def https_open(self, req: Request) -> Any:
-        return self.do_open(_connector(self.fetch, http.client.HTTPSConnection, req), req)  # type: ignore[arg-type]
+        return self._open(http.client.HTTPSConnection, req)
+
+    def _open(self, kind: type[http.client.HTTPConnection], request: Request) -> Any:
+        proxied = request.has_proxy() or request._tunnel_host is not None  # type: ignore[attr-defined]
+        if proxied:
+            self.fetch.check_proxied(unquote(urlsplit(request.full_url).hostname or ""))
+
+        def connection(*arguments: Any, **options: Any) -> http.client.HTTPConnection:
+            made: Any = kind(*arguments, **options)
+            made._create_connection = self.fetch.connect_proxy if proxied else self.fetch.connect
+            return made
+
+        return self.do_open(connection, request)  # type: ignore[arg-type]

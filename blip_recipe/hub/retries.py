@@ -1,4 +1,9 @@
-"""A Hub that is away, busy or unwilling: what is tried again, for how long, and what is said in the end."""
+"""Retry policy and error messages for Hub requests.
+
+`huggingface_hub` retries listings and uploads by itself, but not `whoami`, `model_info`, `create_repo`, `create_tag` or
+`create_commit`: a commit whose reply was lost would be made twice. So callers retry a whole step, which first compares
+what the Hub has.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,6 @@ import logging
 import re
 import time
 from collections.abc import Callable, Sequence
-from email.utils import parsedate_to_datetime
 from json import JSONDecodeError
 from typing import TYPE_CHECKING, TypeVar
 
@@ -95,13 +99,17 @@ def _may_pass(error: Exception) -> bool:
 
 
 def _asked_wait(error: Exception) -> float | None:
-    """The seconds that the Hub asks us to wait: `Retry-After` as a number or a date, or its own `ratelimit` header."""
+    """The seconds that the Hub asks us to wait: `Retry-After` in seconds, or its own `ratelimit` header.
+
+    A `Retry-After` that is a date is ignored, as `huggingface_hub` itself ignores it.
+    """
     answer = _answer(error)
     if answer is None:
         return None
     headers = answer.response.headers
-    if asked := headers.get("Retry-After"):
-        return float(asked) if asked.isdecimal() else max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
+    asked = headers.get("Retry-After", "")
+    if asked.isdecimal():
+        return float(asked)
     limit = parse_ratelimit_headers(headers)
     return float(limit.reset_in_seconds) if limit and limit.remaining == 0 else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -43,6 +44,36 @@ def test_energy_goes_on_from_what_earlier_sessions_used() -> None:
     assert second
     assert 1.0 < first.kwh <= second.kwh < 1.01
     assert 0.5 < first.co2_kg <= second.co2_kg < 0.51
+
+
+@with_codecarbon
+def test_nothing_is_asked_of_any_network_whatever_codecarbon_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(socket.socket, "connect", lambda self, address: asked.append(address))
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **_: asked.append(arguments) or [])
+    monkeypatch.setenv("CODECARBON_EMISSIONS_ENDPOINT", "http://127.0.0.1:9/emissions")
+    monkeypatch.setenv("CODECARBON_CO2_SIGNAL_API_TOKEN", "token")
+    monkeypatch.chdir(tmp_path)
+    meter = EnergyMeter("DEU")
+    meter.start(None)
+    assert meter.read()
+    assert asked == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@with_codecarbon
+def test_a_failure_of_codecarbon_leaves_the_energy_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    from codecarbon import OfflineEmissionsTracker
+
+    def fail(self: OfflineEmissionsTracker) -> None:
+        raise OSError("no such sensor")
+
+    monkeypatch.setattr(OfflineEmissionsTracker, "_prepare_emissions_data", fail)
+    meter = EnergyMeter("DEU")
+    meter.start(None)
+    assert meter.read() is None
 
 
 @with_codecarbon

@@ -42,7 +42,10 @@ def picture() -> bytes:
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """`/picture.png`; `/to/ADDRESS` leads there; `/drip`, `/drip-header` send a byte now and then; `/short` stops."""
+    """`/picture.png`; `/to/ADDRESS` leads there; `/endless` leads on and goes on.
+
+    `/drip`, `/drip-header` send a byte now and then; `/short` stops.
+    """
 
     asked: list[str] = []  # noqa: RUF012
 
@@ -53,6 +56,11 @@ class Server(http.server.BaseHTTPRequestHandler):
             self.send_response(302)
             self.send_header("Location", self.path[4:])
             self.end_headers()
+        elif self.path == "/endless":
+            self.send_response(302)
+            self.send_header("Location", "/picture.png")
+            self.end_headers()
+            self.drip(bytes(1000))
         elif self.path == "/drip-header":
             self.drip(b"HTTP/1.0 200 OK\r\nX: " + b"x" * 1000)
         else:
@@ -177,6 +185,10 @@ def test_redirects_lead_to_http_alone_and_not_for_ever(server: str, tmp_path: An
             open_image(f"{server}/to/{target}")
     with pytest.raises(BadImageError, match="infinite loop"):
         open_image(f"{server}/to/")
+
+
+def test_what_a_redirect_brings_beside_its_address_is_not_read(server: str) -> None:
+    assert download(f"{server}/endless", timeout=5, may_be_private=True) == picture()
 
 
 @pytest.mark.parametrize(

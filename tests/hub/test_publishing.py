@@ -164,6 +164,14 @@ def test_the_wait_that_the_hub_asks_for_is_kept(hub: HubServer, api: HfApi, fold
     assert content_commits(hub) == 1
 
 
+@pytest.mark.parametrize("asked", ["Wed, 21 Oct 2099 07:28:00 GMT", "soon", ""])
+def test_a_wait_that_cannot_be_read_is_our_own(hub: HubServer, api: HfApi, folder: Path, asked: str) -> None:
+    hub.inject(COMMIT, status=503, headers={"Retry-After": asked})
+    start = time.monotonic()
+    assert push(folder, api).committed
+    assert time.monotonic() - start < 30
+
+
 def test_a_refusal_is_final_and_names_the_command(hub: HubServer, api: HfApi, folder: Path) -> None:
     hub.inject(COMMIT, status=403, times=10)
     with pytest.raises(PushError, match=rf"python -m blip_recipe.push {folder} --repo_id lab/flowers"):
