@@ -21,6 +21,8 @@ quickstart: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/python tests/imports.py
 	$(BIN)/mypy blip_recipe tests benchmarks
 
 test: lint compatibility

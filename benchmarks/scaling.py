@@ -26,10 +26,12 @@ from PIL import Image
 from benchmarks.common import RESULTS, machine, seconds_of, write_results
 from benchmarks.workload import PeakMemory
 from blip_recipe.captioning.collator import CaptionCollator
+from blip_recipe.captioning.data import build_dataset
 from blip_recipe.captioning.tiny import build_tiny_captioner
-from blip_recipe.data import caption_datasets
+from blip_recipe.captioning.training_arguments import CaptionTrainingArguments
 from blip_recipe.data.arguments import CaptionDataArguments
 from blip_recipe.data.checks import check_splits
+from blip_recipe.data.dataset import CaptionDataset
 from blip_recipe.data.load import load_splits
 from blip_recipe.errors import run_command
 
@@ -75,9 +77,10 @@ def picture(number: int) -> bytes:
 def measure(folder: str, images: int) -> dict[str, Any]:
     """Seconds and memory of everything that depends on the number of images, a step apart."""
     torch.set_num_threads(1)
-    arguments = CaptionDataArguments(dataset_name=folder, augmentation="none")
+    arguments = CaptionDataArguments(dataset_name=folder)
+    training = CaptionTrainingArguments(folder, augmentation="none", seed=0)
     processor = build_tiny_captioner(CAPTIONS)[1]
-    collate = CaptionCollator(processor, processor.tokenizer.bos_token_id)
+    collate = CaptionCollator(processor, normalize_captions=False)
     found: dict[str, Any] = {}
 
     def read() -> None:
@@ -87,7 +90,8 @@ def measure(folder: str, images: int) -> dict[str, Any]:
         found["splits"], _ = check_splits(found["splits"], arguments)
 
     def epoch() -> None:
-        dataset = caption_datasets(found["splits"], arguments, processor, seed=0)["train"]
+        dataset = build_dataset(found["splits"]["train"], training, processor, training=True)
+        assert isinstance(dataset, CaptionDataset)
         for start in range(0, len(dataset), BATCH):
             collate([dataset[row] for row in range(start, min(start + BATCH, len(dataset)))])
 

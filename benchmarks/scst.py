@@ -15,6 +15,7 @@ import argparse
 import statistics
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,12 +28,11 @@ from benchmarks.training import StepTimes
 from benchmarks.workload import SIZES, VOCABULARY, made_captions, made_images
 from blip_recipe.captioning.modeling import BlipForCaptioning
 from blip_recipe.captioning.scst import ScstTrainer
-from blip_recipe.captioning.trainer import CaptionTrainer, CaptionTrainingArguments
-from blip_recipe.data.arguments import CaptionDataArguments
+from blip_recipe.captioning.trainer import CaptionTrainer
+from blip_recipe.captioning.training_arguments import CaptionTrainingArguments, ScstTrainingArguments
+from blip_recipe.data.dataset import CaptionDataset
 from blip_recipe.errors import run_command
 from blip_recipe.models.text import IGNORED
-from blip_recipe.recipe.parsing import ObjectiveArguments
-from blip_recipe.training.arguments import GenerationArguments
 
 SAMPLES = 5
 PIECES = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", VOCABULARY - 2: "[DEC]"}
@@ -89,7 +89,10 @@ class TimedTrainer(ScstTrainer):
         return super()._wait_for_scores(scored)
 
 
-SIDES: dict[str, Any] = {"cross entropy": CaptionTrainer, "self-critical": TimedTrainer}
+SIDES: dict[str, tuple[Any, Any]] = {
+    "cross entropy": (CaptionTrainer, CaptionTrainingArguments),
+    "self-critical": (TimedTrainer, partial(ScstTrainingArguments, num_generations=SAMPLES)),
+}
 
 
 def run_turn(
@@ -103,31 +106,27 @@ def run_turn(
     model = BlipForCaptioning(config).use_sdpa()
     times = StepTimes(device)
     steps = 1 + options.steps
-    objective = (
-        {} if side == "cross entropy" else {"objective": ObjectiveArguments(stage="scst", num_generations=SAMPLES)}
-    )
-    trainer = SIDES[side](
+    trainer_class, arguments_class = SIDES[side]
+    trainer = trainer_class(
         model,
-        CaptionTrainingArguments(
+        arguments_class(
             output_dir=folder,
             max_steps=steps,
             per_device_train_batch_size=options.images,
+            generation_max_length=options.max_length,
+            gradient_checkpointing=False,
             report_to="none",
             save_strategy="no",
             logging_steps=1000,
             dataloader_num_workers=0,
             disable_tqdm=True,
         ),
-        processor=cast("Any", processor),
-        data=CaptionDataArguments(),
-        generation=GenerationArguments(generation_max_length=options.max_length),
-        scorer=cast("Any", None),
-        train_dataset=cast("Any", MadeRows(options.images * steps)),
+        MadeRows(options.images * steps),
+        processing_class=cast("Any", processor),
+        data_collator=default_data_collator,
         callbacks=[times],
-        **objective,
     )
     trainer._prepare_inputs = lambda inputs: {name: each.to(device) for name, each in inputs.items()}
-    trainer.data_collator = default_data_collator
     trainer.times = scoring
     trainer.train()
     return times.seconds[1:]
@@ -144,7 +143,7 @@ class Processor:
         self.model_input_names = ["pixel_values"]
 
 
-class MadeRows(torch.utils.data.Dataset):
+class MadeRows(CaptionDataset):
     """Made pictures with five captions each, as the collator lays them out."""
 
     def __init__(self, images: int) -> None:
@@ -166,6 +165,9 @@ class MadeRows(torch.utils.data.Dataset):
             "position_ids": positions,
             "labels": ids.masked_fill(positions == 0, IGNORED),
         }
+
+    def set_epoch(self, epoch: int) -> None:
+        """The same in all."""
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from benchmarks.common import RESULTS, machine, write_results
+from blip_recipe.captioning.arguments import CaptionArguments
 from blip_recipe.data.arguments import CaptionDataArguments
 from blip_recipe.data.shards import open_stream
 from blip_recipe.data.streaming import CaptionStream, Position
@@ -107,7 +108,7 @@ def stream_of(folder: Path) -> CaptionStream:
         normalize_captions=True,
         augmentation="none",
         seed=0,
-        shuffle_buffer_size=arguments.shuffle_buffer_size,
+        shuffle_buffer_size=CaptionArguments().shuffle_buffer_size,
         on_bad_image="fail",
     )
 

@@ -20,7 +20,7 @@ from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import torch
 from transformers import (
@@ -46,14 +46,17 @@ from benchmarks.workload import (
 )
 from blip_recipe.captioning.modeling import BlipForCaptioning
 from blip_recipe.captioning.tiny import build_tiny_captioner
-from blip_recipe.captioning.trainer import CaptionTrainer, CaptionTrainingArguments
-from blip_recipe.data.arguments import CaptionDataArguments
+from blip_recipe.captioning.trainer import CaptionTrainer
+from blip_recipe.captioning.training_arguments import CaptionTrainingArguments
+from blip_recipe.data.dataset import PictureDataset
 from blip_recipe.errors import run_command
-from blip_recipe.models.adapters import add_lora, quantization_config
+from blip_recipe.models.adapters import add_lora, lora_config, quantization_config
 from blip_recipe.models.arguments import ModelArguments
 from blip_recipe.models.text import IGNORED
-from blip_recipe.training.arguments import GenerationArguments
 from blip_recipe.training.memory import estimate_peak_bytes
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 CAPTIONS = len(CAPTION_LENGTHS)
 WARM_UP_STEPS = 1
@@ -197,29 +200,36 @@ def our_trainer(mode: Mode, folder: str, images: int, arguments: dict[str, Any])
     """`CaptionTrainer` as `blip_recipe.finetune` builds it, on batches as its collator lays them out."""
     model = prepare(BlipForCaptioning, mode, folder)
     model.use_sdpa()
-    rows = []
-    for picture, captions in zip(made_images(images), made_captions(images), strict=True):
-        labels = torch.cat(captions)
-        positions = torch.cat([torch.arange(len(ids)) for ids in captions])
-        rows.append(
-            {
-                "pixel_values": picture,
-                "input_ids": labels,
-                "position_ids": positions,
-                "labels": labels.masked_fill(positions == 0, IGNORED),
-            }
-        )
-    trainer = CaptionTrainer(
-        cast("Any", model),
+    return CaptionTrainer(
+        model,
         CaptionTrainingArguments(per_device_train_batch_size=images, **arguments),
-        processor=build_tiny_captioner(["a"])[1],
-        data=CaptionDataArguments(),
-        generation=GenerationArguments(),
-        scorer=cast("Any", None),
-        train_dataset=rows,
+        MadeRows(images),
+        processing_class=build_tiny_captioner(["a"])[1],
+        data_collator=default_data_collator,
     )
-    trainer.data_collator = default_data_collator
-    return trainer
+
+
+class MadeRows(PictureDataset):
+    """Made pictures with five captions each, as the collator lays them out."""
+
+    def __init__(self, images: int) -> None:
+        self.pictures, self.captions = made_images(images), made_captions(images)
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        labels = torch.cat(self.captions[row])
+        positions = torch.cat([torch.arange(len(ids)) for ids in self.captions[row]])
+        return {
+            "pixel_values": self.pictures[row],
+            "input_ids": labels,
+            "position_ids": positions,
+            "labels": labels.masked_fill(positions == 0, IGNORED),
+        }
+
+    def set_epoch(self, epoch: int) -> None:
+        """The same in all."""
 
 
 SIDES = {"stock": stock_trainer, "ours": our_trainer}
@@ -235,7 +245,9 @@ def prepare(model_class: Any, mode: Mode, folder: str) -> Any:
     if mode == "frozen":
         model.vision_model.requires_grad_(False)
     if mode in ("lora", "8bit"):
-        model = add_lora(model, ModelArguments(use_peft=True, load_in_8bit=quantized))
+        config = cast("LoraConfig", lora_config(ModelArguments(use_peft=True)))
+        config.target_modules = BlipForCaptioning.lora_layers
+        model = add_lora(model, config)
     return model
 
 

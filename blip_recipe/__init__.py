@@ -18,30 +18,36 @@ if TYPE_CHECKING:
     from blip_recipe.captioning.metrics import CaptionMetrics
     from blip_recipe.captioning.modeling import BlipForCaptioning, load_captioner
     from blip_recipe.captioning.pipeline import caption_pipeline
-    from blip_recipe.captioning.scst import ScstTrainer, ScstTrainingArguments
-    from blip_recipe.captioning.trainer import CaptionTrainer, CaptionTrainingArguments
+    from blip_recipe.captioning.scst import ScstTrainer
+    from blip_recipe.captioning.trainer import CaptionTrainer
+    from blip_recipe.captioning.training_arguments import CaptionTrainingArguments, ScstTrainingArguments
     from blip_recipe.errors import PushError, RecipeError
     from blip_recipe.metrics.scorer import CaptionScorer, score_captions
     from blip_recipe.retrieval.modeling import BlipForRetrieval
-    from blip_recipe.retrieval.trainer import RetrievalTrainer, RetrievalTrainingArguments
+    from blip_recipe.retrieval.trainer import RetrievalTrainer
+    from blip_recipe.retrieval.training_arguments import RetrievalTrainingArguments
     from blip_recipe.vqa.modeling import BlipForAnswering
     from blip_recipe.vqa.pipeline import answer_pipeline
-    from blip_recipe.vqa.trainer import VqaTrainer, VqaTrainingArguments
+    from blip_recipe.vqa.trainer import VqaTrainer
+    from blip_recipe.vqa.training_arguments import VqaTrainingArguments
 
 _PLACES = {
     "captioning.collator": ("CaptionCollator",),
     "captioning.metrics": ("CaptionMetrics",),
     "captioning.modeling": ("BlipForCaptioning", "load_captioner"),
     "captioning.pipeline": ("caption_pipeline",),
-    "captioning.scst": ("ScstTrainer", "ScstTrainingArguments"),
-    "captioning.trainer": ("CaptionTrainer", "CaptionTrainingArguments"),
+    "captioning.scst": ("ScstTrainer",),
+    "captioning.trainer": ("CaptionTrainer",),
+    "captioning.training_arguments": ("CaptionTrainingArguments", "ScstTrainingArguments"),
     "errors": ("PushError", "RecipeError"),
     "metrics.scorer": ("CaptionScorer", "score_captions"),
     "retrieval.modeling": ("BlipForRetrieval",),
-    "retrieval.trainer": ("RetrievalTrainer", "RetrievalTrainingArguments"),
+    "retrieval.trainer": ("RetrievalTrainer",),
+    "retrieval.training_arguments": ("RetrievalTrainingArguments",),
     "vqa.modeling": ("BlipForAnswering",),
     "vqa.pipeline": ("answer_pipeline",),
-    "vqa.trainer": ("VqaTrainer", "VqaTrainingArguments"),
+    "vqa.trainer": ("VqaTrainer",),
+    "vqa.training_arguments": ("VqaTrainingArguments",),
 }
 """The public names by the module that they live in; imported when they are first asked for."""
 

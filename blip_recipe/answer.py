@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blip_recipe.errors import RecipeError, run_command
-from blip_recipe.recipe.command_line import add_model_options, positive
+from blip_recipe.recipe.command_line import add_model_options, decoding_options, load_options, positive
 
 if TYPE_CHECKING:
     from blip_recipe.vqa.pipeline import VisualQuestionAnsweringPipeline
@@ -79,15 +79,10 @@ def load_pipeline(arguments: argparse.Namespace, answers: list[str] | None) -> V
     from blip_recipe.models.pipeline import decoding_arguments
     from blip_recipe.vqa.pipeline import answer_pipeline
 
-    wishes = {key: getattr(arguments, key) for key in ("num_beams", "max_length", "min_length")}
-    wishes = {key: wish for key, wish in wishes.items() if wish is not None}
+    wishes = decoding_options(arguments, ("num_beams", "max_length", "min_length"))
     pipeline = answer_pipeline(
         arguments.model,
-        revision=arguments.revision,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        allow_pickle=arguments.allow_pickle,
-        trust_remote_code=arguments.trust_remote_code,
+        **load_options(arguments),
         answers=answers,
         **wishes,
     )

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from blip_recipe.captioning.output import finished_images, open_output, sidecar_of, write_line, write_sidecar
 from blip_recipe.data.listing import URL, list_images, printable, read_ahead
 from blip_recipe.errors import RecipeError, run_command
-from blip_recipe.recipe.command_line import add_model_options, positive
+from blip_recipe.recipe.command_line import add_model_options, decoding_options, load_options, positive
 
 if TYPE_CHECKING:
     import torch
@@ -113,15 +113,10 @@ def load_pipeline(arguments: argparse.Namespace) -> ImageToTextPipeline:
     from blip_recipe.captioning.pipeline import caption_pipeline
     from blip_recipe.models.pipeline import decoding_arguments
 
-    wishes = {key: getattr(arguments, key) for key in ("prompt", "num_beams", "max_length", "min_length")}
-    wishes = {key: wish for key, wish in wishes.items() if wish is not None}
+    wishes = decoding_options(arguments, ("prompt", "num_beams", "max_length", "min_length"))
     pipeline = caption_pipeline(
         arguments.model,
-        revision=arguments.revision,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        allow_pickle=arguments.allow_pickle,
-        trust_remote_code=arguments.trust_remote_code,
+        **load_options(arguments),
         **wishes,
     )
     prompt = wishes.pop("prompt", pipeline.settings.prompt)

@@ -14,7 +14,7 @@ from blip_recipe.recipe.arguments import EvaluateOptions
 from blip_recipe.recipe.parsing import read_recipe
 
 if TYPE_CHECKING:
-    from blip_recipe.recipe.parsing import Recipe
+    from blip_recipe.recipe.recipe import Recipe
 
 RECORDED = (
     *("task", "prompt", "normalize_captions", "max_caption_length", "rerank_top_k", "label_smoothing_factor"),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from blip_recipe.data.listing import list_images, printable, read_ahead
 from blip_recipe.errors import RecipeError, run_command
-from blip_recipe.recipe.command_line import add_model_options, positive
+from blip_recipe.recipe.command_line import add_model_options, load_options, positive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,15 +86,9 @@ def load_matcher(arguments: argparse.Namespace) -> tuple[BlipForRetrieval, BlipP
     from blip_recipe.models.pipeline import first_device, usable_device
     from blip_recipe.retrieval.modeling import BlipForRetrieval
 
-    model, processor, _ = load_finished(
-        arguments.model,
-        BlipForRetrieval,
-        revision=arguments.revision,
-        device=usable_device(arguments.device or first_device()),
-        dtype=arguments.dtype,
-        allow_pickle=arguments.allow_pickle,
-        trust_remote_code=arguments.trust_remote_code,
-    )
+    options = load_options(arguments)
+    options["device"] = usable_device(arguments.device or first_device())
+    model, processor, _ = load_finished(arguments.model, BlipForRetrieval, **options)
     return model, processor
 
 

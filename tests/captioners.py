@@ -45,7 +45,7 @@ def save_adapter(directory: Path, base: Path | str, *, base_directory: Path | No
     model = get_peft_model(BlipForCaptioning.from_pretrained(weights), config)
     model.peft_config["default"].base_model_name_or_path = str(base)
     model.save_pretrained(str(directory))
-    name_stock_class(directory)
+    name_stock_class(directory, BlipForCaptioning.stock_class)
     save_processor(load_processor(str(weights)), directory)
     write_recipe(directory, **recipe)
     return directory

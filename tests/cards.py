@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from blip_recipe.card.callback import CardCallback
-from blip_recipe.card.facts import CardFacts, Source
+from blip_recipe.card.facts import CardFacts, Source, Sources
 from blip_recipe.data.resources import resource_folder
+from blip_recipe.models.adapters import lora_config
 from blip_recipe.recipe.arguments import FinetuneOptions
 from blip_recipe.recipe.parsing import Recipe, read_recipe
 from blip_recipe.training.publishing import gather_facts
@@ -70,28 +71,49 @@ def make_callback(recipe: Recipe[FinetuneOptions], **noted: Any) -> CardCallback
         steps=11_110,
         epochs=5.0,
         best_step=8_888,
+        lora=lora_config(recipe.model),
+        quantization=recipe.model.quantization,
+        has_frozen_vision=recipe.model.use_peft or recipe.model.freeze_vision,
     )
     vars(callback).update(noted)
     return callback
 
 
-def make_facts(name: str, *words: str, noted: dict[str, Any] | None = None, **changes: Any) -> CardFacts:
+def make_facts(
+    name: str,
+    *words: str,
+    base: Source = BASE,
+    dataset: Source = COCO,
+    noted: dict[str, Any] | None = None,
+    skipped_rows: int = 0,
+    **changes: Any,
+) -> CardFacts:
     recipe = make_recipe(name, *words)
+    counts: dict[str, tuple[int, int]] = changes.get("counts", COUNTS)
+    limits = {role: limit for role, (_, limit) in recipe.data.splits().items()}
+    sources = Sources(
+        base,
+        dataset,
+        dataset_config=recipe.data.dataset_config_name,
+        splits={role: str(split) for role, (split, _) in recipe.data.splits().items()},
+        limited=[role for role, (rows, _) in counts.items() if rows == limits[role]],
+        columns=getattr(recipe.data, "caption_column", None) or (),
+        skipped_rows=skipped_rows,
+    )
     arguments: dict[str, Any] = {
         "kind": "merged" if recipe.model.merge_adapter else "lora" if recipe.model.use_peft else "full",
         "repo_id": "lab/blip-coco",
+        "sources": sources,
         "results": {f"test_{key}": value for key, value in SCORES.items()}
         | {f"baseline_{key}": value / 2 for key, value in SCORES.items()}
         | {f"eval_{key}": value / 3 for key, value in SCORES.items()}
         | {"train_runtime": 12.0, "epoch": 5.0, "test_runtime": 3.0},
         "predictions": PREDICTIONS,
-        "counts": COUNTS,
+        "counts": counts,
         "callback": make_callback(recipe, **noted or {}),
-        "base": BASE,
-        "dataset": COCO,
         "tokenized_with_java": True,
     }
-    facts = gather_facts(recipe, **arguments | changes)
+    facts = gather_facts(recipe.trainer, recipe.training, **arguments | changes)
     # What no two machines and days share.
     volatile: dict[str, Any] = {"date": "2026-01-31", "versions": {"Python": "3.11.4", "transformers": "5.24.0"}}
     return dataclasses.replace(facts, training=dataclasses.replace(facts.training, **volatile))
@@ -99,24 +121,24 @@ def make_facts(name: str, *words: str, noted: dict[str, Any] | None = None, **ch
 
 def train(folder: Path, steps: int, *words: str) -> CardCallback:
     """Train the tiny model up to a step, from the checkpoint that is there."""
-    from blip_recipe.data import caption_datasets, texts
     from blip_recipe.data.load import load_splits
-    from blip_recipe.metrics.scorer import CaptionScorer
     from blip_recipe.recipe.building import build_model
     from blip_recipe.training.checkpoints import last_checkpoint
-    from blip_recipe.training.trainer import build_trainer
 
     settings = "--max_steps={} --save_steps=2 --save_strategy=steps --eval_strategy=no --load_best_model_at_end=false"
     small = "--max_train_samples=8 --per_device_train_batch_size=2 --logging_steps=1 --dataloader_num_workers=0"
     recipe = make_recipe(
-        "shapes_tiny", *settings.format(steps).split(), *small.split(), f"--output_dir={folder}", *words
+        "shapes_tiny",
+        *settings.format(steps).split(),
+        *small.split(),
+        "--metrics=bleu",
+        f"--output_dir={folder}",
+        *words,
     )
     recipe.data.eval_split = recipe.data.test_split = None
-    splits = load_splits(recipe.data)
-    model, processor = build_model(recipe.model, recipe.generation, texts(splits["train"], recipe.data))
-    datasets = caption_datasets(splits, recipe.data, processor, seed=0)
-    callback = CardCallback()
-    trainer = build_trainer(recipe, model, processor, CaptionScorer(["bleu"]), datasets, callbacks=[callback])
+    rows = load_splits(recipe.data, recipe.task.load_split)["train"]
+    model, processor = build_model(recipe, rows)
+    trainer = recipe.trainer(model, recipe.training, rows, processing_class=processor)
     checkpoint = last_checkpoint(folder)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    return callback
+    return trainer.card

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 from blip_recipe.captioning.tiny import build_tiny_captioner
 from blip_recipe.data.resources import resource_folder
 from blip_recipe.models.processors import save_processor
-from blip_recipe.recipe.arguments import TASKS
+from blip_recipe.recipe.arguments import TASKS, TaskName
 from blip_recipe.recipe.tasks import find_task
 
 BASE_MODEL = "Salesforce/blip-image-captioning-base"
@@ -37,11 +37,12 @@ def publish_base_model(hub: HubServer, folder: Path) -> None:
 
 def publish_other_bases(hub: HubServer, folder: Path) -> None:
     """Tiny models under the names that recipes of the other tasks begin with."""
-    for task in (find_task("vqa"), find_task("retrieval")):
-        model, processor = task.build_tiny(["a picture of a thing ?"], None)
-        model.save_pretrained(folder / task.name)
-        save_processor(processor, folder / task.name)
-        hub.publish_model(TASKS[task.name].defaults["model_name_or_path"], folder / task.name)
+    names: list[TaskName] = ["vqa", "retrieval"]
+    for name in names:
+        model, processor = find_task(name).build_tiny(["a picture of a thing ?"], None)
+        model.save_pretrained(folder / name)
+        save_processor(processor, folder / name)
+        hub.publish_model(TASKS[name].model().model_name_or_path, folder / name)
 
 
 def publish_coco(hub: HubServer, folder: Path) -> None:

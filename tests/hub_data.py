@@ -13,13 +13,14 @@ from hub_server import HubServer
 
 SCRIPT = """
 import json, sys
-from blip_recipe.data import load_split, open_image
+from blip_recipe.data.arguments import CaptionDataArguments
+from blip_recipe.data.images import open_image
+from blip_recipe.data.load import load_split
 from blip_recipe.errors import RecipeError
-from blip_recipe.recipe.parsing import DataArguments
 for keys, split in json.loads(sys.argv[1]):
     try:
         max_samples = keys.pop("max_samples", None)
-        rows = load_split(DataArguments(**keys), split, max_samples=max_samples)
+        rows = load_split(CaptionDataArguments(**keys), split, max_samples=max_samples)
     except RecipeError as error:
         print(json.dumps({"error": str(error)}))
     else:

@@ -25,6 +25,7 @@ from blip_recipe.card.facts import (
     SampleFacts,
     ScoreFacts,
     SplitFacts,
+    TaskWords,
     TrainingFacts,
 )
 from blip_recipe.card.pictures import SAMPLE_FILES
@@ -118,6 +119,7 @@ def read_facts(name: str) -> CardFacts:
             "training": TrainingFacts(
                 **training | {"energy": training["energy"] and EnergyFacts(**training["energy"])}
             ),
+            "task": TaskWords(**facts["task"]),
         }
     )
 

@@ -14,14 +14,14 @@ import yaml
 from captioners import draw_pictures, save_adapter, save_captioner
 from cards import BASE, COCO, make_facts
 
-from blip_recipe.captioning.modeling import load_captioner
+from blip_recipe.captioning.modeling import BlipForCaptioning
 from blip_recipe.card.facts import Source
 from blip_recipe.card.rendering import render_card
 from blip_recipe.data.arguments import CaptionDataArguments
 from blip_recipe.data.load import load_split
 from blip_recipe.errors import RecipeError
 from blip_recipe.finetune import main as finetune
-from blip_recipe.models.loading import load_merged
+from blip_recipe.models.loading import load_finished, load_merged
 
 
 class Bomb:
@@ -75,14 +75,14 @@ def test_a_pickle_in_a_model_is_not_opened(kind: str, captioner: Path, witness: 
     for content in (pickle.dumps(Bomb(witness)), pickle.dumps(Bomb(witness), protocol=2)):
         weights.write_bytes(content)
         with pytest.raises(RecipeError):
-            load_captioner(str(model))
+            load_finished(str(model), BlipForCaptioning)
         with pytest.raises(RecipeError):
-            load_captioner(str(model), allow_pickle=True)  # tensors alone, even so
+            load_finished(str(model), BlipForCaptioning, allow_pickle=True)  # tensors alone, even so
         with pytest.raises(RecipeError):
             finetune([recipe_of(tmp_path, model_name_or_path=str(model))])
     if kind == "adapter":
         with pytest.raises(RecipeError):
-            load_merged(str(model))
+            load_merged(str(model), BlipForCaptioning)
     assert not witness.exists()
 
 
@@ -91,7 +91,7 @@ def test_a_pickle_beside_good_weights_is_not_opened(captioner: Path, witness: Pa
     shutil.copytree(captioner, model)
     for name in ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "tokenizer.pkl"):
         (model / name).write_bytes(pickle.dumps(Bomb(witness)))
-    load_captioner(str(model))
+    load_finished(str(model), BlipForCaptioning)
     assert not witness.exists()
 
 

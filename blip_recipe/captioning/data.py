@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import BlipProcessor, PreTrainedTokenizerBase
 
-    from blip_recipe.captioning.trainer import CaptionTrainingArguments
+    from blip_recipe.captioning.training_arguments import CaptionTrainingArguments
     from blip_recipe.data.dataset import CaptionDataset
     from blip_recipe.data.streaming import CaptionStream
 

@@ -7,7 +7,14 @@ from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BlipConfig, ImageTextToTextPipeline
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    BlipConfig,
+    ImageTextToTextPipeline,
+    pipelines,
+)
 
 from blip_recipe.captioning.modeling import BlipForCaptioning, generate_token_ids
 from blip_recipe.data.images import open_image
@@ -180,6 +187,5 @@ def _is_blip(name: str, *, revision: str | None, trust_remote_code: bool, **hub:
     return isinstance(config, BlipConfig)
 
 
-register_pipeline(
-    ImageToTextPipeline.task_name, ImageToTextPipeline, AutoCaptioner, "Salesforce/blip-image-captioning-base"
-)
+DEFAULT_MODEL = "Salesforce/blip-image-captioning-base"
+register_pipeline(pipelines, ImageToTextPipeline.task_name, ImageToTextPipeline, AutoCaptioner, DEFAULT_MODEL)

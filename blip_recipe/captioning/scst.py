@@ -26,7 +26,7 @@ from __future__ import annotations
 import copy
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -35,10 +35,10 @@ from torch.nn import functional as F
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from blip_recipe.captioning.arguments import ScstArguments
 from blip_recipe.captioning.modeling import generate_token_ids
 from blip_recipe.captioning.rewards import CaptionReward, caption_habits
-from blip_recipe.captioning.trainer import CaptionTrainer, CaptionTrainingArguments, predicted_tokens
+from blip_recipe.captioning.trainer import CaptionTrainer, predicted_tokens
+from blip_recipe.captioning.training_arguments import ScstTrainingArguments
 from blip_recipe.data.dataset import CaptionDataset
 from blip_recipe.errors import RecipeError
 from blip_recipe.models.adapters import is_adapted
@@ -142,31 +142,6 @@ class SampleRecord(TrainerCallback, ExportableState):
         means = {name: value / images for name, value in self.sums.items()}
         self.sums = {}
         return means
-
-
-@dataclass
-class ScstTrainingArguments(ScstArguments, CaptionTrainingArguments):  # type: ignore[misc]
-    """Arguments of [`ScstTrainer`]: those of [`CaptionTrainingArguments`], and these.
-
-    Args:
-        num_generations (`int`, defaults to 5): Captions sampled of an image.
-        scst_baseline (`str`, defaults to `"leave_one_out"`): A sample is compared with the mean of the image's others,
-            or with its greedy caption (`"greedy"`).
-        cider_reward_weight (`float`, defaults to 1.0): Worth of a CIDEr-D of 1.
-        bleu_reward_weight (`float`, defaults to 0.0): Worth of a BLEU-4 of 1.
-        kl_coef (`float`, defaults to 0.0): What a nat of divergence from the starting model costs a caption.
-        xe_weight (`float`, defaults to 0.0): Share of the cross entropy, without label smoothing, in the loss.
-
-    Raises:
-        RecipeError: A value is out of its range.
-
-    Example:
-        ```python
-        from blip_recipe import ScstTrainingArguments
-
-        args = ScstTrainingArguments("outputs/scst", learning_rate=1e-6, captions_per_image=1, kl_coef=0.01)
-        ```
-    """
 
 
 class ScstTrainer(CaptionTrainer):

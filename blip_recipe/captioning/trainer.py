@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,10 +10,10 @@ from torch import nn
 from torch.nn import functional as F
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from blip_recipe.captioning.arguments import CaptionArguments
 from blip_recipe.captioning.collator import CaptionCollator
 from blip_recipe.captioning.data import build_dataset, tokens_per_image
 from blip_recipe.captioning.modeling import BlipForCaptioning, caption_row, generate_token_ids
+from blip_recipe.captioning.training_arguments import CaptionTrainingArguments
 from blip_recipe.card.facts import TaskWords
 from blip_recipe.card.rendering import format_code
 from blip_recipe.data.dataset import CaptionDataset
@@ -24,48 +23,9 @@ from blip_recipe.models.text import IGNORED, decode_texts
 from blip_recipe.training.embeddings import check_frozen, keep_embeddings
 from blip_recipe.training.memory import choose_checkpointing
 from blip_recipe.training.trainer import BlipTrainer
-from blip_recipe.training.training_arguments import BlipTrainingArguments
 
 if TYPE_CHECKING:
     from transformers import BlipProcessor, EvalPrediction, PreTrainedTokenizerBase
-
-
-@dataclass
-class CaptionTrainingArguments(CaptionArguments, BlipTrainingArguments):  # type: ignore[misc]
-    """Arguments of [`CaptionTrainer`]: those of `Seq2SeqTrainingArguments`, with BLIP's defaults, and these.
-
-    Args:
-        output_dir (`str`): Where checkpoints, model, card and scores go.
-        prompt (`str`, defaults to `""`): Words every caption starts with, such as `"a picture of "`.
-        captions_per_image (`int`, *optional*): Captions that an image brings to a step, drawn anew each epoch; by
-            default all of them.
-        max_caption_length (`int`, defaults to 40): Longest caption in tokens, prompt included.
-        normalize_captions (`bool`, defaults to `True`): Clean training captions as BLIP's authors do: lower case, some
-            punctuation left out, at most 30 words.
-        augmentation (`str`, defaults to `"blip"`): `"blip"` (random crop, flip and RandAugment) or `"none"`.
-        metrics (`list[str]`, defaults to `["bleu", "cider"]`): Of `bleu`, `meteor`, `rouge_l`, `cider`, `spice`,
-            `exact_match`.
-        eval_metrics (`list[str]`, *optional*): Metrics while training; by default `metrics` without `spice`.
-        generation_num_beams (`int`, defaults to 3): Beams; 1 is greedy search.
-        generation_max_length (`int`, defaults to 20): Longest generated caption in tokens, prompt included.
-        generation_min_length (`int`, defaults to 5): Shortest generated caption in tokens, prompt included.
-        early_stopping_patience (`int`, *optional*): Stop after so many evaluations without a better
-            `metric_for_best_model`.
-        image_cache (`str`, *optional*): A directory that keeps large and remote pictures made small.
-        cache_image_embeds (`bool`, defaults to `False`): Encode each picture once and keep the result on disk, for a
-            frozen image encoder without augmentation.
-        shuffle_buffer_size (`int`, defaults to 1000): Images of a stream that are held and drawn from.
-
-    Raises:
-        RecipeError: A value is out of its range, or two contradict each other.
-
-    Example:
-        ```python
-        from blip_recipe import CaptionTrainingArguments
-
-        args = CaptionTrainingArguments("outputs/mine", num_train_epochs=5, prompt="a picture of ", metrics=["cider"])
-        ```
-    """
 
 
 def predicted_tokens(labels: torch.Tensor) -> torch.Tensor:
@@ -310,7 +270,7 @@ class CaptionTrainer(BlipTrainer):
         return self.scorer.java is not None
 
     @classmethod
-    def decoding(cls, args: CaptionArguments) -> DecodingSettings:
+    def decoding(cls, args: Any) -> DecodingSettings:
         """How captions are generated."""
         return DecodingSettings(
             args.prompt, args.generation_num_beams, args.generation_max_length, args.generation_min_length

@@ -7,6 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCard
+from transformers.utils.hub import cached_file
+
 from blip_recipe.card.facts import PLACEHOLDER, Source, TaskWords
 from blip_recipe.card.pictures import SAMPLE_FILES
 from blip_recipe.card.rendering import assemble_card, render_template
@@ -67,8 +70,6 @@ def merged_card(
         adapter_config, recipe, task, decoding: As for `merge_card`.
         templates: As for `render_card`.
     """
-    from huggingface_hub import ModelCard
-
     tag = f"pipeline_tag: {task.pipeline_tag}\n" if task.pipeline_tag else ""
     old = ModelCard(card if is_ours(card) else f"---\n{tag}---\n")
     metadata: Any = old.data  # base_model_relation is one of the keys that its class does not declare
@@ -101,8 +102,6 @@ def is_ours(card: str) -> bool:
 
 def repository_file(name: str, filename: str) -> Path | None:
     """The path of a file of a directory or Hub repository, which is there; None where it has no such file."""
-    from transformers.utils.hub import cached_file
-
     path = cached_file(name, filename, _raise_exceptions_for_missing_entries=False)
     return Path(path) if path else None
 

@@ -13,14 +13,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
 from blip_recipe.card.pictures import SAMPLE_FILES
 from blip_recipe.data.resources import resource_folder
 from blip_recipe.data.storage import write_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from huggingface_hub import ModelCardData
 
     from blip_recipe.card.facts import CardFacts, TrainingFacts
 
@@ -58,8 +59,6 @@ def render_card(facts: CardFacts, templates: Path | None = None) -> str:
 
 def render_template(name: str, facts: Mapping[str, Any], templates: Path | None = None) -> str:
     """A template of `model_cards`, filled with `facts`, which must have all that it asks for."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
     environment = Environment(
         loader=FileSystemLoader(templates or resource_folder("model_cards")),
         undefined=StrictUndefined,
@@ -78,8 +77,6 @@ def assemble_card(metadata: ModelCardData, text: str) -> str:
 
 def build_metadata(facts: CardFacts) -> ModelCardData:
     """What the Hub reads of a card: task, library, base, data and, in `model-index`, every score unrounded."""
-    from huggingface_hub import EvalResult, ModelCardData
-
     words = facts.task
     base, dataset, scored, scores = facts.base, facts.dataset, facts.results.scored, facts.results.scores
     results = [

@@ -15,6 +15,9 @@ from dataclasses import asdict, dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+import torch.distributed
+from tqdm import tqdm
+
 from blip_recipe.data.images import check_picture
 from blip_recipe.errors import RecipeError
 
@@ -120,8 +123,6 @@ def _without(rows: Dataset, bad: Sequence[SkippedRow]) -> Dataset:
 
 def _find_bad_rows(rows: Dataset, split: str, validate_row: RowError) -> list[SkippedRow]:
     """The rows of a split that cannot be used, in their order."""
-    from tqdm import tqdm
-
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     share = range(rank, len(rows), processes)
     threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
@@ -153,8 +154,6 @@ def _gather(found: dict[int, str], processes: int) -> Iterable[dict[int, str]]:
     """What every process found."""
     if processes == 1:
         return [found]
-    import torch.distributed
-
     everyone: list[Any] = [None] * processes
     torch.distributed.all_gather_object(everyone, found)
     return everyone

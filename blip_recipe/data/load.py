@@ -11,6 +11,7 @@ from blip_recipe.data.captions import normalize_caption
 from blip_recipe.data.files import read_captions_file
 from blip_recipe.data.rows import SplitColumns, join_columns, parse_split
 from blip_recipe.data.shapes import SHAPES_SPLITS, SHAPES_STYLES, Style, load_shapes, shapes_vocabulary
+from blip_recipe.data.shards import read_directory
 from blip_recipe.data.tables import is_directory, read_table
 from blip_recipe.errors import RecipeError
 
@@ -81,8 +82,6 @@ def _read_columns(arguments: CaptionDataArguments, split: str, max_samples: int 
         return read_captions_file(arguments, split)
     if arguments.streaming and is_directory(arguments):
         # Of a directory, `datasets` alone would copy all splits first.
-        from blip_recipe.data.shards import read_directory
-
         return read_directory(arguments, split, max_samples)
     return read_table(arguments, split, max_samples)
 

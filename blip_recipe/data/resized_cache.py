@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from filelock import FileLock
+from huggingface_hub.constants import HF_HOME
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
+from tqdm import tqdm
 
 from blip_recipe.data.augmentation import CROP_SCALE
 from blip_recipe.data.images import Picture, describe, is_url, naming_faults, open_lazily, read_content
@@ -53,8 +55,6 @@ def cache_folder(image_cache: str | None) -> Path | None:
     if image_cache is None or image_cache.lower() == "false":
         return None
     if image_cache.lower() == "true":
-        from huggingface_hub.constants import HF_HOME
-
         return Path(HF_HOME) / "blip_recipe" / "pictures"
     return Path(image_cache).expanduser()
 
@@ -69,8 +69,6 @@ def resize_beforehand(rows: Dataset, image_size: int, folder: Path) -> dict[int,
         BadImageError: A picture cannot be read.
         RecipeError: The disk is full or cannot be written.
     """
-    from tqdm import tqdm
-
     side = shorter_side(image_size)
     folder = folder / f"{side}-jpeg{QUALITY}"
     images = rows.select_columns(["image"])

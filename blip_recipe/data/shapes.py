@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
+from datasets import Dataset, Features, List, Value
+from datasets import Image as ImageFeature
 from PIL import Image, ImageDraw
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 Style = Literal["plain", "telegraph"]
 SHAPES_STYLES: tuple[Style, ...] = get_args(Style)
@@ -200,9 +199,6 @@ def _before(split: str) -> Iterator[str]:
 
 def load_shapes(splits: list[str], style: Style = "plain") -> Dataset:
     """Splits of the drawn scenes, one after the other, as `image` (PNG) and `captions`."""
-    from datasets import Dataset, Features, List, Value
-    from datasets import Image as ImageFeature
-
     scenes = [scene for split in splits for scene in make_scenes(split)]
     return Dataset.from_dict(
         {

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from tqdm import tqdm
+
 from blip_recipe.metrics.cache_folder import cache_folder
 from blip_recipe.metrics.errors import SpiceJarsError
 
@@ -76,7 +78,9 @@ def fetch_artifact(artifact: Artifact, jar: Path) -> None:
             check_sha256(fetched, artifact)
             fetched.replace(jar)
     except (OSError, RuntimeError) as error:
-        raise SpiceJarsError(f"{artifact.file_name} could not be fetched: {error}. {by_hand(jar.parent)}") from error
+        raise SpiceJarsError(
+            f"{artifact.file_name} could not be fetched: {error}. {manual_steps(jar.parent)}"
+        ) from error
 
 
 def check_sha256(path: Path, artifact: Artifact) -> None:
@@ -92,8 +96,6 @@ def check_sha256(path: Path, artifact: Artifact) -> None:
 @contextmanager
 def download_progress(name: str, size: int) -> Iterator[Callable[[int], None]]:
     """A progress bar on stderr for a download of `size` bytes."""
-    from tqdm import tqdm
-
     with tqdm(total=size, desc=name, unit="B", unit_scale=True) as bar:
 
         def advance(read: int) -> None:
@@ -102,7 +104,7 @@ def download_progress(name: str, size: int) -> Iterator[Callable[[int], None]]:
         yield advance
 
 
-def by_hand(folder: Path) -> str:
+def manual_steps(folder: Path) -> str:
     """How to do it without a network."""
     wanted = ", ".join(
         f"{artifact.group}:{artifact.name}:{artifact.version}"

@@ -28,17 +28,16 @@ Quantized = Literal["recorded", "8bit", "4bit"]
 SINGLE_IMAGE = (str, bytes, Path, Mapping, Image.Image, np.ndarray)
 
 
-def register_pipeline(task: str, pipeline_class: type, loader: Any, default_model: str) -> None:
+def register_pipeline(pipelines: Any, task: str, pipeline_class: type, loader: Any, default_model: str) -> None:
     """Register `task` with transformers, and keep 5.19 and later from renaming or refusing it first.
 
     Args:
+        pipelines: The module `transformers.pipelines`.
         task: As `transformers.pipeline` takes it.
         pipeline_class: What is made for it.
         loader: What a model is loaded by: has `from_pretrained`.
         default_model: The Hub id that is used where no model is named.
     """
-    from transformers import pipelines
-
     pipelines.PIPELINE_REGISTRY.register_pipeline(
         task,
         pipeline_class=pipeline_class,

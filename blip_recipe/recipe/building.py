@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import BlipProcessor
 
-    from blip_recipe.recipe.parsing import Recipe
+    from blip_recipe.recipe.recipe import Recipe
 
 
 def build_model(recipe: Recipe[Any], rows: Dataset) -> tuple[Any, BlipProcessor]:

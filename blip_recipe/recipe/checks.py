@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from blip_recipe.models.arguments import ModelArguments
     from blip_recipe.models.stock import StockModel
     from blip_recipe.recipe.arguments import FinetuneOptions
-    from blip_recipe.recipe.parsing import Recipe
+    from blip_recipe.recipe.recipe import Recipe
     from blip_recipe.training.training_arguments import BlipTrainingArguments
 
 Range = tuple[str, "Callable[[float], bool]"]

@@ -1,8 +1,9 @@
-"""What the commands that use a finished model ask alike: which model, and where and how it runs."""
+"""Options of the commands that use a finished model: where and how it runs."""
 
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 
 def positive(text: str) -> int:
@@ -14,10 +15,22 @@ def positive(text: str) -> int:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Options of `load_captioner`, the same for every command."""
+    """Add the options of how a model is loaded."""
     add = parser.add_argument
     add("--device", help="such as cpu, cuda:1; default the first accelerator, else the CPU")
     add("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help="default auto: as saved")
     add("--revision", help="branch, tag or commit of a model on the Hub")
     add("--allow_pickle", action="store_true", help="also read weights in pickle files; only tensors are unpickled")
     add("--trust_remote_code", action="store_true", help="run code that comes with the model's configuration")
+
+
+def load_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_model_options` read, as arguments of a pipeline."""
+    return {
+        name: getattr(arguments, name) for name in ("device", "dtype", "revision", "allow_pickle", "trust_remote_code")
+    }
+
+
+def decoding_options(arguments: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
+    """The decoding that is asked for; what is left out is the model's own."""
+    return {name: value for name in names if (value := getattr(arguments, name)) is not None}

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from blip_recipe.data.arguments import CaptionDataArguments
     from blip_recipe.recipe.arguments import FinetuneOptions
-    from blip_recipe.recipe.parsing import Recipe
+    from blip_recipe.recipe.recipe import Recipe
     from blip_recipe.training.trainer import BlipTrainer
 
 __all__ = [

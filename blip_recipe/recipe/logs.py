@@ -6,15 +6,15 @@ import logging
 import sys
 from typing import TYPE_CHECKING
 
+import datasets
+import transformers
+
 if TYPE_CHECKING:
     from blip_recipe.training.training_arguments import BlipTrainingArguments
 
 
 def set_up_logs(training: BlipTrainingArguments) -> None:
     """Log at `log_level` (default: information on the main process, warnings on the others)."""
-    import datasets
-    import transformers
-
     level = training.get_process_log_level()
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("blip_recipe").setLevel(logging.INFO if training.should_log else level)

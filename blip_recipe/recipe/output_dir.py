@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from blip_recipe.data.storage import read_json, write_json
 from blip_recipe.errors import RecipeError
-from blip_recipe.recipe.parsing import OF_ONE_RUN
+from blip_recipe.recipe.recipe import OF_ONE_RUN
 from blip_recipe.training.arguments import MAY_CHANGE
 
 if TYPE_CHECKING:
     from blip_recipe.recipe.arguments import FinetuneOptions
-    from blip_recipe.recipe.parsing import Recipe
+    from blip_recipe.recipe.recipe import Recipe
 
 RUN = "run.json"
 """The file of an output directory that tells which run it belongs to, and whether that is finished."""

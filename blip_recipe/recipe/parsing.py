@@ -6,97 +6,23 @@ the task (`arguments.py`). Nothing is imported at the top that imports torch, so
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from argparse import SUPPRESS
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from transformers.hf_argparser import HfArgumentParser
 
 from blip_recipe.errors import RecipeError
-from blip_recipe.recipe.arguments import TASKS, EvaluateOptions, FinetuneOptions, TaskArguments, names_of, owner_of
+from blip_recipe.recipe.arguments import TASKS, TaskArguments, names_of, owner_of
 from blip_recipe.recipe.checks import check_values
 from blip_recipe.recipe.file import HelpFormatter, RecipeParser, find_recipe, load_json, to_words, unknown_key
+from blip_recipe.recipe.recipe import OF_ONE_RUN, Options, Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from blip_recipe.data.arguments import DataArguments
-    from blip_recipe.models.arguments import ModelArguments
     from blip_recipe.recipe.arguments import TaskName
-    from blip_recipe.training.task import Task
-    from blip_recipe.training.trainer import BlipTrainer
-
-Options = TypeVar("Options", FinetuneOptions, EvaluateOptions)
-
-
-@dataclass
-class Recipe(Generic[Options]):
-    """A parsed recipe.
-
-    Attributes:
-        model: Which model is trained, and how much of it.
-        data: Where rows come from.
-        training: What the trainer does with them: the arguments of the task's trainer.
-        options: Options of this start of the command.
-        task: What is learnt.
-        stage: By cross entropy (`xe`), or for the model's own scores (`scst`).
-        given: The keys as the user gave them, file and command line together.
-        push_to_hub: Whether the result is published.
-    """
-
-    model: ModelArguments
-    data: DataArguments
-    training: Any
-    options: Options
-    task: Task
-    stage: str
-    given: dict[str, Any]
-    push_to_hub: bool
-
-    @property
-    def output_dir(self) -> Path:
-        """Where the run leaves its files."""
-        return Path(str(self.training.output_dir))
-
-    @property
-    def trainer(self) -> type[BlipTrainer]:
-        """The trainer of the task and the stage."""
-        return self.task.trainer_of(self.stage)
-
-    @property
-    def pushes_checkpoints(self) -> bool:
-        """Whether checkpoints are published too; Trainer's default, `every_save`, must be asked for."""
-        return self.push_to_hub and "hub_strategy" in self.given and self.training.hub_strategy != "end"
-
-    def default_of(self, key: str) -> Any:
-        """The value of a key that is not given."""
-        for group in (self.model, self.data, self.options, self.training, TaskArguments()):
-            for each in dataclasses.fields(cast("Any", group)):
-                if each.name == key:
-                    return each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
-        return None
-
-    def to_json(self, **resolved: Any) -> dict[str, Any]:
-        """The recipe to run again: what was given, with `resolved` values (pinned revisions, full repo name) put in."""
-        lasting = {key: value for key, value in self.given.items() if key not in OF_ONE_RUN}
-        recipe = lasting | {key: value for key, value in resolved.items() if value is not None}
-        # Where the run was written is nobody's business but the user's; its last name is enough to run it again.
-        return recipe | {"output_dir": f"outputs/{self.output_dir.name}"}
-
-
-OF_ONE_RUN = (
-    "dry_run",
-    "overwrite_output_dir",
-    "hub_tag",
-    "resume_from_checkpoint",
-    "logging_dir",
-    "predictions",
-    "references",
-)
-"""Keys that steer one start of a command and are no part of the recipe to run again."""
 
 OF_TRAINING = ("cache_image_embeds", "image_cache", "fsdp", "fsdp_config")
 """Keys by which training reads pictures and is spread over processes, and an evaluation is not."""

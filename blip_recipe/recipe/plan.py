@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from blip_recipe.data.shards import ShardedSplit
     from blip_recipe.recipe.arguments import FinetuneOptions
-    from blip_recipe.recipe.parsing import Recipe
+    from blip_recipe.recipe.recipe import Recipe
 
 
 def format_plan(

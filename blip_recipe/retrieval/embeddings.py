@@ -8,7 +8,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow
 import torch
+from pyarrow import parquet
+from safetensors.numpy import save
 
 from blip_recipe.data.storage import write_whole
 from blip_recipe.errors import RecipeError
@@ -91,9 +94,6 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> None:
 
 
 def _parquet(embeddings: Embeddings) -> bytes:
-    import pyarrow
-    from pyarrow import parquet
-
     matrix = embeddings.matrix
     table = pyarrow.table(
         {
@@ -121,8 +121,6 @@ def _npz(embeddings: Embeddings) -> bytes:
 
 
 def _safetensors(embeddings: Embeddings) -> bytes:
-    from safetensors.numpy import save
-
     columns = {"ids": embeddings.ids, "kinds": embeddings.kinds, "texts": embeddings.texts}
     return save({"embeddings": embeddings.matrix}, {name: json.dumps(values) for name, values in columns.items()})
 

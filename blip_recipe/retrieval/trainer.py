@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
@@ -15,7 +14,6 @@ from blip_recipe.card.facts import TaskWords
 from blip_recipe.data.captions import normalize_caption
 from blip_recipe.errors import RecipeError
 from blip_recipe.models.adapters import quantization_of
-from blip_recipe.retrieval.arguments import RetrievalArguments
 from blip_recipe.retrieval.collator import PairCollator
 from blip_recipe.retrieval.data import build_dataset, image_ids
 from blip_recipe.retrieval.losses import MATCHING, split_loss
@@ -23,10 +21,9 @@ from blip_recipe.retrieval.metrics import PairsToMatch, Shortlist, rank_of_first
 from blip_recipe.retrieval.modeling import BlipForRetrieval
 from blip_recipe.retrieval.momentum import MomentumState, saved_temperature
 from blip_recipe.retrieval.scoring import match_row, tokenize_texts
-from blip_recipe.training.sharding import is_asked_for
+from blip_recipe.retrieval.training_arguments import RetrievalTrainingArguments
 from blip_recipe.training.stop_signals import ignore_stop_signals
 from blip_recipe.training.trainer import BlipTrainer
-from blip_recipe.training.training_arguments import BlipTrainingArguments
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -39,58 +36,6 @@ TEXTS_SHOWN = 10
 
 TEXTS_AT_A_TIME = 256
 """Texts that are encoded, or matched with an image, together (as in the original's `train_retrieval.py`)."""
-
-
-@dataclass
-class RetrievalTrainingArguments(RetrievalArguments, BlipTrainingArguments):
-    """Arguments of [`RetrievalTrainer`]: those of `Seq2SeqTrainingArguments`, with BLIP's defaults, and these.
-
-    Args:
-        output_dir (`str`): Where checkpoints, model, card and scores go.
-        queue_size (`int`, defaults to 57600): Pairs whose features are compared with.
-        momentum (`float`, defaults to 0.995): How much of their weights momentum encoders keep in a step.
-        alpha (`float`, defaults to 0.4): Share of what momentum encoders find in the targets of ITC.
-        negative_all_rank (`bool`, defaults to `True`): Whether hard negatives are those of all processes.
-        rerank_top_k (`int`, defaults to 256): Best candidates by cosine, which ITM ranks again; 0 for none.
-        max_caption_length (`int`, defaults to 35): Longest text in tokens.
-        normalize_captions (`bool`, defaults to `True`): Clean texts as BLIP's authors do.
-        augmentation (`str`, defaults to `"blip"`): `"blip"` (random crop, flip and RandAugment) or `"none"`.
-        early_stopping_patience (`int`, *optional*): Stop after so many evaluations without a better
-            `metric_for_best_model`.
-        image_cache (`str`, *optional*): A directory that keeps large and remote pictures made small.
-
-    Raises:
-        RecipeError: A value is out of its range, or two contradict each other.
-
-    Example:
-        ```python
-        from blip_recipe import RetrievalTrainingArguments
-
-        args = RetrievalTrainingArguments("outputs/matcher", num_train_epochs=6, queue_size=4096)
-        ```
-    """
-
-    label_smoothing_factor: float = field(default=0.0, metadata={"help": "ITC and ITM have none."})
-    generation_max_length: int | None = field(default=None, init=False)
-    generation_num_beams: int | None = field(default=None, init=False)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.label_smoothing_factor:
-            raise RecipeError(
-                f"task is 'retrieval' and label_smoothing_factor is {self.label_smoothing_factor:g}: its losses have "
-                "none. Leave it out."
-            )
-        if self.save_only_model:
-            raise RecipeError(
-                "task is 'retrieval' and save_only_model is true, but momentum encoders are part of a checkpoint: "
-                "leave it out."
-            )
-        if is_asked_for(self):
-            raise RecipeError(
-                "task is 'retrieval' and FSDP is asked for, but momentum encoders are copies of whole weights: start "
-                "several processes without FSDP (DistributedDataParallel)."
-            )
 
 
 class RetrievalTrainer(BlipTrainer):

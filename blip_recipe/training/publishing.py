@@ -58,6 +58,7 @@ class PublishingTrainer(StreamingTrainer):
         predictions: One record a row of the split that was scored last.
         scored_dataset: That split.
         scored: The splits that were scored, by the prefix of their metrics.
+        results: Their metrics.
         train_counts: Rows and texts of the training split, once they are known.
         card: What the callback noted of the training.
         sources: What the card says of base model and data; left out, it is read off model and data sets.
@@ -76,6 +77,7 @@ class PublishingTrainer(StreamingTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.predictions: list[dict[str, Any]] = []
         self.scored: dict[str, Any] = {}
+        self.results: dict[str, dict[str, float]] = {}
         self.train_counts: tuple[int, int] | None = None
         self.card = CardCallback()
         self.sources: Sources | None = None
@@ -135,6 +137,8 @@ class PublishingTrainer(StreamingTrainer):
         """
         if not self.is_world_process_zero():
             return self.output_dir / "README.md"
+        for prefix, metrics in self.results.items():
+            self.save_metrics(prefix, metrics)
         write_predictions(self.output_dir / "predictions.jsonl", self.predictions)
         draw_training_curves(self.card.log_history, self.output_dir / "training_curves.png")
         shown = [self.to_display(each) for each in self.predictions]

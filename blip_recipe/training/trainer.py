@@ -239,7 +239,10 @@ class BlipTrainer(PublishingTrainer):
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As Trainer's, on any data set that the constructor takes."""
-        return super().evaluate(self._wrap(eval_dataset, self.args, training=False), *args, **kwargs)
+        metrics = super().evaluate(self._wrap(eval_dataset, self.args, training=False), *args, **kwargs)
+        if not self.is_in_train:
+            self.results[kwargs.get("metric_key_prefix", "eval")] = metrics
+        return metrics
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """As Trainer's, on any data set that the constructor takes; texts are in `predictions` afterwards."""

@@ -7,7 +7,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import BlipConfig, BlipForQuestionAnswering
+from transformers import BlipConfig, BlipForQuestionAnswering, pipelines
 
 from blip_recipe.data.images import open_image
 from blip_recipe.models.pipeline import (
@@ -192,4 +192,4 @@ class AutoAnswerer:
 
 
 PIPELINE = VisualQuestionAnsweringPipeline
-register_pipeline(PIPELINE.task_name, PIPELINE, AutoAnswerer, "Salesforce/blip-vqa-base")
+register_pipeline(pipelines, PIPELINE.task_name, PIPELINE, AutoAnswerer, "Salesforce/blip-vqa-base")

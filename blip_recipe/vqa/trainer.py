@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,13 +12,12 @@ from blip_recipe.card.facts import TaskWords
 from blip_recipe.models.decoding import DecodingSettings
 from blip_recipe.models.text import decode_texts
 from blip_recipe.training.trainer import BlipTrainer
-from blip_recipe.training.training_arguments import BlipTrainingArguments
-from blip_recipe.vqa.arguments import VqaArguments
 from blip_recipe.vqa.collator import AnswerCollator
 from blip_recipe.vqa.data import build_dataset
 from blip_recipe.vqa.metrics import is_exact_match, vqa_accuracy
 from blip_recipe.vqa.modeling import BlipForAnswering, answer_row
 from blip_recipe.vqa.tokens import mark_questions
+from blip_recipe.vqa.training_arguments import VqaTrainingArguments
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -59,37 +57,6 @@ class ImageSampler(Sampler[int]):
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         for number in torch.randperm(len(self.groups), generator=generator).tolist():
             yield from self.groups[number]
-
-
-@dataclass
-class VqaTrainingArguments(VqaArguments, BlipTrainingArguments):  # type: ignore[misc]
-    """Arguments of [`VqaTrainer`]: those of `Seq2SeqTrainingArguments`, with BLIP's defaults, and these.
-
-    Args:
-        output_dir (`str`): Where checkpoints, model, card and scores go.
-        group_questions (`bool`, defaults to `False`): Bring the questions about an image to a step together: it is read
-            and encoded once for them.
-        max_caption_length (`int`, defaults to 40): Longest answer in tokens.
-        normalize_captions (`bool`, defaults to `True`): Clean questions as BLIP's authors do.
-        augmentation (`str`, defaults to `"blip"`): `"blip"` (random crop, flip and RandAugment) or `"none"`.
-        metrics (`list[str]`, defaults to `["vqa_accuracy"]`): Of `vqa_accuracy`, `exact_match`.
-        generation_num_beams (`int`, defaults to 3): Beams; 1 is greedy search.
-        generation_max_length (`int`, defaults to 10): Longest generated answer in tokens.
-        generation_min_length (`int`, defaults to 1): Shortest generated answer in tokens.
-        early_stopping_patience (`int`, *optional*): Stop after so many evaluations without a better
-            `metric_for_best_model`.
-        image_cache (`str`, *optional*): A directory that keeps large and remote pictures made small.
-
-    Raises:
-        RecipeError: A value is out of its range, or two contradict each other.
-
-    Example:
-        ```python
-        from blip_recipe import VqaTrainingArguments
-
-        args = VqaTrainingArguments("outputs/answers", num_train_epochs=10, group_questions=True)
-        ```
-    """
 
 
 class VqaTrainer(BlipTrainer):
@@ -262,7 +229,7 @@ class VqaTrainer(BlipTrainer):
         return len(dataset), sum(map(len, dataset.rows["answers"]))
 
     @classmethod
-    def decoding(cls, args: VqaArguments) -> DecodingSettings:
+    def decoding(cls, args: Any) -> DecodingSettings:
         """How answers are generated."""
         return DecodingSettings(
             num_beams=args.generation_num_beams,

@@ -28,7 +28,7 @@ def row(number: int, *captions: str) -> dict[str, object]:
 
 
 def collate(processor: BlipProcessor, *rows: dict[str, object], **options: object) -> dict[str, torch.Tensor]:
-    return CaptionCollator(processor, processor.tokenizer.bos_token_id, **options)(rows)  # type: ignore[arg-type]
+    return CaptionCollator(processor, normalize_captions=False, **options)(rows)  # type: ignore[arg-type]
 
 
 def captions_of(batch: dict[str, torch.Tensor], image: int, name: str) -> list[torch.Tensor]:

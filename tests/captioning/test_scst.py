@@ -14,6 +14,7 @@ from captioners import CAPTIONS, draw_pictures, save_captioner
 from commands import run_checked
 from safetensors.torch import load_file
 
+from blip_recipe.captioning.arguments import ScstArguments
 from blip_recipe.captioning.modeling import BlipForCaptioning, generate_token_ids
 from blip_recipe.captioning.rewards import BAD_ENDINGS, CaptionReward, caption_habits
 from blip_recipe.captioning.scst import ScstTrainer, advantages, disable_dropout, lay_out
@@ -22,7 +23,8 @@ from blip_recipe.errors import RecipeError
 from blip_recipe.metrics.cider import Cider
 from blip_recipe.metrics.plain_tokenizer import tokenize_without_java
 from blip_recipe.recipe.arguments import FinetuneOptions
-from blip_recipe.recipe.parsing import ObjectiveArguments, Recipe, read_recipe
+from blip_recipe.recipe.parsing import read_recipe
+from blip_recipe.recipe.recipe import Recipe
 
 REFERENCES = [["a red circle", "one red circle"], ["two blue squares on a ground", "blue squares"], ["a green cross"]]
 
@@ -217,22 +219,16 @@ def places(base: Path) -> dict[str, str]:
 
 def build(folder: Path, base: Path, **keys: Any) -> tuple[ScstTrainer, Recipe[FinetuneOptions]]:
     """A trainer as the command builds it."""
-    from transformers import set_seed
-
-    from blip_recipe.data import caption_datasets
     from blip_recipe.data.load import load_splits
-    from blip_recipe.metrics.scorer import CaptionScorer
     from blip_recipe.recipe.building import build_model
-    from blip_recipe.training.trainer import build_trainer
 
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "recipe.json"
     file.write_text(json.dumps(SMALL | places(base) | {"output_dir": str(folder / "out")} | keys))
     recipe = read_recipe(FinetuneOptions, prog="", description="", recipe_needed=True, argv=[str(file)])
-    set_seed(recipe.training.seed)
-    model, processor = build_model(recipe.model, recipe.generation, [])
-    datasets = caption_datasets(load_splits(recipe.data), recipe.data, processor, recipe.training.seed)
-    trainer = build_trainer(recipe, model, processor, CaptionScorer(recipe.generation.metrics), datasets)
+    splits = load_splits(recipe.data, recipe.task.load_split)
+    model, processor = build_model(recipe, splits["train"])
+    trainer = recipe.trainer(model, recipe.training, splits["train"], splits.get("eval"), processing_class=processor)
     assert isinstance(trainer, ScstTrainer)
     return trainer, recipe
 
@@ -376,7 +372,7 @@ def test_it_stops_when_validation_no_longer_gets_better(tmp_path: Path, base: Pa
 )
 def test_keys_that_cannot_work_are_refused(keys: dict[str, Any]) -> None:
     with pytest.raises(RecipeError, match=next(iter(keys))):
-        ObjectiveArguments(**keys)
+        ScstArguments(**keys)
 
 
 def test_two_processes_train_and_the_card_tells_of_it(tmp_path: Path, base: Path) -> None:

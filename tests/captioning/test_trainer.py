@@ -45,7 +45,7 @@ def test_the_loss_of_a_token_is_its_smoothed_cross_entropy() -> None:
     torch.manual_seed(0)
     model, processor = build_tiny_captioner(["a red circle", "two blue squares"])
     row = {"row": 0, "image": Image.new("RGB", (40, 30), "red"), "captions": ["a red circle", "two blue squares"]}
-    batch = CaptionCollator(processor, processor.tokenizer.bos_token_id)([row])
+    batch = CaptionCollator(processor, normalize_captions=False)([row])
     labels, inputs = batch.pop("labels"), {name: batch[name] for name in batch.keys() - {"row"}}
     model.eval()
     log_probabilities = model(**inputs).logits[0].log_softmax(-1)

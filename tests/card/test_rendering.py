@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
@@ -26,11 +25,11 @@ from blip_recipe.card.facts import PLACEHOLDER, CardFacts, EnergyFacts, Source, 
 from blip_recipe.card.merged import merged_card
 from blip_recipe.card.rendering import build_metadata, escape_markdown, render_card, write_card
 from blip_recipe.card.retarget import retarget_card
-from blip_recipe.data.checks import SKIPPED_FILE, SkippedRow, write_skipped_rows
 from blip_recipe.data.resources import resource_folder
 from blip_recipe.errors import PushError
 from blip_recipe.hub.publishing import push_folder
 from blip_recipe.models.decoding import DecodingSettings
+from blip_recipe.recipe.tasks import find_task, recorded_task
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -78,6 +77,7 @@ GOLDEN_CARDS: dict[str, dict[str, Any]] = {
         "predictions": SAME,
         "counts": {"train": (1, 1), "eval": (2, 4)},
         "noted": {"energy": EnergyFacts(kwh=1.234567, co2_kg=0.456789, country="DEU")},
+        "skipped_rows": 2,
     },
     "vqa": {
         "name": "vqav2",
@@ -114,8 +114,7 @@ def golden_facts(golden: str, tmp_path: Path) -> CardFacts:
     if isinstance(data := arguments.get("dataset"), Source) and data.name == "my_folder":
         (tmp_path / "my_folder").mkdir()
         arguments["dataset"] = Source(str(tmp_path / "my_folder"))
-    facts = make_facts(arguments.pop("name"), *arguments.pop("words", ()), **arguments)
-    return dataclasses.replace(facts, skipped_rows=2) if golden == "everything_wrong" else facts
+    return make_facts(arguments.pop("name"), *arguments.pop("words", ()), **arguments)
 
 
 FOLDED: dict[str, dict[str, Any]] = {
@@ -133,7 +132,10 @@ def make_folded(golden: str, templates: Path | None = None) -> str:
     old = (GOLDEN / own[golden]).read_text(encoding="utf-8") if golden in own else foreign
     base = {"base_model_name_or_path": BASE.name, "revision": BASE.revision}
     decoding = DecodingSettings(prompt="a picture of ", num_beams=3, max_length=20, min_length=5)
-    return merged_card(old, adapter_config=base, decoding=decoding, templates=templates, **FOLDED[golden])
+    words = find_task(recorded_task(FOLDED[golden]["recipe"])).trainer.task
+    return merged_card(
+        old, adapter_config=base, task=words, decoding=decoding, templates=templates, **FOLDED[golden]
+    )
 
 
 @pytest.mark.parametrize("golden", [*GOLDEN_CARDS, *FOLDED])
@@ -260,7 +262,7 @@ def test_the_embedded_model_and_data_need_no_source() -> None:
 READ_SOURCE = """
 import logging
 logging.basicConfig()
-from blip_recipe.card.gathering import read_source
+from blip_recipe.card.facts import read_source
 source = read_source("lab/base", "model")
 print(source.revision, source.license, source.card.get("language"))
 """
@@ -293,10 +295,8 @@ def test_only_the_first_images_of_a_split_are_said_to_be_the_first() -> None:
     assert "| test | `test` | the first 3 | 6 |" in card
 
 
-def test_rows_that_were_skipped_are_counted_on_the_card(tmp_path: Path) -> None:
-    skipped = [SkippedRow(row, row, "train", "not a picture:\u2028\n?") for row in (3, 5, 8)]
-    write_skipped_rows(tmp_path / SKIPPED_FILE, skipped)
-    card = render_card(make_facts("coco_full", f"--output_dir={tmp_path}"))
+def test_rows_that_were_skipped_are_counted_on_the_card() -> None:
+    card = render_card(make_facts("coco_full", skipped_rows=3))
     assert "3 rows more could not be used" in card
     assert "could not be used" not in render_card(make_facts("coco_full"))
 

@@ -137,8 +137,10 @@ def test_a_run_that_skips_notes_what_it_left_out(recipe: Path) -> None:
 SHARES = """
 import os, sys
 from accelerate import PartialState
-from blip_recipe.data import check_splits, images, load_splits
-from blip_recipe.recipe.parsing import CaptionDataArguments
+from blip_recipe.data import images
+from blip_recipe.data.arguments import CaptionDataArguments
+from blip_recipe.data.checks import check_splits
+from blip_recipe.data.load import load_splits
 PartialState()
 opened, decode = [], images.open_lazily
 images.open_lazily = lambda image, *rest: opened.append(image["path"][-6:-4]) or decode(image, *rest)

@@ -17,10 +17,10 @@ from datasets import Image as ImageFeature
 from PIL import Image, ImageDraw, ImageFilter
 from transformers import BlipImageProcessor
 
+from blip_recipe.captioning.data import build_dataset
 from blip_recipe.captioning.tiny import build_tiny_captioner
 from blip_recipe.captioning.trainer import CaptionTrainingArguments
-from blip_recipe.data import caption_datasets, images, resized_cache
-from blip_recipe.data.arguments import CaptionDataArguments
+from blip_recipe.data import images, resized_cache
 from blip_recipe.data.dataset import CaptionDataset
 from blip_recipe.data.images import BadImageError, open_image
 from blip_recipe.data.pixels import normalize_pixels, read_pixels, resize_pixels
@@ -243,13 +243,14 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path) -> None:
 
 def test_only_training_reads_the_cache(tmp_path: Path) -> None:
     rows, processor = make_rows(encode(photograph(400, 300))), build_tiny_captioner(["a"], SIZE)[1]
-    arguments = CaptionDataArguments(augmentation="none", image_cache=str(tmp_path))
-    made = caption_datasets({"train": rows, "test": rows}, arguments, processor, seed=0)
-    assert made["test"][0]["image"].shape == (3, 300, 400)
-    assert made["train"][0]["image"].shape[1] == shorter_side(SIZE)
-    assert made["train"][0]["captions"] == made["test"][0]["captions"]
-    plain = caption_datasets({"train": rows}, CaptionDataArguments(augmentation="none"), processor, seed=0)
-    assert plain["train"][0]["image"].shape == (3, 300, 400)
+    keys: dict[str, Any] = {"output_dir": str(tmp_path), "use_cpu": True, "augmentation": "none"}
+    args = CaptionTrainingArguments(**keys, image_cache=str(tmp_path))
+    train, test = (build_dataset(rows, args, processor, training=training)[0] for training in (True, False))
+    assert test["image"].shape == (3, 300, 400)
+    assert train["image"].shape[1] == shorter_side(SIZE)
+    assert train["captions"] == test["captions"]
+    plain = build_dataset(rows, CaptionTrainingArguments(**keys), processor, training=True)
+    assert plain[0]["image"].shape == (3, 300, 400)
 
 
 def test_true_is_the_cache_of_hugging_face_and_false_is_none() -> None:

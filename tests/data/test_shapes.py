@@ -9,10 +9,9 @@ import re
 import numpy as np
 import pytest
 
-from blip_recipe.data import texts
 from blip_recipe.data.arguments import CaptionDataArguments
 from blip_recipe.data.images import open_image
-from blip_recipe.data.load import load_split
+from blip_recipe.data.load import load_split, vocabulary_texts
 from blip_recipe.data.shapes import (
     COLOURS,
     FORMS,
@@ -127,7 +126,7 @@ def test_the_data_set_is_rows_like_any_other() -> None:
     scene: Scene = make_scenes("test")[5]
     assert rows[5]["captions"] == describe_scene(scene)
     assert open_image(rows[5]["image"]).tobytes() == draw_scene(scene).tobytes()
-    assert set(shapes_vocabulary()) <= set(texts(rows, arguments))
+    assert set(shapes_vocabulary()) <= set(vocabulary_texts(rows, normalize=True, drawn=True))
 
 
 def test_styles_are_configurations_and_splits_can_be_summed() -> None:

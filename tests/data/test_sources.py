@@ -22,12 +22,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from blip_recipe.data import texts
 from blip_recipe.data.arguments import CaptionDataArguments
 from blip_recipe.data.captions import normalize_caption, read_captions
 from blip_recipe.data.downloads import ALLOW_PRIVATE
 from blip_recipe.data.images import open_image
-from blip_recipe.data.load import load_split, load_splits
+from blip_recipe.data.load import load_split, load_splits, vocabulary_texts
 from blip_recipe.errors import RecipeError
 
 Records = list[dict[str, Any]]
@@ -398,7 +397,8 @@ def test_the_splits_of_a_recipe_are_loaded_by_role(records: Records, tmp_path: P
     )
     splits = load_splits(arguments)
     assert {role: len(rows) for role, rows in splits.items()} == {"train": 6, "test": 2}
-    assert list(texts(splits["test"], arguments))[:2] == ["caption 0 of image 0", "caption 1 of image 0"]
+    vocabulary = list(vocabulary_texts(splits["test"], normalize=True))
+    assert vocabulary[:2] == ["caption 0 of image 0", "caption 1 of image 0"]
 
 
 def untouched(keys: dict[str, Any], folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Adapters train, fold into their base, and refuse what cannot be saved."""
+"""Adapters train, merge into their base, and refuse what cannot be saved."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 from peft import AutoPeftModel
 from transformers import BlipForConditionalGeneration
 
-from blip_recipe.captioning.modeling import load_captioner
+from blip_recipe.captioning.modeling import BlipForCaptioning, load_captioner
 from blip_recipe.captioning.tiny import build_tiny_captioner
 from blip_recipe.errors import RecipeError
 from blip_recipe.merge import main as merge_main
-from blip_recipe.models.adapters import add_lora, name_stock_class
+from blip_recipe.models.adapters import add_lora, lora_config, name_stock_class
 from blip_recipe.models.arguments import ModelArguments
 from blip_recipe.models.loading import load_blip, load_merged
 from blip_recipe.models.processors import save_processor
@@ -46,16 +46,23 @@ def inputs() -> dict[str, torch.Tensor]:
     return {"pixel_values": pixel_values, "input_ids": torch.randint(5, 40, (2, 6), generator=generator)}
 
 
+def with_lora(base: Path, arguments: ModelArguments) -> Any:
+    """The base with the fresh adapter that `arguments` ask for."""
+    config = lora_config(arguments)
+    assert config is not None
+    return add_lora(load_blip(str(base), BlipForCaptioning, quantization=arguments.quantization), config)
+
+
 def save_adapter(base: Path, folder: Path, **options: Any) -> Path:
     """An adapter with weights that matter, as a run saves it."""
     arguments = ModelArguments(model_name_or_path=str(base), use_peft=True, lora_r=4, **options)
     torch.manual_seed(1)
-    model = add_lora(load_blip(str(base), quantization=arguments.quantization), arguments)
+    model = with_lora(base, arguments)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.05)
     model.save_pretrained(str(folder))
-    name_stock_class(folder)
+    name_stock_class(folder, BlipForCaptioning.stock_class)
     recipe = {"prompt": "a ", "load_in_8bit": arguments.load_in_8bit, "load_in_4bit": arguments.load_in_4bit}
     (folder / "recipe.json").write_text(json.dumps(recipe))
     save_processor(load_captioner(str(base))[1], folder)
@@ -70,9 +77,9 @@ def test_the_merged_model_computes_what_the_adapter_computes(base: Path, tmp_pat
         untouched = load_captioner(str(base))[0](**inputs()).logits
         adapted = load_captioner(str(adapter), quantization=None)[0](**inputs()).logits
         merged, _, settings = load_captioner(str(tmp_path / "merged"))
-        folded = merged(**inputs()).logits
+        of_merged = merged(**inputs()).logits
     assert (untouched - adapted).abs().max() > 1e-2
-    torch.testing.assert_close(folded, adapted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(of_merged, adapted, atol=1e-5, rtol=1e-5)
     assert settings.prompt == "a "
     assert not hasattr(merged, "peft_config")
 
@@ -95,7 +102,7 @@ def test_adapters_load_without_this_package(base: Path, tmp_path: Path) -> None:
 
 
 def test_only_the_text_decoder_is_adapted_by_default(base: Path) -> None:
-    model = add_lora(load_blip(str(base)), ModelArguments(use_peft=True))
+    model = with_lora(base, ModelArguments(use_peft=True))
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert all("text_decoder.bert.encoder" in name and "lora_" in name for name in trained)
     layers = {name.split(".lora_")[0] for name in trained}
@@ -105,12 +112,12 @@ def test_only_the_text_decoder_is_adapted_by_default(base: Path) -> None:
 @pytest.mark.parametrize("targets", [["all-linear"], ["nothing"]])
 def test_targets_that_cannot_be_adapted_are_refused(base: Path, targets: list[str]) -> None:
     with pytest.raises(RecipeError, match="query key value dense"):
-        add_lora(load_blip(str(base)), ModelArguments(use_peft=True, lora_target_modules=targets))
+        with_lora(base, ModelArguments(use_peft=True, lora_target_modules=targets))
 
 
 def test_only_an_adapter_can_be_merged(base: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"adapter_config\.json"):
-        load_merged(str(base))
+        load_merged(str(base), BlipForCaptioning)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(RecipeError, match="not empty"):

@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 
+from blip_recipe.captioning.arguments import CaptionArguments
+from blip_recipe.data.arguments import CaptionDataArguments
 from blip_recipe.data.resources import resource_folder
 from blip_recipe.errors import RecipeError
-from blip_recipe.recipe.arguments import EvaluateOptions, FinetuneOptions
+from blip_recipe.recipe.arguments import EvaluateOptions, FinetuneOptions, names_of
 from blip_recipe.recipe.checks import check_recipe
-from blip_recipe.recipe.parsing import Recipe, read_recipe
+from blip_recipe.recipe.parsing import read_recipe
+from blip_recipe.recipe.recipe import Recipe
 
 RECIPES = [
     path
@@ -58,10 +61,11 @@ def test_values_keep_their_types(write: Any) -> None:
             learning_rate=3e-4,
         )
     )
+    assert isinstance(recipe.data, CaptionDataArguments)
     assert recipe.data.caption_column == ["a", "b"]
-    assert recipe.data.prompt == "- a picture of "
-    assert recipe.data.captions_per_image is None
-    assert recipe.data.normalize_captions is False
+    assert recipe.training.prompt == "- a picture of "
+    assert recipe.training.captions_per_image is None
+    assert recipe.training.normalize_captions is False
     assert recipe.training.lr_scheduler_kwargs == {"num_cycles": 0.25}
     assert recipe.training.learning_rate == 3e-4
 
@@ -71,7 +75,9 @@ def test_the_resolved_recipe_gives_the_same_recipe_again(write: Any, tmp_path: P
     again = tmp_path / "again.json"
     again.write_text(json.dumps(first.to_json(model_revision="abc")))
     second = parse(again)
-    assert (second.data, second.generation) == (first.data, first.generation)
+    assert (second.data, second.task.trainer, second.stage) == (first.data, first.task.trainer, first.stage)
+    for key in names_of(CaptionArguments):
+        assert getattr(second.training, key) == getattr(first.training, key)
     assert second.training.seed == 7
     assert second.model.model_revision == "abc"
     assert second.training.output_dir == "outputs/run"

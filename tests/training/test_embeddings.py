@@ -11,9 +11,10 @@ from datasets import Dataset as Rows
 from PIL import Image
 
 from blip_recipe.captioning.collator import CaptionCollator
+from blip_recipe.captioning.data import build_dataset
 from blip_recipe.captioning.tiny import build_tiny_captioner
-from blip_recipe.data import caption_datasets
-from blip_recipe.data.arguments import CaptionDataArguments
+from blip_recipe.captioning.trainer import CaptionTrainingArguments
+from blip_recipe.data.dataset import CaptionDataset
 from blip_recipe.data.embeddings import EmbeddingStore, picture_key
 
 RUN: dict[str, object] = {
@@ -73,13 +74,14 @@ def test_kept_pictures_are_not_opened_again(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setenv("BLIP_RECIPE_CACHE", str(tmp_path))
     model, processor = build_tiny_captioner(["a"])
     rows = Rows.from_dict({"image": [{"bytes": b"no picture", "path": None}], "image_id": [0], "captions": [["a"]]})
-    arguments = CaptionDataArguments(augmentation="none", cache_image_embeds=True)
-    dataset = caption_datasets({"train": rows}, arguments, processor, seed=0)["train"]
+    args = CaptionTrainingArguments(str(tmp_path), use_cpu=True, augmentation="none", cache_image_embeds=True)
+    dataset = build_dataset(rows, args, processor, training=True)
+    assert isinstance(dataset, CaptionDataset)
     store = EmbeddingStore(model.vision_model, processor.image_processor, torch.float32)
     embeds = torch.randn(store.shape)
     store.save("0123", embeds)
     dataset.use_embeddings(store, ["0123"])
-    batch = CaptionCollator(processor, processor.tokenizer.bos_token_id)([dataset[0]])
+    batch = CaptionCollator(processor)([dataset[0]])
     assert torch.equal(batch["image_embeds"][0], embeds)
     assert "pixel_values" not in batch
 

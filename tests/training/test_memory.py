@@ -10,9 +10,10 @@ from datasets import Dataset
 from torch.nn import functional as F
 
 from blip_recipe.captioning.modeling import BlipForCaptioning
+from blip_recipe.captioning.scst import ScstTrainer
 from blip_recipe.captioning.tiny import build_tiny_captioner
-from blip_recipe.captioning.trainer import CaptionTrainingArguments
-from blip_recipe.models.adapters import add_lora
+from blip_recipe.captioning.trainer import CaptionTrainer, CaptionTrainingArguments
+from blip_recipe.models.adapters import add_lora, lora_config
 from blip_recipe.models.arguments import ModelArguments
 from blip_recipe.recipe.arguments import FinetuneOptions
 from blip_recipe.recipe.parsing import Recipe, read_recipe
@@ -21,7 +22,6 @@ from blip_recipe.training.memory import (
     choose_checkpointing,
     estimate_peak_bytes,
     stored_bytes,
-    tokens_an_image,
 )
 
 IMAGES, TOKENS = 8, 24
@@ -33,7 +33,8 @@ def build(kind: str) -> BlipForCaptioning:
     model.use_sdpa().train()
     if kind == "frozen":
         model.vision_model.requires_grad_(False)
-    return add_lora(model, ModelArguments(use_peft=True, model_name_or_path="base")) if kind == "lora" else model  # type: ignore[return-value]
+    config = lora_config(ModelArguments(use_peft=kind == "lora", model_name_or_path="base"))
+    return add_lora(model, config) if config else model  # type: ignore[return-value]
 
 
 def kept_by_a_real_step(model: BlipForCaptioning, bf16: bool) -> int:
@@ -88,20 +89,22 @@ def test_adapters_and_checkpointing_save_memory(tmp_path: Path) -> None:
 def test_checkpointing_is_left_alone_where_there_is_no_gpu(asked: bool | None, tmp_path: Path) -> None:
     choice = [] if asked is None else [f"--activation_checkpointing={asked}"]
     recipe = read(tmp_path, *choice)
-    assert choose_checkpointing(build("full"), recipe, TOKENS)
+    assert choose_checkpointing(build("full"), recipe.training, TOKENS)
     assert recipe.training.activation_checkpointing is bool(asked)
 
 
 def test_a_step_of_self_critical_training_counts_its_samples_and_its_start(tmp_path: Path) -> None:
     rows = Dataset.from_dict({"captions": [["a red circle"], ["a red circle", "a red circle"]]})
     tokenizer = build_tiny_captioner(["a red circle"])[1].tokenizer
-    plain, second = read(tmp_path), read(tmp_path, "--stage=scst", "--num_generations=4", "--kl_coef=0.1")
-    plain.data.captions_per_image = None
-    assert tokens_an_image(plain, rows, tokenizer) == 10
-    assert tokens_an_image(second, rows, tokenizer) == 4 * second.generation.generation_max_length
+    words = ["--stage=scst", "--num_generations=4", "--kl_coef=0.1"]
+    plain, second = (read(tmp_path, *added).training for added in ([], words))
+    plain.captions_per_image = None
+    assert CaptionTrainer.tokens_per_image(plain, rows, tokenizer) == 10
+    assert ScstTrainer.tokens_per_image(second, rows, tokenizer) == 4 * second.generation_max_length
     model = build("full")
-    peaks = [choose_checkpointing(model, recipe, TOKENS) or 0 for recipe in (plain, second)]
-    assert peaks[1] - peaks[0] == stored_bytes(model)
+    plain_peak = choose_checkpointing(model, plain, TOKENS, copies=CaptionTrainer.frozen_copies(model, plain)) or 0
+    second_peak = choose_checkpointing(model, second, TOKENS, copies=ScstTrainer.frozen_copies(model, second)) or 0
+    assert second_peak - plain_peak == stored_bytes(model)
 
 
 def read(tmp_path: Path, *words: str) -> Recipe[FinetuneOptions]:

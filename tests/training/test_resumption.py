@@ -72,21 +72,20 @@ def write_recipe(place: Path, output_dir: Path, **keys: Any) -> Path:
 
 def build(place: Path, output_dir: Path, *callbacks: TrainerCallback, **keys: Any) -> BlipTrainer:
     """A trainer as the command builds it."""
-    from transformers import set_seed
-
-    from blip_recipe.data import caption_datasets
     from blip_recipe.data.load import load_splits
-    from blip_recipe.metrics.scorer import CaptionScorer
     from blip_recipe.recipe.building import build_model
-    from blip_recipe.training.trainer import build_trainer
 
     file = write_recipe(place, output_dir, **keys)
     recipe = read_recipe(FinetuneOptions, prog="", description="", recipe_needed=True, argv=[str(file)])
-    set_seed(recipe.training.seed)
-    model, processor = build_model(recipe.model, recipe.generation, [])
-    datasets = caption_datasets(load_splits(recipe.data), recipe.data, processor, recipe.training.seed)
-    return build_trainer(
-        recipe, model, processor, CaptionScorer(recipe.generation.metrics), datasets, callbacks=list(callbacks)
+    splits = load_splits(recipe.data, recipe.task.load_split)
+    model, processor = build_model(recipe, splits["train"])
+    return recipe.trainer(
+        model,
+        recipe.training,
+        splits["train"],
+        splits["eval"],
+        processing_class=processor,
+        callbacks=list(callbacks),
     )
 
 

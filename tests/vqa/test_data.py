@@ -11,10 +11,10 @@ import pytest
 from captioners import draw_pictures
 from datasets import Dataset, Features, Image, List, Value
 
-from blip_recipe.data.arguments import CaptionDataArguments
 from blip_recipe.data.images import open_image
 from blip_recipe.data.shapes import make_scenes
 from blip_recipe.errors import RecipeError
+from blip_recipe.vqa.arguments import VqaDataArguments
 from blip_recipe.vqa.data import QuestionDataset, load_questions, normalize_question
 from blip_recipe.vqa.questions import questions_of
 
@@ -33,12 +33,12 @@ CELLS: dict[str, tuple[Any, Any]] = {
 }
 
 
-def write_parquet(directory: Path, columns: Mapping[str, Any], features: dict[str, Any]) -> CaptionDataArguments:
+def write_parquet(directory: Path, columns: Mapping[str, Any], features: dict[str, Any]) -> VqaDataArguments:
     pictures = draw_pictures(directory / "pictures", len(next(iter(columns.values()))))
     images = [{"bytes": path.read_bytes(), "path": None} for path in pictures]
     table = Dataset.from_dict({"image": images, **columns}, features=Features({"image": Image(), **features}))
     table.to_parquet(directory / "data" / "train.parquet")
-    return CaptionDataArguments(dataset_name=str(directory / "data"))
+    return VqaDataArguments(dataset_name=str(directory / "data"))
 
 
 @pytest.mark.parametrize("cell", CELLS.values(), ids=list(CELLS))
@@ -111,7 +111,7 @@ def test_columns_of_another_kind_are_refused(tmp_path: Path) -> None:
         load_questions(arguments, "train")
 
 
-def write_vqav2(directory: Path, subset: str = "train2014", *, folder: bool = True) -> CaptionDataArguments:
+def write_vqav2(directory: Path, subset: str = "train2014", *, folder: bool = True) -> VqaDataArguments:
     """Three questions about two pictures, in the files that VQAv2 publishes."""
     directory.mkdir(exist_ok=True)
     questions = [
@@ -133,7 +133,7 @@ def write_vqav2(directory: Path, subset: str = "train2014", *, folder: bool = Tr
     pictures = directory / "pictures" / (subset if folder else "")
     for path, image_id in zip(draw_pictures(pictures, 2), (9, 25), strict=True):
         path.rename(pictures / f"COCO_{subset}_{image_id:012}.jpg")
-    return CaptionDataArguments(dataset_name=str(directory), image_root=str(directory / "pictures"))
+    return VqaDataArguments(dataset_name=str(directory), image_root=str(directory / "pictures"))
 
 
 @pytest.mark.parametrize("folder", [True, False])
@@ -186,7 +186,7 @@ def test_a_question_of_vqav2_that_nobody_answered_has_no_answers(tmp_path: Path)
 
 
 def test_drawn_scenes_are_rows_like_any_other() -> None:
-    rows = load_questions(CaptionDataArguments(dataset_name="shapes"), "validation")
+    rows = load_questions(VqaDataArguments(dataset_name="shapes"), "validation")
     asked = [question for _, questions in questions_of("validation") for question in questions]
     assert rows.column_names == COLUMNS
     assert rows["question"][:] == [question.text for question in asked]
@@ -194,7 +194,7 @@ def test_drawn_scenes_are_rows_like_any_other() -> None:
     assert rows["question_id"][:] == list(range(len(asked)))
     assert set(rows["image_id"][:]) == set(range(len(make_scenes("validation"))))
     with pytest.raises(RecipeError, match=r"'dev'.*train, validation, test"):
-        load_questions(CaptionDataArguments(dataset_name="shapes"), "dev")
+        load_questions(VqaDataArguments(dataset_name="shapes"), "dev")
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_questions_are_cleaned_as_the_originals(text: str, cleaned: str) -> None
 
 
 def test_a_trainer_sees_cleaned_questions_and_augmented_pictures_the_same_in_each_run() -> None:
-    rows = load_questions(CaptionDataArguments(dataset_name="shapes"), "validation", max_samples=4)
+    rows = load_questions(VqaDataArguments(dataset_name="shapes"), "validation", max_samples=4)
 
     def dataset(**changed: Any) -> QuestionDataset:
         settings: dict[str, Any] = {"image_size": 96, "normalize": True, "augmentation": "none", "seed": 3}

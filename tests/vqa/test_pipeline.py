@@ -19,8 +19,8 @@ from transformers import pipeline as typed_pipeline
 from vqa_models import QUESTIONS, save_answerer
 
 import blip_recipe
-from blip_recipe.captioning.modeling import load_captioner
 from blip_recipe.errors import RecipeError
+from blip_recipe.models.loading import load_finished
 from blip_recipe.vqa.modeling import BlipForAnswering
 
 pipeline: Any = typed_pipeline  # its type has an overload for each task that transformers has itself
@@ -120,7 +120,7 @@ def test_a_tokenizer_without_the_first_tokens_learns_them(answerer: Path, pictur
     save_answerer(tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).unlink()
-    tokenizer = load_captioner(str(answerer), device="cpu", model_class=BlipForAnswering)[1].tokenizer
+    tokenizer = load_finished(str(answerer), BlipForAnswering, device="cpu")[1].tokenizer
     plain = [word for word, _ in sorted(tokenizer.vocab.items(), key=lambda item: item[1])]
     (tmp_path / "vocab.txt").write_text("\n".join(plain[: tokenizer.bos_token_id]) + "\n")
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer", "do_lower_case": true}')

@@ -13,8 +13,8 @@ from commands import run_checked, run_module
 from safetensors.torch import load_file
 from transformers import BlipForQuestionAnswering
 
-from blip_recipe.data.arguments import CaptionDataArguments
-from blip_recipe.vqa import dataset as vqa_dataset
+from blip_recipe.data import dataset as picture_dataset
+from blip_recipe.vqa.arguments import VqaDataArguments
 from blip_recipe.vqa.data import QuestionDataset, load_questions
 from blip_recipe.vqa.metrics import is_exact_match, vqa_accuracy
 from blip_recipe.vqa.trainer import ImageSampler
@@ -88,17 +88,17 @@ def test_questions_about_an_image_come_together_in_a_new_order_each_epoch() -> N
 
 
 def test_a_picture_is_read_once_for_its_questions_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = load_questions(CaptionDataArguments(dataset_name="shapes"), "validation", max_samples=6)
+    rows = load_questions(VqaDataArguments(dataset_name="shapes"), "validation", max_samples=6)
     dataset = QuestionDataset(rows, image_size=96, normalize=True, augmentation="blip", seed=0)
     alone = [dataset[row] for row in range(6)]
-    read_pixels, read = vqa_dataset.read_pixels, 0
+    read_pixels, read = picture_dataset.read_pixels, 0
 
     def count(image: Any) -> torch.Tensor:
         nonlocal read
         read += 1
         return read_pixels(image)
 
-    monkeypatch.setattr(vqa_dataset, "read_pixels", count)
+    monkeypatch.setattr(picture_dataset, "read_pixels", count)
     together = dataset.__getitems__(list(range(6)))
     assert read == len(set(rows["image_id"])) == 2
     for each, one in zip(together, alone, strict=True):
@@ -119,7 +119,7 @@ def test_it_learns(run: Path) -> None:
 
 def test_scores_are_those_of_the_predictions(run: Path) -> None:
     results = json.loads((run / "all_results.json").read_text())
-    rows = load_questions(CaptionDataArguments(dataset_name="shapes"), "test", max_samples=150)
+    rows = load_questions(VqaDataArguments(dataset_name="shapes"), "test", max_samples=150)
     predictions = read(run / "predictions.jsonl")
     assert [each["question_id"] for each in predictions] == rows["question_id"][:]
     for row, each in zip(rows, predictions, strict=True):
@@ -138,7 +138,7 @@ def test_the_saved_model_is_a_stock_model_that_answers_the_same(run: Path) -> No
 
     assert json.loads((run / "config.json").read_text())["architectures"] == ["BlipForQuestionAnswering"]
     stock, processor = BlipForQuestionAnswering.from_pretrained(run).eval(), BlipProcessor.from_pretrained(run)
-    rows = load_questions(CaptionDataArguments(dataset_name="shapes"), "test", max_samples=12)
+    rows = load_questions(VqaDataArguments(dataset_name="shapes"), "test", max_samples=12)
     for row, prediction in zip(rows, read(run / "predictions.jsonl"), strict=False):
         inputs = processor(images=open_image(row["image"]), text=row["question"], return_tensors="pt")
         ids = stock.generate(inputs.input_ids, inputs.pixel_values, num_beams=1, max_length=10, do_sample=False)
