@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ import pytest
 import torch
 from captioners import save_captioner
 from coco import captions_of, picture, publish_base_model, write_image_folder
+from commands import CHECKOUT
 from hub_server import WRITE_TOKEN, HubServer, Token
 from PIL import Image
 from retrievers import build_retriever
@@ -110,7 +113,7 @@ def test_the_script_word_for_word_trains_scores_and_publishes(tmp_path: Path) ->
         done = subprocess.run(
             [sys.executable, "-c", SCRIPT],
             cwd=tmp_path,
-            env={**hub.environment(), "PYTHONPATH": str(Path(blip_recipe.__file__).parents[1]), "OMP_NUM_THREADS": "1"},
+            env={**hub.environment(), "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
             check=False,
@@ -129,6 +132,11 @@ def test_the_script_word_for_word_trains_scores_and_publishes(tmp_path: Path) ->
     assert "CIDEr" in card
     recipe = json.loads(published["recipe.json"])
     assert (recipe["prompt"], recipe["use_peft"], recipe["lora_r"]) == ("a picture of ", True, 16)
+
+
+def test_the_readme_shows_the_same_script() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (CHECKOUT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert ast.dump(ast.parse(SCRIPT)) in [ast.dump(ast.parse(block)) for block in blocks]
 
 
 def model_forms() -> dict[str, Any]:

@@ -260,10 +260,6 @@ class CaptionTrainer(BlipTrainer):
         references = [each["references"][0] for each in self.predictions]
         return self.processor.tokenizer(references).input_ids
 
-    def count_texts(self, dataset: Any) -> tuple[int, int]:
-        """Images and captions of a data set."""
-        return len(dataset), sum(map(len, dataset.rows["captions"]))
-
     @property
     def tokenized_with_java(self) -> bool:
         """Whether the PTB tokenizer itself cut the captions before they were scored."""

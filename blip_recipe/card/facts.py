@@ -31,6 +31,7 @@ class TaskWords:
         command: The command line that uses a finished model, after `python -m blip_recipe.` and with `{model}` in it.
         lora_layers: The layers that LoRA adapts by default.
         key: The column of rows that names them in predictions.
+        texts: The column of rows with what is learnt, a list in each.
     """
 
     name: str
@@ -44,6 +45,7 @@ class TaskWords:
     command: str
     lora_layers: str
     key: str = "image_id"
+    texts: str = "captions"
 
 
 EMBEDDED: dict[str, dict[str, str]] = {"tiny": {}, "shapes": {"language": "en"}}

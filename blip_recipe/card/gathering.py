@@ -11,8 +11,6 @@ from blip_recipe.card.facts import ResultFacts, SampleFacts, ScoreFacts
 from blip_recipe.card.pictures import SCORE_LABELS, choose_samples, ranking_score
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from blip_recipe.card.facts import SplitFacts
 
 SCORE_ORDER = (
@@ -111,8 +109,3 @@ def installed_versions(packages: Sequence[str]) -> dict[str, str]:
         with suppress(PackageNotFoundError):  # this package itself may be used from its checkout
             versions[package] = version(package)
     return versions
-
-
-def count_lines(path: Path) -> int:
-    """How many lines a file has; none where there is no file."""
-    return path.read_bytes().count(b"\n") if path.exists() else 0

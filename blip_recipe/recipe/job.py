@@ -145,7 +145,7 @@ def plan_run(
 
 def count_rows(recipe: Recipe[FinetuneOptions], splits: Splits) -> dict[str, tuple[int, int]]:
     """Rows and texts of each split by role."""
-    return {role: (len(rows), sum(map(len, rows[recipe.task.texts]))) for role, rows in splits.rows.items()}
+    return {role: (len(rows), sum(map(len, rows[recipe.trainer.task.texts]))) for role, rows in splits.rows.items()}
 
 
 @contextmanager
@@ -228,7 +228,7 @@ def finish_run(trainer: BlipTrainer, recipe: Recipe[FinetuneOptions], splits: Sp
     Raises:
         PushError: It was not pushed, or gives other texts than the model that was scored.
     """
-    left_out = [*splits.skipped, *(trainer.progress.all_skipped() if trainer.progress else ())]
+    left_out = [*splits.skipped, *trainer.skipped]
     gather_weights(trainer.model)
     if not trainer.is_world_process_zero():
         return

@@ -302,10 +302,6 @@ class RetrievalTrainer(BlipTrainer):
             )
         ]
 
-    def count_texts(self, dataset: Any) -> tuple[int, int]:
-        """Images and captions of a data set."""
-        return len(dataset), sum(map(len, dataset.rows["captions"]))
-
     @classmethod
     def describe_settings(cls, args: Any, images: int, texts_per_image: float) -> dict[str, str]:
         """What ITC and ITM depend on."""

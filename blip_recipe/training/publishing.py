@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from transformers import BlipProcessor
 
     from blip_recipe.card.facts import Kind, TaskWords
+    from blip_recipe.data.checks import SkippedRow
     from blip_recipe.models.stock import StockModel
     from blip_recipe.training.training_arguments import BlipTrainingArguments
 
@@ -59,7 +60,8 @@ class PublishingTrainer(StreamingTrainer):
         scored_dataset: That split.
         scored: The splits that were scored, by the prefix of their metrics.
         results: Their metrics.
-        train_counts: Rows and texts of the training split, once they are known.
+        train_counts: Rows and texts of a stream, once it was trained on.
+        skipped: Rows that a stream left out.
         card: What the callback noted of the training.
         sources: What the card says of base model and data; left out, it is read off model and data sets.
         given_dataset: The training data as they were handed over.
@@ -79,6 +81,7 @@ class PublishingTrainer(StreamingTrainer):
         self.scored: dict[str, Any] = {}
         self.results: dict[str, dict[str, float]] = {}
         self.train_counts: tuple[int, int] | None = None
+        self.skipped: list[SkippedRow] = []
         self.card = CardCallback()
         self.sources: Sources | None = None
         self.recipe: dict[str, Any] | None = None
@@ -113,10 +116,6 @@ class PublishingTrainer(StreamingTrainer):
     def decoding(cls, args: Any) -> DecodingSettings | None:
         """How texts are generated; None where none are."""
         return None
-
-    def count_texts(self, dataset: Any) -> tuple[int, int]:
-        """Rows and texts of a data set."""
-        raise NotImplementedError
 
     # The card
 
@@ -160,10 +159,14 @@ class PublishingTrainer(StreamingTrainer):
         return write_card(facts, self.output_dir)
 
     def _count_rows(self) -> dict[str, tuple[int, int]]:
-        counts = {role: self.count_texts(dataset) for role, dataset in self.scored.items()}
-        if self.train_counts:
-            return counts | {"train": self.train_counts}
-        return counts | ({"train": self.count_texts(self.train_dataset)} if self.train_dataset is not None else {})
+        """Rows and texts of each split that was trained on or scored."""
+        counted = {"train": self.train_dataset, **self.scored}
+        counts = {
+            role: (len(dataset), sum(map(len, dataset.rows[self.task.texts])))
+            for role, dataset in counted.items()
+            if isinstance(dataset, PictureDataset)
+        }
+        return counts | ({"train": self.train_counts} if self.train_counts else {})
 
     @property
     def tokenized_with_java(self) -> bool:

@@ -24,11 +24,9 @@ class Task(ABC):
 
     Attributes:
         trainer: The trainer of the task, or of its first stage.
-        texts: The column of rows with what is learnt, a list in each.
     """
 
     trainer: ClassVar[type[BlipTrainer]]
-    texts: ClassVar[str] = "captions"
 
     def trainer_of(self, stage: str) -> type[BlipTrainer]:
         """The trainer of a stage."""
@@ -48,7 +46,7 @@ class Task(ABC):
 
     @abstractmethod
     def load_split(self, arguments: Any, split: str, *, max_samples: int | None = None) -> Dataset:
-        """A split of a recipe's data set: `image`, `image_id`, the column `texts`, and others of the task.
+        """A split of a recipe's data set: `image`, `image_id`, the texts that are learnt, and others of the task.
 
         Raises:
             RecipeError: There is no such data set, split or column, or the split is empty.

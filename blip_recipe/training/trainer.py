@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -178,6 +179,11 @@ class BlipTrainer(PublishingTrainer):
             RecipeError: It is none of these.
         """
         if isinstance(model, (str, os.PathLike)):
+            if Path(model).exists() and Path(args.output_dir).exists() and Path(model).samefile(args.output_dir):
+                raise RecipeError(
+                    f"model and output_dir are both {args.output_dir}: what is written there would replace the model "
+                    "that is read. Name another output_dir."
+                )
             model, _ = load_base(str(model), self.model_class)
             model.use_sdpa()
         elif is_adapted(model):
@@ -205,14 +211,14 @@ class BlipTrainer(PublishingTrainer):
 
     def _init_model(self, model_init: Callable[..., Any], trial: Any) -> Any:
         """A new model of the user's `model_init`, which takes a trial of a hyperparameter search or nothing."""
-        model = model_init(trial) if model_init.__code__.co_argcount else model_init()
+        model = model_init(trial) if signature(model_init).parameters else model_init()
         return self.prepare_model(model, self.args)
 
     def _find_processor(self, model: Any, model_init: Any, processor: BlipProcessor | None) -> BlipProcessor:
         if processor is None:
             source = model
             if model is None:
-                source = model_init() if model_init and not model_init.__code__.co_argcount else None
+                source = model_init() if model_init and not signature(model_init).parameters else None
             name = source if isinstance(source, (str, os.PathLike)) else getattr(source, "name_or_path", "")
             if not name:
                 raise RecipeError(
@@ -285,6 +291,7 @@ class BlipTrainer(PublishingTrainer):
         result = super().train(resume_from_checkpoint, *args, **kwargs)
         if self.progress:
             self.train_counts, self.card.epochs = self.progress.totals(self.card.epochs)
+            self.skipped = self.progress.all_skipped()
         if self.pushes_when_trained:
             self.push_to_hub()
         return result
@@ -423,6 +430,7 @@ class BlipTrainer(PublishingTrainer):
             data_collator=self.data_collator,
             compute_metrics=self.user_metrics,
         )
-        merged.state, merged.card, merged.train_counts = self.state, self.card, self.train_counts
+        merged.state, merged.card = self.state, self.card
+        merged.train_counts, merged.skipped = self.train_counts, self.skipped
         merged.sources, merged.recipe, merged.given_dataset = self.sources, self.recipe, self.given_dataset
         return merged

@@ -28,7 +28,6 @@ class Answering(Task):
     """Answers to questions about pictures."""
 
     trainer = VqaTrainer
-    texts = "answers"
 
     def load_split(self, arguments: VqaDataArguments, split: str, *, max_samples: int | None = None) -> Dataset:
         """Rows of `image`, `image_id`, `question_id`, `question` and `answers`."""

@@ -103,6 +103,7 @@ class VqaTrainer(BlipTrainer):
         command='answer {model} PICTURE "QUESTION"',
         lora_layers="all linear layers of text encoder and decoder",
         key="question_id",
+        texts="answers",
     )
     model_class = BlipForAnswering
     arguments_class = VqaTrainingArguments
@@ -223,10 +224,6 @@ class VqaTrainer(BlipTrainer):
     def reference_ids(self) -> list[list[int]]:
         """Token ids of the first answer to each question that was scored."""
         return self.processor.tokenizer([each["answers"][0] for each in self.predictions]).input_ids
-
-    def count_texts(self, dataset: Any) -> tuple[int, int]:
-        """Questions and answers of a data set."""
-        return len(dataset), sum(map(len, dataset.rows["answers"]))
 
     @classmethod
     def decoding(cls, args: Any) -> DecodingSettings:
