@@ -114,7 +114,7 @@ def run_turn(
             max_steps=steps,
             per_device_train_batch_size=options.images,
             generation_max_length=options.max_length,
-            gradient_checkpointing=False,
+            activation_checkpointing=False,
             report_to="none",
             save_strategy="no",
             logging_steps=1000,

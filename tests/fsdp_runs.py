@@ -1,4 +1,4 @@
-"""The runs of `test_fsdp.py`, for two processes: `torchrun -m fsdp_runs PLACE copies`, then `sharded`.
+"""The runs of `training/test_sharding.py`, for two processes: `torchrun -m fsdp_runs PLACE copies`, then `sharded`.
 
 All in one job, because imports take most of the time. accelerate shards on accelerators only; for `sharded` it is told
 to do so on CPUs too: `AcceleratorState` keeps the FSDP plugin that it is given. What shards, computes and saves is

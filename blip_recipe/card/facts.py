@@ -184,7 +184,7 @@ class CardFacts:
     """Everything that a card may say. Plain values, each measured or read in the run; no local path, no secret.
 
     Attributes:
-        kind: All weights, an adapter, or an adapter folded into its base.
+        kind: All weights, an adapter, or an adapter merged into its base.
         repo_id: `namespace/name` that the card speaks of, or `PLACEHOLDER`.
         base, dataset: What the model was made from.
         dataset_config: The data set's configuration, where there is one.

@@ -92,7 +92,7 @@ def merged_card(
     metadata.tags = list(dict.fromkeys([*(metadata.tags or []), "blip", task.tag, OUR_TAG, "lora"]))
     if base.on_hub:
         metadata.base_model, metadata.base_model_relation = base.name, "finetune"
-    return assemble_card(metadata, render_template("folded.md.jinja", facts, templates))
+    return assemble_card(metadata, render_template("merged_adapter.md.jinja", facts, templates))
 
 
 def is_ours(card: str) -> bool:

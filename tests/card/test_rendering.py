@@ -117,31 +117,31 @@ def golden_facts(golden: str, tmp_path: Path) -> CardFacts:
     return make_facts(arguments.pop("name"), *arguments.pop("words", ()), **arguments)
 
 
-FOLDED: dict[str, dict[str, Any]] = {
-    "folded": {"recipe": {"load_in_4bit": True, "hub_model_id": "lab/blip-coco"}, "adapter": "lab/blip-coco"},
-    "folded_foreign": {"recipe": {}, "adapter": "somebody/adapter"},
-    "folded_vqa": {"recipe": {"task": "vqa"}, "adapter": "lab/blip-vqa"},
-    "folded_retrieval": {"recipe": {"task": "retrieval", "load_in_8bit": True}, "adapter": "lab/blip-matches"},
+MERGED_ADAPTERS: dict[str, dict[str, Any]] = {
+    "merged_adapter": {"recipe": {"load_in_4bit": True, "hub_model_id": "lab/blip-coco"}, "adapter": "lab/blip-coco"},
+    "merged_adapter_foreign": {"recipe": {}, "adapter": "somebody/adapter"},
+    "merged_adapter_vqa": {"recipe": {"task": "vqa"}, "adapter": "lab/blip-vqa"},
+    "merged_adapter_retrieval": {"recipe": {"task": "retrieval", "load_in_8bit": True}, "adapter": "lab/blip-matches"},
 }
 """Arguments of `merged_card` by the name of a card in `golden/`."""
 
 
-def make_folded(golden: str, templates: Path | None = None) -> str:
-    own = {"folded": "card_lora.md", "folded_retrieval": "card_retrieval_everything_wrong.md"}
+def make_merged_adapter(golden: str, templates: Path | None = None) -> str:
+    own = {"merged_adapter": "card_lora.md", "merged_adapter_retrieval": "card_retrieval_everything_wrong.md"}
     foreign = "# Model Card\n\n## Uses\n"
     old = (GOLDEN / own[golden]).read_text(encoding="utf-8") if golden in own else foreign
     base = {"base_model_name_or_path": BASE.name, "revision": BASE.revision}
     decoding = DecodingSettings(prompt="a picture of ", num_beams=3, max_length=20, min_length=5)
-    words = find_task(recorded_task(FOLDED[golden]["recipe"])).trainer.task
+    words = find_task(recorded_task(MERGED_ADAPTERS[golden]["recipe"])).trainer.task
     return merged_card(
-        old, adapter_config=base, task=words, decoding=decoding, templates=templates, **FOLDED[golden]
+        old, adapter_config=base, task=words, decoding=decoding, templates=templates, **MERGED_ADAPTERS[golden]
     )
 
 
-@pytest.mark.parametrize("golden", [*GOLDEN_CARDS, *FOLDED])
+@pytest.mark.parametrize("golden", [*GOLDEN_CARDS, *MERGED_ADAPTERS])
 def test_a_whole_card_of_each_kind(golden: str, tmp_path: Path) -> None:
     path = GOLDEN / f"card_{golden}.md"
-    card = make_folded(golden) if golden in FOLDED else render_card(golden_facts(golden, tmp_path))
+    card = make_merged_adapter(golden) if golden in MERGED_ADAPTERS else render_card(golden_facts(golden, tmp_path))
     if "BLIP_RECIPE_WRITE_GOLDEN" in os.environ:
         path.write_text(card, encoding="utf-8")
     assert card == path.read_text(encoding="utf-8")
@@ -172,7 +172,7 @@ def test_every_word_of_the_templates_stands_on_a_golden_card(tmp_path: Path) -> 
         ]
         (folder / template.name).write_text("".join(pieces), encoding="utf-8")
     cards = [render_card(golden_facts(golden, tmp_path), folder) for golden in GOLDEN_CARDS]
-    cards += [make_folded(golden, folder) for golden in FOLDED]
+    cards += [make_merged_adapter(golden, folder) for golden in MERGED_ADAPTERS]
     seen = set(re.findall("⟦[0-9]+⟧", "".join(cards)))
     unseen = [where for name, where in marks.items() if name not in seen]
     assert not unseen, "\n".join(unseen)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from captioners import save_captioner
-from commands import run_checked, run_script
+from commands import CHECKOUT, run_checked, run_script
 from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from hub_server import HubServer
@@ -303,7 +303,8 @@ for name, count in (("lab/tars", 6), ("lab/parquet", 4), ("lab/folder", 3)):
 
 def test_the_hub_is_streamed_and_nothing_of_it_is_kept(hub: HubServer, tmp_path: Path) -> None:
     environment = hub.environment(None, tmp_path / "home")
-    (tmp_path / "script.py").write_text(f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n{SCRIPT}")
+    folders = [str(CHECKOUT / "tests"), str(Path(__file__).parent)]
+    (tmp_path / "script.py").write_text(f"import sys\nsys.path[:0] = {folders}\n{SCRIPT}")
     tars, parquet, folder = map(json.loads, run_script(tmp_path / "script.py", env=environment).splitlines())
     for told, count in ((tars, 6), (parquet, 4), (folder, 3)):
         assert Counter(number for number, _ in told["rows"]) == Counter(dict.fromkeys(range(count), 2))
