@@ -29,7 +29,7 @@ class StockModel(Mixin):
         stock_class: That class.
         lora_layers: The default targets of LoRA, as a pattern of module names: every attention and feed-forward layer
             of the text.
-        decoding: How it usually generates, where that is not as a captioner does (`CaptionSettings`).
+        decoding: How it usually generates, where that is not as a captioner does (`DecodingSettings`).
     """
 
     stock_class: ClassVar[type[PreTrainedModel]]

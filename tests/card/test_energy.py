@@ -51,8 +51,13 @@ def test_nothing_is_asked_of_any_network_whatever_codecarbon_is_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     asked: list[object] = []
-    monkeypatch.setattr(socket.socket, "connect", lambda self, address: asked.append(address))
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments, **_: asked.append(arguments) or [])
+
+    def note(*arguments: object, **_: object) -> list[object]:
+        asked.append(arguments)
+        return []
+
+    monkeypatch.setattr(socket.socket, "connect", note)
+    monkeypatch.setattr(socket, "getaddrinfo", note)
     monkeypatch.setenv("CODECARBON_EMISSIONS_ENDPOINT", "http://127.0.0.1:9/emissions")
     monkeypatch.setenv("CODECARBON_CO2_SIGNAL_API_TOKEN", "token")
     monkeypatch.chdir(tmp_path)
