@@ -37,7 +37,7 @@ bench: install
 	$(BIN)/python -m benchmarks.scoring
 	$(BIN)/python -m benchmarks.loading
 
-soak: install  ## a folder of 2,000 pictures captioned, killed three times and gone on with
+soak: install  ## a folder of 2,000 pictures captioned, killed three times and resumed
 	$(BIN)/python -m benchmarks.captioning
 
 kills: install  ## runs killed fifty times, compared with runs that nobody killed: about 20 minutes

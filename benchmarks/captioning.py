@@ -88,7 +88,7 @@ def draw_pictures(folder: Path, count: int) -> None:
 
 
 def caption_with_kills(command: list[str], output: Path, kills: int, count: int) -> list[list[Sample]]:
-    """Run `command` into `output`, killed `kills` times on the way to `count` lines and gone on with each time.
+    """Run `command` into `output`, killed `kills` times on the way to `count` lines and resumed each time.
 
     Gives the samples of each of the `kills + 1` runs.
     """

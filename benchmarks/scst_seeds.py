@@ -1,7 +1,7 @@
 """What self-critical training does for captions: both stages on drawn scenes, with several seeds. From the checkout:
 
 python -m benchmarks.scst_seeds                          # seeds 1, 2 and 3: two commands each
-python -m benchmarks.scst_seeds --seeds 7 --folder kept  # runs are kept there, and gone on with
+python -m benchmarks.scst_seeds --seeds 7 --folder kept  # runs are kept there, and resumed
 
 Each seed trains a model of its own by `recipes/shapes_early.json`, which stops early, and goes on with it by
 `recipes/shapes_scst.json`. Both models caption the test split in the second command, with the same settings. Ends with

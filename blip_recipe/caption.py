@@ -161,7 +161,7 @@ def caption_images(pipeline: ImageToTextPipeline, names: Iterable[str], batch_si
 
 def end_at_once(*_: object) -> None:
     """End an interrupted run as a kill would: written lines are whole, and threads may wait for a server for long."""
-    os.write(sys.stderr.fileno(), b"\nerror: interrupted; with --output, the same command goes on\n")
+    os.write(sys.stderr.fileno(), b"\nerror: interrupted; with --output, the same command resumes\n")
     os._exit(130)
 
 

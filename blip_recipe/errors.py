@@ -36,7 +36,7 @@ class StoppedError(BaseException):
     """
 
     def __init__(self, received: signal.Signals) -> None:
-        super().__init__(f"stopped by {received.name}; the same command goes on from the last checkpoint")
+        super().__init__(f"stopped by {received.name}; the same command resumes from the last checkpoint")
         self.exit_code = 128 + received
 
 

@@ -110,7 +110,7 @@ def judge_shards(shards: Sequence[Shard], source: Source, judge: Judge, argument
                 # What is wrong with reading is said otherwise.
                 raise SaveError(
                     f"{shard.name} could not be written to {output_dir}: {error}. The shards that are done are whole: "
-                    "once there is room, the same command goes on."
+                    "once there is room, the same command resumes."
                 ) from error
             else:
                 write_note(output_dir, shard, note)
@@ -119,7 +119,7 @@ def judge_shards(shards: Sequence[Shard], source: Source, judge: Judge, argument
 
 
 ADVICE = (
-    "Repair it, or set on_bad_image to 'skip' to go on without; the same command goes on with the shards that are not "
+    "Repair it, or set on_bad_image to 'skip' to go on without; the same command resumes with the shards that are not "
     "done."
 )
 

@@ -18,7 +18,7 @@ PROG = "python -m blip_recipe.capfilt"
 
 DESCRIPTION = """\
 Clean a web data set: a captioner writes captions for its pictures, a filter keeps the texts, found or written, that
-match. The same command goes on where a run was stopped; accelerate launch or torchrun share out the shards."""
+match. The same command resumes where a run was stopped; accelerate launch or torchrun share out the shards."""
 
 
 @dataclass

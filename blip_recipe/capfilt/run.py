@@ -70,7 +70,7 @@ def _check_recipe(output_dir: Path, before: dict[str, Any], recipe: dict[str, An
     if changed:
         raise RecipeError(
             f"{output_dir} holds the run of another recipe, which differs in {', '.join(changed)}. Choose another "
-            "output_dir, or undo that to go on with the run."
+            "output_dir, or undo that to resume the run."
         )
 
 

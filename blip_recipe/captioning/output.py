@@ -1,4 +1,4 @@
-"""What the caption command writes: lines that can be gone on with after any end, and a text beside each picture."""
+"""What the caption command writes: lines that can be resumed after any end, and a text beside each picture."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def finished_images(path: Path, row_format: str) -> set[str]:
                 raise ValueError(f"expected {begin!r}")
         os.truncate(path, size)
     except OSError as error:
-        raise RecipeError(f"--output {path} cannot be gone on with: {error.strerror}.") from error
+        raise RecipeError(f"--output {path} cannot be resumed: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise RecipeError(
             f"--output {path}: line {number} is no {row_format} line of this command. Go on with a file "

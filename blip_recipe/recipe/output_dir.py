@@ -58,7 +58,7 @@ def find_run(recipe: Recipe[FinetuneOptions]) -> Run:
     if changed:
         raise RecipeError(
             f"{recipe.output_dir} holds the run of another recipe, which differs in {', '.join(changed)}. Choose "
-            "another output_dir, undo that to go on with the run, or set --overwrite_output_dir true to delete it."
+            "another output_dir, undo that to resume the run, or set --overwrite_output_dir true to delete it."
         )
     return run
 

@@ -147,7 +147,7 @@ def explained_if_it_fails(what: str, output_dir: Path) -> Iterator[None]:
         raise SaveError(
             f"{what} could not be saved in {output_dir}, where {shutil.disk_usage(output_dir).free / GIB:.1f} GiB are "
             f"free: {reason}.\nEarlier checkpoints are whole. Make room, or lower save_total_limit, and run the same "
-            "command again: it goes on from the newest."
+            "command again: it resumes from the newest."
         ) from error
 
 

@@ -33,7 +33,7 @@ LAYERS = ("BlipEncoderLayer", "BlipTextLayer")
 """The classes whose modules are gathered one by one; the rest is the root's."""
 
 WEIGHTS_FILE = "pytorch_model_fsdp.bin"
-"""What accelerate names the weights that a sharded run goes on from."""
+"""What accelerate names the weights that a sharded run resumes from."""
 
 
 def is_asked_for(training: TrainingArguments) -> bool:

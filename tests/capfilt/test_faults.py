@@ -1,4 +1,4 @@
-"""Whatever is broken or killed: nothing is lost, nothing comes twice; the same command goes on to the same bytes."""
+"""Whatever is broken or killed: nothing is lost, nothing comes twice; the same command resumes to the same bytes."""
 
 from __future__ import annotations
 

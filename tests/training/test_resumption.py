@@ -232,7 +232,7 @@ def test_a_stopped_command_ends_with_128_and_the_signal_as_a_shell_counts(capsys
 
     with pytest.raises(SystemExit, match=r"^143$"):
         run_command(stopped)
-    assert capsys.readouterr().err == "stopped by SIGTERM; the same command goes on from the last checkpoint\n"
+    assert capsys.readouterr().err == "stopped by SIGTERM; the same command resumes from the last checkpoint\n"
 
 
 @pytest.mark.parametrize("size", [200 * KILOBYTE, 8000 * KILOBYTE], ids=["weights", "optimiser"])
