@@ -13,6 +13,7 @@ from transformers import (
     AutoProcessor,
     BlipConfig,
     ImageTextToTextPipeline,
+    Pipeline,
     pipelines,
 )
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-class ImageToTextPipeline(BlipPipeline):
+class ImageToTextPipeline(BlipPipeline, Pipeline):
     """Captions pictures as the model's own evaluation did: with the prompt and decoding of its `recipe.json`.
 
     Takes a path, URL, `PIL.Image`, array or `{"bytes", "path"}`, a list or column of these, a generator, a torch or

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 import wrapt
 from PIL import Image
-from transformers import AutoTokenizer, BlipImageProcessor, Pipeline
+from transformers import AutoTokenizer, BlipImageProcessor
 
 from blip_recipe.errors import RecipeError
 from blip_recipe.models.decoding import DecodingSettings
@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Self
 
+    from transformers import Pipeline
+
     from blip_recipe.models.stock import StockModel
+
+    Mixin = Pipeline
+else:
+    # `transformers.pipelines` brings the pipelines of the tasks along, which would ask for this module before it is
+    # whole: they name that class themselves.
+    Mixin = object
 
 Quantized = Literal["recorded", "8bit", "4bit"]
 
@@ -170,7 +178,7 @@ def choose_processor(model: Any, tokenizer: Any, image_processor: Any, processor
     return tokenizer or processor.tokenizer, image_processor or processor.image_processor
 
 
-class BlipPipeline(Pipeline):
+class BlipPipeline(Mixin):
     """A pipeline for BLIP models of one kind, which come with their own processor and decoding.
 
     Attributes:

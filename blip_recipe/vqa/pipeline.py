@@ -7,7 +7,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import BlipConfig, BlipForQuestionAnswering, pipelines
+from transformers import BlipConfig, BlipForQuestionAnswering, Pipeline, pipelines
 
 from blip_recipe.data.images import open_image
 from blip_recipe.models.pipeline import (
@@ -32,7 +32,7 @@ COMPARED = 128
 """Answers of a list whose whole likelihood is computed (`k_test` in the original's `configs/vqa.yaml`)."""
 
 
-class VisualQuestionAnsweringPipeline(BlipPipeline):
+class VisualQuestionAnsweringPipeline(BlipPipeline, Pipeline):
     """Answers questions about pictures as the model's own evaluation did: with the decoding of its `recipe.json`.
 
     As in transformers 4, takes `image` and `question`, where each may be a list (every question is then asked about
