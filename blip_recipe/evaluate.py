@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blip_recipe.errors import RecipeError, run_command
-from blip_recipe.recipe.arguments import EvaluateOptions
+from blip_recipe.recipe.arguments import EvaluateOptions, recorded_task
 from blip_recipe.recipe.parsing import read_recipe
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ def read_recorded(given: dict[str, str]) -> dict[str, Any]:
         return {}
 
     from blip_recipe.models.loading import read_repository_json
-    from blip_recipe.recipe.tasks import recorded_task
 
     found = read_repository_json(given["model_name_or_path"], "recipe.json", revision=given.get("model_revision"))
     return {key: found[key] for key in RECORDED if key in found} | {"task": recorded_task(found)}

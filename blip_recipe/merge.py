@@ -9,6 +9,7 @@ import argparse
 from pathlib import Path
 
 from blip_recipe.errors import RecipeError, run_command
+from blip_recipe.recipe.arguments import recorded_task
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -26,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
     from blip_recipe.data.storage import write_json
     from blip_recipe.models.loading import load_merged, read_repository_json
     from blip_recipe.models.processors import save_processor
-    from blip_recipe.recipe.tasks import find_task, recorded_task
+    from blip_recipe.recipe.tasks import find_task
 
     adapter, out = arguments.adapter, arguments.out
     recipe = read_repository_json(adapter, "recipe.json")

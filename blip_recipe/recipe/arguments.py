@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 from blip_recipe.captioning.arguments import CaptionArguments, ScstArguments
 from blip_recipe.data.arguments import CaptionDataArguments, DataArguments
+from blip_recipe.errors import RecipeError
 from blip_recipe.models.arguments import ModelArguments
 from blip_recipe.retrieval.arguments import RetrievalArguments, RetrievalModelArguments
 from blip_recipe.training.arguments import BlipArguments
 from blip_recipe.vqa.arguments import VqaArguments, VqaDataArguments, VqaModelArguments
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 TaskName = Literal["captioning", "vqa", "retrieval"]
 Stage = Literal["xe", "scst"]
@@ -86,3 +90,15 @@ def owner_of(key: str) -> str | None:
             if key in names_of(keys.model, keys.data, arguments):
                 return f"task {task!r}" if stage == "xe" else f"stage {stage!r}"
     return None
+
+
+def recorded_task(recipe: Mapping[str, Any]) -> TaskName:
+    """The task in a model's own `recipe.json`, which may be anybody's.
+
+    Raises:
+        RecipeError: There is no such task.
+    """
+    task = recipe.get("task", "captioning")
+    if not isinstance(task, str) or task not in TASKS:
+        raise RecipeError(f"The model's recipe.json has the task {task!r:.50}: expected one of {', '.join(TASKS)}.")
+    return cast("TaskName", task)

@@ -78,10 +78,10 @@ def read_recipe(
     task, stage = _choose_task({**kept, **peeked})
 
     # With torch, as late as can be.
-    from blip_recipe.recipe.tasks import find_task
+    from blip_recipe.recipe.training_arguments import TRAINING_ARGUMENTS
 
-    found, keys = find_task(task), TASKS[task]
-    groups: list[Any] = [keys.model, keys.data, TaskArguments, options, found.trainer_of(stage).arguments_class]
+    keys = TASKS[task]
+    groups: list[Any] = [keys.model, keys.data, TaskArguments, options, TRAINING_ARGUMENTS[task][stage]]
     parser = RecipeParser(groups, prog=prog, add_help=False, allow_abbrev=False)
     names: list[str] = names_of(*groups)
     lists: set[str] = {action.dest for action in parser._actions if action.nargs in ("+", "*")}
@@ -110,7 +110,11 @@ def read_recipe(
         )
     # Trainer's own push swallows its failures and uploads pickles: this package pushes, once, at the end.
     push_to_hub, training.push_to_hub = training.push_to_hub, False
-    recipe = Recipe(model, data, training, command, found, stage, given=given, push_to_hub=push_to_hub)
+
+    # Trainers bring `datasets`, a second that a wrong key need not wait for.
+    from blip_recipe.recipe.tasks import find_task
+
+    recipe = Recipe(model, data, training, command, find_task(task), stage, given=given, push_to_hub=push_to_hub)
     check_values(recipe)
     return recipe
 

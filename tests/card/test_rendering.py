@@ -29,7 +29,8 @@ from blip_recipe.data.resources import resource_folder
 from blip_recipe.errors import PushError
 from blip_recipe.hub.publishing import push_folder
 from blip_recipe.models.decoding import DecodingSettings
-from blip_recipe.recipe.tasks import find_task, recorded_task
+from blip_recipe.recipe.arguments import recorded_task
+from blip_recipe.recipe.tasks import find_task
 
 GOLDEN = Path(__file__).parent / "golden"
 

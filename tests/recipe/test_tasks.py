@@ -12,12 +12,12 @@ from commands import run_module
 from safetensors.torch import load_file
 
 from blip_recipe.errors import RecipeError
-from blip_recipe.recipe.arguments import TASKS, FinetuneOptions
+from blip_recipe.recipe.arguments import TASKS, FinetuneOptions, recorded_task
 from blip_recipe.recipe.checks import check_recipe
 from blip_recipe.recipe.output_dir import find_run, note_run
 from blip_recipe.recipe.parsing import read_recipe
 from blip_recipe.recipe.recipe import Recipe
-from blip_recipe.recipe.tasks import find_task, recorded_task
+from blip_recipe.recipe.tasks import find_task
 
 
 def read(*words: str | Path) -> Recipe[FinetuneOptions]:
