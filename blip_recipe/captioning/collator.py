@@ -14,6 +14,7 @@ from blip_recipe.captioning.data import join_prompt
 from blip_recipe.data.captions import normalize_caption
 from blip_recipe.data.convert import read_record
 from blip_recipe.data.pixels import normalize_pixels, read_resized
+from blip_recipe.errors import RecipeError
 from blip_recipe.models.text import IGNORED
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class CaptionCollator:
             or, of a plain BERT tokenizer, the id behind its last word, as in the original.
 
     Raises:
-        RecipeError: Rows have no picture or no captions.
+        RecipeError: Rows have no picture or no captions, or, packed, are not those of [`CaptionTrainer`].
 
     Example:
         ```python
@@ -82,6 +83,11 @@ class CaptionCollator:
         return self._pack(rows) if self.packed else self._pair(rows)
 
     def _pack(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        if "row" not in rows[0]:
+            raise RecipeError(
+                f"A packed CaptionCollator was given rows of {', '.join(rows[0])}: expected those that CaptionTrainer "
+                "makes of any data set. Give it packed=False to use it with rows of your own or the stock trainer."
+            )
         encoded = [self._encode(row["captions"]) for row in rows]
         return {
             "row": torch.tensor([row["row"] for row in rows]),

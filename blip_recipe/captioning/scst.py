@@ -171,9 +171,10 @@ class ScstTrainer(CaptionTrainer):
 
     args: ScstTrainingArguments
 
-    def __init__(self, *positional: Any, **keywords: Any) -> None:
+    def prepare_task(self) -> None:
+        """As `CaptionTrainer`'s; then dropout is off, and samples are noted."""
+        super().prepare_task()
         self.record = SampleRecord()
-        super().__init__(*positional, **keywords)
         self.add_callback(self.record)
         disable_dropout(self.plain_model)
         tokenizer, text_config = self.processor.tokenizer, self.plain_model.config.text_config

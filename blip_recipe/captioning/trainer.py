@@ -17,6 +17,7 @@ from blip_recipe.captioning.training_arguments import CaptionTrainingArguments
 from blip_recipe.card.facts import TaskWords
 from blip_recipe.card.rendering import format_code
 from blip_recipe.data.dataset import CaptionDataset
+from blip_recipe.errors import RecipeError
 from blip_recipe.metrics import CaptionScorer
 from blip_recipe.models.decoding import DecodingSettings
 from blip_recipe.models.text import IGNORED, decode_texts
@@ -60,18 +61,20 @@ class CaptionTrainer(BlipTrainer):
         args ([`CaptionTrainingArguments`], *optional*): How it is trained.
         train_dataset (`Dataset`, `IterableDataset` or `torch.utils.data.Dataset`, *optional*): Rows with a picture (an
             `Image` column, paths, URLs or bytes) and captions (a text, a list, structs, numbered columns) under the
-            names that are usual. Rows that share an `image_id` are one image.
+            names that are usual. Rows that share an `image_id` are one image; a text with line breaks is several
+            captions.
         eval_dataset (the same, or a dictionary of these, *optional*): What is scored.
         processing_class (`BlipProcessor`, *optional*): Image processor and tokenizer; by default the model's own.
         peft_config (`LoraConfig`, *optional*): Train an adapter in place of all weights. `target_modules` may be left
             out: every attention and feed-forward layer of the text is then adapted.
-        data_collator (`Callable`, *optional*): By default a packed [`CaptionCollator`].
+        data_collator (`Callable`, *optional*): By default a packed [`CaptionCollator`]. One of your own makes of rows
+            `{"row", "image", "captions"}` what that returns: captions are trained on without `row`, and scored with it.
         compute_metrics (`Callable[[EvalPrediction], dict]`, *optional*): Scores in place of `args.metrics`. It is given
             token ids of the generated captions and, as labels, of the first reference of each image; all texts are in
             `trainer.predictions`.
         model_init (`Callable`, *optional*): Gives a new model, in place of `model`; for `hyperparameter_search`.
         callbacks (`list[TrainerCallback]`, *optional*): Besides those of the trainer.
-        kwargs: As `Trainer`'s: `optimizers`, `optimizer_cls_and_kwargs`.
+        kwargs: As `Seq2SeqTrainer`'s: `optimizers`.
 
     Attributes:
         predictions: `{"image_id", "caption", "references", "scores"}` of each image that was scored last.
@@ -117,14 +120,20 @@ class CaptionTrainer(BlipTrainer):
 
     args: CaptionTrainingArguments
 
-    def __init__(self, *positional: Any, **keywords: Any) -> None:
-        super().__init__(*positional, **keywords)
+    def prepare_task(self) -> None:
+        """The scorer; embeddings of pictures where they are kept; how much memory a step takes."""
+        super().prepare_task()
+        if isinstance(self.data_collator, CaptionCollator):
+            if not self.data_collator.packed:
+                raise RecipeError(
+                    "data_collator is a CaptionCollator with packed=False, whose batches are for the stock "
+                    "Seq2SeqTrainer: expected a packed one, or none."
+                )
+            self.data_collator.bos_token_id = self.plain_model.config.text_config.bos_token_id
         self.scorer = CaptionScorer(self.args.metrics)
         # Fetched now, not after hours of training.
         self.scorer.prepare()
         weakref.finalize(self, self.scorer.close)
-        if isinstance(self.data_collator, CaptionCollator):
-            self.data_collator.bos_token_id = self.plain_model.config.text_config.bos_token_id
         if self.args.cache_image_embeds:
             check_frozen(self.plain_model)
             self._keep_embeddings([self.train_dataset, self.eval_dataset])

@@ -12,6 +12,9 @@ from blip_recipe.training.training_arguments import BlipTrainingArguments
 class CaptionTrainingArguments(CaptionArguments, BlipTrainingArguments):  # type: ignore[misc]
     """Arguments of [`CaptionTrainer`]: those of `Seq2SeqTrainingArguments`, with BLIP's defaults, and these.
 
+    Three of them are fixed, as in `BlipTrainingArguments`: `remove_unused_columns`, `predict_with_generate` and
+    `dataloader_persistent_workers`.
+
     Args:
         output_dir (`str`): Where checkpoints, model, card and scores go.
         prompt (`str`, defaults to `""`): Words every caption starts with, such as `"a picture of "`.

@@ -73,7 +73,7 @@ class CardCallback(TrainerCallback, ExportableState):
         model = kwargs["model"]
         self.trained_parameters, self.parameters = count_parameters(model)
         self.image_size = model.config.vision_config.image_size
-        self.lora = model.peft_config["default"] if is_adapted(model) else None
+        self.lora = model.active_peft_config if is_adapted(model) else None
         self.quantization = quantization_of(model)
         self.has_frozen_vision = not any(weight.requires_grad for weight in model.vision_model.parameters())
         self.hardware = describe_hardware(args.device, args.world_size)

@@ -45,17 +45,21 @@ def result_facts(
     *,
     tokenized_with_java: bool,
 ) -> ResultFacts:
-    """The scores of the split that `all_results.json` has them for, `test` before `eval`, and its captions."""
-    measured = {split.role: split for split in splits if any(key.startswith(f"{split.role}_") for key in results)}
-    scored = measured.get("test") or measured.get("eval")
-    name = ranking_score(predictions) if predictions else None
-    samples = [sample_facts(title, each, name) for title, each in choose_samples(predictions).items()]
+    """The scores of the last of `splits` that `results` has any for, and its captions."""
+    measured = [
+        split for split in splits if split.role != "train" and any(key.startswith(f"{split.role}_") for key in results)
+    ]
+    scored = measured[-1] if measured else None
+    # Samples without the scores of their split would speak of another model.
+    shown = predictions if scored else []
+    name = ranking_score(shown) if shown else None
+    samples = [sample_facts(title, each, name) for title, each in choose_samples(shown).items()]
     return ResultFacts(
         scored=scored,
         scores=score_facts(results, scored.role) if scored else [],
         habits=habit_facts(results, scored.role) if scored else [],
         tokenization=PTB if tokenized_with_java else LIKE_PTB,
-        distinct_captions=len({each["caption"] for each in predictions}),
+        distinct_captions=len({each["caption"] for each in shown}),
         samples=samples,
         ranked_by=SCORE_LABELS[name] if name else None,
     )

@@ -15,14 +15,16 @@ from PIL.Image import Image as Picture
 
 from blip_recipe.data.arguments import CaptionDataArguments
 from blip_recipe.data.captions import read_captions
-from blip_recipe.data.columns import choose_caption_columns, choose_image_column
+from blip_recipe.data.checks import validate_captions
+from blip_recipe.data.columns import CAPTION_NAMES, choose_caption_columns, choose_image_column
+from blip_recipe.data.pixels import to_image
 from blip_recipe.data.rows import SplitColumns, join_columns
 from blip_recipe.data.shards import ShardedSplit, choose_columns
 from blip_recipe.data.tables import captions_of, fetch_stream, ids_of, images_of
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 IMAGE_ID = "image_id"
 """The column that names images: rows that share it are one image."""
@@ -46,30 +48,91 @@ def caption_rows(dataset: Any, where: str) -> Rows:
 
     Args:
         dataset: A `datasets.Dataset` or `IterableDataset`, or a torch data set, whose rows have a picture and captions
-            in any shape that recipes read. Rows that share an `image_id` are one image.
+            in any shape that recipes read. Rows that share an `image_id` are one image. A text with line breaks is
+            several captions, one a line; in a list, each text is one caption.
         where: What it is called in messages.
 
     Returns:
         Rows of `image`, `image_id` and `captions`. A stream is read to its end and kept on the disk.
 
     Raises:
-        RecipeError: No column of pictures or of captions is known, or it holds something else.
+        RecipeError: It is no data set, no column of pictures or of captions is known, one holds something else, or a
+            row has no caption (of a torch data set: when the row is read).
     """
+    check_dataset(dataset, where)
     if isinstance(dataset, IterableDataset):
         dataset = fetch_stream(with_features(dataset))
     if not isinstance(dataset, Dataset):
         return TorchRows(dataset, where, partial(read_record, columns=find_columns(dataset[0], where)))
-    if is_caption_rows(dataset):
-        return dataset
     table = dataset.with_format(None)
-    image_column = choose_image_column(table.features, None, where, ADVICE)
-    caption_columns = choose_caption_columns(table.features, None, where, ADVICE)
+    columns = choose_columns_of(table.features, where)
     image_ids = ids_of(table, IMAGE_ID, where) if IMAGE_ID in table.features else None
-    images = images_of(table, image_column, None, where)
-    return join_columns(SplitColumns(images, captions_of(table, caption_columns, where), image_ids), where)
+    captions = captions_of(table, columns.captions, where)
+    if is_caption_rows(table) and len(set(image_ids or ())) == len(table) and table["captions"][:] == captions:
+        rows = table
+    else:
+        rows = join_columns(SplitColumns(images_of(table, columns.image, None, where), captions, image_ids), where)
+    names = rows["image_id"] if image_ids else None
+    refuse_faults(map(validate_captions, rows["captions"][:]), where, names)
+    return rows
 
 
-ADVICE = "rename it to {name!r} (`dataset.rename_column`): its columns are {columns}"
+ADVICE = (
+    "rename it to {name!r} (`dataset.rename_column`), and drop whatever else could be it (`dataset.remove_columns`): "
+    "its columns are {columns}"
+)
+
+
+def check_dataset(dataset: Any, where: str) -> None:
+    """Make sure that a data set is one split of a kind that can be read.
+
+    Raises:
+        RecipeError: It is something else, has no rows, or a transform that would be lost.
+    """
+    is_table = isinstance(dataset, (Dataset, IterableDataset))
+    if not is_table and (
+        isinstance(dataset, (str, bytes, Mapping, torch.utils.data.IterableDataset))
+        or not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"))
+        or hasattr(dataset, "iloc")  # of pandas
+    ):
+        todo = (
+            f"Choose one of its splits: {', '.join(map(str, dataset))}."
+            if isinstance(dataset, Mapping)
+            else "`Dataset.from_list`, `from_pandas` and `from_generator` make one."
+        )
+        raise RecipeError(
+            f"{where} is a {type(dataset).__name__}: expected one split, as a `datasets.Dataset` or `IterableDataset`, "
+            f"or a torch data set with a length. {todo}"
+        )
+    if not isinstance(dataset, IterableDataset) and len(dataset) == 0:
+        raise RecipeError(f"{where} is empty: expected at least one picture with its texts.")
+    if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
+        raise RecipeError(
+            f"{where} has a transform (`with_transform` or `set_transform`), which would be lost: rows are read as "
+            "they are stored. Apply it beforehand with `dataset.map`, or take it off with `dataset.with_format(None)`; "
+            "what is done to pictures anew each time is the argument `augmentation`."
+        )
+
+
+def refuse_faults(faults: Iterable[str | None], where: str, image_ids: Iterable[Any] | None = None) -> None:
+    """Make sure that no row has a fault.
+
+    Args:
+        faults: What is wrong with each row, if anything is.
+        where: What the data set is called in messages.
+        image_ids: What its rows are called there; without them it is their numbers.
+
+    Raises:
+        RecipeError: One has; names the first, and says how many there are.
+    """
+    found = {row: fault for row, fault in enumerate(faults) if fault}
+    if found:
+        first = next(iter(found))
+        name = f"row {first}" if image_ids is None else f"image_id {list(image_ids)[first]}"
+        raise RecipeError(
+            f"{where} {name}: {found[first]}. Rows that cannot be used: {len(found):,}. Repair them, or leave them "
+            "out (`dataset.filter`)."
+        )
 
 
 def is_caption_rows(dataset: Dataset) -> bool:
@@ -89,6 +152,7 @@ def shard_stream(stream: IterableDataset, where: str) -> ShardedSplit:
         RecipeError: No column of pictures or of captions is known, or it holds something else.
     """
     stream = with_features(stream)
+    choose_columns_of(stream.features, where)
     # Paths are the caller's own word, as those of a directory here.
     arguments = CaptionDataArguments(
         dataset_name=".", image_id_column=IMAGE_ID if IMAGE_ID in stream.features else None
@@ -98,7 +162,7 @@ def shard_stream(stream: IterableDataset, where: str) -> ShardedSplit:
 
 def with_features(stream: IterableDataset) -> IterableDataset:
     """`stream` with known columns, whose pictures are not decoded."""
-    return (stream if stream.features else stream._resolve_features()).decode(False)
+    return (stream if stream.features else stream._resolve_features()).with_format(None).decode(False)
 
 
 def read_record(item: Any, where: str = "data set", *, columns: Columns | None = None) -> dict[str, Any]:
@@ -110,15 +174,29 @@ def read_record(item: Any, where: str = "data set", *, columns: Columns | None =
         columns: Which of its entries these are, where that is known already.
 
     Raises:
-        RecipeError: It is something else.
+        RecipeError: It is something else, or has no caption.
     """
     columns = columns or find_columns(item, where)
-    cells = [item[name] for name in columns.captions]
+    cells = [entry_of(item, name, where) for name in columns.captions]
     try:
         captions = read_captions(cells[0] if len(cells) == 1 else cells)
     except TypeError as error:
         raise RecipeError(f"{where} holds {error}: expected captions as text.") from error
-    return {"image": item[columns.image], IMAGE_ID: item.get(IMAGE_ID), "captions": captions}
+    if fault := validate_captions(captions):
+        raise RecipeError(f"{where}: {fault}. Repair it, or leave it out.")
+    return {"image": entry_of(item, columns.image, where), IMAGE_ID: item.get(IMAGE_ID), "captions": captions}
+
+
+def entry_of(item: Any, name: str, where: str) -> Any:
+    """An entry of an item, where the first item has it; a tuple as a list.
+
+    Raises:
+        RecipeError: It is not there.
+    """
+    if not isinstance(item, Mapping) or name not in item:
+        what = f"has no {name!r}" if isinstance(item, Mapping) else f"is a {type(item).__name__}"
+        raise RecipeError(f"{where} {what}: expected a dictionary with the entries of the first row.")
+    return list(item[name]) if isinstance(item[name], tuple) else item[name]
 
 
 class Columns(NamedTuple):
@@ -134,10 +212,20 @@ def find_columns(item: Any, where: str) -> Columns:
     Raises:
         RecipeError: It is no dictionary, or has none.
     """
-    features = features_of(item, where)
-    return Columns(
-        choose_image_column(features, None, where, ADVICE), choose_caption_columns(features, None, where, ADVICE)
-    )
+    return choose_columns_of(features_of(item, where), where)
+
+
+def choose_columns_of(features: Features, where: str) -> Columns:
+    """The columns of pictures and of captions, by their names and types.
+
+    Raises:
+        RecipeError: One is missing, could be several, or holds nothing.
+    """
+    image = choose_image_column(features, None, where, ADVICE)
+    named = [name for name in CAPTION_NAMES if name in features]
+    if named and all(features[name] == Value("null") for name in named):
+        raise RecipeError(f"{where} has no captions: {named[0]!r} holds None. Expected a text, or a list of texts.")
+    return Columns(image, choose_caption_columns(features, None, where, ADVICE))
 
 
 def features_of(item: Any, where: str) -> Features:
@@ -192,7 +280,9 @@ class TorchRows:
         return {name: [record[name] for record in records] for name in self.names}
 
     def _read(self, row: int) -> dict[str, Any]:
-        record = self.read(self.dataset[row], f"{self.where} row {row}")
+        where = f"{self.where} row {row}"
+        record = self.read(self.dataset[row], where)
+        record["image"] = _to_picture(record["image"], where)
         return {name: row if name.endswith("_id") and value is None else value for name, value in record.items()}
 
 
@@ -201,9 +291,21 @@ def _feature_of(value: Any) -> Any:
         return Image()
     if isinstance(value, str):
         return Value("string")
-    if isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value):
+    if isinstance(value, (list, tuple)) and all(isinstance(each, (str, Mapping, type(None))) for each in value):
         return List(Value("string"))
-    return Value("binary") if isinstance(value, bytes) else Value("null")
+    return Value("null" if value is None else "binary")
+
+
+def _to_picture(image: Any, where: str) -> Any:
+    """An image of a torch data set as `open_image` takes it: tensors as pictures, all else as it is."""
+    if not isinstance(image, torch.Tensor):
+        return image
+    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise RecipeError(
+            f"{where}: the picture is a tensor {tuple(image.shape)} of {image.dtype}: expected bytes (torch.uint8) "
+            "(3, height, width). Give it as it is before it is scaled or normalised, or as a Pillow image."
+        )
+    return to_image(image.expand(3, -1, -1))
 
 
 def source_name(dataset: Any) -> tuple[str, str | None] | None:

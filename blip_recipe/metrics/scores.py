@@ -40,7 +40,9 @@ def mean_of_images(name: str, values: list[float]) -> Values:
 
 
 def check_metrics(metrics: Sequence[str]) -> None:
-    """Raise `RecipeError` for a metric that does not exist."""
+    """Raise `RecipeError` for a metric that does not exist, and for a text in place of a list of them."""
+    if isinstance(metrics, str):
+        raise RecipeError(f"metrics is {metrics!r}: expected a list of names, such as {metrics.split()}.")
     for name in metrics:
         if name not in METRICS:
             raise RecipeError(f"metrics names {name!r}, which does not exist; known are {', '.join(METRICS)}.")
@@ -48,6 +50,13 @@ def check_metrics(metrics: Sequence[str]) -> None:
 
 def check_same_images(predictions: Mapping[ImageId, str], references: Mapping[ImageId, Sequence[str]]) -> None:
     """Raise `RecipeError` naming the images that have a caption and no reference, or the other way round."""
+    for name, values in (("predictions", predictions), ("references", references)):
+        if not isinstance(values, Mapping):
+            raise RecipeError(
+                f"{name} is a {type(values).__name__}: expected a dictionary by image, as in "
+                "score_captions({7: 'a dog'}, {7: ['a dog runs', 'a brown dog']}). "
+                f"For captions in order: dict(enumerate({name}))."
+            )
     if not references:
         raise RecipeError("there are no images to score: expected at least one caption with its references.")
     missing = [image_id for image_id in references if image_id not in predictions]

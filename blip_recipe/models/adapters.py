@@ -103,10 +103,29 @@ def add_lora(model: StockModel, config: LoraConfig) -> PeftModel:
     return peft_model
 
 
+def check_is_lora(config: Any, name: str) -> None:
+    """Cards, `recipe.json` and merging know LoRA alone.
+
+    Raises:
+        RecipeError: The adapter that is called `name` is of another kind.
+    """
+    if getattr(config, "peft_type", None) != "LORA":
+        raise RecipeError(f"{name} is a {type(config).__name__}: expected LoRA, such as LoraConfig(r=16).")
+
+
 def is_adapted(model: Any) -> bool:
     """Whether `model` is a `PeftModel`; peft is imported where there is one, and not for this question."""
     peft = sys.modules.get("peft")
     return peft is not None and isinstance(model, peft.PeftModel)
+
+
+def move_to_root(adapter_dir: Path, model: Any) -> None:
+    """Move a saved adapter to where it is looked for: peft gives one not named 'default' a folder of its own."""
+    folder = adapter_dir / str(model.active_adapter)
+    if model.active_adapter != "default" and folder.is_dir():
+        for path in folder.iterdir():
+            path.replace(adapter_dir / path.name)
+        folder.rmdir()
 
 
 def name_stock_class(adapter_dir: Path, stock: type) -> None:

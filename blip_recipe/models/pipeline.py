@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -233,6 +234,11 @@ class BlipPipeline(Mixin):
         Raises:
             RecipeError: It cannot be loaded, or is not a BLIP of this kind.
         """
+        if not isinstance(model, (str, os.PathLike)):
+            raise RecipeError(
+                f"model is a {type(model).__name__}: expected a directory or a Hub id. For a model that is loaded: "
+                f"transformers.pipeline({cls.task_name!r}, model=model, processor=processor)."
+            )
         device = usable_device(device if device is not None else first_device())
         loaded = load_with_settings(
             str(model),

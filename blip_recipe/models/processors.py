@@ -10,6 +10,7 @@ from transformers import BlipProcessor
 from transformers.utils import cached_file
 
 from blip_recipe.errors import RecipeError
+from blip_recipe.models.weights import first_line
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -29,7 +30,7 @@ def load_processor(
     An adapter that was saved without processor files has the processor of its base model.
 
     Raises:
-        RecipeError: There is no processor, or its files cannot be read.
+        RecipeError: There is no such model or no processor, or its files cannot be read.
     """
     hub: dict[str, Any] = {"revision": revision, "token": token, "local_files_only": local_files_only}
     adapter = None if _find(name, TOKENIZER_CONFIG, hub) else _find(name, "adapter_config.json", hub)
@@ -68,6 +69,9 @@ def save_processor(processor: BlipProcessor, directory: str | PathLike[str]) -> 
 
 
 def _find(name: str, filename: str, hub: dict[str, Any]) -> str | None:
-    return cached_file(
-        name, filename, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_gated_repo=False, **hub
-    )
+    try:
+        return cached_file(
+            name, filename, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_gated_repo=False, **hub
+        )
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"The model {name!r} cannot be found: {first_line(error)}") from error

@@ -12,8 +12,6 @@ from blip_recipe.errors import RecipeError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from transformers import BlipProcessor
-
     from blip_recipe.models.arguments import ModelArguments
     from blip_recipe.models.stock import StockModel
     from blip_recipe.recipe.arguments import FinetuneOptions
@@ -89,36 +87,18 @@ def check_output_dir(recipe: Recipe[Any]) -> None:
         )
 
 
-def check_fits(recipe: Recipe[FinetuneOptions], model: Any, processor: BlipProcessor) -> None:
-    """Find keys that the built model cannot keep to.
+def check_model(recipe: Recipe[FinetuneOptions], model: Any) -> None:
+    """Find keys of the recipe that the built model cannot keep to.
 
     Raises:
         RecipeError: Names the key, its value and what the model has.
     """
-    training, tokenizer = recipe.training, processor.tokenizer
-    text, vision = model.config.text_config, model.config.vision_config
+    vision = model.config.vision_config
     if recipe.model.image_size is not None and recipe.model.image_size % vision.patch_size:
         raise RecipeError(
             f"image_size is {recipe.model.image_size}: expected a multiple of the patches of {vision.patch_size} "
             "pixels."
         )
-    if not 0.9 * text.vocab_size <= len(tokenizer) <= text.vocab_size:
-        raise RecipeError(
-            f"The tokenizer of {recipe.model.model_name_or_path} knows {len(tokenizer):,} words, but its model "
-            f"{text.vocab_size:,}: one of their files is missing or of another model. Expected the files that "
-            "`processor.save_pretrained` writes (tokenizer.json, tokenizer_config.json)."
-        )
-    prompt = getattr(training, "prompt", "")
-    prompt_length = len(tokenizer(prompt).input_ids) - 1
-    for key in ("max_caption_length", "generation_max_length"):
-        length = getattr(training, key) or text.max_position_embeddings
-        if length > text.max_position_embeddings:
-            raise RecipeError(f"{key} is {length}: the model reads at most {text.max_position_embeddings} tokens.")
-        if length <= prompt_length:
-            raise RecipeError(
-                f"{key} is {length}, but the prompt {prompt!r:.60} alone is {prompt_length} tokens, which count: "
-                "raise it, or shorten the prompt."
-            )
     if recipe.model.freeze_vision:
         trained = [
             name for name, weights in model.named_parameters() if weights.requires_grad and "vision_model" in name
@@ -180,7 +160,7 @@ def check_recipe(recipe: Recipe[FinetuneOptions]) -> None:
         )
     _check_push(recipe)
     _check_resumption(training)
-    _check_best_model(recipe)
+    training.check_best_model()
 
 
 def _check_push(recipe: Recipe[FinetuneOptions]) -> None:
@@ -209,22 +189,6 @@ def _check_resumption(training: BlipTrainingArguments) -> None:
         raise RecipeError(
             f"resume_from_checkpoint is {training.resume_from_checkpoint!r}, which is no checkpoint: expected a "
             "directory with trainer_state.json. Leave it out to go on from the newest checkpoint in output_dir."
-        )
-
-
-def _check_best_model(recipe: Recipe[FinetuneOptions]) -> None:
-    training = recipe.training
-    if training.early_stopping_patience is not None and not training.load_best_model_at_end:
-        raise RecipeError(
-            "early_stopping_patience is given, but load_best_model_at_end is false: set it, with eval_strategy and "
-            "metric_for_best_model, to say what has to become better."
-        )
-    best = (training.metric_for_best_model or "loss").removeprefix("eval_")
-    scores = training.scores(training.metrics_while_training())
-    known = scores if "+" in best else ["loss", *scores]
-    if unknown := [part for part in best.split("+") if part not in known]:
-        raise RecipeError(
-            f"metric_for_best_model names {unknown[0]!r}, which is not scored while training: {', '.join(known)}."
         )
 
 

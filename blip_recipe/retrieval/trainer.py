@@ -87,11 +87,6 @@ class RetrievalTrainer(BlipTrainer):
 
     args: RetrievalTrainingArguments
 
-    def __init__(self, *positional: Any, **keywords: Any) -> None:
-        self.momentum: MomentumState | None = None
-        self._momentum_step = -1
-        super().__init__(*positional, **keywords)
-
     def prepare_model(self, model: Any, args: Any) -> Any:
         """As for any BLIP; momentum encoders begin anew as this model does."""
         model = super().prepare_model(model, args)
@@ -100,7 +95,8 @@ class RetrievalTrainer(BlipTrainer):
                 f"task is 'retrieval' and the model is quantised (load_in_{quantization}), but momentum encoders are "
                 "mixed from all weights: load it in full."
             )
-        self.momentum, self._momentum_step = None, -1
+        self.momentum: MomentumState | None = None
+        self._momentum_step = -1
         return model
 
     def build_dataset(self, dataset: Any, args: Any, *, training: bool) -> Any:

@@ -14,6 +14,9 @@ from blip_recipe.training.training_arguments import BlipTrainingArguments
 class RetrievalTrainingArguments(RetrievalArguments, BlipTrainingArguments):
     """Arguments of [`RetrievalTrainer`]: those of `Seq2SeqTrainingArguments`, with BLIP's defaults, and these.
 
+    Three of them are fixed, as in `BlipTrainingArguments`: `remove_unused_columns`, `predict_with_generate` and
+    `dataloader_persistent_workers`.
+
     Args:
         output_dir (`str`): Where checkpoints, model, card and scores go.
         queue_size (`int`, defaults to 57600): Pairs whose features are compared with.

@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+BASELINE = "baseline"
+"""The prefix of metrics of the untouched base model, which cards show beside the trained one's."""
+
 
 class PublishingTrainer(StreamingTrainer):
     """A trainer that describes what it trained in a card, and publishes it in one commit.
@@ -58,8 +61,8 @@ class PublishingTrainer(StreamingTrainer):
         processor: BLIP's image processor and tokenizer.
         predictions: One record a row of the split that was scored last.
         scored_dataset: That split.
-        scored: The splits that were scored, by the prefix of their metrics.
-        results: Their metrics.
+        scored: The splits that were scored, by the prefix of their metrics, the last one last.
+        results: Their metrics, of the model as it is.
         train_counts: Rows and texts of a stream, once it was trained on.
         skipped: Rows that a stream left out.
         card: What the callback noted of the training.
@@ -124,20 +127,20 @@ class PublishingTrainer(StreamingTrainer):
         """Where the run leaves its files."""
         return Path(str(self.args.output_dir))
 
-    def create_model_card(self, repo_id: str | None = None, **kwargs: Any) -> Path:  # type: ignore[override]
+    def create_model_card(self, repo_id: str | None = None) -> Path:  # type: ignore[override]
         """Write the model card, `README.md`, with pictures and `predictions.jsonl`, into `output_dir`.
 
+        Its scores are those of the split that was scored last, of the model as it is: by `evaluate`, by `predict`, or
+        while training, if that was at the step that was kept.
+
         Args:
-            repo_id: The repository that the card speaks of; by default a place for its name.
-            kwargs: Not used; transformers' own card has them.
+            repo_id (`str`, *optional*): The repository that the card speaks of; by default a place for its name.
 
         Returns:
             The card's path.
         """
         if not self.is_world_process_zero():
             return self.output_dir / "README.md"
-        for prefix, metrics in self.results.items():
-            self.save_metrics(prefix, metrics)
         write_predictions(self.output_dir / "predictions.jsonl", self.predictions)
         draw_training_curves(self.card.log_history, self.output_dir / "training_curves.png")
         shown = [self.to_display(each) for each in self.predictions]
@@ -150,7 +153,7 @@ class PublishingTrainer(StreamingTrainer):
             kind=self._kind(),
             repo_id=repo_id,
             sources=sources,
-            results=read_json(self.output_dir / "all_results.json"),
+            results=self._results(),
             predictions=shown,
             counts={**self._count_rows(), **sources.counts},
             callback=self.card,
@@ -158,13 +161,22 @@ class PublishingTrainer(StreamingTrainer):
         )
         return write_card(facts, self.output_dir)
 
+    def _results(self) -> dict[str, float]:
+        """The metrics that the card shows: a recipe's run notes all of them, also those of starts before this one."""
+        if self.recipe:
+            return read_json(self.output_dir / "all_results.json")
+        for prefix, metrics in self.results.items():
+            self.save_metrics(prefix, metrics)
+        last = next(reversed(self.scored), BASELINE)
+        return self.results.get(BASELINE, {}) | self.results.get(last, {})
+
     def _count_rows(self) -> dict[str, tuple[int, int]]:
         """Rows and texts of each split that was trained on or scored."""
         counted = {"train": self.train_dataset, **self.scored}
         counts = {
             role: (len(dataset), sum(map(len, dataset.rows[self.task.texts])))
             for role, dataset in counted.items()
-            if isinstance(dataset, PictureDataset)
+            if isinstance(dataset, PictureDataset) and role != BASELINE
         }
         return counts | ({"train": self.train_counts} if self.train_counts else {})
 
@@ -198,7 +210,6 @@ class PublishingTrainer(StreamingTrainer):
         private: bool | None = None,
         tag: str | None = None,
         token: str | None = None,
-        **kwargs: Any,
     ) -> str | None:
         """Publish model, card and pictures in one commit, and check that what was published gives the same texts.
 
@@ -212,7 +223,6 @@ class PublishingTrainer(StreamingTrainer):
                 `hub_private_repo`.
             tag (`str`, *optional*): A tag for the commit.
             token (`str`, *optional*): Of the Hub; by default that of the environment.
-            kwargs: Not used; transformers' own push has them.
 
         Returns:
             The URL of the repository; nothing on other processes than the first.
@@ -223,13 +233,12 @@ class PublishingTrainer(StreamingTrainer):
         """
         api = HfApi(token=token)
         private = self.args.hub_private_repo if private is None else private
-        name = None
-        if self.is_world_process_zero():
-            name = preflight(repo_id or self.args.hub_model_id, self.output_dir.name, private, api)
         if not self.is_saved:
+            # First, so that nothing is lost where it may not be pushed.
             self.save_model()
-        if name is None:
+        if not self.is_world_process_zero():
             return None
+        name = preflight(repo_id or self.args.hub_model_id, self.output_dir.name, private, api)
         recipe = read_json(self.output_dir / "recipe.json")
         write_json(self.output_dir / "recipe.json", recipe | {"hub_model_id": name})
         self.create_model_card(name)
@@ -307,12 +316,18 @@ def recorded_recipe(trainer: PublishingTrainer) -> dict[str, Any]:
     for each in dataclasses.fields(args):
         value = getattr(args, each.name)
         default = each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
-        is_plain = isinstance(value, (str, int, float, bool, list)) and not hasattr(value, "value")
-        if each.init and is_plain and value != default and not MAY_CHANGE.fullmatch(each.name):
+        value = getattr(value, "value", value)  # of enumerations
+        is_plain = isinstance(value, (str, int, float, list))
+        # Trainer itself settles what is open (None), empty or off.
+        is_chosen = value != default and (default or (value is not False and value != []))
+        if each.init and is_plain and is_chosen and not MAY_CHANGE.fullmatch(each.name):
             recipe[each.name] = value
     if is_adapted(model):
-        config = model.peft_config["default"]
-        recipe |= {"use_peft": True, "lora_r": config.r, "lora_alpha": config.lora_alpha}
+        config: Any = model.active_peft_config
+        named = ("lora_alpha", "lora_dropout", "use_dora", "use_rslora")
+        recipe |= {"use_peft": True, "lora_r": config.r} | {name: getattr(config, name) for name in named}
+        if not isinstance(config.target_modules, str):
+            recipe["lora_target_modules"] = sorted(config.target_modules)
     if quantization := quantization_of(model):
         recipe[f"load_in_{quantization}"] = True
     return recipe
@@ -345,9 +360,10 @@ def gather_facts(
         callback: What it noted.
         tokenized_with_java: Whether the PTB tokenizer itself cut the texts before they were scored.
     """
+    usual = ("train", "eval", "test")
     splits = [
         SplitFacts(role, sources.splits.get(role, role), *counts[role], limited=role in sources.limited)
-        for role in ("train", "eval", "test")
+        for role in (*usual, *(each for each in counts if each not in usual))
         if role in counts
     ]
     settings = describe_training(trainer, args, counts.get("train", (0, 0)), callback)

@@ -56,7 +56,7 @@ def plan_steps(training: BlipTrainingArguments, images: int | None) -> None:
             raise RecipeError(
                 "max_steps is missing: with streaming nobody knows how many images an epoch has, unless the data set's "
                 "card says so. Set max_steps (images to be seen, divided by "
-                f"{a_step:,} images a step), or max_train_samples to fetch that many before training."
+                f"{a_step:,} images a step), or fetch the rows before training (in a recipe: max_train_samples)."
             )
         training.max_steps = math.ceil(training.num_train_epochs * steps)
     # Reading on where the stream stands is this module's work; Trainer would read all again.

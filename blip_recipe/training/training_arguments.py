@@ -29,6 +29,10 @@ class BlipTrainingArguments(BlipArguments, Seq2SeqTrainingArguments):
 
     Source of the defaults: `configs/caption_coco.yaml` and `train_caption.py` of the original repository, and its
     label smoothing of 0.1 in `models/med.py`.
+
+    Three arguments of `Seq2SeqTrainingArguments` are fixed and cannot be given: `remove_unused_columns=False`, as the
+    trainers read pictures and texts from any columns; `predict_with_generate=True`, as scores are of generated texts;
+    and `dataloader_persistent_workers=False`, as Trainer would read every split with the workers of the first.
     """
 
     learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate of AdamW."})
@@ -60,6 +64,9 @@ class BlipTrainingArguments(BlipArguments, Seq2SeqTrainingArguments):
     predict_with_generate: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
+        for name in ("metrics", "eval_metrics"):
+            if isinstance(value := getattr(self, name), str):
+                raise RecipeError(f"{name} is {value!r}: expected a list of names, such as {value.split()}.")
         super().__post_init__()
         if token := next((name for name in ("hub_token", "push_to_hub_token") if getattr(self, name, None)), None):
             raise RecipeError(
@@ -84,6 +91,25 @@ class BlipTrainingArguments(BlipArguments, Seq2SeqTrainingArguments):
             self.fsdp = True if self.fsdp.lower() == "true" else None  # type: ignore[assignment]
         Seq2SeqTrainingArguments.__post_init__(self)
         load_in_every_process(self)
+
+    def check_best_model(self) -> None:
+        """Find a `metric_for_best_model` that is none of our scores, before the first evaluation asks for it.
+
+        Raises:
+            RecipeError: Names it, and those that there are.
+        """
+        if self.early_stopping_patience is not None and not self.load_best_model_at_end:
+            raise RecipeError(
+                "early_stopping_patience is given, but load_best_model_at_end is false: set it, with eval_strategy and "
+                "metric_for_best_model, to say what has to become better."
+            )
+        best = (self.metric_for_best_model or "loss").removeprefix("eval_")
+        scores = self.scores(self.metrics_while_training())
+        known = scores if "+" in best else ["loss", *scores]
+        if unknown := [part for part in best.split("+") if part not in known]:
+            raise RecipeError(
+                f"metric_for_best_model names {unknown[0]!r}, which is not scored while training: {', '.join(known)}."
+            )
 
     @property
     def place_model_on_device(self) -> bool | None:

@@ -6,11 +6,20 @@ import re
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from datasets import Dataset, Features, Image, IterableDataset, Value
+from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, LargeList, List, Value
 
 from blip_recipe.data.arguments import SHAPES
-from blip_recipe.data.columns import check_column, choose_image_column
-from blip_recipe.data.convert import ADVICE, TorchRows, features_of, with_features
+from blip_recipe.data.checks import MAX_CHARACTERS
+from blip_recipe.data.columns import SET_KEY, check_column, choose_image_column
+from blip_recipe.data.convert import (
+    ADVICE,
+    TorchRows,
+    check_dataset,
+    entry_of,
+    features_of,
+    refuse_faults,
+    with_features,
+)
 from blip_recipe.data.dataset import PictureDataset
 from blip_recipe.data.rows import parse_split
 from blip_recipe.data.shapes import SHAPES_SPLITS, draw_scene, encode_picture
@@ -34,6 +43,8 @@ if TYPE_CHECKING:
 QUESTION_NAMES = ("question", "questions", "query")
 ANSWER_NAMES = ("answers", "answer", "multiple_choice_answer", "label", "labels")
 """Columns of questions and answers in the order in which they are preferred."""
+
+EXPECTED_ANSWERS = "expected an answer, or a list of them, as text or as structs with 'answer'"
 
 MAX_WORDS = 50
 """Longest question in words (`pre_question` of the original)."""
@@ -98,13 +109,13 @@ def _read_shapes(split: str, max_samples: int | None) -> QuestionColumns:
     )
 
 
-def _read_columns(table: Dataset, arguments: VqaDataArguments, where: str) -> QuestionColumns:
-    image_column = choose_image_column(table.features, arguments.image_column, where)
-    question_column = _choose(table, QUESTION_NAMES, arguments.question_column, "question_column", where)
-    answer_column = _choose(table, ANSWER_NAMES, arguments.answer_column, "answer_column", where)
+def _read_columns(table: Dataset, arguments: VqaDataArguments, where: str, advice: str = SET_KEY) -> QuestionColumns:
+    image_column = choose_image_column(table.features, arguments.image_column, where, advice)
+    question_column = _choose(table, QUESTION_NAMES, arguments.question_column, "question_column", where, advice)
+    answer_column = _choose(table, ANSWER_NAMES, arguments.answer_column, "answer_column", where, advice)
     feature = table.features[question_column]
-    if not (isinstance(feature, Value) and "string" in feature.dtype):
-        raise RecipeError(f"{where} question_column {question_column!r} holds {feature}: expected text, one a row.")
+    if not (isinstance(feature, Value) and ("string" in feature.dtype or feature.dtype == "null")):
+        raise RecipeError(f"{where} column {question_column!r} holds {feature}: expected questions as text, one a row.")
     image_ids = arguments.image_id_column or ("image_id" if "image_id" in table.features else None)
     question_ids = "question_id" if "question_id" in table.features else None
     return QuestionColumns(
@@ -116,30 +127,35 @@ def _read_columns(table: Dataset, arguments: VqaDataArguments, where: str) -> Qu
     )
 
 
-def _choose(table: Dataset, known: tuple[str, ...], asked: str | None, key: str, where: str) -> str:
-    """The column that the recipe's `key` names, else the first of `known` names that is there."""
+def _choose(table: Dataset, known: tuple[str, ...], asked: str | None, key: str, where: str, advice: str) -> str:
+    """The column that the recipe's `key` names, else the first of `known` that is there; `advice` if none is."""
     if asked is not None:
         check_column(table.features, asked, key, where)
         return asked
     found = [name for name in known if name in table.features]
     if not found:
-        raise RecipeError(
-            f"{where} has none of the columns {', '.join(known)}: set {key} to one of {', '.join(table.features)}."
-        )
+        todo = advice.format(key=key, name=known[0], columns=", ".join(table.features))
+        raise RecipeError(f"{where} has none of the columns {', '.join(known)}: {todo}.")
     return found[0]
 
 
 def _answers_of(table: Dataset, column: str, where: str) -> list[list[str]]:
-    answers = []
+    answers, feature = [], table.features[column]
     for row, cell in enumerate(table.select_columns([column]).to_dict()[column]):
         try:
-            answers.append(read_answers(cell))
+            answers.append(read_answers(_name_classes(cell, feature)))
         except TypeError as error:
-            raise RecipeError(
-                f"{where} row {row}: {column!r} holds {error}: expected an answer, or a list of them, as text or as "
-                "structs with 'answer'."
-            ) from error
+            raise RecipeError(f"{where} row {row}: {column!r} holds {error}: {EXPECTED_ANSWERS}.") from error
     return answers
+
+
+def _name_classes(cell: Any, feature: Any) -> Any:
+    """`cell` with the names of classes where `datasets` keeps their numbers, of which -1 is none."""
+    if isinstance(feature, (List, LargeList)) and isinstance(feature.feature, ClassLabel):
+        return [_name_classes(each, feature.feature) for each in cell or ()]
+    if isinstance(feature, ClassLabel):
+        return None if cell is None or cell < 0 else feature.int2str(cell)
+    return cell
 
 
 def question_rows(dataset: Any, where: str) -> Rows:
@@ -147,15 +163,18 @@ def question_rows(dataset: Any, where: str) -> Rows:
 
     Args:
         dataset: A `datasets.Dataset` or `IterableDataset`, or a torch data set, whose rows have a picture, a question
-            and answers, under the names that recipes know.
+            and answers, under the names that recipes know. Answers are a text, a number or a class, or those of several
+            annotators as a list of texts or of structs.
         where: What it is called in messages.
 
     Returns:
         Rows of `image`, `image_id`, `question_id`, `question` and `answers`.
 
     Raises:
-        RecipeError: A column is not known, or holds something else.
+        RecipeError: It is no data set, a column is not known or holds something else, or a row has no question or no
+            answer (of a torch data set: when the row is read).
     """
+    check_dataset(dataset, where)
     if isinstance(dataset, IterableDataset):
         dataset = fetch_stream(with_features(dataset))
     if not isinstance(dataset, Dataset):
@@ -163,13 +182,40 @@ def question_rows(dataset: Any, where: str) -> Rows:
         image = choose_image_column(features_of(item, where), None, where, ADVICE)
         question, answers = _first(QUESTION_NAMES, item, where), _first(ANSWER_NAMES, item, where)
         return TorchRows(dataset, where, partial(_read_item, image=image, question=question, answers=answers), COLUMNS)
-    if set(COLUMNS) <= dataset.features.keys():
-        return dataset
     table = dataset.with_format(None)
-    return join_questions(_read_columns(table, VqaDataArguments(dataset_name="."), where), where)
+    columns = _read_columns(table, VqaDataArguments(dataset_name="."), where, ADVICE)
+    texts = zip(columns.questions, columns.answers, strict=True)
+    refuse_faults((validate_question({"question": asked, "answers": said}) for asked, said in texts), where)
+    # Joining chosen rows would copy their pictures.
+    return (
+        table if is_question_rows(table) and table["answers"][:] == columns.answers else join_questions(columns, where)
+    )
 
 
 COLUMNS = ("image", "image_id", "question_id", "question", "answers")
+
+
+def is_question_rows(dataset: Dataset) -> bool:
+    """Whether a table has the columns, and the types of columns, that `question_rows` gives."""
+    features = dataset.features
+    return (
+        set(COLUMNS) <= features.keys()
+        and features["image"] == Image(decode=False)
+        and features["question"] == Value("string")
+        and features["answers"] == List(Value("string"))
+    )
+
+
+def validate_question(record: Mapping[str, Any]) -> str | None:
+    """What is wrong with the question and the answers of a row, if anything is."""
+    if not (record["question"] or "").strip():
+        return "it has no question"
+    if not record["answers"]:
+        return "it has no answer"
+    longest = max(map(len, [record["question"], *record["answers"]]))
+    if longest > MAX_CHARACTERS:
+        return f"it has a text of {longest:,} characters: expected at most {MAX_CHARACTERS:,}"
+    return None
 
 
 def _first(known: Sequence[str], item: Mapping[str, Any], where: str) -> str:
@@ -180,13 +226,22 @@ def _first(known: Sequence[str], item: Mapping[str, Any], where: str) -> str:
 
 
 def _read_item(item: Mapping[str, Any], where: str, *, image: str, question: str, answers: str) -> dict[str, Any]:
-    return {
-        "image": item[image],
-        "image_id": item.get("image_id"),
-        "question_id": item.get("question_id"),
-        "question": item[question],
-        "answers": read_answers(item[answers]),
-    }
+    asked, said = entry_of(item, question, where), entry_of(item, answers, where)
+    if not isinstance(asked, (str, type(None))):
+        raise RecipeError(f"{where}: {question!r} holds a {type(asked).__name__}: expected a question as text.")
+    try:
+        record = {
+            "image": entry_of(item, image, where),
+            "image_id": item.get("image_id"),
+            "question_id": item.get("question_id"),
+            "question": asked,
+            "answers": read_answers(said),
+        }
+    except TypeError as error:
+        raise RecipeError(f"{where}: {answers!r} holds {error}: {EXPECTED_ANSWERS}.") from error
+    if fault := validate_question(record):
+        raise RecipeError(f"{where}: {fault}. Repair it, or leave it out.")
+    return record
 
 
 class QuestionDataset(PictureDataset):

@@ -6,9 +6,8 @@ import re
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from blip_recipe.data.checks import MAX_CHARACTERS
 from blip_recipe.training.task import Task
-from blip_recipe.vqa.data import load_questions, normalize_question
+from blip_recipe.vqa.data import load_questions, normalize_question, validate_question
 from blip_recipe.vqa.questions import questions_vocabulary
 from blip_recipe.vqa.tiny import build_tiny_answerer
 from blip_recipe.vqa.trainer import VqaTrainer
@@ -35,14 +34,7 @@ class Answering(Task):
 
     def validate_row(self, record: Mapping[str, Any]) -> str | None:
         """Whether a row has a question and answers, and neither is a whole file."""
-        if not record["question"]:
-            return "it has no question"
-        if not record["answers"]:
-            return "it has no answer"
-        longest = max(map(len, [record["question"], *record["answers"]]))
-        if longest > MAX_CHARACTERS:
-            return f"it has a text of {longest:,} characters: expected at most {MAX_CHARACTERS:,}"
-        return None
+        return validate_question(record)
 
     def vocabulary_texts(self, rows: Dataset, arguments: BlipArguments, *, drawn: bool) -> Iterable[str]:
         """Questions and answers, with their punctuation as words; all words of drawn scenes."""

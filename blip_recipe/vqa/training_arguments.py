@@ -12,6 +12,9 @@ from blip_recipe.vqa.arguments import VqaArguments
 class VqaTrainingArguments(VqaArguments, BlipTrainingArguments):  # type: ignore[misc]
     """Arguments of [`VqaTrainer`]: those of `Seq2SeqTrainingArguments`, with BLIP's defaults, and these.
 
+    Three of them are fixed, as in `BlipTrainingArguments`: `remove_unused_columns`, `predict_with_generate` and
+    `dataloader_persistent_workers`.
+
     Args:
         output_dir (`str`): Where checkpoints, model, card and scores go.
         group_questions (`bool`, defaults to `False`): Bring the questions about an image to a step together: it is read

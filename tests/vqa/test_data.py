@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 from captioners import draw_pictures
-from datasets import Dataset, Features, Image, List, Value
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
 from blip_recipe.data.images import open_image
 from blip_recipe.data.shapes import make_scenes
 from blip_recipe.errors import RecipeError
 from blip_recipe.vqa.arguments import VqaDataArguments
-from blip_recipe.vqa.data import QuestionDataset, load_questions, normalize_question
+from blip_recipe.vqa.data import QuestionDataset, load_questions, normalize_question, question_rows
 from blip_recipe.vqa.questions import questions_of
 
 COLUMNS = ["image", "image_id", "question_id", "question", "answers"]
@@ -103,7 +103,7 @@ def test_columns_of_another_kind_are_refused(tmp_path: Path) -> None:
     columns = {"question": [["a"]], "answer": [{"yes": 1}]}
     features = {"question": List(Value("string")), "answer": {"yes": Value("int64")}}
     arguments = write_parquet(tmp_path, columns, features)
-    with pytest.raises(RecipeError, match=r"question_column 'question' holds"):
+    with pytest.raises(RecipeError, match=r"column 'question' holds"):
         load_questions(arguments, "train")
     columns = {"question": ["a"], "answer": [{"yes": 1}]}
     arguments = write_parquet(tmp_path / "other", columns, features | {"question": Value("string")})
@@ -228,3 +228,86 @@ def test_a_trainer_sees_cleaned_questions_and_augmented_pictures_the_same_in_eac
     before = augmented[2]["image"]
     augmented.set_epoch(1)
     assert not (augmented[2]["image"] == before).all()
+
+
+def make_table(questions: list[str | None], answers: list[Any], feature: Any, name: str = "answers") -> Dataset:
+    """A data set of a user's own, with all the columns that rows of recipes have."""
+    columns = {
+        "image": [{"bytes": b"", "path": None}] * len(questions),
+        "image_id": list(range(len(questions))),
+        "question_id": list(range(len(questions))),
+        "question": questions,
+        name: answers,
+    }
+    number = Value("int64")
+    features = {"image": Image(decode=False), "image_id": number, "question_id": number, "question": Value("string")}
+    return Dataset.from_dict(columns, features=Features(features | {name: feature}))
+
+
+@pytest.mark.parametrize(
+    ("feature", "cell"),
+    [
+        (List({"answer": Value("string")}), [{"answer": "cat"}]),
+        (Value("string"), "cat"),
+        (List(Value("string")), [None, " cat "]),
+        (ClassLabel(names=["dog", "cat"]), 1),
+        (List(ClassLabel(names=["dog", "cat"])), [1]),
+    ],
+)
+def test_columns_of_our_names_are_read_in_every_shape(feature: Any, cell: Any) -> None:
+    table = make_table(["What?"], [cell], feature).with_format("torch")
+    assert question_rows(table, "data").select_columns(COLUMNS[1:])[0] == {
+        "image_id": 0,
+        "question_id": 0,
+        "question": "What?",
+        "answers": ["cat"],
+    }
+
+
+def test_rows_of_recipes_are_taken_as_they_are() -> None:
+    rows = load_questions(VqaDataArguments(dataset_name="shapes"), "validation", max_samples=4)
+    taken = question_rows(rows, "data")
+    assert isinstance(taken, Dataset)
+    assert taken.data.table.equals(rows.data.table)
+
+
+@pytest.mark.parametrize(
+    ("questions", "answers", "fault"),
+    [
+        (["What?", None, "  "], ["cat", "dog", "cow"], r"data row 1: it has no question\. .*cannot be used: 2"),
+        ([None, None], ["cat", "dog"], r"data row 0: it has no question"),
+        (["What?", "Who?"], ["cat", None], r"data row 1: it has no answer\. .*cannot be used: 1"),
+    ],
+)
+def test_rows_without_question_or_answer_are_named(
+    questions: list[str | None], answers: list[str | None], fault: str
+) -> None:
+    with pytest.raises(RecipeError, match=fault):
+        question_rows(make_table(questions, answers, Value("string"), "answer"), "data")
+
+
+@pytest.mark.parametrize(
+    ("item", "fault"),
+    [
+        ({"question": None}, "data row 1: it has no question"),
+        ({"question": 3}, "data row 1: 'question' holds a int: expected a question"),
+        ({"answers": None}, "data row 1: it has no answer"),
+        ({"answers": [b"cat"]}, "data row 1: 'answers' holds a bytes"),
+    ],
+)
+def test_items_of_a_torch_data_set_are_checked_when_they_are_read(item: dict[str, Any], fault: str) -> None:
+    first = {"image": b"", "question": "What?", "answers": ("cat", "dog")}
+    rows = question_rows([first, first | item, {"image": b"", "answers": "cat"}], "data")
+    assert rows[0]["answers"] == ["cat", "dog"]
+    with pytest.raises(RecipeError, match=fault):
+        rows[1]
+    with pytest.raises(RecipeError, match="data row 2 has no 'question'"):
+        rows[2]
+
+
+def test_what_is_no_data_set_of_questions_is_said_without_keys_of_recipes() -> None:
+    table = make_table(["What?"], ["cat"], Value("string"))
+    with pytest.raises(RecipeError, match=r"data is a dict: .*Choose one of its splits: train"):
+        question_rows({"train": table}, "data")
+    with pytest.raises(RecipeError, match=r"question, questions, query: rename it to 'question' \(`dataset.rename_col"):
+        question_rows(table.rename_column("question", "asked"), "data")

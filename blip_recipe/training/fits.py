@@ -1,0 +1,42 @@
+"""What arguments, model and processor must agree on before training begins."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from blip_recipe.errors import RecipeError
+
+if TYPE_CHECKING:
+    from transformers import BlipProcessor
+
+
+def check_fits(args: Any, model: Any, processor: BlipProcessor) -> None:
+    """Find arguments that the model cannot keep to, and a processor of another model.
+
+    Raises:
+        RecipeError: Names the argument, its value and what the model has.
+    """
+    text, tokenizer = model.config.text_config, processor.tokenizer
+    if not 0.9 * text.vocab_size <= len(tokenizer) <= text.vocab_size:
+        raise RecipeError(
+            f"The tokenizer of {model.name_or_path or 'the model'} knows {len(tokenizer):,} words, but its model "
+            f"{text.vocab_size:,}: one of their files is missing or of another model. Expected the files that "
+            "`processor.save_pretrained` writes (tokenizer.json, tokenizer_config.json)."
+        )
+    side, size = model.config.vision_config.image_size, processor.image_processor.size
+    if (size["height"], size["width"]) != (side, side):
+        raise RecipeError(
+            f"The image processor makes pictures of {size['width']}x{size['height']} pixels, but the model reads "
+            f"{side}x{side}: expected the processor of this model."
+        )
+    prompt = getattr(args, "prompt", "")
+    prompt_length = len(tokenizer(prompt).input_ids) - 1
+    for key in ("max_caption_length", "generation_max_length"):
+        length = getattr(args, key, None) or text.max_position_embeddings
+        if length > text.max_position_embeddings:
+            raise RecipeError(f"{key} is {length}: the model reads at most {text.max_position_embeddings} tokens.")
+        if length <= prompt_length:
+            raise RecipeError(
+                f"{key} is {length}, but the prompt {prompt!r:.60} alone is {prompt_length} tokens, which count: "
+                "raise it, or shorten the prompt."
+            )
