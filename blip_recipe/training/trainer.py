@@ -113,7 +113,7 @@ class BlipTrainer(PublishingTrainer):
     ) -> None:
         # A copy: what is settled below for this trainer is not for the next one that is given the same arguments.
         args = copy.copy(self._check_arguments(args, kwargs))
-        if compute_metrics is None and not isinstance(eval_dataset, dict):
+        if args.eval_strategy != "no" and compute_metrics is None and not isinstance(eval_dataset, dict):
             args.check_best_model()
         set_seed(args.seed)
         self.peft_config, self.user_metrics = peft_config, compute_metrics
