@@ -154,9 +154,13 @@ def test_a_best_model_by_what_is_not_scored(captioner: Path, tmp_path: Path) -> 
 def test_a_best_model_by_scores_of_ones_own(captioner: Path, tmp_path: Path) -> None:
     how: dict[str, Any] = QUICK | {"save_strategy": "best", "eval_strategy": "steps", "eval_steps": 1}
     arguments = CaptionTrainingArguments(str(tmp_path), **how, metric_for_best_model="mine")
-    CaptionTrainer(str(captioner), arguments, photos(), photos(), compute_metrics=lambda _: {"mine": 1.0}).train()
+    own = CaptionTrainer(str(captioner), arguments, photos(), photos(), compute_metrics=lambda _: {"mine": 1.0})
+    own.train()
+    assert own.state.best_metric == 1.0
     arguments = CaptionTrainingArguments(str(tmp_path), **how, metric_for_best_model="dogs_loss")
-    CaptionTrainer(str(captioner), arguments, photos(), {"dogs": photos()}).train()
+    named = CaptionTrainer(str(captioner), arguments, photos(), {"dogs": photos()})
+    named.train()
+    assert named.state.best_metric == named.state.log_history[-2]["eval_dogs_loss"]
 
 
 # Models
