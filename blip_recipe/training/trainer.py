@@ -303,7 +303,8 @@ class BlipTrainer(PublishingTrainer):
             found = f"the splits {', '.join(map(str, dataset))}" if isinstance(dataset, dict) else repr(dataset)
             raise RecipeError(f"train_dataset is {found}: expected one split, such as dataset['train'].")
         if isinstance(dataset, str):  # the name of one of several that the constructor was given
-            if not isinstance(self.eval_dataset, dict) or dataset not in self.eval_dataset:
+            several = getattr(self, "eval_dataset", None)
+            if not (isinstance(several, dict) and dataset in several):
                 raise RecipeError(f"eval_dataset is {dataset!r}: expected a data set, or the name of one of several.")
             return dataset
         if isinstance(dataset, dict):

@@ -189,6 +189,8 @@ def test_what_cannot_be_is_said_at_once(changes: dict[str, Any], says: str, capt
 def test_a_name_of_no_eval_set_is_said(captioner: Path, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="'nope'"):
         make_trainer(captioner, tmp_path).evaluate("nope")
+    with pytest.raises(RecipeError, match="'nope'"):
+        make_trainer(captioner, tmp_path, eval_dataset="nope")
 
 
 def test_model_init_may_be_any_callable(captioner: Path, tmp_path: Path) -> None:
