@@ -17,15 +17,15 @@ import tempfile
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from datasets import Dataset
-from transformers import BertTokenizer, default_data_collator
+from transformers import default_data_collator
 
 from benchmarks.common import RESULTS, machine, seconds_of, write_results
 from benchmarks.training import StepTimes
-from benchmarks.workload import SIZES, VOCABULARY, made_captions, made_images
+from benchmarks.workload import SIZES, made_captions, made_images, made_processor
 from blip_recipe.captioning.modeling import BlipForCaptioning
 from blip_recipe.captioning.scst import ScstTrainer
 from blip_recipe.captioning.trainer import CaptionTrainer
@@ -35,8 +35,6 @@ from blip_recipe.errors import run_command
 from blip_recipe.models.text import IGNORED
 
 SAMPLES = 5
-PIECES = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", VOCABULARY - 2: "[DEC]"}
-"""Those that are no words, where BLIP has them."""
 
 
 def main() -> None:
@@ -101,8 +99,6 @@ def run_turn(
     """Seconds of the timed steps of a side."""
     torch.manual_seed(0)
     config = SIZES[options.size].config()
-    processor = Processor()
-    assert len(processor.tokenizer) == config.text_config.vocab_size
     model = BlipForCaptioning(config).use_sdpa()
     times = StepTimes(device)
     steps = 1 + options.steps
@@ -122,7 +118,7 @@ def run_turn(
             disable_tqdm=True,
         ),
         MadeRows(options.images * steps),
-        processing_class=cast("Any", processor),
+        processing_class=made_processor(),
         data_collator=default_data_collator,
         callbacks=[times],
     )
@@ -130,17 +126,6 @@ def run_turn(
     trainer.times = scoring
     trainer.train()
     return times.seconds[1:]
-
-
-class Processor:
-    """A tokenizer of as many words as BLIP's has pieces."""
-
-    def __init__(self) -> None:
-        pieces = [PIECES.get(number, f"w{number}") for number in range(VOCABULARY)]
-        self.tokenizer = BertTokenizer(
-            vocab={piece: number for number, piece in enumerate(pieces)}, bos_token=PIECES[VOCABULARY - 2]
-        )
-        self.model_input_names = ["pixel_values"]
 
 
 class MadeRows(CaptionDataset):

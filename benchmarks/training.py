@@ -40,12 +40,12 @@ from benchmarks.workload import (
     PeakMemory,
     made_captions,
     made_images,
+    made_processor,
     matmul_flop_rate,
     saved_bytes,
     synchronise,
 )
 from blip_recipe.captioning.modeling import BlipForCaptioning
-from blip_recipe.captioning.tiny import build_tiny_captioner
 from blip_recipe.captioning.trainer import CaptionTrainer
 from blip_recipe.captioning.training_arguments import CaptionTrainingArguments
 from blip_recipe.data.dataset import PictureDataset
@@ -204,7 +204,7 @@ def our_trainer(mode: Mode, folder: str, images: int, arguments: dict[str, Any])
         model,
         CaptionTrainingArguments(per_device_train_batch_size=images, **arguments),
         MadeRows(images),
-        processing_class=build_tiny_captioner(["a"])[1],
+        processing_class=made_processor(),
         data_collator=default_data_collator,
     )
 

@@ -10,10 +10,14 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import BlipConfig
+from transformers import BertTokenizer, BlipConfig, BlipProcessor
+
+from blip_recipe.models.tiny import tiny_processor
 
 Mode = Literal["full", "frozen", "lora", "8bit"]
 IMAGE_SIZE, PATCH, VOCABULARY = 384, 16, 30524
+PIECES = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", VOCABULARY - 2: "[DEC]"}
+"""Those that are no words, where BLIP has them."""
 PATCHES = (IMAGE_SIZE // PATCH) ** 2 + 1
 TEXT_WIDTH = 768
 CAPTION_LENGTHS = (11, 12, 13, 13, 14)
@@ -94,6 +98,15 @@ SIZES = {"small": Size(4, 768, 4), "base": Size(12, 768, 12), "large": Size(24, 
 def made_images(images: int, size: int = IMAGE_SIZE) -> torch.Tensor:
     """`(images, 3, size, size)` numbers of about the spread of normalised pictures."""
     return torch.randn(images, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def made_processor() -> BlipProcessor:
+    """A processor of as many words as BLIP has pieces, for pictures of its size."""
+    pieces = [PIECES.get(number, f"w{number}") for number in range(VOCABULARY)]
+    tokenizer = BertTokenizer(
+        vocab={piece: number for number, piece in enumerate(pieces)}, bos_token=PIECES[VOCABULARY - 2]
+    )
+    return tiny_processor(tokenizer, IMAGE_SIZE)
 
 
 def made_captions(images: int) -> list[list[torch.Tensor]]:
