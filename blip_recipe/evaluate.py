@@ -64,16 +64,8 @@ def score_file(recipe: Recipe[EvaluateOptions]) -> None:
     check_same_images(predictions, references)
     with CaptionScorer(recipe.training.metrics) as scorer:
         scores = scorer.score(predictions, references)
-    records = [
-        {
-            "image_id": image_id,
-            "caption": caption,
-            "references": references[image_id],
-            "scores": scores.per_image[image_id],
-        }
-        for image_id, caption in predictions.items()
-    ]
-    report(recipe, {f"eval_{name}": value for name, value in scores.corpus.items()}, records)
+    metrics = {f"eval_{name}": value for name, value in scores.corpus.items()}
+    report(recipe, metrics, scores.records(predictions, references))
 
 
 def score_model(recipe: Recipe[EvaluateOptions]) -> None:

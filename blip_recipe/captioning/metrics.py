@@ -85,15 +85,7 @@ class CaptionMetrics:
         references = dict(zip(self.rows["image_id"], self.rows["captions"], strict=True))
         captions = dict(zip(references, self._caption(), strict=True))
         scores = self.scorer.score(captions, references)
-        self.predictions = [
-            {
-                "image_id": image_id,
-                "caption": caption,
-                "references": references[image_id],
-                "scores": scores.per_image[image_id],
-            }
-            for image_id, caption in captions.items()
-        ]
+        self.predictions = scores.records(captions, references)
         return scores.corpus
 
     @staticmethod

@@ -253,15 +253,7 @@ class CaptionTrainer(BlipTrainer):
         references = dict(zip(scored["image_id"], scored["captions"], strict=True))
         texts = dict(zip(scored["image_id"], captions, strict=True))
         scores = self.scorer.score(texts, references, self.metrics_now())
-        self.predictions = [
-            {
-                "image_id": image_id,
-                "caption": caption,
-                "references": references[image_id],
-                "scores": scores.per_image[image_id],
-            }
-            for image_id, caption in texts.items()
-        ]
+        self.predictions = scores.records(texts, references)
         return {"loss": float(loss_sums.sum(dtype="float64") / counts.sum())} | scores.corpus
 
     def reference_ids(self) -> list[list[int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from blip_recipe.errors import RecipeError
 
@@ -25,6 +25,20 @@ class Scores:
 
     corpus: dict[str, float]
     per_image: dict[ImageId, dict[str, float]]
+
+    def records(
+        self, predictions: Mapping[ImageId, str], references: Mapping[ImageId, Sequence[str]]
+    ) -> list[dict[str, Any]]:
+        """The lines of `predictions.jsonl`: an image each, with its caption, references and scores."""
+        return [
+            {
+                "image_id": image_id,
+                "caption": caption,
+                "references": references[image_id],
+                "scores": self.per_image[image_id],
+            }
+            for image_id, caption in predictions.items()
+        ]
 
 
 class Values(NamedTuple):

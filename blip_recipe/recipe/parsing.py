@@ -63,17 +63,9 @@ def read_recipe(
     if not words or "-h" in words or "--help" in words:
         _print_help(options, prog, description, recipe_needed, words)
         raise SystemExit(0 if words else 2)
-    file: Path | None = None if words[0].startswith("-") else find_recipe(words[0])
-    if recipe_needed and file is None:
-        raise RecipeError(
-            f"The first argument is {words[0]!r}: expected a recipe file, such as recipes/shapes_tiny.json."
-        )
-    content: dict[str, Any] = load_json(file) if file else {}
-    if not recipe_needed:
-        # Scores of an evaluation do not belong into the run that the recipe describes.
-        content = {key: value for key, value in content.items() if key not in ("output_dir", *OF_TRAINING, *OF_ONE_RUN)}
+    file, read = _read_file(words[0], recipe_needed)
     own_words: list[str] = words[1:] if file else words
-    peeked = _peek(content, own_words)
+    peeked = _peek(read, own_words)
     kept = recorded(peeked) if recorded else {}
     task, stage = _choose_task({**kept, **peeked})
 
@@ -85,29 +77,18 @@ def read_recipe(
     parser = RecipeParser(groups, prog=prog, add_help=False, allow_abbrev=False)
     names: list[str] = names_of(*groups)
     lists: set[str] = {action.dest for action in parser._actions if action.nargs in ("+", "*")}
-    content = _without_foreign(content, names, f"task is {task!r}" if stage == "xe" else f"stage is {stage!r}")
+    content: dict[str, Any] = _without_foreign(
+        read, names, f"task is {task!r}" if stage == "xe" else f"stage is {stage!r}"
+    )
     given_words: list[str] = [*to_words(content, names, lists, words[0]), *own_words]
     kept_words: list[str] = to_words(
         {key: value for key, value in kept.items() if key in names}, names, lists, "recipe.json"
     )
     default_dir = f"outputs/{file.stem}" if file and recipe_needed else "outputs/evaluate"
-    try:
-        parsed: tuple[Any, ...] = parser.parse_args_into_dataclasses(
-            [f"--output_dir={default_dir}", *kept_words, *given_words],
-            return_remaining_strings=True,
-            look_for_args_file=False,
-        )
-    except (ValueError, ImportError) as error:
-        raise RecipeError(str(error)) from error
+    parsed = _parse(parser, [f"--output_dir={default_dir}", *kept_words, *given_words])
     model, data, chosen, command, training, unknown = parsed
     _refuse_unknown(unknown, parser, f"task is {task!r}" if chosen.stage == "xe" else f"stage is {chosen.stage!r}")
-    for action in parser._actions:
-        action.default = SUPPRESS
-    given = vars(parser.parse_known_args(given_words)[0])
-    if token := next((key for key in given if key.endswith("_token") and given[key]), None):
-        raise RecipeError(
-            f"{token} is given, but a token must not stand in a recipe: set HF_TOKEN or run `hf auth login`."
-        )
+    given = _given(parser, given_words)
     # Trainer's own push swallows its failures and uploads pickles: this package pushes, once, at the end.
     push_to_hub, training.push_to_hub = training.push_to_hub, False
 
@@ -117,6 +98,54 @@ def read_recipe(
     recipe = Recipe(model, data, training, command, find_task(task), stage, given=given, push_to_hub=push_to_hub)
     check_values(recipe)
     return recipe
+
+
+def _read_file(word: str, is_needed: bool) -> tuple[Path | None, dict[str, Any]]:
+    """The recipe file that the command line begins with, if it does, and its keys.
+
+    Raises:
+        RecipeError: There is none, though one is needed, or it cannot be read.
+    """
+    if word.startswith("-"):
+        if is_needed:
+            raise RecipeError(
+                f"The first argument is {word!r}: expected a recipe file, such as recipes/shapes_tiny.json."
+            )
+        return None, {}
+    file = find_recipe(word)
+    content = load_json(file)
+    if not is_needed:
+        # Scores of an evaluation do not belong into the run that the recipe describes.
+        content = {key: value for key, value in content.items() if key not in ("output_dir", *OF_TRAINING, *OF_ONE_RUN)}
+    return file, content
+
+
+def _parse(parser: HfArgumentParser, words: list[str]) -> tuple[Any, ...]:
+    """An object of each class of arguments, and the words that are of none.
+
+    Raises:
+        RecipeError: A value is wrong.
+    """
+    try:
+        return parser.parse_args_into_dataclasses(words, return_remaining_strings=True, look_for_args_file=False)
+    except (ValueError, ImportError) as error:
+        raise RecipeError(str(error)) from error
+
+
+def _given(parser: HfArgumentParser, words: list[str]) -> dict[str, Any]:
+    """The keys that `words` give, without defaults; `parser` has none afterwards.
+
+    Raises:
+        RecipeError: One is a token.
+    """
+    for action in parser._actions:
+        action.default = SUPPRESS
+    given = vars(parser.parse_known_args(words)[0])
+    if token := next((key for key in given if key.endswith("_token") and given[key]), None):
+        raise RecipeError(
+            f"{token} is given, but a token must not stand in a recipe: set HF_TOKEN or run `hf auth login`."
+        )
+    return given
 
 
 def _peek(content: dict[str, Any], words: Sequence[str]) -> dict[str, str]:
