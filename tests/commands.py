@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+import tempfile
+import time
+from collections.abc import Mapping
 from pathlib import Path
 
-CHECKOUT = Path(__file__).parent.parent
+from forked import CHECKOUT, Forked
+
+OURS = {"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
 
 
 def run_module(
@@ -17,20 +23,12 @@ def run_module(
     cwd: Path | None = None,
     processes: int = 1,
     timeout: float = 300,
+    cold: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python -m module arguments`, or the same under `torchrun` with several processes."""
-    launcher = [sys.executable, "-m"]
-    if processes > 1:
-        launcher += ["torch.distributed.run", "--nproc_per_node", str(processes), "-m"]
-    return subprocess.run(
-        [*launcher, module, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd or CHECKOUT,
-        env={**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", **(env or {})},
-        timeout=timeout,
-        check=False,
-    )
+    """Run `python -m module arguments`, in several processes as `torchrun` does, or `cold`, with all its imports."""
+    environment = {**os.environ, **OURS, **(env or {})}
+    words = ["-m", module, *map(str, arguments)]
+    return _run(words, env=environment, cwd=cwd, timeout=timeout, processes=processes, cold=cold)
 
 
 def run_checked(module: str, *arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
@@ -40,10 +38,78 @@ def run_checked(module: str, *arguments: str | Path, **options: object) -> subpr
     return done
 
 
-def run_script(script: Path, *arguments: str | Path, env: dict[str, str], cwd: Path | None = None) -> str:
+def run_script(
+    script: Path, *arguments: str | Path, env: Mapping[str, str], cwd: Path | None = None, processes: int = 1
+) -> str:
     """What a script prints that must end well, in a process of its own."""
-    command = [sys.executable, str(script), *map(str, arguments)]
-    environment = {**env, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=cwd, check=False)
+    done = _run([str(script), *map(str, arguments)], env={**env, **OURS}, cwd=cwd, processes=processes)
     assert done.returncode == 0, f"{script.name} ended with {done.returncode}:\n{done.stderr[-4000:]}"
     return done.stdout
+
+
+def run_code(
+    code: str,
+    *arguments: str | Path,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    processes: int = 1,
+    cold: bool = False,
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -c code arguments`; `env` is its whole environment, but for the path of the checkout."""
+    environment = {**(os.environ if env is None else env), **OURS}
+    return _run(["-c", code, *map(str, arguments)], env=environment, cwd=cwd, processes=processes, cold=cold)
+
+
+def start_module(
+    module: str, *arguments: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None, log: Path
+) -> Forked:
+    """Start `python -m module arguments`, which writes what it says to `log`."""
+    environment = {**os.environ, **OURS, **(env or {})}
+    words = ["-m", module, *map(str, arguments)]
+    return Forked(words, env=environment, cwd=cwd or CHECKOUT, stdout=log, stderr=log)
+
+
+def _run(
+    words: list[str],
+    *,
+    env: Mapping[str, str],
+    cwd: Path | None,
+    timeout: float = 300,
+    processes: int = 1,
+    cold: bool = False,
+) -> subprocess.CompletedProcess[str]:
+    """Run to the end; of several processes the first bad status counts, and ends the others."""
+    place = cwd or CHECKOUT
+    if cold:
+        command = [sys.executable, *words]
+        return subprocess.run(command, capture_output=True, text=True, cwd=place, env=env, timeout=timeout, check=False)
+    with tempfile.TemporaryDirectory() as folder:
+        stdout, stderr = Path(folder, "stdout"), Path(folder, "stderr")
+        started = [
+            Forked(words, env={**env, **ranks}, cwd=place, stdout=stdout, stderr=stderr) for ranks in _ranks(processes)
+        ]
+        end = time.monotonic() + timeout
+        while any(process.poll() is None for process in started):
+            if any(process.poll() for process in started) or time.monotonic() > end:
+                break
+            time.sleep(0.005)
+        is_late = time.monotonic() > end
+        statuses = [process.poll() for process in started]
+        for process in started:
+            process.kill()
+            process.wait()
+        said, complained = (path.read_text(errors="replace") if path.exists() else "" for path in (stdout, stderr))
+    if is_late:
+        raise subprocess.TimeoutExpired(words, timeout, said, complained)
+    return subprocess.CompletedProcess(words, next(filter(None, statuses), 0), said, complained)
+
+
+def _ranks(processes: int) -> list[dict[str, str]]:
+    """The variables by which `torchrun` tells processes of each other."""
+    if processes == 1:
+        return [{}]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    of_all = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    of_all |= {"LOCAL_WORLD_SIZE": str(processes)}
+    return [{**of_all, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]

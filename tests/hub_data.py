@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from commands import CHECKOUT
+from commands import run_code
 from hub_server import HubServer
 
 SCRIPT = """
@@ -31,13 +29,6 @@ for keys, split in json.loads(sys.argv[1]):
 
 def read(hub: HubServer, *requests: tuple[dict[str, Any], str], home: Path | None = None) -> list[dict[str, Any]]:
     """What `load_split` gives in a process that knows this Hub alone."""
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(requests)],
-        env=hub.environment(None, home),
-        capture_output=True,
-        text=True,
-        cwd=CHECKOUT,
-        check=False,
-    )
+    done = run_code(SCRIPT, json.dumps(requests), env=hub.environment(None, home))
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]

@@ -20,7 +20,6 @@ import os
 import random
 import re
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,7 +29,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from commands import CHECKOUT
+from commands import CHECKOUT, start_module
+from forked import Forked
 from hub_server import HubServer
 
 BASE = "lab/base"
@@ -69,7 +69,7 @@ TIMINGS = re.compile(r"_runtime$|_per_second$|_preparation_time$")
 class Attempt:
     """One start of the command, watched from outside."""
 
-    process: subprocess.Popen[bytes]
+    process: Forked
     log: Path
     output_dir: Path
     hub: HubServer
@@ -202,22 +202,11 @@ class Runs:
         }
         recipe.write_text(json.dumps(RECIPE | KINDS[kind] | keys))
         log = self.place / f"{name}-{self.starts}.log"
+        log.touch()
         self.starts += 1
-        environment = {
-            **self.hub.environment(),
-            "PYTHONPATH": str(CHECKOUT),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONUNBUFFERED": "1",
-        }
         before = len(self.hub.requests)
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "blip_recipe.finetune", str(recipe)],
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                cwd=self.place,
-            )
+        environment = {**self.hub.environment(), "PYTHONUNBUFFERED": "1"}
+        process = start_module("blip_recipe.finetune", recipe, env=environment, cwd=self.place, log=log)
         return Attempt(process, log, self.place / name, self.hub, f"lab/{name}", before)
 
     def finish(self, attempt: Attempt) -> None:

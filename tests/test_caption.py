@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 from captioners import draw_pictures, save_captioner
-from commands import CHECKOUT, run_module
+from commands import CHECKOUT, run_module, start_module
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -405,21 +405,16 @@ def test_an_interrupted_run_ends_at_once_and_goes_on(
     output = tmp_path / "out.jsonl"
     with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts and never answers
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/picture.png"
-        command = [sys.executable, "-m", "blip_recipe.caption", captioner, folder, address, "--output", output]
-        process = subprocess.Popen(
-            [*map(str, command), "--batch_size", "5", "--device", "cpu"],
-            env={**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        words = (captioner, folder, address, "--output", output, "--batch_size", "5", "--device", "cpu")
+        process = start_module("blip_recipe.caption", *words, log=tmp_path / "log")
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
             if output.exists() and output.read_bytes().count(b"\n") == 5:
                 break
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=10)
-    assert process.returncode == 130
+        assert process.wait(timeout=10) == 130
+    stderr = (tmp_path / "log").read_text()
     assert "interrupted" in stderr
     assert "Traceback" not in stderr
     assert len(rows_of(output.read_bytes())) == 5
@@ -429,7 +424,7 @@ def test_an_interrupted_run_ends_at_once_and_goes_on(
 
 def test_help_comes_at_once() -> None:
     start = time.monotonic()
-    done = run_module("blip_recipe.caption", "--help")
+    done = run_module("blip_recipe.caption", "--help", cold=True)
     assert time.monotonic() - start < 2
     assert "--sidecar" in done.stdout
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 from captioners import save_captioner
 from coco import captions_of, picture, publish_base_model, write_image_folder
-from commands import CHECKOUT
+from commands import CHECKOUT, run_code
 from hub_server import WRITE_TOKEN, HubServer, Token
 from PIL import Image
 from retrievers import build_retriever
@@ -110,14 +110,7 @@ def test_the_script_word_for_word_trains_scores_and_publishes(tmp_path: Path) ->
     write_image_folder(tmp_path / "my_folder")
     with HubServer({WRITE_TOKEN: Token("me")}) as hub:
         publish_base_model(hub, tmp_path / "base")
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT],
-            cwd=tmp_path,
-            env={**hub.environment(), "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = run_code(SCRIPT, env=hub.environment(), cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
         assert "'eval_cider'" in done.stdout
         published = hub.files("me/my-captioner")

@@ -327,7 +327,7 @@ def test_what_is_wrong_is_said_once_and_nothing_is_written(
 def run_counted(module: str, *words: str, cwd: Path) -> tuple[subprocess.CompletedProcess[str], float]:
     """A process, and the seconds of a processor that it took: other tests may be at work beside this one."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = run_module(module, *words, env={"HF_HUB_OFFLINE": "1"}, cwd=cwd)
+    done = run_module(module, *words, env={"HF_HUB_OFFLINE": "1"}, cwd=cwd, cold=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 

@@ -6,8 +6,6 @@ import errno
 import json
 import os
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +15,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from commands import CHECKOUT, run_checked, run_module
+from commands import run_checked, run_module, start_module
+from forked import Forked
 from web_data import jpeg, read_judged, save_models, tree, web_rows, write_folder, write_parquet, write_tars
 
 from blip_recipe.capfilt.__main__ import main
@@ -183,14 +182,12 @@ def test_a_full_disk_ends_the_run_with_a_message(
     assert tree(run(recipe(data), tmp_path / "out")) == unbroken
 
 
-def start(recipe: Path, output: Path) -> subprocess.Popen[bytes]:
+def start(recipe: Path, output: Path) -> Forked:
     """The command in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "blip_recipe.capfilt", str(recipe), "--output_dir", str(output)]
-    return subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    return start_module("blip_recipe.capfilt", recipe, "--output_dir", output, log=Path(os.devnull))
 
 
-def kill_when(process: subprocess.Popen[bytes], begun: Callable[[], bool]) -> None:
+def kill_when(process: Forked, begun: Callable[[], bool]) -> None:
     """SIGKILL it as soon as `begun` says so."""
     end = time.monotonic() + PATIENCE
     while not begun():

@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import http.server
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from captioners import draw_pictures, save_adapter, save_captioner, write_recipe
-from commands import CHECKOUT
+from commands import run_code
 from hub_server import HubServer
 from PIL import Image
 from safetensors.torch import load_file
@@ -75,16 +73,9 @@ def texts(results: Any) -> list[str]:
     return [result[0]["generated_text"] for result in results]
 
 
-def run_python(code: str, *arguments: str | Path, **env: str) -> str:
+def run_python(code: str, *arguments: str | Path, cold: bool = False, **env: str) -> str:
     """What a fresh process prints."""
-    done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", "HOME": str(Path.home()), **env},
-        timeout=120,
-        check=False,
-    )
+    done = run_code(code, *arguments, env={"HOME": str(Path.home()), **env}, cold=cold)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.strip()
 
@@ -107,12 +98,13 @@ print(type(pipe).__name__, pipe(sys.argv[2])[0]["generated_text"], sep=": ")
 def test_importing_blip_recipe_alone_brings_the_task_back(
     imports: str, captioner: Path, pictures: list[Path], captions: list[str]
 ) -> None:
-    printed = run_python(imports + LOAD_AND_CAPTION, captioner, pictures[0])
+    printed = run_python(imports + LOAD_AND_CAPTION, captioner, pictures[0], cold=True)
     assert printed == f"ImageToTextPipeline: {captions[0]}"
 
 
 def test_importing_blip_recipe_imports_nothing_heavy() -> None:
-    heavy = run_python("import blip_recipe, sys; print({'torch', 'transformers', 'datasets'} & set(sys.modules))")
+    code = "import blip_recipe, sys; print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
+    heavy = run_python(code, cold=True)
     assert heavy == "set()"
 
 

@@ -7,14 +7,13 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from captioners import draw_pictures, save_adapter, save_captioner
 from cards import BASE, COCO, COUNTS, PREDICTIONS, SCORES, make_facts, train
-from commands import CHECKOUT
+from commands import run_code
 from hub_server import WRITE_TOKEN, HubServer
 from huggingface_hub import HfApi, ModelCard
 from hypothesis import given
@@ -284,8 +283,7 @@ def test_a_hub_that_does_not_know_the_base_costs_the_licence_and_not_the_card() 
 
 
 def run_python(code: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", **environment}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+    done = run_code(code, env={**os.environ, **environment})
     assert done.returncode == 0, done.stderr[-3000:]
     return done
 

@@ -6,14 +6,12 @@ import io
 import json
 import logging
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from captioners import draw_pictures
-from commands import CHECKOUT
+from commands import run_code
 from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image
@@ -153,12 +151,8 @@ print(f"{os.environ['RANK']}: {sorted(opened)} {kept} {left_out}\\n", end="")
 
 
 def test_of_two_processes_each_opens_its_share_and_both_go_on_with_the_same_rows(recipe: Path) -> None:
-    (recipe.parent / "shares.py").write_text(SHARES)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(recipe.parent / "shares.py")]
-    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    done = subprocess.run(
-        [*command, str(recipe.parent / "pictures")], capture_output=True, text=True, env=environment, check=False
-    )
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
+    done = run_code(SHARES, recipe.parent / "pictures", env=environment, processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     assert sorted(done.stdout.splitlines()) == [
         "0: ['00', '02', '04'] [0, 1, 3, 4, 7] [2, 5, 6]",

@@ -10,15 +10,14 @@ import os
 import re
 import shlex
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import pytest
-from commands import CHECKOUT, run_module
+from commands import run_module, start_module
+from forked import Forked
 from hub_server import WRITE_TOKEN, HubServer
 from huggingface_hub import HfApi
 from pushes import FAST, content_commits, push, write_output_dir
@@ -68,21 +67,14 @@ def finishing_command(message: str) -> list[str]:
 
 def push_and_kill(hub: HubServer, folder: Path, **fault: Any) -> int:
     """Push in a process of its own, which is killed in the course of a request; returns how it ended."""
-    children: list[subprocess.Popen[bytes]] = []
+    children: list[Forked] = []
 
     def kill() -> None:
         children[0].kill()
         children[0].wait()
 
     hub.inject(first=kill, **fault)
-    children.append(
-        subprocess.Popen(
-            [sys.executable, "-m", "blip_recipe.push", str(folder), *PUSH],
-            env={**hub.environment(), "PYTHONPATH": str(CHECKOUT)},
-            stderr=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
-    )
+    children.append(start_module("blip_recipe.push", folder, *PUSH, env=hub.environment(), log=Path(os.devnull)))
     return children[0].wait(timeout=120)
 
 

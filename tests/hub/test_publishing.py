@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import pickle
 import re
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy
 import pytest
+from commands import run_code
 from hub_server import FINE_TOKEN, READ_TOKEN, WRITE_TOKEN, HubServer, Token
 from huggingface_hub import HfApi
 from pushes import CARD, FAST, content_commits, push, write_output_dir
@@ -110,7 +109,7 @@ from blip_recipe.hub.publishing import preflight
 run_command(lambda: preflight("lab/x", "", None, HfApi()))
 """
     environment = hub.environment() | variables
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    done = run_code(code, env=environment)
     assert done.returncode == 2
     assert re.search(expected, done.stderr)
     assert "Traceback" not in done.stderr
@@ -321,7 +320,6 @@ api.create_repo("tiny")
 api.upload_folder(folder_path=folder, repo_id="tester/tiny", allow_patterns="*.json")
 assert type(AutoConfig.from_pretrained("tester/tiny")) is BlipConfig
 """
-    child = [sys.executable, "-c", code, str(tmp_path)]
-    done = subprocess.run(child, env=hub.environment(), capture_output=True, text=True, check=False)
+    done = run_code(code, tmp_path, env=hub.environment())
     assert done.returncode == 0, done.stderr
     assert not [request for request in hub.requests if request.status not in (200, 206, 404)]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from captioners import draw_pictures, save_captioner
-from commands import CHECKOUT, run_checked, run_module
+from commands import CHECKOUT, run_checked, run_code, run_module
 from PIL import Image
 from transformers import BlipForQuestionAnswering, BlipProcessor
 from transformers import pipeline as typed_pipeline
@@ -185,15 +185,8 @@ from transformers import pipelines
 pipe = pipeline("{TASK}", model=sys.argv[1], device="cpu")
 print(type(pipe).__name__, len(pipe(sys.argv[2], "what is it")), "image-to-text" in pipelines.SUPPORTED_TASKS)
 """
-    printed = subprocess.run(
-        [sys.executable, "-c", code, str(answerer), pictures[0]],
-        capture_output=True,
-        text=True,
-        env={"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1", "HOME": str(Path.home())},
-        timeout=120,
-        check=True,
-    ).stdout.strip()
-    assert printed == "VisualQuestionAnsweringPipeline 1 True"
+    done = run_code(code, answerer, pictures[0], env={"HOME": str(Path.home())}, cold=True)
+    assert done.stdout.strip() == "VisualQuestionAnsweringPipeline 1 True"
 
 
 def test_a_transformers_that_has_the_tasks_is_left_alone() -> None:
@@ -206,7 +199,7 @@ pipelines.SUPPORTED_TASKS = {"image-to-text": 1, "visual-question-answering": 2}
 blip_recipe._register_tasks(pipelines)
 print(pipelines.SUPPORTED_TASKS, sorted(name for name in sys.modules if name.startswith("blip_recipe.")))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=CHECKOUT, check=True)
+    done = run_code(code, cold=True)
     assert done.stdout.strip() == "{'image-to-text': 1, 'visual-question-answering': 2} []"
 
 
@@ -256,4 +249,4 @@ def test_help_comes_at_once() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=CHECKOUT, check=True)
     assert done.stdout.strip() == "set()"
     assert time.process_time() - started < 2
-    assert "QUESTION" in run_checked("blip_recipe.answer", "--help").stdout
+    assert "QUESTION" in run_checked("blip_recipe.answer", "--help", cold=True).stdout
