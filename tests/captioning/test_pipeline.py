@@ -73,9 +73,9 @@ def texts(results: Any) -> list[str]:
     return [result[0]["generated_text"] for result in results]
 
 
-def run_python(code: str, *arguments: str | Path, cold: bool = False, **env: str) -> str:
+def run_python(code: str, *arguments: str | Path, env: dict[str, str] | None = None, cold: bool = False) -> str:
     """What a fresh process prints."""
-    done = run_code(code, *arguments, env={"HOME": str(Path.home()), **env}, cold=cold)
+    done = run_code(code, *arguments, env={"HOME": str(Path.home()), **(env or {})}, cold=cold)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout.strip()
 
@@ -423,12 +423,12 @@ print(*(pipe(sys.argv[3])[0]["generated_text"] for pipe in pipes), sep="\\n")
         first = hub.publish_model("lab/adapter", adapter)
         write_recipe(adapter, **RECIPE | {"generation_max_length": 7})
         hub.publish_model("lab/adapter", adapter)
-        printed = run_python(code, "lab/base", "lab/adapter", first, pictures[0], **environment).splitlines()
+        printed = run_python(code, "lab/base", "lab/adapter", first, pictures[0], env=environment).splitlines()
     assert printed[0] == captions[0]
     assert printed[1] != expected[0], "the test needs revisions that differ"
     # For a commit, transformers' own `pipeline` would ask the base model's repository too, which has no such commit.
     assert printed[2:] == [printed[1], expected[0]]
-    assert run_python(offline, "lab/base", "lab/adapter", pictures[0], **environment).splitlines() == printed[:2]
+    assert run_python(offline, "lab/base", "lab/adapter", pictures[0], env=environment).splitlines() == printed[:2]
 
 
 def test_a_repository_loads_with_plain_transformers_5(captioner: Path, pictures: list[Path]) -> None:
