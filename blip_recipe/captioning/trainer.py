@@ -21,7 +21,7 @@ from blip_recipe.errors import RecipeError
 from blip_recipe.metrics import CaptionScorer
 from blip_recipe.models.decoding import DecodingSettings
 from blip_recipe.models.text import IGNORED, decode_texts
-from blip_recipe.training.embeddings import check_frozen, keep_embeddings
+from blip_recipe.training.embeddings import cache_embeddings, check_frozen
 from blip_recipe.training.memory import choose_checkpointing
 from blip_recipe.training.trainer import BlipTrainer
 
@@ -136,8 +136,8 @@ class CaptionTrainer(BlipTrainer):
         weakref.finalize(self, self.scorer.close)
         if self.args.cache_image_embeds:
             check_frozen(self.plain_model)
-            self._keep_embeddings([self.train_dataset, self.eval_dataset])
-        is_open = self.args.checkpointing_is_open and self.args.device.type == "cuda"
+            self._cache_embeddings([self.train_dataset, self.eval_dataset])
+        is_open = self.args.auto_checkpointing and self.args.device.type == "cuda"
         if is_open and isinstance(self.train_dataset, CaptionDataset):
             self.estimate_memory(self.model, self.args, self.train_dataset.rows, self.processor)
 
@@ -149,15 +149,15 @@ class CaptionTrainer(BlipTrainer):
         """Packed batches; the data set cleans captions."""
         return CaptionCollator(self.processor, args.prompt, args.max_caption_length, normalize_captions=False)
 
-    def _wrap(self, dataset: Any, args: Any, *, training: bool) -> Any:
-        wrapped = super()._wrap(dataset, args, training=training)
+    def _prepare_dataset(self, dataset: Any, args: Any, *, training: bool) -> Any:
+        wrapped = super()._prepare_dataset(dataset, args, training=training)
         if args.cache_image_embeds and wrapped is not dataset and hasattr(self, "accelerator"):
-            self._keep_embeddings([wrapped])
+            self._cache_embeddings([wrapped])
         return wrapped
 
-    def _keep_embeddings(self, datasets: list[Any]) -> None:
+    def _cache_embeddings(self, datasets: list[Any]) -> None:
         """Encode the pictures of data sets; those that are kept already are read."""
-        keep_embeddings(self, self.processor, [each for each in datasets if isinstance(each, CaptionDataset)])
+        cache_embeddings(self, self.processor, [each for each in datasets if isinstance(each, CaptionDataset)])
 
     @classmethod
     def estimate_memory(cls, model: Any, args: Any, rows: Any, processor: BlipProcessor) -> int | None:
@@ -191,7 +191,7 @@ class CaptionTrainer(BlipTrainer):
         tokens = (
             predicted_tokens(inputs["labels"]).sum()
             if num_items_in_batch is None
-            else self.per_process(num_items_in_batch)
+            else self.items_per_process(num_items_in_batch)
         )
         loss = outputs.token_losses.sum() / tokens
         return (loss, outputs) if return_outputs else loss
@@ -239,7 +239,7 @@ class CaptionTrainer(BlipTrainer):
             self.args.prompt,
             **how,
         )
-        padding = max(0, self.longest(how) - token_ids.shape[1])
+        padding = max(0, self.max_generated_tokens(how) - token_ids.shape[1])
         return F.pad(token_ids, (0, padding), value=self.processor.tokenizer.pad_token_id)
 
     def score_on_this_process(self, prediction: EvalPrediction) -> dict[str, float]:
@@ -252,7 +252,7 @@ class CaptionTrainer(BlipTrainer):
         captions = decode_texts(self.processor.tokenizer, prediction.predictions)  # type: ignore[arg-type]
         references = dict(zip(scored["image_id"], scored["captions"], strict=True))
         texts = dict(zip(scored["image_id"], captions, strict=True))
-        scores = self.scorer.score(texts, references, self.metrics_now())
+        scores = self.scorer.score(texts, references, self.current_metrics())
         self.predictions = scores.records(texts, references)
         return {"loss": float(loss_sums.sum(dtype="float64") / counts.sum())} | scores.corpus
 

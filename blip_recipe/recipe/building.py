@@ -11,8 +11,8 @@ from blip_recipe.models.adapters import add_lora, lora_config
 from blip_recipe.models.arguments import TINY_MODEL
 from blip_recipe.models.loading import load_base
 from blip_recipe.recipe.checks import check_model, check_quantisable
+from blip_recipe.training.compatibility import check_compatibility
 from blip_recipe.training.embeddings import check_frozen
-from blip_recipe.training.fits import check_fits
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -49,7 +49,7 @@ def build_model(recipe: Recipe[Any], rows: Dataset) -> tuple[Any, BlipProcessor]
     adapter = lora_config(arguments)
     model = model if adapter is None else add_lora(model, adapter)
     check_model(recipe, model)
-    check_fits(recipe.training, model, processor)
+    check_compatibility(recipe.training, model, processor)
     if getattr(recipe.training, "cache_image_embeds", False):
         check_frozen(model)
     return model, processor

@@ -198,10 +198,10 @@ def _check_sharding(recipe: Recipe[FinetuneOptions]) -> None:
     Raises:
         RecipeError: Names what is asked for together with it.
     """
-    from blip_recipe.training.sharding import is_asked_for, is_true
+    from blip_recipe.training.sharding import is_env_true, is_fsdp_requested
 
     training, model = recipe.training, recipe.model
-    if not is_asked_for(training):
+    if not is_fsdp_requested(training):
         return
     if "LOCAL_RANK" not in os.environ:
         raise RecipeError(
@@ -217,9 +217,9 @@ def _check_sharding(recipe: Recipe[FinetuneOptions]) -> None:
         "load_in_4bit": model.load_in_4bit,
         "fp16 (set bf16)": training.fp16,
         "torch_compile": training.torch_compile,
-        "FSDP's cpu_offload": plugin.get("cpu_offload") or is_true("FSDP_OFFLOAD_PARAMS"),
+        "FSDP's cpu_offload": plugin.get("cpu_offload") or is_env_true("FSDP_OFFLOAD_PARAMS"),
         "FSDP's activation_checkpointing (set gradient_checkpointing)": plugin.get("activation_checkpointing")
-        or is_true("FSDP_ACTIVATION_CHECKPOINTING"),
+        or is_env_true("FSDP_ACTIVATION_CHECKPOINTING"),
     }
     if wrong := next((name for name, is_given in asked.items() if is_given), None):
         raise RecipeError(

@@ -130,7 +130,7 @@ class RetrievalTrainer(BlipTrainer):
         gradient accumulation a pair is still compared only with its own batch and the queue.
         """
         outputs = self._run(model, inputs)
-        pairs = len(inputs["row"]) if num_items_in_batch is None else self.per_process(num_items_in_batch)
+        pairs = len(inputs["row"]) if num_items_in_batch is None else self.items_per_process(num_items_in_batch)
         losses = outputs.contrastive_losses + outputs.matching_losses.mean(1)
         loss = losses.sum() / pairs
         return (loss, outputs) if return_outputs else loss

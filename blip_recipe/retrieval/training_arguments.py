@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from blip_recipe.errors import RecipeError
 from blip_recipe.retrieval.arguments import RetrievalArguments
-from blip_recipe.training.sharding import is_asked_for
+from blip_recipe.training.sharding import is_fsdp_requested
 from blip_recipe.training.training_arguments import BlipTrainingArguments
 
 
@@ -58,7 +58,7 @@ class RetrievalTrainingArguments(RetrievalArguments, BlipTrainingArguments):
                 "task is 'retrieval' and save_only_model is true, but momentum encoders are part of a checkpoint: "
                 "leave it out."
             )
-        if is_asked_for(self):
+        if is_fsdp_requested(self):
             raise RecipeError(
                 "task is 'retrieval' and FSDP is asked for, but momentum encoders are copies of whole weights: start "
                 "several processes without FSDP (DistributedDataParallel)."

@@ -35,14 +35,14 @@ GIB = 2**30
 def last_checkpoint(output_dir: Path) -> Path | None:
     """The newest checkpoint of `output_dir` that is whole; torn ones are named in a warning and skipped."""
     for checkpoint in reversed(find_checkpoints(output_dir)):
-        fault = find_fault(checkpoint)
+        fault = find_damage(checkpoint)
         if fault is None:
             return checkpoint
         logger.warning("%s is torn and skipped: %s", checkpoint.name, fault)
     return None
 
 
-def find_fault(checkpoint: Path) -> str | None:
+def find_damage(checkpoint: Path) -> str | None:
     """Why a checkpoint cannot be resumed from, or nothing: its files and those of its best checkpoint are checked."""
     fault = _compare_with_manifest(checkpoint)
     if fault is None:
@@ -117,7 +117,7 @@ def flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def rotate(output_dir: Path, limit: int | None, kept: Set[Path]) -> None:
+def rotate_checkpoints(output_dir: Path, limit: int | None, kept: Set[Path]) -> None:
     """Delete checkpoints until `limit` are left, never one of `kept`.
 
     Those go first that are newer than all that is kept (torn ones, or steps that are being repeated), then the oldest.
@@ -130,7 +130,7 @@ def rotate(output_dir: Path, limit: int | None, kept: Set[Path]) -> None:
 
 
 @contextmanager
-def explained_if_it_fails(what: str, output_dir: Path) -> Iterator[None]:
+def explain_save_errors(what: str, output_dir: Path) -> Iterator[None]:
     """Say what could not be saved, where, and how to go on: a full disk is nothing that a traceback explains.
 
     Raises:

@@ -37,7 +37,7 @@ def check_frozen(model: Any) -> None:
         )
 
 
-def keep_embeddings(trainer: Seq2SeqTrainer, processor: BlipProcessor, datasets: Sequence[CaptionDataset]) -> None:
+def cache_embeddings(trainer: Seq2SeqTrainer, processor: BlipProcessor, datasets: Sequence[CaptionDataset]) -> None:
     """Encode every picture of `datasets` that is not kept yet; rows then come with embeddings in place of pictures.
 
     Processes share the work. What is computed from embeddings is what would be computed from pictures: they are kept in

@@ -42,7 +42,7 @@ def estimate_peak_bytes(
         tokens: Tokens of the captions of an image together.
         checkpointing: Whether activations are computed again for the gradient.
     """
-    stored = stored_bytes(model)
+    stored = weight_bytes(model)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     moments = OPTIMIZER_BYTES.get(str(getattr(training.optim, "value", training.optim)), 8)
     gradients = GRADIENT_BYTES * trained
@@ -68,7 +68,7 @@ def choose_checkpointing(model: Any, training: BlipTrainingArguments, tokens: in
     Returns:
         Bytes at the peak of a step, as it will be taken; nothing where a step cannot be traced.
     """
-    start = copies * stored_bytes(model)
+    start = copies * weight_bytes(model)
 
     def estimate(checkpointing: bool) -> int:
         return start + estimate_peak_bytes(
@@ -76,14 +76,14 @@ def choose_checkpointing(model: Any, training: BlipTrainingArguments, tokens: in
         )
 
     try:
-        if training.checkpointing_is_open and training.device.type == "cuda":
+        if training.auto_checkpointing and training.device.type == "cuda":
             if quantization_of(model) is None:
                 model.to(training.device)
             free = torch.cuda.mem_get_info(training.device)[0]
-            if estimate(checkpointing=False) - stored_bytes(model) > SHARE_OF_MEMORY * free:
+            if estimate(checkpointing=False) - weight_bytes(model) > SHARE_OF_MEMORY * free:
                 # Trainer reads the new name, accelerate's plugins the old one.
                 training.activation_checkpointing = training.gradient_checkpointing = True
-            training.checkpointing_is_open = False
+            training.auto_checkpointing = False
         peak = estimate(checkpointing=bool(training.activation_checkpointing))
     except RuntimeError as error:  # a kernel of a device that says nothing about the shape of its results
         logger.warning("The memory of a step cannot be estimated here: %s", error)
@@ -92,7 +92,7 @@ def choose_checkpointing(model: Any, training: BlipTrainingArguments, tokens: in
     return peak
 
 
-def stored_bytes(model: nn.Module) -> int:
+def weight_bytes(model: nn.Module) -> int:
     """Bytes of the weights and buffers."""
     return sum(tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.buffers()])
 
@@ -121,7 +121,7 @@ def activation_bytes(model: Any, images: int, tokens: int, *, bf16: bool, checkp
 
     device, size = weights[0].device, model.config.vision_config.image_size
     with (
-        as_trained(model, checkpointing),
+        training_mode(model, checkpointing),
         FakeTensorMode(allow_non_fake_inputs=True),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast(device.type, torch.bfloat16, enabled=bf16),
@@ -137,7 +137,7 @@ def activation_bytes(model: Any, images: int, tokens: int, *, bf16: bool, checkp
 
 
 @contextmanager
-def as_trained(model: Any, checkpointing: bool) -> Iterator[None]:
+def training_mode(model: Any, checkpointing: bool) -> Iterator[None]:
     """The model in training mode, with gradient checkpointing or without, for a while."""
     was_training, was_checkpointing = model.training, model.is_activation_checkpointing
     # LLM.int8() looks for outliers above a threshold, whose number no trace can know.
@@ -146,17 +146,17 @@ def as_trained(model: Any, checkpointing: bool) -> Iterator[None]:
     for state in outliers:
         state.threshold = 0.0
     model.train()
-    switch_checkpointing(model, checkpointing)
+    set_checkpointing(model, checkpointing)
     try:
         yield
     finally:
         for state, threshold in zip(outliers, thresholds, strict=True):
             state.threshold = threshold
         model.train(was_training)
-        switch_checkpointing(model, was_checkpointing)
+        set_checkpointing(model, was_checkpointing)
 
 
-def switch_checkpointing(model: Any, wanted: bool) -> None:
+def set_checkpointing(model: Any, wanted: bool) -> None:
     """Gradient checkpointing on or off, of the kind that takes inputs without gradients."""
     if wanted == model.is_activation_checkpointing:
         return

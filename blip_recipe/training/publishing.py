@@ -67,7 +67,7 @@ class PublishingTrainer(StreamingTrainer):
         skipped: Rows that a stream left out.
         card: What the callback noted of the training.
         sources: What the card says of base model and data; left out, it is read off model and data sets.
-        given_dataset: The training data as they were handed over.
+        original_train_dataset: The training data as they were handed over.
         recipe: What `recipe.json` beside a saved model says; left out, the arguments that were given.
     """
 
@@ -77,7 +77,7 @@ class PublishingTrainer(StreamingTrainer):
     args: BlipTrainingArguments
     processor: BlipProcessor
     scored_dataset: Any
-    given_dataset: Any = None
+    original_train_dataset: Any = None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.predictions: list[dict[str, Any]] = []
@@ -194,7 +194,7 @@ class PublishingTrainer(StreamingTrainer):
         """What model and data sets tell of themselves."""
         model = self.accelerator.unwrap_model(self.model)
         own_model, own_data = Source("new weights", is_own=True), Source("own data", is_own=True)
-        name, found = getattr(model, "name_or_path", ""), source_name(self.given_dataset)
+        name, found = getattr(model, "name_or_path", ""), source_name(self.original_train_dataset)
         return Sources(
             read_source(name, "model", getattr(model.config, "_commit_hash", None)) if name else own_model,
             read_source(found[0], "dataset", found[1]) if found else own_data,
@@ -309,7 +309,7 @@ def check_published(
         )
 
 
-def recorded_recipe(trainer: PublishingTrainer) -> dict[str, Any]:
+def build_recipe(trainer: PublishingTrainer) -> dict[str, Any]:
     """The `recipe.json` of a run without a recipe: what was given to the trainer, and how texts are generated."""
     args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
     recipe: dict[str, Any] = {"task": trainer.task.name, "model_name_or_path": model.name_or_path}

@@ -20,7 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from blip_recipe.data.storage import read_json, write_json
 from blip_recipe.errors import StoppedError
-from blip_recipe.training.checkpoints import STAGING, explained_if_it_fails, move_into_place, rotate
+from blip_recipe.training.checkpoints import STAGING, explain_save_errors, move_into_place, rotate_checkpoints
 from blip_recipe.training.stop_signals import StopSignals, ignore_stop_signals
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class ResumableTrainer(Seq2SeqTrainer):
         if self.args.should_save:
             shutil.rmtree(staged.parent, ignore_errors=True)
         self.accelerator.wait_for_everyone()
-        with explained_if_it_fails(f"The checkpoint of step {step}", output_dir):
+        with explain_save_errors(f"The checkpoint of step {step}", output_dir):
             super()._save_checkpoint(model, trial)
             if self.state.best_model_checkpoint == str(staged):
                 self.state.best_model_checkpoint = str(checkpoint)
@@ -80,7 +80,9 @@ class ResumableTrainer(Seq2SeqTrainer):
                 self.state.save_to_json(str(staged / TRAINER_STATE_NAME))
                 move_into_place(staged, checkpoint)
                 best = self.state.best_model_checkpoint
-                rotate(output_dir, self.args.save_total_limit, {checkpoint, *([Path(best)] if best else [])})
+                rotate_checkpoints(
+                    output_dir, self.args.save_total_limit, {checkpoint, *([Path(best)] if best else [])}
+                )
         self.accelerator.wait_for_everyone()
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:

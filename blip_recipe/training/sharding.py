@@ -36,26 +36,26 @@ WEIGHTS_FILE = "pytorch_model_fsdp.bin"
 """What accelerate names the weights that a sharded run resumes from."""
 
 
-def is_asked_for(training: TrainingArguments) -> bool:
+def is_fsdp_requested(training: TrainingArguments) -> bool:
     """Whether the recipe, or `accelerate launch --use_fsdp`, asks for FSDP."""
-    return bool(training.fsdp) or is_true("ACCELERATE_USE_FSDP")
+    return bool(training.fsdp) or is_env_true("ACCELERATE_USE_FSDP")
 
 
-def is_true(variable: str) -> bool:
+def is_env_true(variable: str) -> bool:
     """Whether an environment variable says yes."""
     return os.environ.get(variable, "false").lower() in ("1", "true")
 
 
-def load_in_every_process(training: TrainingArguments) -> None:
+def disable_ram_efficient_loading(training: TrainingArguments) -> None:
     """Have every process of a sharded run read the whole model: the base is scored before it is sharded."""
-    if not is_asked_for(training):
+    if not is_fsdp_requested(training):
         return
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     if training.fsdp_plugin_args:
         training.fsdp_plugin_args["cpu_ram_efficient_loading"] = False
 
 
-def shard_by_layer(plugin: FullyShardedDataParallelPlugin) -> None:
+def configure_fsdp(plugin: FullyShardedDataParallelPlugin) -> None:
     """Tell accelerate how BLIP is cut up, computed and saved, whatever it was told before."""
     plugin.auto_wrap_policy = transformer_auto_wrap_policy
     plugin.transformer_cls_names_to_wrap = list(LAYERS)
@@ -66,7 +66,7 @@ def shard_by_layer(plugin: FullyShardedDataParallelPlugin) -> None:
 
 
 @contextmanager
-def embeddings_in_root(model: Any) -> Iterator[None]:
+def keep_embeddings_in_root(model: Any) -> Iterator[None]:
     """Keep word embeddings and LM head in one group while accelerate shards `model`.
 
     It would make a group of what `get_input_embeddings` names, with a weight that the LM head in the root has too.
@@ -90,7 +90,7 @@ def gather_weights(model: Any) -> None:
 
 
 @contextmanager
-def whole_weights(model: Any, plugin: FullyShardedDataParallelPlugin | None) -> Iterator[None]:
+def unsharded_weights(model: Any, plugin: FullyShardedDataParallelPlugin | None) -> Iterator[None]:
     """As `gather_weights`, and shard them again, after each forward pass too if `plugin` says so."""
     gather_weights(model)
     try:
@@ -105,7 +105,7 @@ def whole_weights(model: Any, plugin: FullyShardedDataParallelPlugin | None) -> 
                 )
 
 
-def without_aliases(state_dict: dict[str, Any] | None, model: Any) -> dict[str, Any] | None:
+def drop_tied_weights(state_dict: dict[str, Any] | None, model: Any) -> dict[str, Any] | None:
     """Gathered weights by the names they are saved under: each gathered by itself, tied ones no longer share memory."""
     if state_dict is None:
         return None
@@ -120,7 +120,7 @@ def describe_shards(model: Any) -> str:
     return f"{mine:,} of {total:,} weights in this process, gathered in {groups} groups"
 
 
-def check_checkpoint(checkpoint: str, *, sharded: bool) -> None:
+def check_checkpoint_sharding(checkpoint: str, *, sharded: bool) -> None:
     """Find a checkpoint of a run that was sharded where this one is not, or the other way round.
 
     Raises:

@@ -29,14 +29,14 @@ class StopSignals:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        self._before = {each: signal.signal(each, self._note) for each in STOP_SIGNALS}
+        self._before = {each: signal.signal(each, self._on_signal) for each in STOP_SIGNALS}
         return self
 
     def __exit__(self, *_: object) -> None:
         for each, handler in self._before.items():
             signal.signal(each, handler)
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.received is None:
             self.received = signal.Signals(number)
             logger.warning("%s: finishing the step and saving a checkpoint", self.received.name)

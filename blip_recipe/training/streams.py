@@ -91,7 +91,7 @@ class StreamProgress:
         self.images, self.first_images, self.first_captions = 0, 0, 0
         self.skipped: dict[tuple[int | str, int], SkippedRow] = {}
 
-    def note(self, batch: dict[str, Any], progress: Progress) -> None:
+    def update(self, batch: dict[str, Any], progress: Progress) -> None:
         """Count a batch that will be trained on."""
         self.positions[progress.worker] = progress.position
         self.next_worker = (progress.worker + 1) % self.workers
@@ -210,14 +210,14 @@ class StreamingTrainer(ResumableTrainer):
         if self.progress is None:
             return super().get_batch_samples(epoch_iterator, num_batches, device)
         batches = list(islice(epoch_iterator, num_batches))
-        told: list[Progress] = [batch.pop("progress") for batch in batches]
-        fault = next((each.fault for each in told if each.fault), None)
+        reports: list[Progress] = [batch.pop("progress") for batch in batches]
+        fault = next((each.fault for each in reports if each.fault), None)
         if self._any_process(fault is not None):
             self._save_before_fault()
             # The first process that ends takes the others along: each has to say what is wrong.
             raise RecipeError(next(filter(None, gather_object([fault]))))
-        for batch, progress in zip(batches, told, strict=True):
-            self.progress.note(batch, progress)
+        for batch, progress in zip(batches, reports, strict=True):
+            self.progress.update(batch, progress)
         return super().get_batch_samples(iter(batches), num_batches, device)
 
     def _any_process(self, here: bool) -> bool:

@@ -27,16 +27,16 @@ from blip_recipe.models.adapters import add_lora, check_is_lora, is_adapted, mov
 from blip_recipe.models.loading import load_base, load_merged
 from blip_recipe.models.processors import load_processor, save_processor
 from blip_recipe.training.checkpoints import last_checkpoint
-from blip_recipe.training.fits import check_fits
-from blip_recipe.training.publishing import BASELINE, PublishingTrainer, recorded_recipe
+from blip_recipe.training.compatibility import check_compatibility
+from blip_recipe.training.publishing import BASELINE, PublishingTrainer, build_recipe
 from blip_recipe.training.sharding import (
-    check_checkpoint,
+    check_checkpoint_sharding,
+    configure_fsdp,
     describe_shards,
-    embeddings_in_root,
-    is_asked_for,
-    shard_by_layer,
-    whole_weights,
-    without_aliases,
+    drop_tied_weights,
+    is_fsdp_requested,
+    keep_embeddings_in_root,
+    unsharded_weights,
 )
 from blip_recipe.training.streams import plan_steps
 
@@ -120,7 +120,7 @@ class BlipTrainer(PublishingTrainer):
         self.processor = self._find_processor(model, model_init, processing_class)
         if model is not None:
             model = self.prepare_model(model, args)
-            check_fits(args, model, self.processor)
+            check_compatibility(args, model, self.processor)
         self.epoch_sampler: Any = None
         # `compute_loss` divides by what all accumulated batches hold.
         self.loss_is_scaled_for_ga = True
@@ -130,8 +130,8 @@ class BlipTrainer(PublishingTrainer):
             logger.warning("%d GPUs are there, 1 is used: start with `accelerate launch` to use all.", args.n_gpu)
             # torch's DataParallel would cut texts and images at different places.
             args._n_gpu = 1
-        self.given_dataset = train_dataset
-        train_dataset = self._wrap(train_dataset, args, training=True)
+        self.original_train_dataset = train_dataset
+        train_dataset = self._prepare_dataset(train_dataset, args, training=True)
         if isinstance(train_dataset, CaptionStream):
             plan_steps(args, train_dataset.split.images)
         patience = [] if args.early_stopping_patience is None else [EarlyStopping(args.early_stopping_patience)]
@@ -140,7 +140,7 @@ class BlipTrainer(PublishingTrainer):
             args=args,
             data_collator=data_collator or self.build_collator(args),
             train_dataset=train_dataset,
-            eval_dataset=self._wrap(eval_dataset, args, training=False),
+            eval_dataset=self._prepare_dataset(eval_dataset, args, training=False),
             processing_class=self.processor,
             model_init=None if model_init is None else lambda trial=None: self._init_model(model_init, trial),
             compute_metrics=self.score_predictions,
@@ -148,8 +148,8 @@ class BlipTrainer(PublishingTrainer):
             **kwargs,
         )
         if self.is_fsdp_enabled:
-            shard_by_layer(self.accelerator.state.fsdp_plugin)
-        elif is_asked_for(args):
+            configure_fsdp(self.accelerator.state.fsdp_plugin)
+        elif is_fsdp_requested(args):
             logger.warning("FSDP is asked for, but accelerate shards on GPUs only: each process keeps all weights.")
         self.prepare_task()
 
@@ -259,7 +259,7 @@ class BlipTrainer(PublishingTrainer):
     def _init_model(self, model_init: Callable[..., Any], trial: Any) -> Any:
         """A new model of the user's `model_init`, which takes a trial of a hyperparameter search or nothing."""
         model = self.prepare_model(model_init(trial) if takes_trial(model_init) else model_init(), self.args)
-        check_fits(self.args, model, self.processor)
+        check_compatibility(self.args, model, self.processor)
         return model
 
     def _find_processor(self, model: Any, model_init: Any, processor: BlipProcessor | None) -> BlipProcessor:
@@ -296,7 +296,7 @@ class BlipTrainer(PublishingTrainer):
 
     # Rows
 
-    def _wrap(self, dataset: Any, args: Any, *, training: bool) -> Any:
+    def _prepare_dataset(self, dataset: Any, args: Any, *, training: bool) -> Any:
         if dataset is None or isinstance(dataset, (PictureDataset, CaptionStream)):
             return dataset
         if isinstance(dataset, (dict, str)) and training:
@@ -308,16 +308,16 @@ class BlipTrainer(PublishingTrainer):
                 raise RecipeError(f"eval_dataset is {dataset!r}: expected a data set, or the name of one of several.")
             return dataset
         if isinstance(dataset, dict):
-            return {name: self._wrap(each, args, training=training) for name, each in dataset.items()}
+            return {name: self._prepare_dataset(each, args, training=training) for name, each in dataset.items()}
         return self.build_dataset(dataset, args, training=training)
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """As Trainer's, on any data set that the constructor takes."""
-        return super().evaluate(self._wrap(eval_dataset, self.args, training=False), *args, **kwargs)
+        return super().evaluate(self._prepare_dataset(eval_dataset, self.args, training=False), *args, **kwargs)
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
         """As Trainer's, on any data set that the constructor takes; texts are in `predictions` afterwards."""
-        return super().predict(self._wrap(test_dataset, self.args, training=False), *args, **kwargs)
+        return super().predict(self._prepare_dataset(test_dataset, self.args, training=False), *args, **kwargs)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
         """The batch on the device, where the bytes of pictures become `pixel_values` as the model takes them."""
@@ -357,7 +357,9 @@ class BlipTrainer(PublishingTrainer):
         set_seed(self.args.seed)
         self.is_saved = False
         result = super().train(resume_from_checkpoint, *args, **kwargs)
-        self._keep_results(self.state.best_global_step if self.args.load_best_model_at_end else self.state.global_step)
+        self._drop_outdated_results(
+            self.state.best_global_step if self.args.load_best_model_at_end else self.state.global_step
+        )
         if self.progress:
             self.train_counts, self.card.epochs = self.progress.totals(self.card.epochs)
             self.skipped = self.progress.all_skipped()
@@ -365,7 +367,7 @@ class BlipTrainer(PublishingTrainer):
             self.push_to_hub()
         return result
 
-    def _keep_results(self, step: int | None) -> None:
+    def _drop_outdated_results(self, step: int | None) -> None:
         """Forget scores and texts of other models than the one that training leaves, and than the untouched one."""
         noted = [entry for entry in self.state.log_history if entry["step"] == step]
         kept = {name: entry for name in self.scored for entry in noted if f"{name}_loss" in entry}
@@ -386,21 +388,21 @@ class BlipTrainer(PublishingTrainer):
         """As Trainer's, where accelerate shards the model if it is asked to."""
         if not self.is_fsdp_enabled:
             return super()._prepare_for_training(*args, **kwargs)
-        with embeddings_in_root(self.model):
+        with keep_embeddings_in_root(self.model):
             prepared = super()._prepare_for_training(*args, **kwargs)
         logger.info("Sharded: %s", describe_shards(self.model))
         return prepared
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """As Trainer's, from a checkpoint of a run like this one."""
-        check_checkpoint(resume_from_checkpoint, sharded=self.is_fsdp_enabled)
+        check_checkpoint_sharding(resume_from_checkpoint, sharded=self.is_fsdp_enabled)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Every parameter: the original decays biases and norms too (`train_caption.py`, one AdamW group)."""
         return [name for name, _ in model.named_parameters()]
 
-    def per_process(self, items_in_step: torch.Tensor | int) -> torch.Tensor | float:
+    def items_per_process(self, items_in_step: torch.Tensor | int) -> torch.Tensor | float:
         """What a process divides its loss by, of the items of a whole optimiser step.
 
         DistributedDataParallel takes the mean of gradients over processes.
@@ -425,7 +427,7 @@ class BlipTrainer(PublishingTrainer):
     def _evaluate_whole(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         if self.accelerator._models or self.is_deepspeed_enabled:
             plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
-            with whole_weights(self.model_wrapped, plugin):
+            with unsharded_weights(self.model_wrapped, plugin):
                 return super().evaluation_loop(dataloader, *args, **kwargs)
         # A model that Trainer prepares for an evaluation would later be trained without DistributedDataParallel.
         self.accelerator._models.append(self.model)
@@ -444,13 +446,13 @@ class BlipTrainer(PublishingTrainer):
         if self.is_world_process_zero():
             scores = self.score_on_this_process(prediction)
             if self.user_metrics is not None:
-                scores = {"loss": scores["loss"]} | self.user_metrics(self._for_user(prediction))
+                scores = {"loss": scores["loss"]} | self.user_metrics(self._for_user_metrics(prediction))
             metrics = [scores | self._sum_for_best_model(scores)]
         # One process scores (METEOR is a JVM of its own); all need the result to agree on the best checkpoint.
         broadcast_object_list(metrics)
         return metrics[0]
 
-    def _for_user(self, prediction: EvalPrediction) -> EvalPrediction:
+    def _for_user_metrics(self, prediction: EvalPrediction) -> EvalPrediction:
         references = [torch.tensor(ids) for ids in self.reference_ids()]
         padded = torch.nn.utils.rnn.pad_sequence(references, batch_first=True, padding_value=-100)
         return EvalPrediction(predictions=prediction.predictions, label_ids=padded.numpy())
@@ -462,11 +464,11 @@ class BlipTrainer(PublishingTrainer):
         return args.generate_kwargs() | getattr(self, "_gen_kwargs", {})
 
     @staticmethod
-    def longest(generate_kwargs: Mapping[str, Any]) -> int:
+    def max_generated_tokens(generate_kwargs: Mapping[str, Any]) -> int:
         """Tokens that a generated text has at most."""
         return generate_kwargs.get("max_new_tokens") or generate_kwargs["max_length"]
 
-    def metrics_now(self) -> Sequence[str]:
+    def current_metrics(self) -> Sequence[str]:
         """The metrics of this evaluation: fewer while training."""
         return self.args.metrics_while_training() if self.is_in_train else self.args.metrics
 
@@ -479,7 +481,7 @@ class BlipTrainer(PublishingTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """As Trainer's, in the form that everybody can load and without the pickle of the arguments."""
-        super()._save(output_dir, without_aliases(state_dict, self.model))
+        super()._save(output_dir, drop_tied_weights(state_dict, self.model))
         if self.args.should_save:
             directory = Path(output_dir or self.output_dir)
             (directory / TRAINING_ARGS_NAME).unlink()
@@ -501,7 +503,7 @@ class BlipTrainer(PublishingTrainer):
                     path.unlink()
         super().save_model(output_dir, _internal_call)
         if self.args.should_save and not _internal_call:
-            write_json(directory / "recipe.json", self.recipe or recorded_recipe(self))
+            write_json(directory / "recipe.json", self.recipe or build_recipe(self))
         self.is_saved |= output_dir is None
 
     def merge(self) -> BlipTrainer:
@@ -521,5 +523,9 @@ class BlipTrainer(PublishingTrainer):
         )
         merged.state, merged.card = self.state, self.card
         merged.train_counts, merged.skipped = self.train_counts, self.skipped
-        merged.sources, merged.recipe, merged.given_dataset = self.sources, self.recipe, self.given_dataset
+        merged.sources, merged.recipe, merged.original_train_dataset = (
+            self.sources,
+            self.recipe,
+            self.original_train_dataset,
+        )
         return merged

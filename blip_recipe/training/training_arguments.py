@@ -11,7 +11,7 @@ from transformers.trainer_utils import SchedulerType
 
 from blip_recipe.errors import RecipeError
 from blip_recipe.training.arguments import BlipArguments
-from blip_recipe.training.sharding import is_asked_for, load_in_every_process
+from blip_recipe.training.sharding import disable_ram_efficient_loading, is_fsdp_requested
 
 MAX_WORKERS = 8
 """Enough for the fastest GPUs: one takes about 900 pictures a second, a core reads and augments some 280
@@ -82,7 +82,7 @@ class BlipTrainingArguments(BlipArguments, Seq2SeqTrainingArguments):
                 not self.use_cpu and not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
             )
         # Left open, it is decided once it is known how much memory a step takes (`memory.choose_checkpointing`).
-        self.checkpointing_is_open = self.activation_checkpointing is None and self.gradient_checkpointing is None
+        self.auto_checkpointing = self.activation_checkpointing is None and self.gradient_checkpointing is None
         if self.activation_checkpointing_kwargs is None and self.gradient_checkpointing_kwargs is None:
             # The reentrant kind needs inputs with gradients, which pictures and frozen embeddings are not.
             self.activation_checkpointing_kwargs = {"use_reentrant": False}
@@ -90,7 +90,7 @@ class BlipTrainingArguments(BlipArguments, Seq2SeqTrainingArguments):
             # As a recipe writes it; Trainer knows the bare flag and names of strategies.
             self.fsdp = True if self.fsdp.lower() == "true" else None  # type: ignore[assignment]
         Seq2SeqTrainingArguments.__post_init__(self)
-        load_in_every_process(self)
+        disable_ram_efficient_loading(self)
 
     def check_best_model(self) -> None:
         """Find a `metric_for_best_model` that is none of our scores, before the first evaluation asks for it.
@@ -114,4 +114,4 @@ class BlipTrainingArguments(BlipArguments, Seq2SeqTrainingArguments):
     @property
     def place_model_on_device(self) -> bool | None:
         """Where a sharded model too begins, whole: the base is scored before it is trained."""
-        return True if is_asked_for(self) else None
+        return True if is_fsdp_requested(self) else None

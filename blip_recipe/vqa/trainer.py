@@ -147,7 +147,7 @@ class VqaTrainer(BlipTrainer):
         batch size, gradient accumulation and number of processes.
         """
         outputs = self._run(model, inputs)
-        questions = len(inputs["row"]) if num_items_in_batch is None else self.per_process(num_items_in_batch)
+        questions = len(inputs["row"]) if num_items_in_batch is None else self.items_per_process(num_items_in_batch)
         loss = question_losses(outputs.token_losses, inputs["answer_weights"]).sum() / questions
         return (loss, outputs) if return_outputs else loss
 
@@ -189,7 +189,7 @@ class VqaTrainer(BlipTrainer):
             question_states=question_states,
             **how,
         )
-        padding = max(0, self.longest(how) - token_ids.shape[1])
+        padding = max(0, self.max_generated_tokens(how) - token_ids.shape[1])
         return F.pad(token_ids, (0, padding), value=self.processor.tokenizer.pad_token_id)
 
     def score_on_this_process(self, prediction: EvalPrediction) -> dict[str, float]:

@@ -16,7 +16,7 @@ from blip_recipe.training.checkpoints import (
     find_checkpoints,
     last_checkpoint,
     move_into_place,
-    rotate,
+    rotate_checkpoints,
 )
 
 
@@ -115,7 +115,7 @@ def test_rotation_keeps_the_new_and_the_best_and_deletes_first_what_cannot_be_go
 ) -> None:
     best, *_, new = (save(tmp_path, step) for step in (2, 4, 6))
     empty(save(tmp_path, 8))
-    rotate(tmp_path, limit, {new, best})
+    rotate_checkpoints(tmp_path, limit, {new, best})
     assert find_checkpoints(tmp_path) == [tmp_path / f"checkpoint-{step}" for step in left]
 
 

@@ -21,7 +21,7 @@ from blip_recipe.training.memory import (
     activation_bytes,
     choose_checkpointing,
     estimate_peak_bytes,
-    stored_bytes,
+    weight_bytes,
 )
 
 IMAGES, TOKENS = 8, 24
@@ -104,7 +104,7 @@ def test_a_step_of_self_critical_training_counts_its_samples_and_its_start(tmp_p
     model = build("full")
     plain_peak = choose_checkpointing(model, plain, TOKENS, copies=CaptionTrainer.frozen_copies(model, plain)) or 0
     second_peak = choose_checkpointing(model, second, TOKENS, copies=ScstTrainer.frozen_copies(model, second)) or 0
-    assert second_peak - plain_peak == stored_bytes(model)
+    assert second_peak - plain_peak == weight_bytes(model)
 
 
 def read(tmp_path: Path, *words: str) -> Recipe[FinetuneOptions]:

@@ -19,7 +19,7 @@ from blip_recipe.errors import RecipeError
 from blip_recipe.recipe.arguments import FinetuneOptions
 from blip_recipe.recipe.checks import check_recipe
 from blip_recipe.recipe.parsing import Recipe, read_recipe
-from blip_recipe.training.sharding import check_checkpoint, is_asked_for
+from blip_recipe.training.sharding import check_checkpoint_sharding, is_fsdp_requested
 
 # Five runs, of which two processes make one after the other.
 pytestmark = pytest.mark.timeout(1900)
@@ -122,9 +122,9 @@ def test_a_sharded_run_goes_on_from_its_checkpoint_bit_for_bit(runs: Runs) -> No
 def test_a_checkpoint_of_the_other_kind_is_refused(runs: Runs) -> None:
     for folder, sharded in zip((runs.copies, runs.sharded), (False, True), strict=True):
         checkpoint = str(folder / "full/checkpoint-1")
-        check_checkpoint(checkpoint, sharded=sharded)
+        check_checkpoint_sharding(checkpoint, sharded=sharded)
         with pytest.raises(RecipeError, match=r"with(out)? FSDP, and this run is started with"):
-            check_checkpoint(checkpoint, sharded=not sharded)
+            check_checkpoint_sharding(checkpoint, sharded=not sharded)
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_fsdp_is_asked_for_by_recipe_or_launcher(
 ) -> None:
     recipe = read(tmp_path, monkeypatch, keys, environment)
     check_recipe(recipe)
-    assert is_asked_for(recipe.training)
+    assert is_fsdp_requested(recipe.training)
     # `from_pretrained` would leave all processes but the first without weights.
     assert os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] == "false"
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from transformers import BlipProcessor
 
 
-def check_fits(args: Any, model: Any, processor: BlipProcessor) -> None:
+def check_compatibility(args: Any, model: Any, processor: BlipProcessor) -> None:
     """Find arguments that the model cannot keep to, and a processor of another model.
 
     Raises:
