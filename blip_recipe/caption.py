@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from blip_recipe.captioning.output import finished_images, open_output, sidecar_of, write_line, write_sidecar
+from blip_recipe.captioning.output import finished_images, open_output, sidecar_path, write_line, write_sidecar
 from blip_recipe.data.listing import URL, list_images, printable, read_ahead
 from blip_recipe.errors import RecipeError, run_command
 from blip_recipe.recipe.command_line import add_model_options, decoding_options, load_options, positive
@@ -100,7 +100,7 @@ def images_to_caption(arguments: argparse.Namespace, done: set[str]) -> Iterator
             if name not in done:
                 done.add(name)
                 yield name
-        elif not (keep_sidecars and os.path.exists(sidecar_of(name))):  # noqa: PTH110 - pathlib raises for some names
+        elif not (keep_sidecars and os.path.exists(sidecar_path(name))):  # noqa: PTH110 - pathlib raises for some names
             yield name
 
 

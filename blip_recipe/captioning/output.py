@@ -33,7 +33,7 @@ def finished_images(path: Path, row_format: str) -> set[str]:
             for number, record in enumerate(_complete_records(file, row_format), start=1):
                 size += len(record)
                 if not (number == 1 and row_format == "csv"):
-                    names.add(_image_of(record, row_format))
+                    names.add(_image_name(record, row_format))
                 elif record != CSV_HEADER:
                     raise ValueError(f"expected {CSV_HEADER!r}")
             file.seek(size)
@@ -63,7 +63,7 @@ def _complete_records(file: IO[bytes], row_format: str) -> Iterator[bytes]:
             record = b""
 
 
-def _image_of(record: bytes, row_format: str) -> str:
+def _image_name(record: bytes, row_format: str) -> str:
     if row_format == "jsonl":
         return json.loads(record)["image"]
     image, _, _ = next(csv.reader(io.StringIO(record.decode("utf-8", "surrogateescape"), newline="")))
@@ -109,7 +109,7 @@ def write_line(output: IO[bytes], row: dict[str, str], row_format: str) -> None:
         )
 
 
-def sidecar_of(name: str) -> str:
+def sidecar_path(name: str) -> str:
     """The text file beside a picture, as image trainers read it: `photos/cat.txt` for `photos/cat.jpg`."""
     stem, extension = os.path.splitext(name)  # noqa: PTH122 - pathlib raises for some names
     return f"{name if extension.lower() == '.txt' else stem}.txt"
@@ -119,7 +119,7 @@ def write_sidecar(name: str, caption: str, overwrite: bool) -> str | None:
     """Write `caption` beside the file `name`; gives the reason where it cannot. URLs have no side."""
     if "://" in name:
         return None
-    path = Path(sidecar_of(name))
+    path = Path(sidecar_path(name))
     part = path.with_name(f".{path.name}.part")
     try:
         if path.exists() and not overwrite:

@@ -23,11 +23,11 @@ from blip_recipe.models.loading import read_repository_json
 from blip_recipe.models.pipeline import (
     SINGLE_IMAGE,
     BlipPipeline,
+    attach_processor,
     decoding_arguments,
     load_blip_model,
     register_pipeline,
     split_hub_arguments,
-    with_processor,
 )
 from blip_recipe.models.text import decode_texts
 
@@ -176,7 +176,7 @@ class AutoCaptioner:
         if _is_blip(name, **hub):
             return load_blip_model(name, hub, ImageToTextPipeline.task_name, model_class=BlipForCaptioning, **kwargs)
         model = AutoModelForImageTextToText.from_pretrained(name, **hub, **kwargs)
-        return with_processor(model, AutoProcessor.from_pretrained(name, **hub))
+        return attach_processor(model, AutoProcessor.from_pretrained(name, **hub))
 
 
 def _is_blip(name: str, *, revision: str | None, trust_remote_code: bool, **hub: Any) -> bool:

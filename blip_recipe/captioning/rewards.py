@@ -90,7 +90,7 @@ def bleu_4(captions: Sequence[str], references: Sequence[str]) -> list[float]:
 
 
 @dataclass(frozen=True)
-class CaptionHabits:
+class CaptionStatistics:
     """What a training for CIDEr is known to spoil in captions.
 
     Attributes:
@@ -107,11 +107,11 @@ class CaptionHabits:
     bad_endings: float
 
 
-def caption_habits(captions: Sequence[str]) -> CaptionHabits:
+def caption_statistics(captions: Sequence[str]) -> CaptionStatistics:
     """The habits of `captions`, as they are written; at least one is needed."""
     words = [caption.split() for caption in tokenize_without_java(captions)]
     total = sum(map(len, words))
-    return CaptionHabits(
+    return CaptionStatistics(
         caption_length=total / len(words),
         distinct_words=len({word for each in words for word in each}) / max(1, total),
         repeated_ngrams=math.fsum(map(repeated_share, words)) / len(words),

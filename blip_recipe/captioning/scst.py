@@ -36,8 +36,8 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from blip_recipe.captioning.modeling import generate_token_ids
-from blip_recipe.captioning.rewards import CaptionReward, caption_habits
-from blip_recipe.captioning.trainer import CaptionTrainer, predicted_tokens
+from blip_recipe.captioning.rewards import CaptionReward, caption_statistics
+from blip_recipe.captioning.trainer import CaptionTrainer, count_predicted_tokens
 from blip_recipe.captioning.training_arguments import ScstTrainingArguments
 from blip_recipe.data.dataset import CaptionDataset
 from blip_recipe.errors import RecipeError
@@ -60,10 +60,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Scored = tuple[torch.Tensor, torch.Tensor | None, dict[str, float]]
-"""Rewards `(images, samples)`, those of greedy captions `(images,)`, and the habits of the samples."""
+"""Rewards `(images, samples)`, those of greedy captions `(images,)`, and the statistics of the samples."""
 
 
-def lay_out(token_ids: torch.Tensor, prompt: torch.Tensor, sep_token_id: int) -> dict[str, torch.Tensor]:
+def pack_samples(token_ids: torch.Tensor, prompt: torch.Tensor, sep_token_id: int) -> dict[str, torch.Tensor]:
     """Sampled captions as `BlipForCaptioning.forward` takes them: those of an image end to end in one row.
 
     Args:
@@ -78,15 +78,17 @@ def lay_out(token_ids: torch.Tensor, prompt: torch.Tensor, sep_token_id: int) ->
     """
     images, samples, _ = token_ids.shape
     is_end = token_ids == sep_token_id
-    spoken = is_end.cumsum(2) - is_end.long() == 0
+    is_sampled = is_end.cumsum(2) - is_end.long() == 0
     start = prompt.expand(images, samples, -1)
     positions = torch.arange(len(prompt) + token_ids.shape[2], device=token_ids.device)
-    whole = F.pad(spoken, (len(prompt), 0), value=True)
+    is_text = F.pad(is_sampled, (len(prompt), 0), value=True)
     return {
         "input_ids": torch.cat([start, token_ids], 2).flatten(1),
         # Padding begins at 0 again, and so sees only itself.
-        "position_ids": (positions * whole).flatten(1),
-        "labels": torch.cat([torch.full_like(start, IGNORED), token_ids.masked_fill(~spoken, IGNORED)], 2).flatten(1),
+        "position_ids": (positions * is_text).flatten(1),
+        "labels": torch.cat([torch.full_like(start, IGNORED), token_ids.masked_fill(~is_sampled, IGNORED)], 2).flatten(
+            1
+        ),
     }
 
 
@@ -136,7 +138,7 @@ class SampleRecord(TrainerCallback, ExportableState):
         """Count one batch."""
         self.sums = {name: self.sums.get(name, 0.0) + value for name, value in sums.items()}
 
-    def take_means(self) -> dict[str, float]:
+    def pop_means(self) -> dict[str, float]:
         """The means, and begin anew."""
         images = self.sums.pop("images", 0.0)
         means = {name: value / images for name, value in self.sums.items()}
@@ -189,10 +191,10 @@ class ScstTrainer(CaptionTrainer):
             self.args.cider_reward_weight,
             self.args.bleu_reward_weight,
         )
-        self.start: nn.Module | None = None
+        self.reference_model: nn.Module | None = None
         model = self._plain_model()
         if self.args.kl_coef and not is_adapted(model):
-            self.start = copy.deepcopy(model).requires_grad_(False).eval().to(self.args.device)
+            self.reference_model = copy.deepcopy(model).requires_grad_(False).eval().to(self.args.device)
         with ThreadPoolExecutor(1) as self.scoring:
             return super().train(*args, **kwargs)
 
@@ -210,7 +212,7 @@ class ScstTrainer(CaptionTrainer):
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
         """Images, and predicted tokens of their captions, in a whole optimiser step: `(2,)`, over all processes."""
         labels = [batch["labels"] for batch in batch_samples]
-        counts = [sum(map(len, labels)), sum(int(predicted_tokens(each).sum()) for each in labels)]
+        counts = [sum(map(len, labels)), sum(int(count_predicted_tokens(each).sum()) for each in labels)]
         return self.accelerator.reduce(torch.tensor(counts, device=device), "sum")
 
     def compute_loss(
@@ -227,23 +229,25 @@ class ScstTrainer(CaptionTrainer):
         """
         with self.accelerator.autocast():
             image_embeds = self._encode(self._module(model), inputs)
-        token_ids, greedy_ids = self._draw(image_embeds.detach())
+        token_ids, greedy_ids = self._sample(image_embeds.detach())
         scored = self.scoring.submit(self._score, inputs["row"].tolist(), token_ids.cpu(), greedy_ids)
-        batch = lay_out(token_ids, torch.tensor(self.prompt_ids, device=token_ids.device), self.sep_token_id)
-        room = batch["labels"].shape[1]
+        batch = pack_samples(token_ids, torch.tensor(self.prompt_ids, device=token_ids.device), self.sep_token_id)
+        sample_length = batch["labels"].shape[1]
         captions = {name: torch.cat([batch[name], inputs[name]], 1) for name in batch} if self._has_xe else batch
         outputs = model(image_embeds=image_embeds, **captions)
         losses = F.pad(outputs.token_losses, (1, 0))
-        surprise = losses[:, :room].view(*token_ids.shape[:2], -1).sum(2)
-        divergence = self._divergence(inputs, image_embeds, batch, surprise.detach())
-        rewards, greedy, habits = self._wait_for_scores(scored)
-        worth = rewards.to(surprise) - self.args.kl_coef * divergence
-        advantage = advantages(worth, None if greedy is None else greedy.to(surprise))
+        nll = losses[:, :sample_length].view(*token_ids.shape[:2], -1).sum(2)
+        divergence = self._divergence(inputs, image_embeds, batch, nll.detach())
+        rewards, greedy, statistics = self._wait_for_scores(scored)
+        penalised = rewards.to(nll) - self.args.kl_coef * divergence
+        advantage = advantages(penalised, None if greedy is None else greedy.to(nll))
         images, tokens = (num_items_in_batch / self.accelerator.num_processes).tolist()
-        loss = (advantage * surprise).sum() / (images * token_ids.shape[1])
+        loss = (advantage * nll).sum() / (images * token_ids.shape[1])
         if self._has_xe:
-            loss = (1 - self.args.xe_weight) * loss + self.args.xe_weight * losses[:, room:].sum() / tokens
-        self._note(len(rewards), {"reward": float(rewards.mean()), "kl": float(divergence.mean()), **habits})
+            loss = (1 - self.args.xe_weight) * loss + self.args.xe_weight * losses[:, sample_length:].sum() / tokens
+        self._record_samples(
+            len(rewards), {"reward": float(rewards.mean()), "kl": float(divergence.mean()), **statistics}
+        )
         return (loss, outputs) if return_outputs else loss
 
     def _wait_for_scores(self, scored: Future[Scored]) -> Scored:
@@ -263,7 +267,7 @@ class ScstTrainer(CaptionTrainer):
             return inputs["image_embeds"]
         return module.vision_model(pixel_values=inputs["pixel_values"]).last_hidden_state
 
-    def _draw(self, image_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def _sample(self, image_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Samples `(images, samples, tokens)`, and greedy captions `(images, 1, tokens)` as their baseline."""
         count = self.args.num_generations
         model = self._module(self.model)
@@ -279,23 +283,23 @@ class ScstTrainer(CaptionTrainer):
         with self.accelerator.autocast():
             drawn, greedy = (
                 generate_token_ids(
-                    model, self.processor.tokenizer, image_embeds, self.args.prompt, **common, **how
+                    model, self.processor.tokenizer, image_embeds, self.args.prompt, **common, **kwargs
                 ).unflatten(0, (len(image_embeds), -1))
                 if wanted
                 else None
-                for wanted, how in ((True, sampling), (self.args.scst_baseline == "greedy", {"do_sample": False}))
+                for wanted, kwargs in ((True, sampling), (self.args.scst_baseline == "greedy", {"do_sample": False}))
             )
         model.train()
         assert drawn is not None
         return drawn, None if greedy is None else greedy.cpu()
 
     def _score(self, rows: list[int], token_ids: torch.Tensor, greedy_ids: torch.Tensor | None) -> Scored:
-        """Rewards `(images, samples)` and those of greedy captions `(images,)`, and the habits of the samples."""
+        """Rewards `(images, samples)` and those of greedy captions `(images,)`, and the statistics of the samples."""
         captions, rewards = self._score_captions(rows, token_ids)
         ended = (token_ids == self.sep_token_id).any(2)
-        habits = asdict(caption_habits(captions)) | {"unfinished": 1 - float(ended.float().mean())}
+        statistics = asdict(caption_statistics(captions)) | {"unfinished": 1 - float(ended.float().mean())}
         greedy = None if greedy_ids is None else self._score_captions(rows, greedy_ids)[1][:, 0]
-        return rewards, greedy, habits
+        return rewards, greedy, statistics
 
     def _score_captions(self, rows: list[int], token_ids: torch.Tensor) -> tuple[list[str], torch.Tensor]:
         captions = decode_texts(self.processor.tokenizer, token_ids.flatten(0, 1))
@@ -313,22 +317,22 @@ class ScstTrainer(CaptionTrainer):
         inputs: dict[str, Any],
         image_embeds: torch.Tensor,
         batch: dict[str, torch.Tensor],
-        surprise: torch.Tensor,
+        nll: torch.Tensor,
     ) -> torch.Tensor:
         """How much likelier each sample is than by the model that the training started with, in nats.
 
-        `surprise` `(images, samples)` are minus log-probabilities. The mean over samples estimates the KL divergence
+        `nll` `(images, samples)` are minus log-probabilities. The mean over samples estimates the KL divergence
         of captions from that model.
         """
         if not self.args.kl_coef:
-            return torch.zeros_like(surprise)
-        if self.start is None:
+            return torch.zeros_like(nll)
+        if self.reference_model is None:
             model = self._module(self.model)
             with model.disable_adapter():
-                return self._start_surprise(model, inputs, image_embeds, batch, surprise.shape) - surprise
-        return self._start_surprise(self.start, inputs, image_embeds, batch, surprise.shape) - surprise
+                return self._reference_nll(model, inputs, image_embeds, batch, nll.shape) - nll
+        return self._reference_nll(self.reference_model, inputs, image_embeds, batch, nll.shape) - nll
 
-    def _start_surprise(
+    def _reference_nll(
         self, model: Any, inputs: dict[str, Any], image_embeds: torch.Tensor, batch: dict[str, torch.Tensor], shape: Any
     ) -> torch.Tensor:
         with self.accelerator.autocast():
@@ -336,7 +340,7 @@ class ScstTrainer(CaptionTrainer):
             embeds = self._encode(model, inputs) if image_embeds.requires_grad else image_embeds
             return F.pad(model(image_embeds=embeds, **batch).token_losses, (1, 0)).view(*shape, -1).sum(2)
 
-    def _note(self, images: int, means: dict[str, float]) -> None:
+    def _record_samples(self, images: int, means: dict[str, float]) -> None:
         """Add the batches of all processes to the record."""
         if not self.args.kl_coef:
             means.pop("kl")
@@ -347,13 +351,13 @@ class ScstTrainer(CaptionTrainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As Trainer's; a line of the training also tells of the samples since the one before."""
         if "loss" in logs:
-            logs = logs | self.record.take_means()
+            logs = logs | self.record.pop_means()
         super().log(logs, *args, **kwargs)
 
     def score_on_this_process(self, prediction: EvalPrediction) -> dict[str, float]:
-        """As `CaptionTrainer`'s, with the habits of the captions."""
+        """As `CaptionTrainer`'s, with the statistics of the captions."""
         scores = super().score_on_this_process(prediction)
-        return scores | asdict(caption_habits([each["caption"] for each in self.predictions]))
+        return scores | asdict(caption_statistics([each["caption"] for each in self.predictions]))
 
     @classmethod
     def tokens_per_image(cls, args: Any, rows: Any, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from transformers import BlipProcessor, EvalPrediction, PreTrainedTokenizerBase
 
 
-def predicted_tokens(labels: torch.Tensor) -> torch.Tensor:
+def count_predicted_tokens(labels: torch.Tensor) -> torch.Tensor:
     """How many tokens of each row of `labels` `(images, tokens)` are predicted."""
     return (labels[:, 1:] != IGNORED).sum(1)
 
@@ -189,7 +189,7 @@ class CaptionTrainer(BlipTrainer):
         """
         outputs = self._run(model, inputs)
         tokens = (
-            predicted_tokens(inputs["labels"]).sum()
+            count_predicted_tokens(inputs["labels"]).sum()
             if num_items_in_batch is None
             else self.items_per_process(num_items_in_batch)
         )
@@ -224,22 +224,22 @@ class CaptionTrainer(BlipTrainer):
         with torch.no_grad(), self.accelerator.autocast():
             outputs = self._run(model, inputs)
             token_ids = self.generate(outputs.image_embeds)
-        return None, token_ids, (inputs["row"], outputs.token_losses.sum(1), predicted_tokens(inputs["labels"]))
+        return None, token_ids, (inputs["row"], outputs.token_losses.sum(1), count_predicted_tokens(inputs["labels"]))
 
     def generate(self, image_embeds: torch.Tensor) -> torch.Tensor:
         """Token ids `(images, tokens)` of the captions, padded to the longest that is allowed, without the prompt.
 
         `image_embeds` `(images, patches, width)` are those of the loss: an image is encoded once.
         """
-        how = self.generate_kwargs()
+        generate_kwargs = self.generate_kwargs()
         token_ids = generate_token_ids(
             self.accelerator.unwrap_model(self.model, keep_torch_compile=False),
             self.processor.tokenizer,
             image_embeds,
             self.args.prompt,
-            **how,
+            **generate_kwargs,
         )
-        padding = max(0, self.max_generated_tokens(how) - token_ids.shape[1])
+        padding = max(0, self.max_generated_tokens(generate_kwargs) - token_ids.shape[1])
         return F.pad(token_ids, (0, padding), value=self.processor.tokenizer.pad_token_id)
 
     def score_on_this_process(self, prediction: EvalPrediction) -> dict[str, float]:

@@ -18,7 +18,7 @@ from blip_recipe.models.adapters import quantization_config, recorded_quantizati
 from blip_recipe.models.decoding import DecodingSettings
 from blip_recipe.models.processors import load_processor
 from blip_recipe.models.vision import resize_position_embeddings
-from blip_recipe.models.weights import find_weights, first_line, reading_weights
+from blip_recipe.models.weights import explain_weight_errors, find_weights, first_line
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -63,7 +63,7 @@ def load_blip(
     if quantization is not None:
         place = {"": device or PartialState().device}
         load |= {"quantization_config": quantization_config(quantization), "device_map": place}
-    with reading_weights(name):
+    with explain_weight_errors(name):
         model = model_class.from_pretrained(name, **load)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
@@ -89,17 +89,17 @@ def check_is_blip(name: str, model_class: type[StockModel], **hub: Any) -> PreTr
         raise RecipeError(
             f"model_name_or_path is {name!r}, which cannot be loaded: {first_line(error)}{advice}"
         ) from error
-    what, example = KINDS[model_class.stock_class.__name__]
+    kind, example = KINDS[model_class.stock_class.__name__]
     if not isinstance(config, BlipConfig):
         raise RecipeError(
-            f"model_name_or_path is {name!r}, a model of type {config.model_type!r}: expected a BLIP {what} "
+            f"model_name_or_path is {name!r}, a model of type {config.model_type!r}: expected a BLIP {kind} "
             f"(model type 'blip'), such as {example}."
         )
     expected = model_class.stock_class.__name__
     architecture = (config.architectures or [expected])[0]
     if architecture != expected:
         raise RecipeError(
-            f"model_name_or_path is {name!r}, a {architecture}: expected a {what} ({expected}), such as {example}."
+            f"model_name_or_path is {name!r}, a {architecture}: expected a {kind} ({expected}), such as {example}."
         )
     return config
 
@@ -241,7 +241,7 @@ def _with_adapter(base: StockModel, adapter: str, device: Any, allow_pickle: boo
     from peft import PeftModel
 
     weights = find_weights(adapter, "adapter_model", allow_pickle=allow_pickle, **hub)
-    with reading_weights(adapter):
+    with explain_weight_errors(adapter):
         # By their directory: for a name, peft would ask the network even with `local_files_only`.
         model = PeftModel.from_pretrained(base, str(weights.parent))
     return model if device is None else model.to(device)

@@ -127,10 +127,10 @@ def load_with_settings(name: str, model_class: type[StockModel], **arguments: An
     """The model that `load_finished` gives, with its processor and settings on it."""
     # It raises no OSError, which transformers would answer with a try by its stock class, which reads pickle files.
     model, processor, settings = load_finished(name, model_class, **arguments)
-    return with_processor(model, processor, settings)
+    return attach_processor(model, processor, settings)
 
 
-def with_processor(model: Any, processor: Any, settings: DecodingSettings | None = None) -> Any:
+def attach_processor(model: Any, processor: Any, settings: DecodingSettings | None = None) -> Any:
     """`model` with its processor and settings on it: transformers hands nothing but the model to a pipeline."""
     model.own_processor = processor
     if settings is not None:

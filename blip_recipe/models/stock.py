@@ -54,10 +54,10 @@ class StockModel(Mixin):
         model.__dict__ = dict(stock.__dict__)
         for table in ("_modules", "_parameters", "_buffers"):
             model.__dict__[table] = dict(stock.__dict__[table])
-        model.complete()
+        model.init_from_stock()
         return model
 
-    def complete(self) -> None:
+    def init_from_stock(self) -> None:
         """Add what this class has beside the stock class; called by `from_stock`."""
 
     @property

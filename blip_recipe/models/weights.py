@@ -52,7 +52,7 @@ def find_weights(name: str, stem: Literal["model", "adapter_model"], *, allow_pi
 
 
 @contextlib.contextmanager
-def reading_weights(name: str) -> Iterator[None]:
+def explain_weight_errors(name: str) -> Iterator[None]:
     """Turn what the readers of damaged or dangerous weights raise into a `RecipeError` that names their model."""
     try:
         yield

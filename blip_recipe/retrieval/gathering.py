@@ -30,7 +30,7 @@ def gather_with_gradients(tensor: torch.Tensor) -> torch.Tensor:
     return _Gather.apply(tensor) if world_size() > 1 else tensor  # type: ignore[no-untyped-call]
 
 
-def pad_alike(tokens: torch.Tensor) -> torch.Tensor:
+def pad_to_longest(tokens: torch.Tensor) -> torch.Tensor:
     """`tokens` `(texts, tokens)`, filled up with 0 to the longest text of all processes, as `gather` needs them."""
     if world_size() == 1:
         return tokens

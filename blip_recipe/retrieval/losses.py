@@ -73,7 +73,7 @@ def _similarities(queries: torch.Tensor, candidates: torch.Tensor, temperature: 
 
 
 @torch.no_grad()
-def draw_negatives(
+def sample_negatives(
     queries: torch.Tensor,
     candidates: torch.Tensor,
     same: torch.Tensor,

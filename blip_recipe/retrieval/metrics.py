@@ -35,7 +35,7 @@ def shortlist(queries: torch.Tensor, candidates: torch.Tensor, k: int) -> Shortl
     return Shortlist(torch.cat([each.indices for each in blocks]), torch.cat([each.values for each in blocks]))
 
 
-def rank_of_first_own(
+def first_match_rank(
     queries: torch.Tensor,
     candidates: torch.Tensor,
     query_ids: torch.Tensor,
@@ -58,16 +58,16 @@ def rank_of_first_own(
         cosines = queries[rows] @ candidates.T
         own = query_ids[rows, None] == candidate_ids
         if best is None or scores is None:
-            ranks.append(_before_first_own(cosines, own))
+            ranks.append(_count_better(cosines, own))
             continue
         again = best.candidates[rows]
         own_again = own.gather(1, again)
-        behind = again.shape[1] + _before_first_own(cosines.scatter(1, again, -torch.inf), own)
-        ranks.append(torch.where(own_again.any(1), _before_first_own(scores[rows], own_again), behind))
+        behind = again.shape[1] + _count_better(cosines.scatter(1, again, -torch.inf), own)
+        ranks.append(torch.where(own_again.any(1), _count_better(scores[rows], own_again), behind))
     return torch.cat(ranks)
 
 
-def _before_first_own(scores: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+def _count_better(scores: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     """How many others score at least as high as the best of `own`; both `(queries, candidates)`."""
     best = scores.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
     return ((scores >= best) & ~own & (scores > -torch.inf)).sum(1)

@@ -14,8 +14,8 @@ from transformers import BlipConfig, BlipForImageTextRetrieval
 from transformers.modeling_outputs import ModelOutput
 
 from blip_recipe.models.stock import StockModel
-from blip_recipe.retrieval.gathering import gather, gather_with_gradients, pad_alike
-from blip_recipe.retrieval.losses import Features, contrastive_losses, draw_negatives, matching_losses
+from blip_recipe.retrieval.gathering import gather, gather_with_gradients, pad_to_longest
+from blip_recipe.retrieval.losses import Features, contrastive_losses, matching_losses, sample_negatives
 
 TEMPERATURE_RANGE = (0.001, 0.5)
 """What the temperature is kept within (`models/blip_retrieval.py` of the original)."""
@@ -51,7 +51,7 @@ class BlipForRetrieval(StockModel, BlipForImageTextRetrieval):
         super().__init__(config)
         self.temperature = nn.Parameter(torch.tensor(configured_temperature(config)))
 
-    def complete(self) -> None:
+    def init_from_stock(self) -> None:
         """Add the temperature of ITC."""
         self.temperature = nn.Parameter(torch.tensor(configured_temperature(self.config), device=self.device))
 
@@ -116,12 +116,12 @@ class BlipForRetrieval(StockModel, BlipForImageTextRetrieval):
         if negatives_from_all:
             others = Features(*map(gather, others))
             # What is filled up is masked; `[PAD]` is 0 in BERT's vocabulary, and would do no harm if it were not.
-            input_ids, attention_mask = pad_alike(input_ids), pad_alike(attention_mask)
+            input_ids, attention_mask = pad_to_longest(input_ids), pad_to_longest(attention_mask)
             other_ids, other_mask = gather(input_ids), gather(attention_mask)
             other_embeds = gather_with_gradients(image_embeds)
         same = own.ids[:, None] == others.ids
-        other_text, exists = draw_negatives(own.image, others.text, same, self.temperature, uniform[:, 0])
-        other_image, _ = draw_negatives(own.text, others.image, same, self.temperature, uniform[:, 1])
+        other_text, exists = sample_negatives(own.image, others.text, same, self.temperature, uniform[:, 0])
+        other_image, _ = sample_negatives(own.text, others.image, same, self.temperature, uniform[:, 1])
         # An image's own text and the other one stand together, and share its keys and values.
         logits = self.match_logits(
             image_embeds,

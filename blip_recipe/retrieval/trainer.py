@@ -17,7 +17,7 @@ from blip_recipe.models.adapters import quantization_of
 from blip_recipe.retrieval.collator import PairCollator
 from blip_recipe.retrieval.data import build_dataset, image_ids
 from blip_recipe.retrieval.losses import MATCHING, split_loss
-from blip_recipe.retrieval.metrics import PairsToMatch, Shortlist, rank_of_first_own, recalls, shortlist
+from blip_recipe.retrieval.metrics import PairsToMatch, Shortlist, first_match_rank, recalls, shortlist
 from blip_recipe.retrieval.modeling import BlipForRetrieval
 from blip_recipe.retrieval.momentum import MomentumState, saved_temperature
 from blip_recipe.retrieval.scoring import match_row, tokenize_texts
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import EvalPrediction
 
-TEXTS_SHOWN = 10
+LISTED_TEXTS = 10
 """Texts that a prediction lists."""
 
 TEXTS_AT_A_TIME = 256
@@ -178,14 +178,14 @@ class RetrievalTrainer(BlipTrainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             cast("MomentumState", self.momentum).load(Path(checkpoint))
-            self._take_temperature(Path(checkpoint))
+            self._restore_temperature(Path(checkpoint))
 
     def _load_best_model(self) -> None:
         """As Trainer's, with the temperature of that model."""
         super()._load_best_model()
-        self._take_temperature(Path(str(self.state.best_model_checkpoint)))
+        self._restore_temperature(Path(str(self.state.best_model_checkpoint)))
 
-    def _take_temperature(self, checkpoint: Path) -> None:
+    def _restore_temperature(self, checkpoint: Path) -> None:
         temperature = self.plain_model.temperature
         temperature.data.copy_(saved_temperature(checkpoint))
 
@@ -221,12 +221,12 @@ class RetrievalTrainer(BlipTrainer):
             pairs = PairsToMatch(texts_of_images, images_of_texts)
             of_images, of_texts = pairs.scores(self._match(pairs, tokens))
         else:
-            texts_of_images = shortlist(images, features, TEXTS_SHOWN)
+            texts_of_images = shortlist(images, features, LISTED_TEXTS)
         again = (texts_of_images, of_images), (images_of_texts, of_texts)
         ids = image_ids(captions)
-        text_ranks = rank_of_first_own(images, features, ids, ids[owners], *again[0])
-        image_ranks = rank_of_first_own(features, images, ids[owners], ids, *again[1])
-        self._note_predictions(texts, text_ranks, texts_of_images, of_images)
+        text_ranks = first_match_rank(images, features, ids, ids[owners], *again[0])
+        image_ranks = first_match_rank(features, images, ids[owners], ids, *again[1])
+        self._record_predictions(texts, text_ranks, texts_of_images, of_images)
         temperature = self.plain_model.temperature.detach().cpu()
         scores = {"loss": float(split_loss(images, features, owners, temperature)), **recalls(text_ranks, image_ranks)}
         return scores | self._sum_for_best_model(scores)
@@ -244,7 +244,7 @@ class RetrievalTrainer(BlipTrainer):
         found = torch.zeros(count, self.plain_model.config.image_text_hidden_size, device=self.args.device)
         for part in rows.split(TEXTS_AT_A_TIME):
             with torch.no_grad(), self.accelerator.autocast():
-                found[part] = self.plain_model.text_features(**self._take(tokens, part)).float()
+                found[part] = self.plain_model.text_features(**self._select_texts(tokens, part)).float()
         return self.accelerator.reduce(found, "sum").cpu()
 
     def _match(self, pairs: PairsToMatch, tokens: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -267,21 +267,21 @@ class RetrievalTrainer(BlipTrainer):
                 embeds = self.plain_model.encode_images(inputs["pixel_values"])
                 for image, image_embeds in zip(inputs["row"].tolist(), embeds, strict=True):
                     for places in torch.arange(starts[image], starts[image + 1]).split(TEXTS_AT_A_TIME):
-                        texts = self._take(tokens, pairs.texts[places])
+                        texts = self._select_texts(tokens, pairs.texts[places])
                         logits = self.plain_model.match_logits(image_embeds[None], **texts)
                         found[places] = logits[:, MATCHING].float()
         return self.accelerator.reduce(found, "sum").cpu()
 
-    def _take(self, tokens: dict[str, torch.Tensor], rows: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _select_texts(self, tokens: dict[str, torch.Tensor], rows: torch.Tensor) -> dict[str, torch.Tensor]:
         """Texts `rows` on the device, without the padding that all of them have."""
         longest = int(tokens["attention_mask"][rows].sum(1).max())
         return {name: values[rows, :longest].to(self.args.device) for name, values in tokens.items()}
 
-    def _note_predictions(
+    def _record_predictions(
         self, texts: list[str], text_ranks: torch.Tensor, best: Shortlist, scores: torch.Tensor | None
     ) -> None:
         shown = best.similarities if scores is None else scores
-        top = shown.topk(min(TEXTS_SHOWN, shown.shape[1]), dim=1)
+        top = shown.topk(min(LISTED_TEXTS, shown.shape[1]), dim=1)
         candidates = best.candidates.gather(1, top.indices)
         rows = self.scored_dataset.rows.select_columns(["image_id", "captions"])
         self.predictions = [

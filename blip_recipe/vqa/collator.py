@@ -33,7 +33,7 @@ class AnswerCollator:
     share of the annotators gave it (`data/vqa_dataset.py`).
 
     Args:
-        processor: BLIP's image processor and tokenizer, which `mark_questions` has seen.
+        processor: BLIP's image processor and tokenizer, which `use_question_token` has seen.
         max_length: Longest answer in tokens.
     """
 

@@ -28,7 +28,7 @@ from blip_recipe.errors import RecipeError
 from blip_recipe.training.datasets import resized_pictures
 from blip_recipe.vqa.arguments import VqaDataArguments
 from blip_recipe.vqa.files import is_vqa_folder, read_vqa_files
-from blip_recipe.vqa.questions import Question, questions_of
+from blip_recipe.vqa.questions import Question, scene_questions
 from blip_recipe.vqa.rows import QuestionColumns, join_questions, read_answers
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def _read_shapes(split: str, max_samples: int | None) -> QuestionColumns:
     pictures: list[dict[str, Any]] = []
     image_ids: list[int] = []
     questions: list[Question] = []
-    asked = (each for name in parse_split(split, SHAPES_SPLITS, SHAPES) for each in questions_of(name))
+    asked = (each for name in parse_split(split, SHAPES_SPLITS, SHAPES) for each in scene_questions(name))
     for image_id, (scene, of_scene) in enumerate(asked):
         if max_samples is not None and len(questions) >= max_samples:
             break

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-AGREEING = 3
+MIN_AGREEING = 3
 """Annotators that must have given an answer for it to be right altogether."""
 
 _FIRST_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -26,7 +26,7 @@ PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _NUMBER_WITH_COMMA = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
 """A period that no digit follows. (The official pattern also means to look in front of it, but never does.)"""
-_MOST_PERIODS = 32
+_MAX_PERIODS = 32
 """So many are taken out: the official code hands `re.UNICODE`, which is 32, to `re.sub` as the count."""
 
 _CONTRACTED = (
@@ -62,7 +62,7 @@ def normalize_answer(answer: str) -> str:
     joins = _NUMBER_WITH_COMMA.search(answer) is not None
     for mark in PUNCTUATION:
         plain = plain.replace(mark, "" if joins or f"{mark} " in answer or f" {mark}" in answer else " ")
-    plain = _PERIOD.sub("", plain, count=_MOST_PERIODS)
+    plain = _PERIOD.sub("", plain, count=_MAX_PERIODS)
     words = (NUMBERS.get(word, word) for word in plain.lower().split())
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
@@ -88,7 +88,7 @@ def vqa_accuracy(answer: str, answers: Sequence[str]) -> float:
     annotators, agreeing = len(written), written.count(given)
     if annotators == 1:
         return float(agreeing)
-    enough = min(AGREEING, annotators - 1)
+    enough = min(MIN_AGREEING, annotators - 1)
     among_others = agreeing * min((agreeing - 1) / enough, 1.0) + (annotators - agreeing) * min(agreeing / enough, 1.0)
     return among_others / annotators
 

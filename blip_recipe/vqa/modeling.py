@@ -78,7 +78,7 @@ class BlipForAnswering(StockModel, BlipForQuestionAnswering):
         super().__init__(config)
         self._switch_attention({BlipTextSelfAttention: MaskedTextAttention})
 
-    def complete(self) -> None:
+    def init_from_stock(self) -> None:
         """Mask the padding of questions."""
         self._switch_attention({BlipTextSelfAttention: MaskedTextAttention})
 

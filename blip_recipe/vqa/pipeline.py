@@ -23,12 +23,12 @@ from blip_recipe.models.text import decode_texts
 from blip_recipe.vqa.collator import encode_answers, encode_questions
 from blip_recipe.vqa.data import normalize_question
 from blip_recipe.vqa.modeling import BlipForAnswering
-from blip_recipe.vqa.tokens import mark_questions
+from blip_recipe.vqa.tokens import use_question_token
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-COMPARED = 128
+RANKED_ANSWERS = 128
 """Answers of a list whose whole likelihood is computed (`k_test` in the original's `configs/vqa.yaml`)."""
 
 
@@ -60,7 +60,7 @@ class VisualQuestionAnsweringPipeline(BlipPipeline, Pipeline):
                 "transformers 5 has pipeline('image-text-to-text') for it."
             )
         tokenizer, image_processor = choose_processor(model, tokenizer, image_processor, processor)
-        mark_questions(tokenizer, model.config.text_config.bos_token_id)
+        use_question_token(tokenizer, model.config.text_config.bos_token_id)
         if type(model) is BlipForQuestionAnswering:
             model = BlipForAnswering.from_stock(model)
         super().__init__(model, tokenizer, image_processor, **kwargs)
@@ -126,7 +126,7 @@ class VisualQuestionAnsweringPipeline(BlipPipeline, Pipeline):
             token_ids = model.generate(**asked, question_states=states, **arguments)
             return {"token_ids": token_ids.view(len(states), -1, token_ids.shape[-1])}
         answer_ids = encode_answers(self.tokenizer, answers).to(states.device)
-        rows, likelihoods = model.rank(states, asked["attention_mask"], answer_ids, top_k=COMPARED)
+        rows, likelihoods = model.rank(states, asked["attention_mask"], answer_ids, top_k=RANKED_ANSWERS)
         return {"rows": rows, "log_likelihoods": likelihoods}
 
     def postprocess(  # type: ignore[override]

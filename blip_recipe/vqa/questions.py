@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 QUESTIONS = 3
 """Asked about each scene that is not for training."""
 ANNOTATORS = 10
-USUAL = (7, 10)
+AGREEING_ANNOTATORS = (7, 10)
 """At least and at most so many annotators use the usual word for the answer; the others use another one."""
-MISTAKES = 0.03
+MISTAKE_RATE = 0.03
 """How often an annotator of training scenes gives a wrong answer; those of the other splits never do."""
 
-OTHER_WORDS = {
+SYNONYMS = {
     "small": "little",
     "large": "big",
     "purple": "violet",
@@ -66,40 +66,40 @@ class Question:
     answers: tuple[str, ...]
 
 
-def ask(scene: Scene, rng: random.Random, mistakes: float = 0.0) -> list[Question]:
+def make_questions(scene: Scene, rng: random.Random, mistake_rate: float = 0.0) -> list[Question]:
     """Three questions of different kinds about `scene`.
 
     Args:
         scene: What is seen.
         rng: Chooses kinds, things, wordings and annotators.
-        mistakes: How often an annotator gives a wrong answer.
+        mistake_rate: How often an annotator gives a wrong answer.
     """
     kinds = rng.sample(list(WORDINGS), QUESTIONS)
-    return [_ask(kind, rng.choice(WORDINGS[kind]), scene, rng, mistakes) for kind in kinds]
+    return [_make_question(kind, rng.choice(WORDINGS[kind]), scene, rng, mistake_rate) for kind in kinds]
 
 
-def ask_everything(scene: Scene, rng: random.Random, mistakes: float = 0.0) -> list[Question]:
-    """A question of each kind in each wording about `scene`; the arguments are those of `ask`."""
-    return [_ask(kind, wording, scene, rng, mistakes) for kind in WORDINGS for wording in WORDINGS[kind]]
+def make_all_questions(scene: Scene, rng: random.Random, mistake_rate: float = 0.0) -> list[Question]:
+    """A question of each kind in each wording about `scene`; the arguments are those of `make_questions`."""
+    return [_make_question(kind, wording, scene, rng, mistake_rate) for kind in WORDINGS for wording in WORDINGS[kind]]
 
 
-def _ask(kind: str, wording: str, scene: Scene, rng: random.Random, mistakes: float) -> Question:
+def _make_question(kind: str, wording: str, scene: Scene, rng: random.Random, mistake_rate: float) -> Question:
     thing = rng.choice(scene.things)
     words = {"colour": thing.colour, "form": thing.form, "place": thing.place}
     if kind == "count":
         words["colour"] = rng.choice([thing.colour, rng.choice(list(COLOURS))])
         answer = str(sum(each.colour == words["colour"] for each in scene.things))
     elif kind == "yes or no":
-        words["colour"], words["form"] = _kind_to_ask_for(scene, thing, rng)
+        words["colour"], words["form"] = _choose_colour_and_form(scene, thing, rng)
         there = any((each.colour, each.form) == (words["colour"], words["form"]) for each in scene.things)
         answer = "yes" if there else "no"
     else:
         whole = f"{thing.size} {thing.colour} {thing.form}"
         answer = {"colour": thing.colour, "thing": whole, "size": thing.size, "place": thing.place}[kind]
-    return Question(kind, wording.format(**words), answer, _annotate(answer, possible_answers(kind), rng, mistakes))
+    return Question(kind, wording.format(**words), answer, _annotate(answer, possible_answers(kind), rng, mistake_rate))
 
 
-def _kind_to_ask_for(scene: Scene, thing: Thing, rng: random.Random) -> tuple[str, str]:
+def _choose_colour_and_form(scene: Scene, thing: Thing, rng: random.Random) -> tuple[str, str]:
     """Colour and form that are there in half of the cases, and else as alike to what is there as can be."""
     there = [(each.colour, each.form) for each in scene.things]
     if rng.random() < 0.5:
@@ -121,26 +121,26 @@ def possible_answers(kind: str) -> list[str]:
     }[kind]
 
 
-def other_words(answer: str) -> str:
+def synonym(answer: str) -> str:
     """`answer` in other words, or itself where there are none."""
-    return OTHER_WORDS.get(answer) or " ".join(OTHER_WORDS.get(word, word) for word in answer.split())
+    return SYNONYMS.get(answer) or " ".join(SYNONYMS.get(word, word) for word in answer.split())
 
 
-def _annotate(answer: str, possible: list[str], rng: random.Random, mistakes: float) -> tuple[str, ...]:
+def _annotate(answer: str, possible: list[str], rng: random.Random, mistake_rate: float) -> tuple[str, ...]:
     """What ten annotators say: most the usual word for `answer`, some another, a few a wrong one."""
-    usual = rng.randint(*USUAL)
-    answers = [answer] * usual + [other_words(answer)] * (ANNOTATORS - usual)
+    usual = rng.randint(*AGREEING_ANNOTATORS)
+    answers = [answer] * usual + [synonym(answer)] * (ANNOTATORS - usual)
     wrong = [each for each in possible if each != answer]
-    answers = [rng.choice(wrong) if rng.random() < mistakes else each for each in answers]
+    answers = [rng.choice(wrong) if rng.random() < mistake_rate else each for each in answers]
     rng.shuffle(answers)
     return tuple(answers)
 
 
-def questions_of(split: str) -> Iterator[tuple[Scene, list[Question]]]:
+def scene_questions(split: str) -> Iterator[tuple[Scene, list[Question]]]:
     """The scenes of a split, and what is asked about each; the same on every machine."""
     rng = random.Random(f"shapes questions {split}")
     for scene in make_scenes(split):
-        yield scene, ask_everything(scene, rng, MISTAKES) if split == "train" else ask(scene, rng)
+        yield scene, make_all_questions(scene, rng, MISTAKE_RATE) if split == "train" else make_questions(scene, rng)
 
 
 def questions_vocabulary() -> list[str]:
@@ -152,5 +152,5 @@ def questions_vocabulary() -> list[str]:
         for colour, form, place in zip(COLOURS, FORMS * 2, PLACES * 2, strict=False)
     )
     answers = [answer for kind in WORDINGS for answer in possible_answers(kind)]
-    texts = [*filled, *COLOURS, *FORMS, *answers, *OTHER_WORDS.values()]
+    texts = [*filled, *COLOURS, *FORMS, *answers, *SYNONYMS.values()]
     return sorted({word for text in texts for word in re.findall(r"\w+|[^\w\s]", text.lower())})

@@ -8,7 +8,7 @@ from torch import nn
 
 from blip_recipe.models.tiny import IMAGE_SIZE, add_positions, build_tokenizer, tiny_config, tiny_processor
 from blip_recipe.vqa.modeling import BlipForAnswering
-from blip_recipe.vqa.tokens import mark_questions
+from blip_recipe.vqa.tokens import use_question_token
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,5 +40,5 @@ def build_tiny_answerer(texts: Iterable[str], image_size: int | None = None) -> 
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=WEIGHT_STD)
     add_positions(model, model.text_encoder, model.text_decoder.bert)
-    mark_questions(tokenizer, model.config.text_config.bos_token_id)
+    use_question_token(tokenizer, model.config.text_config.bos_token_id)
     return model, tiny_processor(tokenizer, size)

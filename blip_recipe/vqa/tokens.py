@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 QUESTION_START, ANSWER_START = "[ENC]", "[DEC]"
 
 
-def mark_questions(tokenizer: PreTrainedTokenizerBase, bos_token_id: int) -> None:
+def use_question_token(tokenizer: PreTrainedTokenizerBase, bos_token_id: int) -> None:
     """Let `tokenizer` put `[ENC]` in front of texts, in place of `[CLS]`, also where it is saved and loaded.
 
     So a saved model is asked right without this package too: the stock classes begin answers with `[DEC]` by

@@ -16,7 +16,7 @@ from blip_recipe.vqa.collator import AnswerCollator
 from blip_recipe.vqa.data import build_dataset
 from blip_recipe.vqa.metrics import is_exact_match, vqa_accuracy
 from blip_recipe.vqa.modeling import BlipForAnswering, answer_row
-from blip_recipe.vqa.tokens import mark_questions
+from blip_recipe.vqa.tokens import use_question_token
 from blip_recipe.vqa.training_arguments import VqaTrainingArguments
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 SCORES = {"vqa_accuracy": vqa_accuracy, "exact_match": is_exact_match}
 """The scores of an answer given those of the annotators, by name."""
 
-FOR_THE_TRAINER = ("row", "answer_weights")
+TRAINER_INPUTS = ("row", "answer_weights")
 """Parts of a batch that are not the model's."""
 
 
@@ -114,7 +114,7 @@ class VqaTrainer(BlipTrainer):
     def prepare_model(self, model: Any, args: Any) -> Any:
         """As for any BLIP; the processor then begins questions as this model was trained."""
         model = super().prepare_model(model, args)
-        mark_questions(self.processor.tokenizer, model.config.text_config.bos_token_id)
+        use_question_token(self.processor.tokenizer, model.config.text_config.bos_token_id)
         return model
 
     def build_dataset(self, dataset: Any, args: Any, *, training: bool) -> Any:
@@ -158,7 +158,7 @@ class VqaTrainer(BlipTrainer):
 
     def _run(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
         """`AnsweringOutput` of the model for a batch."""
-        batch = {key: value for key, value in inputs.items() if key not in FOR_THE_TRAINER}
+        batch = {key: value for key, value in inputs.items() if key not in TRAINER_INPUTS}
         return model(**batch, label_smoothing=self.args.label_smoothing_factor)
 
     def prediction_step(  # type: ignore[override]
@@ -181,15 +181,15 @@ class VqaTrainer(BlipTrainer):
 
         `question_states` are those of the loss: images and questions are encoded once.
         """
-        how = self.generate_kwargs()
+        generate_kwargs = self.generate_kwargs()
         model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         token_ids = model.generate(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
             question_states=question_states,
-            **how,
+            **generate_kwargs,
         )
-        padding = max(0, self.max_generated_tokens(how) - token_ids.shape[1])
+        padding = max(0, self.max_generated_tokens(generate_kwargs) - token_ids.shape[1])
         return F.pad(token_ids, (0, padding), value=self.processor.tokenizer.pad_token_id)
 
     def score_on_this_process(self, prediction: EvalPrediction) -> dict[str, float]:

@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 
 from blip_recipe.captioning.arguments import ScstArguments
 from blip_recipe.captioning.modeling import BlipForCaptioning, generate_token_ids
-from blip_recipe.captioning.rewards import BAD_ENDINGS, CaptionReward, caption_habits
-from blip_recipe.captioning.scst import ScstTrainer, advantages, disable_dropout, lay_out
+from blip_recipe.captioning.rewards import BAD_ENDINGS, CaptionReward, caption_statistics
+from blip_recipe.captioning.scst import ScstTrainer, advantages, disable_dropout, pack_samples
 from blip_recipe.captioning.tiny import build_tiny_captioner
 from blip_recipe.errors import RecipeError
 from blip_recipe.metrics.cider import Cider
@@ -62,7 +62,7 @@ def test_rewards_are_the_weighted_sum_of_their_parts() -> None:
 
 
 def test_habits_count_repetitions_bad_endings_and_different_words() -> None:
-    habits = caption_habits(["a man on a man on a man on a", "Two dogs run."])
+    habits = caption_statistics(["a man on a man on a man on a", "Two dogs run."])
     assert habits.caption_length == 6.5
     assert habits.distinct_words == pytest.approx(6 / 13)
     assert habits.repeated_ngrams == pytest.approx((1 - 3 / 7) / 2)
@@ -87,7 +87,7 @@ def test_samples_end_to_end_have_the_log_probabilities_of_the_stock_forward() ->
     pixels, sep = torch.randn(2, 3, 96, 96), processor.tokenizer.sep_token_id
     prompt = torch.tensor([processor.tokenizer.bos_token_id, *processor.tokenizer("a").input_ids[1:-1]])
     token_ids = torch.tensor([[[5, 6, sep, 0], [7, 8, 9, 10]], [[sep, 0, 0, 0], [0, 0, sep, 0]]])
-    losses = model(pixels, **lay_out(token_ids, prompt, sep)).token_losses
+    losses = model(pixels, **pack_samples(token_ids, prompt, sep)).token_losses
     found = torch.nn.functional.pad(losses, (1, 0)).view(2, 2, -1).sum(2)
     for image, sample in product(range(2), range(2)):
         ids = token_ids[image, sample].tolist()
@@ -121,7 +121,7 @@ class ToyPolicy:
     def surprise(self, token_ids: torch.Tensor) -> torch.Tensor:
         """Minus log-probabilities `(images, samples)`."""
         embeds = self.embeds.expand(len(token_ids), -1, -1)
-        losses = self.model(image_embeds=embeds, **lay_out(token_ids, self.prompt, self.sep)).token_losses
+        losses = self.model(image_embeds=embeds, **pack_samples(token_ids, self.prompt, self.sep)).token_losses
         return torch.nn.functional.pad(losses, (1, 0)).view(*token_ids.shape[:2], -1).sum(2)
 
     def gradient(self, value: torch.Tensor) -> torch.Tensor:
@@ -288,7 +288,7 @@ def test_a_step_is_the_same_however_it_is_accumulated(tmp_path: Path, base: Path
             xe_weight=0.5,
         )
         # The captions of an image must not depend on those drawn before it.
-        draw = trainer._draw
+        draw = trainer._sample
 
         def draw_anew(image_embeds: torch.Tensor) -> Any:
             each = []
@@ -298,7 +298,7 @@ def test_a_step_is_the_same_however_it_is_accumulated(tmp_path: Path, base: Path
                 each.append(torch.nn.functional.pad(ids, (0, 8 - ids.shape[2])))
             return torch.cat(each), None
 
-        trainer._draw = draw_anew  # type: ignore[method-assign]
+        trainer._sample = draw_anew  # type: ignore[method-assign]
         return trained(trainer)
 
     whole, cut = step("whole", 6, 1), step("cut", 2, 3)

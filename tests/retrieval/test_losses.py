@@ -10,7 +10,7 @@ import pytest
 import torch
 from retrievers import PlainMomentum, build_retriever, draw_pairs, plain_step, stock_copy
 
-from blip_recipe.retrieval.losses import Features, contrastive_losses, draw_negatives, matching_losses
+from blip_recipe.retrieval.losses import Features, contrastive_losses, matching_losses, sample_negatives
 from blip_recipe.retrieval.momentum import MomentumState
 
 
@@ -63,7 +63,7 @@ def test_hard_negatives_are_drawn_by_similarity_and_never_of_the_same_image() ->
     draws = 10_000
     counts: Counter[int] = Counter()
     for number in range(draws):
-        drawn, exists = draw_negatives(queries, candidates, same, torch.tensor(0.5), torch.tensor([number / draws]))
+        drawn, exists = sample_negatives(queries, candidates, same, torch.tensor(0.5), torch.tensor([number / draws]))
         counts[int(drawn)] += 1
         assert exists.all()
     share = math.exp(0.8 / 0.5) / (math.exp(0.8 / 0.5) + 1)
@@ -75,14 +75,14 @@ def test_hard_negatives_are_drawn_by_similarity_and_never_of_the_same_image() ->
 def test_a_negative_is_found_however_sure_the_model_is_and_however_the_draw_falls(uniform: float) -> None:
     queries, candidates = torch.tensor([[1.0, 0.0]]), torch.tensor([[-1.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
     same = torch.tensor([[True, True, False]])
-    drawn, exists = draw_negatives(queries, candidates, same, torch.tensor(0.001), torch.tensor([uniform]))
+    drawn, exists = sample_negatives(queries, candidates, same, torch.tensor(0.001), torch.tensor([uniform]))
     assert drawn.tolist() == [2]
     assert exists.tolist() == [True]
 
 
 def test_images_alone_have_no_negatives() -> None:
     same = torch.ones(2, 2, dtype=torch.bool)
-    drawn, exists = draw_negatives(torch.eye(2), torch.eye(2), same, torch.tensor(0.07), torch.tensor([0.3, 0.9]))
+    drawn, exists = sample_negatives(torch.eye(2), torch.eye(2), same, torch.tensor(0.07), torch.tensor([0.3, 0.9]))
     assert exists.tolist() == [False, False]
     assert set(drawn.tolist()) <= {0, 1}
 

@@ -9,7 +9,7 @@ import torch
 
 from blip_recipe.retrieval.data import image_ids
 from blip_recipe.retrieval.losses import split_loss
-from blip_recipe.retrieval.metrics import PairsToMatch, Shortlist, rank_of_first_own, recalls, shortlist
+from blip_recipe.retrieval.metrics import PairsToMatch, Shortlist, first_match_rank, recalls, shortlist
 
 IMAGES = torch.eye(3)
 """Three images, so that a text's features are its similarities to them."""
@@ -18,9 +18,9 @@ OWNERS = torch.tensor([0, 0, 1, 2, 2])
 
 
 def test_an_image_is_found_by_its_best_caption_and_a_caption_by_its_only_image() -> None:
-    text_ranks = rank_of_first_own(IMAGES, TEXTS, torch.arange(3), OWNERS)
+    text_ranks = first_match_rank(IMAGES, TEXTS, torch.arange(3), OWNERS)
     assert text_ranks.tolist() == [0, 0, 0]
-    image_ranks = rank_of_first_own(TEXTS, IMAGES, OWNERS, torch.arange(3))
+    image_ranks = first_match_rank(TEXTS, IMAGES, OWNERS, torch.arange(3))
     assert image_ranks.tolist() == [0, 0, 0, 0, 1]
     found = recalls(text_ranks, image_ranks)
     assert found["text_recall_1"] == 1
@@ -42,9 +42,9 @@ def test_recalls_are_at_1_5_and_10() -> None:
 
 def test_a_tie_with_another_image_is_lost_and_one_with_an_own_caption_is_none() -> None:
     same = torch.tensor([[1.0, 0.0]])
-    ranks = rank_of_first_own(same, same.repeat(4, 1), torch.tensor([7]), torch.tensor([7, 7, 3, 3]))
+    ranks = first_match_rank(same, same.repeat(4, 1), torch.tensor([7]), torch.tensor([7, 7, 3, 3]))
     assert ranks.tolist() == [2]
-    ranks = rank_of_first_own(same, same.repeat(2, 1), torch.tensor([7]), torch.tensor([7, 7]))
+    ranks = first_match_rank(same, same.repeat(2, 1), torch.tensor([7]), torch.tensor([7, 7]))
     assert ranks.tolist() == [0]
 
 
@@ -58,7 +58,7 @@ def test_the_best_candidates_are_ranked_again_before_all_others(k: int, expected
     scores[1, 0] = 5.0
     ids = torch.tensor([0, 1, 0])
     # The third query asks for the texts of image 0, which its cosines leave for the end.
-    ranks = rank_of_first_own(IMAGES, TEXTS, ids, OWNERS, best, scores)
+    ranks = first_match_rank(IMAGES, TEXTS, ids, OWNERS, best, scores)
     assert ranks.tolist() == expected
 
 
@@ -86,7 +86,7 @@ def test_ranks_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     def ranks() -> tuple[torch.Tensor, Shortlist]:
         best = shortlist(queries, candidates, 6)
         scores = torch.sin(best.candidates.float())
-        return rank_of_first_own(queries, candidates, query_ids, candidate_ids, best, scores), best
+        return first_match_rank(queries, candidates, query_ids, candidate_ids, best, scores), best
 
     whole, whole_list = ranks()
     monkeypatch.setattr("blip_recipe.retrieval.metrics.BLOCK", 7)

@@ -16,7 +16,7 @@ from blip_recipe.data.shapes import make_scenes
 from blip_recipe.errors import RecipeError
 from blip_recipe.vqa.arguments import VqaDataArguments
 from blip_recipe.vqa.data import QuestionDataset, load_questions, normalize_question, question_rows
-from blip_recipe.vqa.questions import questions_of
+from blip_recipe.vqa.questions import scene_questions
 
 COLUMNS = ["image", "image_id", "question_id", "question", "answers"]
 STRUCTS = List({"answer": Value("string"), "answer_confidence": Value("string"), "answer_id": Value("int64")})
@@ -187,7 +187,7 @@ def test_a_question_of_vqav2_that_nobody_answered_has_no_answers(tmp_path: Path)
 
 def test_drawn_scenes_are_rows_like_any_other() -> None:
     rows = load_questions(VqaDataArguments(dataset_name="shapes"), "validation")
-    asked = [question for _, questions in questions_of("validation") for question in questions]
+    asked = [question for _, questions in scene_questions("validation") for question in questions]
     assert rows.column_names == COLUMNS
     assert rows["question"][:] == [question.text for question in asked]
     assert rows["answers"][:] == [list(question.answers) for question in asked]

@@ -17,7 +17,7 @@ from blip_recipe.models.processors import load_processor, save_processor
 from blip_recipe.vqa.collator import AnswerCollator, encode_answers
 from blip_recipe.vqa.modeling import BlipForAnswering
 from blip_recipe.vqa.tiny import build_tiny_answerer
-from blip_recipe.vqa.tokens import mark_questions
+from blip_recipe.vqa.tokens import use_question_token
 
 ATTENTIONS = pytest.mark.parametrize("attention", ["sdpa", "eager"])
 GREEDY = {"num_beams": 1, "max_length": 8, "min_length": 1, "do_sample": False}
@@ -262,14 +262,14 @@ def test_a_saved_tokenizer_asks_as_the_model_was_trained(answerer: tuple[Path, B
     assert tokenizer.convert_ids_to_tokens(tokenizer("red cat").input_ids) == ["[ENC]", "red", "cat", "[SEP]"]
     assert tokenizer.decode(tokenizer("red cat").input_ids, skip_special_tokens=True) == "red cat"
     before = len(tokenizer)
-    mark_questions(tokenizer, tokenizer.bos_token_id)
+    use_question_token(tokenizer, tokenizer.bos_token_id)
     assert len(tokenizer) == before
 
 
 def test_a_plain_bert_tokenizer_learns_the_first_tokens_in_the_original_order() -> None:
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "red", "cat"]
     tokenizer = BertTokenizer(vocab={piece: number for number, piece in enumerate(pieces)})
-    mark_questions(tokenizer, 7)
+    use_question_token(tokenizer, 7)
     assert tokenizer("red cat").input_ids == [8, 5, 6, 3]
     assert tokenizer.bos_token_id == 7
 
@@ -277,4 +277,4 @@ def test_a_plain_bert_tokenizer_learns_the_first_tokens_in_the_original_order() 
 def test_another_models_tokenizer_is_told_apart() -> None:
     tokenizer = BertTokenizer(vocab={"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "[MASK]": 4})
     with pytest.raises(RecipeError, match=r"\[DEC\] as token 5.*bos_token_id 30522"):
-        mark_questions(tokenizer, 30522)
+        use_question_token(tokenizer, 30522)
