@@ -102,7 +102,7 @@ def test_an_adapter_of_another_kind(config: Any, captioner: Path, arguments: Any
 
 def test_a_second_adapter(captioner: Path, arguments: Any) -> None:
     processor = load_processor(str(captioner))
-    with pytest.raises(RecipeError, match="model has an adapter already, and peft_config asks for one"):
+    with pytest.raises(RecipeError, match="model already has an adapter and peft_config is given"):
         CaptionTrainer(adapted(captioner), arguments, peft_config=LoraConfig(r=2), processing_class=processor)
 
 
@@ -111,13 +111,13 @@ def test_a_second_adapter(captioner: Path, arguments: Any) -> None:
 
 def test_an_unpacked_collator_under_our_trainer(captioner: Path, arguments: Any) -> None:
     collator = CaptionCollator(load_processor(str(captioner)), packed=False)
-    with pytest.raises(RecipeError, match="packed=False, whose batches are for the stock Seq2SeqTrainer"):
+    with pytest.raises(RecipeError, match="packed=False, which is for the stock Seq2SeqTrainer"):
         CaptionTrainer(str(captioner), arguments, photos(), data_collator=collator)
 
 
 def test_a_packed_collator_with_rows_of_any_data_set(captioner: Path) -> None:
     collator = CaptionCollator(load_processor(str(captioner)))
-    with pytest.raises(RecipeError, match=r"given rows of image, captions: expected .* Give it packed=False"):
+    with pytest.raises(RecipeError, match=r"given rows of image, captions: expected .* Set packed=False"):
         collator([photos()[0]])
 
 

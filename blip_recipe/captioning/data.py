@@ -1,4 +1,4 @@
-"""Images with captions as the captioner's trainer reads them: a table, or a stream."""
+"""Build the data sets of captioning."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     from blip_recipe.data.streaming import CaptionStream
 
 SAMPLE = 1000
-"""Images whose captions are looked at."""
+"""Number of images whose captions are tokenised to estimate the length of a row."""
 
 
 def build_dataset(
-    dataset: Any, args: CaptionTrainingArguments, processor: BlipProcessor, *, training: bool
+    dataset: Any, args: CaptionTrainingArguments, processor: BlipProcessor, *, training: bool, name: str = "dataset"
 ) -> CaptionDataset | CaptionStream:
-    """Any data set of images with captions, as the trainer reads it.
+    """Convert a data set of images with captions for the trainer.
 
     Raises:
-        RecipeError: Its columns are not known, or hold something else.
+        RecipeError: The columns are unknown or have unexpected types.
     """
     if training and isinstance(dataset, (IterableDataset, ShardedSplit)):
         return training_stream(
@@ -37,16 +37,18 @@ def build_dataset(
             captions_per_image=args.captions_per_image,
             shuffle_buffer_size=args.shuffle_buffer_size,
         )
-    return caption_dataset(dataset, args, processor, training=training, captions_per_image=args.captions_per_image)
+    return caption_dataset(
+        dataset, args, processor, training=training, captions_per_image=args.captions_per_image, name=name
+    )
 
 
 def join_prompt(prompt: str, caption: str) -> str:
-    """Prompt and caption as one text, as the original joins them (`models/blip.py`)."""
+    """Join prompt and caption as the original does (`models/blip.py`)."""
     return f"{prompt.rstrip()} {caption}".strip()
 
 
 def tokens_per_image(args: CaptionTrainingArguments, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens of the captions that an image brings to a step, for the most talked about of the first images."""
+    """The maximum number of caption tokens per image and step, over the first `SAMPLE` images."""
     lengths = []
     for captions in rows.select_columns(["captions"])[:SAMPLE]["captions"]:
         texts = [join_prompt(args.prompt, caption) for caption in captions]

@@ -1,4 +1,4 @@
-"""The trainer of captioners: the loss, the generation step and the scores of generated captions."""
+"""The trainer of captioning."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 
 def count_predicted_tokens(labels: torch.Tensor) -> torch.Tensor:
-    """How many tokens of each row of `labels` `(images, tokens)` are predicted."""
+    """The number of predicted tokens in each row of `labels` `(images, tokens)`."""
     return (labels[:, 1:] != IGNORED).sum(1)
 
 
 class EpochLengthSampler(LengthGroupedSampler):
-    """Rows of about the same length together, else in the order of a seed and an epoch, which resumption repeats."""
+    """A `LengthGroupedSampler` whose order depends only on seed and epoch, so that it is the same when resuming."""
 
     def __init__(self, batch_size: int, *, lengths: list[int], seed: int) -> None:
         super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
@@ -43,44 +43,43 @@ class EpochLengthSampler(LengthGroupedSampler):
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the order of `epoch` from now on."""
+        """Use the order of `epoch`."""
         self.generator.manual_seed(self.seed + epoch)
 
 
 class CaptionTrainer(BlipTrainer):
-    """Fine-tunes a BLIP captioner, scores it, describes it in a model card, and publishes it.
+    """Fine-tune a BLIP captioner, score it, write its model card, and push it to the Hub.
 
-    A `Seq2SeqTrainer` that trains BLIP as its authors do: `[DEC]` first, prompt and padding not predicted, the loss a
-    mean over the predicted tokens of the whole optimiser step, each image encoded once for all its captions. Captions
-    are generated from pixels and the prompt alone, and scored against all references of an image.
+    A `Seq2SeqTrainer` that trains BLIP as the original does: captions start with `[DEC]`, prompt and padding are not
+    predicted, and the loss is the mean over the predicted tokens of the optimiser step. Each image is encoded once for
+    all its captions. Captions are generated from pixels and the prompt, and scored against all references of an image.
 
     Args:
         model (`str`, `PreTrainedModel` or `PeftModel`, *optional*): Hub id or directory of a captioner, a
-            `BlipForConditionalGeneration`, our `BlipForCaptioning`, or a `PeftModel` of one of these. A stock model
-            shares its weights with the one that is trained.
-        args ([`CaptionTrainingArguments`], *optional*): How it is trained.
+            `BlipForConditionalGeneration`, a `BlipForCaptioning`, or a `PeftModel` of one of these. A stock model is
+            trained in place.
+        args ([`CaptionTrainingArguments`], *optional*): The training arguments.
         train_dataset (`Dataset`, `IterableDataset` or `torch.utils.data.Dataset`, *optional*): Rows with a picture (an
-            `Image` column, paths, URLs or bytes) and captions (a text, a list, structs, numbered columns) under the
-            names that are usual. Rows that share an `image_id` are one image; a text with line breaks is several
-            captions.
-        eval_dataset (the same, or a dictionary of these, *optional*): What is scored.
+            `Image` column, paths, URLs or bytes) and captions (a text, a list, structs, numbered columns) in columns
+            with common names. Rows with the same `image_id` are one image. A text with line breaks is several captions.
+        eval_dataset (the same, or a dictionary of these, *optional*): The data set, or data sets, to evaluate.
         processing_class (`BlipProcessor`, *optional*): Image processor and tokenizer; by default the model's own.
-        peft_config (`LoraConfig`, *optional*): Train an adapter in place of all weights. `target_modules` may be left
-            out: every attention and feed-forward layer of the text is then adapted.
-        data_collator (`Callable`, *optional*): By default a packed [`CaptionCollator`]. One of your own makes of rows
-            `{"row", "image", "captions"}` what that returns: captions are trained on without `row`, and scored with it.
-        compute_metrics (`Callable[[EvalPrediction], dict]`, *optional*): Scores in place of `args.metrics`. It is given
-            token ids of the generated captions and, as labels, of the first reference of each image; all texts are in
-            `trainer.predictions`.
-        model_init (`Callable`, *optional*): Gives a new model, in place of `model`; for `hyperparameter_search`.
-        callbacks (`list[TrainerCallback]`, *optional*): Besides those of the trainer.
-        kwargs: As `Seq2SeqTrainer`'s: `optimizers`.
+        peft_config (`LoraConfig`, *optional*): Train this adapter instead of all weights. Without `target_modules`,
+            every attention and feed-forward layer of the text decoder is adapted.
+        data_collator (`Callable`, *optional*): By default a packed [`CaptionCollator`]. Your own collator takes rows
+            `{"row", "image", "captions"}` and returns the batches of a packed one; `row` is only needed in evaluation.
+        compute_metrics (`Callable[[EvalPrediction], dict]`, *optional*): Replaces the scores of `args.metrics`. It gets
+            the token ids of the generated captions and, as labels, of the first reference of each image. All texts are
+            in `trainer.predictions`.
+        model_init (`Callable`, *optional*): Returns a new model, instead of `model`; for `hyperparameter_search`.
+        callbacks (`list[TrainerCallback]`, *optional*): Additional callbacks.
+        kwargs: Other arguments of `Seq2SeqTrainer`, such as `optimizers`.
 
     Attributes:
-        predictions: `{"image_id", "caption", "references", "scores"}` of each image that was scored last.
+        predictions: `{"image_id", "caption", "references", "scores"}` of each image of the last evaluation.
 
     Raises:
-        RecipeError: The model is none of these, or the columns of a data set are not known.
+        RecipeError: The model is of the wrong class, or the columns of a data set are unknown.
 
     Example:
         ```python
@@ -121,17 +120,17 @@ class CaptionTrainer(BlipTrainer):
     args: CaptionTrainingArguments
 
     def prepare_task(self) -> None:
-        """The scorer; embeddings of pictures where they are kept; how much memory a step takes."""
+        """Prepare the scorer, cache embeddings if asked for, and estimate the memory of a step."""
         super().prepare_task()
         if isinstance(self.data_collator, CaptionCollator):
             if not self.data_collator.packed:
                 raise RecipeError(
-                    "data_collator is a CaptionCollator with packed=False, whose batches are for the stock "
-                    "Seq2SeqTrainer: expected a packed one, or none."
+                    "data_collator is a CaptionCollator with packed=False, which is for the stock Seq2SeqTrainer: "
+                    "expected packed=True, or no data_collator."
                 )
             self.data_collator.bos_token_id = self.plain_model.config.text_config.bos_token_id
         self.scorer = CaptionScorer(self.args.metrics)
-        # Fetched now, not after hours of training.
+        # Download what the metrics need before the training.
         self.scorer.prepare()
         weakref.finalize(self, self.scorer.close)
         if self.args.cache_image_embeds:
@@ -141,38 +140,38 @@ class CaptionTrainer(BlipTrainer):
         if is_open and isinstance(self.train_dataset, CaptionDataset):
             self.estimate_memory(self.model, self.args, self.train_dataset.rows, self.processor)
 
-    def build_dataset(self, dataset: Any, args: Any, *, training: bool) -> Any:
-        """`CaptionDataset`, or a `CaptionStream` to train on."""
-        return build_dataset(dataset, args, self.processor, training=training)
+    def build_dataset(self, dataset: Any, args: Any, *, training: bool, name: str) -> Any:
+        """Convert a data set to a `CaptionDataset`, or to a `CaptionStream` for training."""
+        return build_dataset(dataset, args, self.processor, training=training, name=name)
 
     def build_collator(self, args: Any) -> CaptionCollator:
-        """Packed batches; the data set cleans captions."""
+        """A packed collator; the data set cleans captions."""
         return CaptionCollator(self.processor, args.prompt, args.max_caption_length, normalize_captions=False)
 
-    def _prepare_dataset(self, dataset: Any, args: Any, *, training: bool) -> Any:
-        wrapped = super()._prepare_dataset(dataset, args, training=training)
-        if args.cache_image_embeds and wrapped is not dataset and hasattr(self, "accelerator"):
-            self._cache_embeddings([wrapped])
-        return wrapped
+    def _prepare_dataset(self, dataset: Any, args: Any, name: str, *, training: bool = False) -> Any:
+        prepared = super()._prepare_dataset(dataset, args, name, training=training)
+        if args.cache_image_embeds and prepared is not dataset and hasattr(self, "accelerator"):
+            self._cache_embeddings([prepared])
+        return prepared
 
     def _cache_embeddings(self, datasets: list[Any]) -> None:
-        """Encode the pictures of data sets; those that are kept already are read."""
+        """Cache the embeddings of all pictures of `datasets`."""
         cache_embeddings(self, self.processor, [each for each in datasets if isinstance(each, CaptionDataset)])
 
     @classmethod
     def estimate_memory(cls, model: Any, args: Any, rows: Any, processor: BlipProcessor) -> int | None:
-        """By tracing a step."""
+        """Estimate the memory by tracing a step."""
         tokens = cls.tokens_per_image(args, rows, processor.tokenizer)
         return choose_checkpointing(model, args, tokens, copies=cls.frozen_copies(model, args))
 
     @classmethod
     def tokens_per_image(cls, args: Any, rows: Any, tokenizer: PreTrainedTokenizerBase) -> int:
-        """Tokens that an image brings to a step."""
+        """The maximum number of tokens per image and step."""
         return tokens_per_image(args, rows, tokenizer)
 
     @classmethod
     def frozen_copies(cls, model: Any, args: Any) -> int:
-        """Copies of the model that are kept beside it."""
+        """The number of frozen copies of the model in memory."""
         return 0
 
     def compute_loss(
@@ -182,9 +181,9 @@ class CaptionTrainer(BlipTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """The sum of token losses over `num_items_in_batch`, the predicted tokens of the whole optimiser step.
+        """The sum of token losses divided by `num_items_in_batch`, the predicted tokens of the optimiser step.
 
-        Dividing by the tokens of the step, and not of the batch, makes the loss and its gradient independent of batch
+        Dividing by the tokens of the step instead of the batch makes loss and gradient independent of batch
         size, gradient accumulation and number of processes.
         """
         outputs = self._run(model, inputs)
@@ -197,16 +196,16 @@ class CaptionTrainer(BlipTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _run(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
-        """`CaptioningOutput` of the model for a batch; row numbers are for the scores."""
+        """Run the model on a batch, without the row numbers."""
         batch = {key: value for key, value in inputs.items() if key != "row"}
         return model(**batch, label_smoothing=self.args.label_smoothing_factor)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """As Trainer's, which does not know how long the captions of an image are."""
+        """Like Trainer's, with the caption lengths for `group_by_length`."""
         dataset = train_dataset or self.train_dataset
         if self.args.train_sampling_strategy != "group_by_length" or not isinstance(dataset, CaptionDataset):
             return super()._get_train_sampler(train_dataset)
-        # Two tokens of each caption are no words.
+        # Plus 2 for `[DEC]` and `[SEP]`.
         lengths = [sum(len(caption.split()) + 2 for caption in captions) for captions in dataset.rows["captions"]]
         self.epoch_sampler = EpochLengthSampler(self.args.train_batch_size, lengths=lengths, seed=self.args.seed)
         return self.epoch_sampler
@@ -214,11 +213,11 @@ class CaptionTrainer(BlipTrainer):
     def prediction_step(  # type: ignore[override]
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any
     ) -> tuple[None, torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
-        """Generate from pixels and prompt alone, and sum the loss of each image.
+        """Generate captions from pixels and prompt, and sum the loss of each image.
 
         Returns:
-            Nothing for Trainer's mean of batch means; token ids `(images, generation_max_length)`; and, each of shape
-            `(images,)`, row numbers, sums of token losses and numbers of predicted tokens.
+            No loss, as Trainer would average batch means; token ids `(images, generation_max_length)`; and row
+            numbers, sums of token losses and numbers of predicted tokens, each `(images,)`.
         """
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.accelerator.autocast():
@@ -227,9 +226,9 @@ class CaptionTrainer(BlipTrainer):
         return None, token_ids, (inputs["row"], outputs.token_losses.sum(1), count_predicted_tokens(inputs["labels"]))
 
     def generate(self, image_embeds: torch.Tensor) -> torch.Tensor:
-        """Token ids `(images, tokens)` of the captions, padded to the longest that is allowed, without the prompt.
+        """Generate token ids `(images, tokens)` without the prompt, padded to the maximum length.
 
-        `image_embeds` `(images, patches, width)` are those of the loss: an image is encoded once.
+        `image_embeds` `(images, patches, width)` are reused from the loss, so an image is encoded once.
         """
         generate_kwargs = self.generate_kwargs()
         token_ids = generate_token_ids(
@@ -243,9 +242,9 @@ class CaptionTrainer(BlipTrainer):
         return F.pad(token_ids, (0, padding), value=self.processor.tokenizer.pad_token_id)
 
     def score_on_this_process(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Token-mean loss, and the scores of generated captions against all references.
+        """The mean token loss, and the scores of generated captions against all references.
 
-        Fills `predictions` with one record an image: `image_id`, `caption`, `references`, `scores`.
+        Fills `predictions` with one record per image: `image_id`, `caption`, `references`, `scores`.
         """
         rows, loss_sums, counts = prediction.label_ids  # type: ignore[misc]
         scored = self.scored_dataset.rows.select_columns(["image_id", "captions"])[rows.tolist()]
@@ -257,25 +256,25 @@ class CaptionTrainer(BlipTrainer):
         return {"loss": float(loss_sums.sum(dtype="float64") / counts.sum())} | scores.corpus
 
     def reference_ids(self) -> list[list[int]]:
-        """Token ids of the first reference of each image that was scored."""
+        """Token ids of the first reference of each scored image."""
         references = [each["references"][0] for each in self.predictions]
         return self.processor.tokenizer(references).input_ids
 
     @property
     def tokenized_with_java(self) -> bool:
-        """Whether the PTB tokenizer itself cut the captions before they were scored."""
+        """Whether the captions were tokenized by the Java PTB tokenizer."""
         return self.scorer.java is not None
 
     @classmethod
     def decoding(cls, args: Any) -> DecodingSettings:
-        """How captions are generated."""
+        """The prompt and decoding of generated captions."""
         return DecodingSettings(
             args.prompt, args.generation_num_beams, args.generation_max_length, args.generation_min_length
         )
 
     @classmethod
     def describe_settings(cls, args: Any, images: int, texts_per_image: float) -> dict[str, str]:
-        """Captions of a step, and how they are read."""
+        """The settings of captions and prompt."""
         per_image = min(args.captions_per_image or texts_per_image, texts_per_image)
         return {
             "image-caption pairs a step": f"about {images * per_image:,.0f}",

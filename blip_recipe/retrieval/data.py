@@ -1,4 +1,4 @@
-"""Images with captions as the matcher's trainer reads them, and which images are the same."""
+"""Build the data sets of retrieval, and find images with identical captions."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 
 def build_dataset(
-    dataset: Any, args: BlipTrainingArguments, processor: BlipProcessor, *, training: bool
+    dataset: Any, args: BlipTrainingArguments, processor: BlipProcessor, *, training: bool, name: str = "dataset"
 ) -> CaptionDataset:
-    """Any data set of images with captions, of which training draws one an image.
+    """Convert a data set of images with captions; training samples one caption per image.
 
     Raises:
-        RecipeError: Its columns are not known, or hold something else.
+        RecipeError: The columns are unknown or have unexpected types.
     """
-    return caption_dataset(dataset, args, processor, training=training, captions_per_image=1)
+    return caption_dataset(dataset, args, processor, training=training, captions_per_image=1, name=name)
 
 
 def image_ids(captions: Iterable[Sequence[str]]) -> torch.Tensor:
-    """A number for each image, `(images,)`: the row of the first one with the very same captions.
+    """An id for each image, `(images,)`: the row number of the first image with the same captions.
 
-    Nobody could say which of them a text belongs to, so they are neither each other's negatives nor wrong finds. Among
-    photographs there are none; drawn scenes may differ in what no caption says.
+    Images with the same captions cannot be told apart by texts, so they are neither negatives nor errors of each other.
+    This matters for drawn scenes, which may differ in details that no caption mentions, not for photographs.
     """
     first: dict[tuple[str, ...], int] = {}
     return torch.tensor([first.setdefault(tuple(each), row) for row, each in enumerate(captions)])

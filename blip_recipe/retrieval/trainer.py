@@ -1,4 +1,4 @@
-"""Training and scoring of a BLIP that matches: ITC and ITM, then recall in both directions."""
+"""The trainer of retrieval."""
 
 from __future__ import annotations
 
@@ -32,32 +32,33 @@ if TYPE_CHECKING:
     from transformers import EvalPrediction
 
 LISTED_TEXTS = 10
-"""Texts that a prediction lists."""
+"""Number of texts in each prediction."""
 
 TEXTS_AT_A_TIME = 256
-"""Texts that are encoded, or matched with an image, together (as in the original's `train_retrieval.py`)."""
+"""Number of texts to encode, or to match with an image, at a time (as in the original's `train_retrieval.py`)."""
 
 
 class RetrievalTrainer(BlipTrainer):
-    """Fine-tunes a BLIP that matches images and texts.
+    """Fine-tune a BLIP for image-text retrieval.
 
-    Trained with image-text contrast (ITC) and image-text matching (ITM), as in the paper: momentum encoders, a queue,
-    soft targets and hard negatives. Scored by recall in both directions. The arguments are those of
-    [`CaptionTrainer`], with these differences.
+    The losses are image-text contrastive learning (ITC) and image-text matching (ITM) as in the paper, with momentum
+    encoders, a queue, soft targets and hard negatives. The metrics are recalls in both directions. All other arguments
+    are those of [`CaptionTrainer`].
 
     Args:
         model (`str`, `PreTrainedModel` or `PeftModel`, *optional*): Hub id or directory of a
-            `BlipForImageTextRetrieval`, one of these, or our `BlipForRetrieval`; not quantised.
-        args ([`RetrievalTrainingArguments`], *optional*): How it is trained.
-        train_dataset, eval_dataset: Rows with a picture and captions, of which training draws one an image.
-        kwargs: As [`CaptionTrainer`]'s, without `compute_metrics`.
+            `BlipForImageTextRetrieval`, a `BlipForImageTextRetrieval`, a `BlipForRetrieval`, or a `PeftModel` of one;
+            not quantised.
+        args ([`RetrievalTrainingArguments`], *optional*): The training arguments.
+        train_dataset, eval_dataset: Rows with a picture and captions. Training samples one caption per image and epoch.
+        kwargs: Other arguments of [`CaptionTrainer`], except `compute_metrics`.
 
     Attributes:
-        predictions: `{"image_id", "texts", "text_scores", "rank", "captions", "scores"}` of each image that was scored
-            last.
+        predictions: `{"image_id", "texts", "text_scores", "rank", "captions", "scores"}` of each image of the last
+            evaluation.
 
     Raises:
-        RecipeError: The model is none of these, or the columns of a data set are not known.
+        RecipeError: The model is of the wrong class, or the columns of a data set are unknown.
 
     Example:
         ```python
@@ -88,23 +89,23 @@ class RetrievalTrainer(BlipTrainer):
     args: RetrievalTrainingArguments
 
     def prepare_model(self, model: Any, args: Any) -> Any:
-        """As for any BLIP; momentum encoders begin anew as this model does."""
+        """Load or convert the model, and reset the momentum encoders."""
         model = super().prepare_model(model, args)
         if quantization := quantization_of(model):
             raise RecipeError(
-                f"task is 'retrieval' and the model is quantised (load_in_{quantization}), but momentum encoders are "
-                "mixed from all weights: load it in full."
+                f"The model is quantised (load_in_{quantization}), but the momentum encoders of retrieval need weights "
+                "in full precision: load it without quantisation."
             )
         self.momentum: MomentumState | None = None
         self._momentum_step = -1
         return model
 
-    def build_dataset(self, dataset: Any, args: Any, *, training: bool) -> Any:
-        """`CaptionDataset`."""
-        return build_dataset(dataset, args, self.processor, training=training)
+    def build_dataset(self, dataset: Any, args: Any, *, training: bool, name: str) -> Any:
+        """Convert a data set to a `CaptionDataset`."""
+        return build_dataset(dataset, args, self.processor, training=training, name=name)
 
     def build_collator(self, args: Any) -> PairCollator:
-        """An image and one of its captions."""
+        """The collator of image-text pairs."""
         return PairCollator(self.processor, args.max_caption_length)
 
     def _start_momentum(self) -> MomentumState:
@@ -112,7 +113,7 @@ class RetrievalTrainer(BlipTrainer):
         return momentum.to(self.args.device)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer's, once there is a momentum encoder: it begins as the model does."""
+        """Like Trainer's, after copying the momentum encoders from the model."""
         if self.momentum is None:
             self.momentum = self._start_momentum()
         return super().create_optimizer(*args, **kwargs)
@@ -124,10 +125,9 @@ class RetrievalTrainer(BlipTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """ITC and ITM together (`train_retrieval.py` of the original), each a mean over the pairs of the step.
+        """The sum of ITC and ITM (`train_retrieval.py` of the original), each averaged over the pairs of the step.
 
-        Dividing by the pairs of the optimiser step makes the loss a mean over its batches and processes too; with
-        gradient accumulation a pair is still compared only with its own batch and the queue.
+        With gradient accumulation, a pair is still compared only with its own batch and the queue.
         """
         outputs = self._run(model, inputs)
         pairs = len(inputs["row"]) if num_items_in_batch is None else self.items_per_process(num_items_in_batch)
@@ -159,29 +159,29 @@ class RetrievalTrainer(BlipTrainer):
 
     @property
     def alpha(self) -> float:
-        """The share of soft targets, which grows over the first epoch (`train_retrieval.py` of the original)."""
+        """The weight of soft targets, ramped up over the first epoch (`train_retrieval.py` of the original)."""
         return self.args.alpha * min(1.0, float(self.state.epoch or 0))
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | int | None:
-        """The pairs of all batches of a step, where Trainer counts predicted tokens."""
+        """Count the pairs of a step instead of the predicted tokens."""
         pairs = [{"labels": batch["row"], "shift_labels": batch["row"]} for batch in batch_samples]
         return super()._get_num_items_in_batch(pairs, device)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """As Trainer's, with momentum encoders, queue and temperature."""
+        """Like Trainer's, with momentum encoders, queue and temperature."""
         super()._save_optimizer_and_scheduler(output_dir)
         if self.args.should_save:
             cast("MomentumState", self.momentum).save(Path(output_dir), self.plain_model.temperature)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """As Trainer's, with momentum encoders, queue and temperature."""
+        """Like Trainer's, with momentum encoders, queue and temperature."""
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             cast("MomentumState", self.momentum).load(Path(checkpoint))
             self._restore_temperature(Path(checkpoint))
 
     def _load_best_model(self) -> None:
-        """As Trainer's, with the temperature of that model."""
+        """Like Trainer's, with the temperature of the best model."""
         super()._load_best_model()
         self._restore_temperature(Path(str(self.state.best_model_checkpoint)))
 
@@ -192,9 +192,9 @@ class RetrievalTrainer(BlipTrainer):
     def prediction_step(  # type: ignore[override]
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any
     ) -> tuple[None, torch.Tensor, torch.Tensor]:
-        """Nothing for Trainer's mean of batch means; features of images `(images, width)`; their numbers `(images,)`.
+        """Return no loss, the image features `(images, width)` and the row numbers `(images,)`.
 
-        Texts, of which an image has several, are encoded when all images are (`score_predictions`).
+        `score_predictions` encodes the texts, as an image has several.
         """
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.accelerator.autocast():
@@ -202,9 +202,9 @@ class RetrievalTrainer(BlipTrainer):
         return None, features.float(), inputs["row"]
 
     def score_predictions(self, prediction: EvalPrediction) -> dict[str, float]:
-        """The `compute_metrics` hook: recalls in both directions, and ITC of the split. Fills `predictions`.
+        """The `compute_metrics` hook: recalls in both directions, and the ITC loss of the split. Fills `predictions`.
 
-        All processes match their share of the pairs, and all come to the same result.
+        Each process matches a share of the pairs; all get the same result.
         """
         order = torch.as_tensor(prediction.label_ids)
         images = torch.as_tensor(prediction.predictions)[order.argsort()]
@@ -222,10 +222,10 @@ class RetrievalTrainer(BlipTrainer):
             of_images, of_texts = pairs.scores(self._match(pairs, tokens))
         else:
             texts_of_images = shortlist(images, features, LISTED_TEXTS)
-        again = (texts_of_images, of_images), (images_of_texts, of_texts)
+        reranked = (texts_of_images, of_images), (images_of_texts, of_texts)
         ids = image_ids(captions)
-        text_ranks = first_match_rank(images, features, ids, ids[owners], *again[0])
-        image_ranks = first_match_rank(features, images, ids[owners], ids, *again[1])
+        text_ranks = first_match_rank(images, features, ids, ids[owners], *reranked[0])
+        image_ranks = first_match_rank(features, images, ids[owners], ids, *reranked[1])
         self._record_predictions(texts, text_ranks, texts_of_images, of_images)
         temperature = self.plain_model.temperature.detach().cpu()
         scores = {"loss": float(split_loss(images, features, owners, temperature)), **recalls(text_ranks, image_ranks)}
@@ -238,7 +238,7 @@ class RetrievalTrainer(BlipTrainer):
         return tokenize_texts(self.processor.tokenizer, texts, normalize=False, max_length=length)
 
     def _text_features(self, tokens: dict[str, torch.Tensor]) -> torch.Tensor:
-        """`(texts, width)`, of which each process computes a share."""
+        """Text features `(texts, width)`; each process computes a share."""
         count = len(tokens["input_ids"])
         rows = torch.arange(self.args.process_index, count, self.args.world_size)
         found = torch.zeros(count, self.plain_model.config.image_text_hidden_size, device=self.args.device)
@@ -248,7 +248,7 @@ class RetrievalTrainer(BlipTrainer):
         return self.accelerator.reduce(found, "sum").cpu()
 
     def _match(self, pairs: PairsToMatch, tokens: dict[str, torch.Tensor]) -> torch.Tensor:
-        """ITM logits `(pairs,)`; a process encodes its share of the images, once for all texts of each."""
+        """ITM logits `(pairs,)`. Each process encodes a share of the images, each image once for all its texts."""
         found = torch.zeros(len(pairs.images), device=self.args.device)
         starts = torch.searchsorted(pairs.images, torch.arange(len(self.scored_dataset) + 1)).tolist()
         mine = Subset(
@@ -273,7 +273,7 @@ class RetrievalTrainer(BlipTrainer):
         return self.accelerator.reduce(found, "sum").cpu()
 
     def _select_texts(self, tokens: dict[str, torch.Tensor], rows: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Texts `rows` on the device, without the padding that all of them have."""
+        """Select texts by row, trim their common padding, and move them to the device."""
         longest = int(tokens["attention_mask"][rows].sum(1).max())
         return {name: values[rows, :longest].to(self.args.device) for name, values in tokens.items()}
 
@@ -300,7 +300,7 @@ class RetrievalTrainer(BlipTrainer):
 
     @classmethod
     def describe_settings(cls, args: Any, images: int, texts_per_image: float) -> dict[str, str]:
-        """What ITC and ITM depend on."""
+        """The settings of ITC and ITM."""
         return {
             "image-caption pairs a step": f"about {images:,}",
             "captions of an image a step": "1",
@@ -312,6 +312,6 @@ class RetrievalTrainer(BlipTrainer):
 
     @classmethod
     def to_display(cls, prediction: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The text that was found first in place of a caption."""
+        """Show the best text as the caption."""
         shown = {key: prediction[key] for key in ("image_id", "scores")}
         return shown | {"caption": prediction["texts"][0], "references": prediction["captions"]}

@@ -1,1 +1,1 @@
-"""What training any BLIP shares: trainer, arguments, checkpoints, resumption, streams, sharding, memory."""
+"""Training code shared by all tasks: trainer, arguments, checkpoints, resumption, streams, sharding, memory."""

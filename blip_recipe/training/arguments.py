@@ -1,4 +1,4 @@
-"""The keys that training any BLIP has beside those of transformers. Imports no torch, so that `--help` is fast."""
+"""Training arguments shared by all tasks. The module does not import torch, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ MAY_CHANGE = re.compile(
     "|disable_tqdm|save_total_limit|skip_memory_metrics|dataloader_.*|torch_compile.*|attention_implementation"
     "|gradient_checkpointing.*|activation_checkpointing.*|per_device_eval_batch_size|eval_accumulation_steps|ddp_.*"
 )
-"""Keys that do not change what is learnt and scored, beyond rounding: they say where things go and how fast, and what
-may help a run that died for want of memory."""
+"""Arguments that a resumed run may change. They set paths, logging, speed and memory; beyond rounding, they change
+neither the trained weights nor the scores."""
 
 
 @dataclass
 class BlipArguments:
-    """What a trainer does with rows, for any task.
+    """Training arguments that all tasks share.
 
     Attributes:
-        known_metrics: What the task can be scored by.
-        score_names: The scores of a metric, where they have other names than its own.
+        known_metrics: The metrics of the task.
+        score_names: The score names of each metric that does not use its own name.
     """
 
     _argument_group_name = "training"
@@ -32,26 +32,27 @@ class BlipArguments:
     known_metrics: ClassVar[tuple[str, ...]] = ()
     score_names: ClassVar[dict[str, tuple[str, ...]]] = {}
 
-    metrics: list[str] = field(default_factory=list, metadata={"help": "Scores."})
+    metrics: list[str] = field(default_factory=list, metadata={"help": "Metrics to compute."})
     eval_metrics: list[str] | None = field(
-        default=None, metadata={"help": "Scores while training; default: `metrics` without SPICE, which takes minutes."}
+        default=None,
+        metadata={"help": "Metrics during training; default: `metrics` without SPICE, which is slow."},
     )
     normalize_captions: bool = field(
-        default=True, metadata={"help": "Clean training texts as BLIP's authors do (case, punctuation, 30 words)."}
+        default=True, metadata={"help": "Clean training texts as the original does (case, punctuation, 30 words)."}
     )
-    max_caption_length: int = field(default=40, metadata={"help": "Longest text in tokens, prompt included."})
+    max_caption_length: int = field(default=40, metadata={"help": "Maximum text length in tokens, prompt included."})
     augmentation: Literal["blip", "none"] = field(
-        default="blip", metadata={"help": "Random crop, flip and RandAugment as BLIP's authors do, or nothing."}
+        default="blip", metadata={"help": "'blip' (random crop, flip and RandAugment, as in the original) or 'none'."}
     )
     image_cache: str | None = field(
         default=None,
         metadata={
-            "help": "Train on large and remote pictures made small once, kept in this directory; 'true': in Hugging "
-            "Face's cache."
+            "help": "Directory for resized copies of large and remote pictures, which are then read in their place; "
+            "'true': the Hugging Face cache."
         },
     )
     early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "Stop after N evaluations without a better metric_for_best_model."}
+        default=None, metadata={"help": "Stop after N evaluations in which metric_for_best_model did not improve."}
     )
 
     def __post_init__(self) -> None:
@@ -68,25 +69,25 @@ class BlipArguments:
                 f"{', '.join(self.known_metrics)}."
             )
         if extra := [name for name in self.metrics_while_training() if name not in self.metrics]:
-            raise RecipeError(f"eval_metrics names {extra[0]!r}, which metrics does not: {', '.join(self.metrics)}.")
+            raise RecipeError(f"eval_metrics names {extra[0]!r}: expected some of metrics ({', '.join(self.metrics)}).")
 
     def metrics_while_training(self) -> list[str]:
-        """The metrics of evaluations between training steps."""
+        """The metrics of evaluations during training."""
         return [name for name in self.metrics if name != "spice"] if self.eval_metrics is None else self.eval_metrics
 
     def scores(self, metrics: Sequence[str] | None = None) -> list[str]:
-        """Names in results of the scores of `metrics` (default: all that are asked for)."""
+        """The score names of `metrics` (default: all metrics of these arguments)."""
         asked = self.metrics if metrics is None else metrics
         return [name for metric in asked for name in self.score_names.get(metric, (metric,))]
 
 
 @dataclass
 class GenerationArguments(BlipArguments):
-    """How texts are generated. Lengths count the prompt, as in BLIP's own configuration."""
+    """Arguments of text generation. Lengths include the prompt, as in BLIP's own configuration."""
 
-    generation_num_beams: int = field(default=3, metadata={"help": "Beams; 1 is greedy search."})
-    generation_max_length: int = field(default=20, metadata={"help": "Longest text in tokens, prompt included."})
-    generation_min_length: int = field(default=5, metadata={"help": "Shortest text in tokens, prompt included."})
+    generation_num_beams: int = field(default=3, metadata={"help": "Number of beams; 1 is greedy search."})
+    generation_max_length: int = field(default=20, metadata={"help": "Maximum length in tokens, prompt included."})
+    generation_min_length: int = field(default=5, metadata={"help": "Minimum length in tokens, prompt included."})
 
     def __post_init__(self) -> None:
         if self.generation_num_beams < 1:
@@ -94,12 +95,12 @@ class GenerationArguments(BlipArguments):
         if not 0 <= self.generation_min_length <= self.generation_max_length:
             raise RecipeError(
                 f"generation_min_length is {self.generation_min_length} and generation_max_length "
-                f"{self.generation_max_length}: the minimum may not be over the maximum."
+                f"{self.generation_max_length}: expected a minimum of at least 0 and at most the maximum."
             )
         super().__post_init__()
 
     def generate_kwargs(self) -> dict[str, Any]:
-        """The arguments of `generate`: beam search without sampling."""
+        """Arguments of `generate` for beam search without sampling."""
         return {
             "num_beams": self.generation_num_beams,
             "max_length": self.generation_max_length,

@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or are not there: written aside, with checksums of all files, then moved into place."""
+"""Write checkpoints atomically, with checksums of all files, and find the newest intact one."""
 
 from __future__ import annotations
 
@@ -24,47 +24,47 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
-"""The file of a checkpoint that names all others, with their sizes and checksums."""
+"""A file in each checkpoint with the size and checksum of every other file."""
 
 STAGING = ".saving"
-"""The directory within `output_dir` that a checkpoint is written in before it is whole."""
+"""The subdirectory of `output_dir` for a checkpoint that is not complete yet."""
 
 GIB = 2**30
 
 
 def last_checkpoint(output_dir: Path) -> Path | None:
-    """The newest checkpoint of `output_dir` that is whole; torn ones are named in a warning and skipped."""
+    """The newest intact checkpoint of `output_dir`; damaged ones are skipped with a warning."""
     for checkpoint in reversed(find_checkpoints(output_dir)):
-        fault = find_damage(checkpoint)
-        if fault is None:
+        damage = find_damage(checkpoint)
+        if damage is None:
             return checkpoint
-        logger.warning("%s is torn and skipped: %s", checkpoint.name, fault)
+        logger.warning("%s is damaged and skipped: %s", checkpoint.name, damage)
     return None
 
 
 def find_damage(checkpoint: Path) -> str | None:
-    """Why a checkpoint cannot be resumed from, or nothing: its files and those of its best checkpoint are checked."""
-    fault = _compare_with_manifest(checkpoint)
-    if fault is None:
+    """Why a run cannot resume from a checkpoint; None if it can. Its best checkpoint is checked too."""
+    damage = _compare_with_manifest(checkpoint)
+    if damage is None:
         best = checkpoint.parent / Path(read_state(checkpoint)["best_model_checkpoint"] or checkpoint.name).name
-        if best != checkpoint and (fault := _compare_with_manifest(best)):
-            return f"{best.name}, its best, is torn: {fault}"
-    return fault
+        if best != checkpoint and (damage := _compare_with_manifest(best)):
+            return f"its best checkpoint {best.name} is damaged: {damage}"
+    return damage
 
 
 def _compare_with_manifest(checkpoint: Path) -> str | None:
     try:
         expected = read_json(checkpoint / MANIFEST).get("files", {})
         if TRAINER_STATE_NAME not in expected:
-            return f"{MANIFEST}, which is written last, is missing"
+            return f"{MANIFEST} is missing, so it was not written to the end"
         for name, entry in expected.items():
             path = checkpoint / name
             if path.stat().st_size != entry["size"]:
-                return f"{name} has {path.stat().st_size} bytes, not {entry['size']}"
+                return f"{name} has {path.stat().st_size} bytes, expected {entry['size']}"
             if checksum(path) != entry["sha256"]:
-                return f"{name} is not what was written (another sha256)"
+                return f"{name} has changed since it was written (another sha256)"
         if not any(name.startswith("rng_state") for name in expected):
-            return "it has weights alone (save_only_model), with which a run cannot go on as before"
+            return "it only has weights (save_only_model), without the optimiser state that a run resumes from"
     except (OSError, ValueError) as error:
         return str(error)
     return None
@@ -77,10 +77,10 @@ def checksum(path: Path) -> str:
 
 
 def move_into_place(staged: Path, checkpoint: Path) -> None:
-    """Make a checkpoint that was written aside the one that is resumed from, at once and for good.
+    """Move a complete checkpoint from the staging directory to its final path.
 
-    All files are on the disk before the manifest is, and the manifest before the checkpoint has its name: whenever the
-    power fails, either the checkpoint is whole or it is not there.
+    All files are flushed to the disk before the manifest, and the manifest before the rename. After a power failure
+    the checkpoint is therefore either complete or absent.
     """
     files = sorted(path for path in staged.rglob("*") if path.is_file())
     entries = {
@@ -90,7 +90,7 @@ def move_into_place(staged: Path, checkpoint: Path) -> None:
     for path in (*files, staged / MANIFEST, *(each for each in staged.rglob("*") if each.is_dir()), staged):
         flush(path)
     if checkpoint.exists():
-        # A torn one, or one of steps that are being repeated.
+        # A damaged checkpoint, or one from before the run was resumed at an earlier step.
         checkpoint.rename(staged.parent / "replaced")
     staged.rename(checkpoint)
     flush(checkpoint.parent)
@@ -98,16 +98,16 @@ def move_into_place(staged: Path, checkpoint: Path) -> None:
 
 
 def flush_files(folder: Path) -> None:
-    """Have the files of a folder written to the disk, not those of folders in it."""
+    """Flush the files directly in a folder to the disk."""
     for path in (*filter(Path.is_file, folder.iterdir()), folder):
         flush(path)
 
 
 def flush(path: Path) -> None:
-    """Have the content of a file, or the names in a directory, written to the disk."""
+    """Flush the content of a file, or the entries of a directory, to the disk."""
     if path.is_dir():
         if os.name == "nt":
-            return  # Windows keeps directories by itself
+            return  # Windows cannot flush directories
         descriptor = os.open(path, os.O_RDONLY)
     else:
         descriptor = os.open(path, os.O_RDWR)
@@ -118,9 +118,10 @@ def flush(path: Path) -> None:
 
 
 def rotate_checkpoints(output_dir: Path, limit: int | None, kept: Set[Path]) -> None:
-    """Delete checkpoints until `limit` are left, never one of `kept`.
+    """Delete checkpoints until `limit` are left, but none of `kept`.
 
-    Those go first that are newer than all that is kept (torn ones, or steps that are being repeated), then the oldest.
+    Checkpoints newer than all kept ones are deleted first (they are damaged, or from before a resumption), then the
+    oldest.
     """
     checkpoints = find_checkpoints(output_dir)
     newest = max(map(_step_of, kept))
@@ -131,10 +132,10 @@ def rotate_checkpoints(output_dir: Path, limit: int | None, kept: Set[Path]) -> 
 
 @contextmanager
 def explain_save_errors(what: str, output_dir: Path) -> Iterator[None]:
-    """Say what could not be saved, where, and how to go on: a full disk is nothing that a traceback explains.
+    """Turn errors of writing files, such as a full disk, into a `SaveError`.
 
     Raises:
-        SaveError: Something within could not be written.
+        SaveError: A file could not be written.
     """
     try:
         yield
@@ -142,17 +143,17 @@ def explain_save_errors(what: str, output_dir: Path) -> Iterator[None]:
         if isinstance(error, RuntimeError) and not re.search("PytorchStreamWriter|inline_container", str(error)):
             raise
         shutil.rmtree(output_dir / STAGING, ignore_errors=True)
-        # torch only says that its archive has another length than it should.
-        reason = "a file could not be written to its end" if isinstance(error, RuntimeError) else error
+        # torch only reports that its archive has an unexpected length.
+        reason = "a file could not be written completely" if isinstance(error, RuntimeError) else error
         raise SaveError(
             f"{what} could not be saved in {output_dir}, where {shutil.disk_usage(output_dir).free / GIB:.1f} GiB are "
-            f"free: {reason}.\nEarlier checkpoints are whole. Make room, or lower save_total_limit, and run the same "
-            "command again: it resumes from the newest."
+            f"free: {reason}.\nEarlier checkpoints are intact. Free some space, or lower save_total_limit, and run the "
+            "same command again: it resumes from the newest checkpoint."
         ) from error
 
 
 def clear_output_dir(output_dir: Path, patterns: tuple[str, ...]) -> None:
-    """Delete the checkpoints of an earlier run and its files of `patterns`, and nothing else."""
+    """Delete an earlier run's checkpoints, results and files that match `patterns`."""
     for folder in (*find_checkpoints(output_dir), output_dir / STAGING):
         shutil.rmtree(folder, ignore_errors=not folder.exists())
     for pattern in (*patterns, "*_results.json", "predictions.jsonl", TRAINER_STATE_NAME):
@@ -161,12 +162,12 @@ def clear_output_dir(output_dir: Path, patterns: tuple[str, ...]) -> None:
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
-    """Trainer's state as a checkpoint keeps it."""
+    """The Trainer state in a checkpoint."""
     return read_json(checkpoint / TRAINER_STATE_NAME)
 
 
 def find_checkpoints(output_dir: Path) -> list[Path]:
-    """The checkpoints of `output_dir`, whole or torn, by step."""
+    """All checkpoints of `output_dir`, damaged ones included, sorted by step."""
     found = [path for path in output_dir.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     return sorted(found, key=_step_of)
 

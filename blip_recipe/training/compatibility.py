@@ -1,4 +1,4 @@
-"""What arguments, model and processor must agree on before training begins."""
+"""Check that arguments, model and processor fit together."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ if TYPE_CHECKING:
 
 
 def check_compatibility(args: Any, model: Any, processor: BlipProcessor) -> None:
-    """Find arguments that the model cannot keep to, and a processor of another model.
+    """Check the text lengths against the model, and that the processor belongs to it.
 
     Raises:
-        RecipeError: Names the argument, its value and what the model has.
+        RecipeError: A length is too long or too short, or the processor belongs to another model.
     """
     text, tokenizer = model.config.text_config, processor.tokenizer
     if not 0.9 * text.vocab_size <= len(tokenizer) <= text.vocab_size:
         raise RecipeError(
-            f"The tokenizer of {model.name_or_path or 'the model'} knows {len(tokenizer):,} words, but its model "
-            f"{text.vocab_size:,}: one of their files is missing or of another model. Expected the files that "
-            "`processor.save_pretrained` writes (tokenizer.json, tokenizer_config.json)."
+            f"The tokenizer of {model.name_or_path or 'the model'} has {len(tokenizer):,} tokens, but the model's "
+            f"vocabulary has {text.vocab_size:,}: a tokenizer file is missing or belongs to another model. Expected "
+            "the files that `processor.save_pretrained` writes (tokenizer.json, tokenizer_config.json)."
         )
     side, size = model.config.vision_config.image_size, processor.image_processor.size
     if (size["height"], size["width"]) != (side, side):
         raise RecipeError(
-            f"The image processor makes pictures of {size['width']}x{size['height']} pixels, but the model reads "
+            f"The image processor resizes pictures to {size['width']}x{size['height']} pixels, but the model reads "
             f"{side}x{side}: expected the processor of this model."
         )
     prompt = getattr(args, "prompt", "")
@@ -37,6 +37,6 @@ def check_compatibility(args: Any, model: Any, processor: BlipProcessor) -> None
             raise RecipeError(f"{key} is {length}: the model reads at most {text.max_position_embeddings} tokens.")
         if length <= prompt_length:
             raise RecipeError(
-                f"{key} is {length}, but the prompt {prompt!r:.60} alone is {prompt_length} tokens, which count: "
-                "raise it, or shorten the prompt."
+                f"{key} is {length} and includes the prompt {prompt!r:.60} of {prompt_length} tokens: raise it, or "
+                "shorten the prompt."
             )

@@ -1,4 +1,4 @@
-"""Images with captions, as the trainers of captioning and retrieval read them."""
+"""Build the data sets of images with captions that captioning and retrieval train on."""
 
 from __future__ import annotations
 
@@ -30,16 +30,17 @@ def caption_dataset(
     *,
     training: bool,
     captions_per_image: int | None,
+    name: str = "dataset",
 ) -> CaptionDataset:
-    """Any data set of images with captions (`caption_rows`), for a trainer.
+    """Convert a data set of images with captions (see `caption_rows`) for a trainer.
 
-    `eval_loss` is over all captions of a split, so what is scored never draws some, and sees every picture unchanged;
-    only training reads large pictures from `image_cache`.
+    Only training samples captions, augments pictures and reads resized pictures from `image_cache`. Evaluation uses
+    every caption and the unchanged pictures. Error messages call the data set `name`.
 
     Raises:
-        RecipeError: Its columns are not known, or pictures cannot be kept.
+        RecipeError: The columns are unknown, or `image_cache` cannot be written.
     """
-    rows = caption_rows(dataset, "train_dataset" if training else "eval_dataset")
+    rows = caption_rows(dataset, name)
     size = processor.image_processor.size["height"]
     return CaptionDataset(
         rows,
@@ -53,7 +54,7 @@ def caption_dataset(
 
 
 def resized_pictures(rows: Any, image_size: int, args: BlipTrainingArguments) -> Mapping[int, str] | None:
-    """Files of large pictures of `rows` made small, by row number; None without `image_cache`."""
+    """Paths of the resized copies of large pictures, by row number; None without `image_cache`."""
     folder = cache_folder(args.image_cache)
     return resize_beforehand(rows, image_size, folder) if folder else None
 
@@ -66,7 +67,7 @@ def training_stream(
     captions_per_image: int | None,
     shuffle_buffer_size: int,
 ) -> CaptionStream:
-    """A stream of images with captions, read while it is trained on."""
+    """Convert a streamed data set of images with captions for a trainer."""
     split = shard_stream(dataset, "train_dataset") if isinstance(dataset, IterableDataset) else dataset
     stream = CaptionStream(
         split,
@@ -83,8 +84,8 @@ def training_stream(
     workers = max(1, args.dataloader_num_workers or 0)
     if stream.parts(workers) > 1 and args.process_index == 0:
         logger.warning(
-            "%d shards are fewer than %d processes x %d workers: each is read %d times over. Use more and smaller "
-            "shards, or fewer workers (dataloader_num_workers).",
+            "%d shards are fewer than %d processes x %d workers: each shard is read %d times per epoch. Use more and "
+            "smaller shards, or fewer workers (dataloader_num_workers).",
             stream.shards,
             args.world_size,
             workers,

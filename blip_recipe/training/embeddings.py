@@ -1,4 +1,4 @@
-"""Pictures encoded once for all epochs, where neither they nor the image encoder change."""
+"""Encode every picture once and train on the cached embeddings."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ logger = logging.getLogger(__name__)
 
 
 def check_frozen(model: Any) -> None:
-    """See that the image encoder stays as it is.
+    """Check that the image encoder is frozen.
 
     Raises:
-        RecipeError: It is trained.
+        RecipeError: It is not frozen.
     """
     if any(weight.requires_grad for weight in model.vision_model.parameters()):
         raise RecipeError(
-            "cache_image_embeds is true, but the image encoder is trained: set freeze_vision, or adapt the text alone."
+            "cache_image_embeds is true, but the image encoder is trained: set freeze_vision, or adapt the text only."
         )
 
 
 def cache_embeddings(trainer: Seq2SeqTrainer, processor: BlipProcessor, datasets: Sequence[CaptionDataset]) -> None:
-    """Encode every picture of `datasets` that is not kept yet; rows then come with embeddings in place of pictures.
+    """Encode every picture of `datasets` that is not cached yet, and make their rows return embeddings.
 
-    Processes share the work. What is computed from embeddings is what would be computed from pictures: they are kept in
-    the precision that the text decoder reads them in.
+    The processes share the work. The embeddings are stored in the precision that the text decoder computes in, so
+    losses are the same as with pictures.
 
     Raises:
         RecipeError: The disk is too small.
@@ -52,7 +52,7 @@ def cache_embeddings(trainer: Seq2SeqTrainer, processor: BlipProcessor, datasets
     store = EmbeddingStore(vision_model.eval(), image_processor, dtype)
     store.check_space(sum(map(len, datasets)))
     for dataset in datasets:
-        logger.info("Encoding the pictures that %s does not hold yet, of %d", store.folder, len(dataset))
+        logger.info("Encoding the pictures that are not in %s yet, of %d", store.folder, len(dataset))
         mine = range(args.process_index, len(dataset), args.world_size)
         pictures = PicturesToEncode(dataset.rows, mine, store, image_processor)
         keys = gather_object(list(_encode(trainer, vision_model, pictures)))
@@ -61,7 +61,7 @@ def cache_embeddings(trainer: Seq2SeqTrainer, processor: BlipProcessor, datasets
 
 @torch.no_grad()
 def _encode(trainer: Seq2SeqTrainer, vision_model: nn.Module, pictures: PicturesToEncode) -> Iterator[tuple[int, str]]:
-    """Row number and key of each picture, once it is kept."""
+    """Cache the embeddings of each picture, and yield its row number and key."""
     args: Any = trainer.args
     loader: DataLoader[Any] = DataLoader(
         pictures, args.per_device_eval_batch_size, num_workers=args.dataloader_num_workers, collate_fn=list

@@ -1,4 +1,4 @@
-"""How much memory a training step takes, found without taking it: by tracing the step on tensors without numbers."""
+"""Estimate the peak memory of a training step by tracing it on fake tensors."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ if TYPE_CHECKING:
     from blip_recipe.training.training_arguments import BlipTrainingArguments
 
 OPTIMIZER_BYTES = {"adamw_torch": 8, "adamw_torch_fused": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "sgd": 0}
-"""Bytes that an optimiser keeps for each trained number; two moments in 32 bits where it is not listed."""
+"""Optimiser state in bytes per trained parameter; 8 (two moments in 32 bits) for optimisers not listed."""
 GRADIENT_BYTES = 4
 SHARE_OF_MEMORY = 0.9
-"""Of a GPU's free memory, what a step may take: the rest is lost between blocks."""
+"""Share of a GPU's free memory that a step may use; the rest is left for fragmentation."""
 logger = logging.getLogger(__name__)
 
 
 def estimate_peak_bytes(
     model: Any, training: BlipTrainingArguments, images: int, tokens: int, *, checkpointing: bool
 ) -> int:
-    """Bytes at the peak of a step of one process: weights, moments of the optimiser, gradients and activations.
+    """Peak bytes of a step in one process: weights, optimiser moments, gradients and activations.
 
-    Gradients come into being while activations go, unless they are summed up over several batches, kept in the buckets
-    of DistributedDataParallel, or, on a CPU, allocated where freed blocks do not fit.
+    Gradients replace activations during the backward pass, so the larger of the two counts. Both count with gradient
+    accumulation, in the buckets of DistributedDataParallel, and on a CPU, where gradients do not fit into freed blocks.
 
     Args:
-        model: The model as it is trained, on the device that it is trained on.
+        model: The model to train, on its training device.
         training: Precision, optimiser and accumulation.
-        images: Images of a batch of one process.
-        tokens: Tokens of the captions of an image together.
-        checkpointing: Whether activations are computed again for the gradient.
+        images: Images per batch and process.
+        tokens: Tokens of all captions of an image.
+        checkpointing: Whether gradient checkpointing is on.
     """
     stored = weight_bytes(model)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -48,7 +48,7 @@ def estimate_peak_bytes(
     gradients = GRADIENT_BYTES * trained
     activations = activation_bytes(model, images, tokens, bf16=bool(training.bf16), checkpointing=checkpointing)
     if checkpointing:
-        # One layer after the other is computed again.
+        # The activations of one layer at a time are recomputed.
         all_layers = activation_bytes(model, images, tokens, bf16=bool(training.bf16), checkpointing=False)
         vision, text = model.config.vision_config, model.config.text_config
         activations += (all_layers - activations) // (vision.num_hidden_layers + text.num_hidden_layers)
@@ -57,16 +57,16 @@ def estimate_peak_bytes(
 
 
 def choose_checkpointing(model: Any, training: BlipTrainingArguments, tokens: int, *, copies: int = 0) -> int | None:
-    """Switch gradient checkpointing on where a step would not fit a GPU without, unless the arguments decide it.
+    """Enable gradient checkpointing if a step would not fit the GPU without it, unless the arguments set it.
 
     Args:
-        model: The model as it will be trained.
-        training: How.
-        tokens: Tokens of the texts of an image together.
-        copies: Frozen copies of the model that are kept beside it.
+        model: The model to train.
+        training: The training arguments.
+        tokens: Tokens of all texts of an image.
+        copies: Frozen copies of the model in memory.
 
     Returns:
-        Bytes at the peak of a step, as it will be taken; nothing where a step cannot be traced.
+        Peak bytes of a step with the chosen setting; None if the step cannot be traced.
     """
     start = copies * weight_bytes(model)
 
@@ -81,24 +81,24 @@ def choose_checkpointing(model: Any, training: BlipTrainingArguments, tokens: in
                 model.to(training.device)
             free = torch.cuda.mem_get_info(training.device)[0]
             if estimate(checkpointing=False) - weight_bytes(model) > SHARE_OF_MEMORY * free:
-                # Trainer reads the new name, accelerate's plugins the old one.
+                # Trainer reads the new name; accelerate's plugins read the old one.
                 training.activation_checkpointing = training.gradient_checkpointing = True
             training.auto_checkpointing = False
         peak = estimate(checkpointing=bool(training.activation_checkpointing))
-    except RuntimeError as error:  # a kernel of a device that says nothing about the shape of its results
-        logger.warning("The memory of a step cannot be estimated here: %s", error)
+    except RuntimeError as error:  # a kernel without an implementation for fake tensors
+        logger.warning("The memory of a step cannot be estimated on this device: %s", error)
         return None
     logger.info("Memory: %s", describe_peak(training, peak))
     return peak
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of the weights and buffers."""
+    """Bytes of all weights and buffers."""
     return sum(tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.buffers()])
 
 
 def describe_peak(training: BlipTrainingArguments, peak: int | None) -> str:
-    """The memory of a step in words."""
+    """Describe the memory of a step, for logs and the plan."""
     if peak is None:
         return "not known"
     checkpointing = ", with gradient checkpointing" if training.activation_checkpointing else ""
@@ -107,9 +107,9 @@ def describe_peak(training: BlipTrainingArguments, peak: int | None) -> str:
 
 
 def activation_bytes(model: Any, images: int, tokens: int, *, bf16: bool, checkpointing: bool) -> int:
-    """Bytes of what a step keeps for its gradient, with the gradient of the logits at its turning point."""
+    """Bytes that a step saves for the backward pass, plus the gradient of the logits."""
     weights = [*model.parameters(), *model.buffers()]
-    # A traced weight is another object, so that weights are known by shape, also lying on their side.
+    # Traced weights are new objects, so they are recognised by shape, also transposed.
     known = {(shape, weight.dtype) for weight in weights for shape in (weight.shape, weight.shape[::-1])}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -129,7 +129,7 @@ def activation_bytes(model: Any, images: int, tokens: int, *, bf16: bool, checkp
         pixel_values = torch.empty(images, 3, size, size, device=device)
         ids = torch.zeros(images, tokens, dtype=torch.int64, device=device)
         logits = model(pixel_values=pixel_values, input_ids=ids, position_ids=ids).logits.flatten(0, 1)
-        # Held until all has been counted: it owns what was kept.
+        # Keep the loss until the saved tensors are counted: it owns them.
         loss = F.cross_entropy(logits.float(), ids.flatten())
         total = sum(storage.nbytes() for storage in kept.values()) + 4 * logits.numel()
     del loss
@@ -138,9 +138,9 @@ def activation_bytes(model: Any, images: int, tokens: int, *, bf16: bool, checkp
 
 @contextmanager
 def training_mode(model: Any, checkpointing: bool) -> Iterator[None]:
-    """The model in training mode, with gradient checkpointing or without, for a while."""
+    """Put the model in training mode, with or without gradient checkpointing, and restore it afterwards."""
     was_training, was_checkpointing = model.training, model.is_activation_checkpointing
-    # LLM.int8() looks for outliers above a threshold, whose number no trace can know.
+    # LLM.int8() selects outliers above a threshold; their number is unknown in a trace.
     outliers = [module.state for module in model.modules() if hasattr(getattr(module, "state", None), "threshold")]
     thresholds = [state.threshold for state in outliers]
     for state in outliers:
@@ -157,7 +157,7 @@ def training_mode(model: Any, checkpointing: bool) -> Iterator[None]:
 
 
 def set_checkpointing(model: Any, wanted: bool) -> None:
-    """Gradient checkpointing on or off, of the kind that takes inputs without gradients."""
+    """Enable or disable non-reentrant gradient checkpointing, which allows inputs without gradients."""
     if wanted == model.is_activation_checkpointing:
         return
     if wanted:

@@ -1,4 +1,4 @@
-"""Describing a trained model in a card, and publishing it."""
+"""Write the model card of a trained model and push both to the Hub."""
 
 from __future__ import annotations
 
@@ -49,26 +49,26 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BASELINE = "baseline"
-"""The prefix of metrics of the untouched base model, which cards show beside the trained one's."""
+"""The prefix of the base model's metrics, which cards compare with those of the trained model."""
 
 
 class PublishingTrainer(StreamingTrainer):
-    """A trainer that describes what it trained in a card, and publishes it in one commit.
+    """A trainer that writes a model card and pushes model and card in one commit.
 
     Attributes:
-        task: What is learnt, and how it is spoken of.
-        model_class: Our model, with the weights of a stock class.
-        processor: BLIP's image processor and tokenizer.
-        predictions: One record a row of the split that was scored last.
-        scored_dataset: That split.
-        scored: The splits that were scored, by the prefix of their metrics, the last one last.
-        results: Their metrics, of the model as it is.
-        train_counts: Rows and texts of a stream, once it was trained on.
-        skipped: Rows that a stream left out.
-        card: What the callback noted of the training.
-        sources: What the card says of base model and data; left out, it is read off model and data sets.
-        original_train_dataset: The training data as they were handed over.
-        recipe: What `recipe.json` beside a saved model says; left out, the arguments that were given.
+        task: Names and texts of the task, for cards and messages.
+        model_class: The model class, a subclass of `StockModel`.
+        processor: The image processor and tokenizer.
+        predictions: One record per row of the split that was evaluated last.
+        scored_dataset: The split that was evaluated last.
+        scored: All evaluated splits by metric prefix, in the order of evaluation.
+        results: The metrics of each evaluated split, for the current weights.
+        train_counts: Numbers of rows and texts that were read from a stream.
+        skipped: Rows of a stream that could not be used.
+        card: The callback that records the training for the card.
+        sources: Base model and data for the card; by default read from the model and the data sets.
+        original_train_dataset: The `train_dataset` that was passed to the constructor.
+        recipe: The content of `recipe.json`; by default made from the training arguments.
     """
 
     task: ClassVar[TaskWords]
@@ -92,52 +92,52 @@ class PublishingTrainer(StreamingTrainer):
         super().__init__(*args, **kwargs)
         self.add_callback(self.card)
 
-    # What subclasses give
+    # Methods that subclasses implement
 
     @staticmethod
     def predict_text(model: Any, processor: BlipProcessor, row: Mapping[str, Any], settings: DecodingSettings) -> str:
-        """What a model gives for a row: a trained model and the one that was published of it must give the same."""
+        """The model's text for one row; used to compare the trained with the pushed model."""
         raise NotImplementedError
 
     @classmethod
     def describe_settings(cls, args: Any, images: int, texts_per_image: float) -> dict[str, str]:
-        """What the result depends on besides what all tasks have, by label, in words, for the card.
+        """The task's own settings for the card, as texts by label.
 
         Args:
-            args: Of the training.
-            images: Rows of an optimiser step.
-            texts_per_image: Texts of a row, in the mean.
+            args: The training arguments.
+            images: Rows per optimiser step.
+            texts_per_image: Mean number of texts per row.
         """
         return {}
 
     @classmethod
     def to_display(cls, prediction: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A line of `predictions.jsonl` as cards show it: `caption`, `references`, `scores`, and the key of its row."""
+        """Convert a prediction for the card: `caption`, `references`, `scores`, and the key of its row."""
         return prediction
 
     @classmethod
     def decoding(cls, args: Any) -> DecodingSettings | None:
-        """How texts are generated; None where none are."""
+        """The settings of text generation; None if the task generates no texts."""
         return None
 
     # The card
 
     @property
     def output_dir(self) -> Path:
-        """Where the run leaves its files."""
+        """The output directory of the run."""
         return Path(str(self.args.output_dir))
 
     def create_model_card(self, repo_id: str | None = None) -> Path:  # type: ignore[override]
-        """Write the model card, `README.md`, with pictures and `predictions.jsonl`, into `output_dir`.
+        """Write the model card `README.md`, its pictures and `predictions.jsonl` into `output_dir`.
 
-        Its scores are those of the split that was scored last, of the model as it is: by `evaluate`, by `predict`, or
-        while training, if that was at the step that was kept.
+        The card shows the scores of the last evaluation of the current weights: by `evaluate`, by `predict`, or during
+        training at the step whose weights were kept.
 
         Args:
-            repo_id (`str`, *optional*): The repository that the card speaks of; by default a place for its name.
+            repo_id (`str`, *optional*): The repository that the card names; by default a placeholder.
 
         Returns:
-            The card's path.
+            The path of the card.
         """
         if not self.is_world_process_zero():
             return self.output_dir / "README.md"
@@ -162,7 +162,7 @@ class PublishingTrainer(StreamingTrainer):
         return write_card(facts, self.output_dir)
 
     def _results(self) -> dict[str, float]:
-        """The metrics that the card shows: a recipe's run notes all of them, also those of starts before this one."""
+        """The metrics for the card. A recipe's `all_results.json` also has those from before a resumption."""
         if self.recipe:
             return read_json(self.output_dir / "all_results.json")
         for prefix, metrics in self.results.items():
@@ -171,7 +171,7 @@ class PublishingTrainer(StreamingTrainer):
         return self.results.get(BASELINE, {}) | self.results.get(last, {})
 
     def _count_rows(self) -> dict[str, tuple[int, int]]:
-        """Rows and texts of each split that was trained on or scored."""
+        """Numbers of rows and texts of the training split and of each evaluated split."""
         counted = {"train": self.train_dataset, **self.scored}
         counts = {
             role: (len(dataset), sum(map(len, dataset.rows[self.task.texts])))
@@ -182,7 +182,7 @@ class PublishingTrainer(StreamingTrainer):
 
     @property
     def tokenized_with_java(self) -> bool:
-        """Whether the PTB tokenizer itself cut the texts before they were scored."""
+        """Whether the texts were tokenized by the Java PTB tokenizer."""
         return False
 
     def _kind(self) -> Kind:
@@ -191,7 +191,7 @@ class PublishingTrainer(StreamingTrainer):
         return "merged" if self.card.lora else "full"
 
     def _read_sources(self) -> Sources:
-        """What model and data sets tell of themselves."""
+        """The sources that the model and the data sets record."""
         model = self.accelerator.unwrap_model(self.model)
         own_model, own_data = Source("new weights", is_own=True), Source("own data", is_own=True)
         name, found = getattr(model, "name_or_path", ""), source_name(self.original_train_dataset)
@@ -211,30 +211,30 @@ class PublishingTrainer(StreamingTrainer):
         tag: str | None = None,
         token: str | None = None,
     ) -> str | None:
-        """Publish model, card and pictures in one commit, and check that what was published gives the same texts.
+        """Push model, card and pictures in one commit, and check that the pushed model gives the same text.
 
-        To be called by all processes.
+        All processes must call it.
 
         Args:
             repo_id (`str`, *optional*): `namespace/name`, or a name alone; by default `hub_model_id`, or the last name
                 of `output_dir`.
-            commit_message (`str`, *optional*): Of the commit.
-            private (`bool`, *optional*): Whether a repository that is made now is private; by default
+            commit_message (`str`, *optional*): The commit message.
+            private (`bool`, *optional*): Whether a new repository is private; by default
                 `hub_private_repo`.
             tag (`str`, *optional*): A tag for the commit.
-            token (`str`, *optional*): Of the Hub; by default that of the environment.
+            token (`str`, *optional*): Hub token; by default that of the environment.
 
         Returns:
-            The URL of the repository; nothing on other processes than the first.
+            The URL of the repository; None on all processes but the first.
 
         Raises:
-            RecipeError: The name is invalid, or there is no token that may write there; nothing was pushed.
-            PushError: It was not pushed, or gives other texts than the trained model; says how to finish.
+            RecipeError: The name is invalid, or no token has write access; nothing was pushed.
+            PushError: The push failed, or the pushed model gives another text. The message says how to finish.
         """
         api = HfApi(token=token)
         private = self.args.hub_private_repo if private is None else private
         if not self.is_saved:
-            # First, so that nothing is lost where it may not be pushed.
+            # Save first, so that nothing is lost if the push is refused.
             self.save_model()
         if not self.is_world_process_zero():
             return None
@@ -253,10 +253,10 @@ class PublishingTrainer(StreamingTrainer):
         tag: str | None = None,
         api: HfApi | None = None,
     ) -> str:
-        """Push `output_dir` as it is, in one commit, and check what was published; returns the repository's URL.
+        """Push `output_dir` in one commit, check the pushed model, and return the URL of the repository.
 
         Raises:
-            PushError: It was not pushed, or gives other texts than the trained model.
+            PushError: The push failed, or the pushed model gives another text.
         """
         result = push_folder(
             self.output_dir,
@@ -282,43 +282,43 @@ def check_published(
     result: PushResult,
     output_dir: Path,
 ) -> None:
-    """Load the published revision and try it on one row: it must give what the trained model gives.
+    """Check that the pushed revision loads and gives the same text as the trained model for one row.
 
     Raises:
-        PushError: It gives something else, or cannot be loaded.
+        PushError: It gives another text, or cannot be loaded.
     """
     repo_id = result.url.split("/", 3)[-1]
     try:
         published, its_processor, its_settings = load_finished(
             repo_id, trainer.model_class, revision=result.revision, device=model.device
         )
-        # As the published one computes attention, whose results differ in the last bits.
+        # The pushed model uses SDPA; eager attention differs in the last bits.
         (model.get_base_model() if is_adapted(model) else model).use_sdpa()
         expected = trainer.predict_text(model.eval(), processor, row, settings)
         found = trainer.predict_text(published, its_processor, row, its_settings)
     except (RecipeError, OSError) as error:
         raise PushError(
-            f"{result.url} was pushed, but could not be loaded back to check it: {error}\nSee what it gives for a "
-            f"picture with: python -m blip_recipe.{trainer.task.command.format(model=repo_id)}"
+            f"{result.url} was pushed, but could not be loaded back to check it: {error}\nTry it on a picture with: "
+            f"python -m blip_recipe.{trainer.task.command.format(model=repo_id)}"
         ) from error
     if expected != found:
         raise PushError(
-            f"{result.url} was pushed, but the model loaded from it gives {found!r} for a picture for which the "
-            f"trained model gives {expected!r}. Do not rely on it; pushing again is: "
+            f"{result.url} was pushed, but the model loaded from it gives {found!r} for a picture, and the trained "
+            f"model gives {expected!r}. Do not use the pushed model. To push again: "
             + push_command(output_dir, repo_id)
         )
 
 
 def build_recipe(trainer: PublishingTrainer) -> dict[str, Any]:
-    """The `recipe.json` of a run without a recipe: what was given to the trainer, and how texts are generated."""
+    """Build the `recipe.json` of a run without a recipe from the trainer's arguments and model."""
     args, model = trainer.args, trainer.accelerator.unwrap_model(trainer.model)
     recipe: dict[str, Any] = {"task": trainer.task.name, "model_name_or_path": model.name_or_path}
     for each in dataclasses.fields(args):
         value = getattr(args, each.name)
         default = each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
-        value = getattr(value, "value", value)  # of enumerations
+        value = getattr(value, "value", value)  # enumerations
         is_plain = isinstance(value, (str, int, float, list))
-        # Trainer itself settles what is open (None), empty or off.
+        # Skip values whose default is None or empty, which Trainer fills in, and flags that are off.
         is_chosen = value != default and (default or (value is not False and value != []))
         if each.init and is_plain and is_chosen and not MAY_CHANGE.fullmatch(each.name):
             recipe[each.name] = value
@@ -346,19 +346,19 @@ def gather_facts(
     callback: CardCallback,
     tokenized_with_java: bool,
 ) -> CardFacts:
-    """The facts of a finished run.
+    """Gather the facts of a finished run for its card.
 
     Args:
-        trainer: The class of what trained it.
-        args: How it was trained.
-        kind: What was saved.
-        repo_id: Where it will be pushed, if that is known.
+        trainer: The trainer class.
+        args: The training arguments.
+        kind: What was saved: a full model, an adapter, or a merged model.
+        repo_id: The repository, if it is known.
         sources: Base model and data.
-        results: `all_results.json`.
-        predictions: `predictions.jsonl`, of the split that was scored last, as `to_display` gives its lines.
-        counts: Rows and texts of each split that was read, by role.
-        callback: What it noted.
-        tokenized_with_java: Whether the PTB tokenizer itself cut the texts before they were scored.
+        results: The content of `all_results.json`.
+        predictions: The lines of `predictions.jsonl`, converted by `to_display`.
+        counts: Numbers of rows and texts of each split, by role.
+        callback: The callback that recorded the training.
+        tokenized_with_java: Whether the texts were tokenized by the Java PTB tokenizer.
     """
     usual = ("train", "eval", "test")
     splits = [
@@ -401,7 +401,7 @@ def gather_facts(
 def describe_training(
     trainer: type[PublishingTrainer], args: BlipTrainingArguments, train: tuple[int, int], callback: CardCallback
 ) -> dict[str, str]:
-    """Every setting that the result depends on, by label, in words; `train` is (rows, texts) of the split."""
+    """The training settings for the card, as texts by label; `train` is (rows, texts) of the training split."""
     parts = (args.train_batch_size, args.gradient_accumulation_steps, args.world_size)
     images = math.prod(parts)
     settings = {
@@ -424,7 +424,7 @@ def describe_training(
 
 
 def describe_adaptation(task: TaskWords, args: BlipTrainingArguments, callback: CardCallback) -> dict[str, str]:
-    """The settings of LoRA, quantisation, frozen parts and memory saving, as far as they were used."""
+    """The settings of LoRA, quantisation, frozen parts and memory saving that were used."""
     settings: dict[str, str] = {}
     lora = callback.lora
     if lora is not None:
@@ -432,7 +432,7 @@ def describe_adaptation(task: TaskWords, args: BlipTrainingArguments, callback: 
         settings["LoRA"] = ", ".join(
             [f"rank {lora.r}", f"alpha {lora.lora_alpha}", f"dropout {lora.lora_dropout:g}", *kinds]
         )
-        # The default is a pattern of module names.
+        # The default `target_modules` is a pattern, not a list of names.
         named = [] if lora.target_modules is None or isinstance(lora.target_modules, str) else lora.target_modules
         settings["LoRA layers"] = ", ".join(map(format_code, sorted(named))) or task.lora_layers
     if callback.quantization:
@@ -447,5 +447,5 @@ def describe_adaptation(task: TaskWords, args: BlipTrainingArguments, callback: 
 
 
 def _name(value: Any) -> str:
-    """The plain name of an option that Trainer keeps as text or as an enumeration."""
+    """The name of an option that is a string or an enumeration."""
     return str(getattr(value, "value", value))

@@ -1,8 +1,8 @@
-"""What makes a run that died and was started again end as if it had not: `ResumableTrainer`.
+"""Resume a killed run bit for bit.
 
-Trainer restores weights, optimiser, schedule and random states. Here it is added that checkpoints are whole or not
-there, that evaluations take nothing from the random numbers of the training, that losses which were not logged yet are
-kept, and that nothing is left out or done twice at the end of an epoch, of the run, or when the run is asked to stop.
+Trainer restores weights, optimiser, schedule and random states. `ResumableTrainer` adds four things: checkpoints are
+written atomically; evaluations do not change the random states of the training; losses that are not logged yet are
+saved; and no step, evaluation or checkpoint is skipped or repeated at the end of an epoch, of the run, or at a stop.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
 LOSSES = "unlogged_losses"
-"""Where Trainer's state keeps the losses since the last log line, and before."""
+"""The key of the Trainer state under which the losses before and since the last log line are saved."""
 
 
 class ResumableTrainer(Seq2SeqTrainer):
-    """`Seq2SeqTrainer` whose runs can die at any moment and go on bit for bit.
+    """`Seq2SeqTrainer` that can be killed at any time and resumes bit for bit.
 
     Attributes:
-        stop_signals: Tells when the run is asked to stop.
+        stop_signals: Records a signal to stop.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -46,19 +46,19 @@ class ResumableTrainer(Seq2SeqTrainer):
 
     @property
     def must_stop(self) -> bool:
-        """Whether this process or another one of the run was asked to stop."""
+        """Whether any process of the run received a stop signal."""
         asked = self.stop_signals.received is not None
         if self.args.world_size == 1:
             return asked
-        # Signals do not reach all processes at the same step.
+        # Signals can reach the processes at different steps.
         return bool(self.accelerator.gather(torch.tensor([asked], device=self.args.device)).any())
 
     def _get_output_dir(self, trial: Any) -> str:
-        """Where Trainer writes checkpoints, and deletes them: aside, where only unfinished ones are."""
+        """The staging directory, so that Trainer neither writes nor rotates finished checkpoints."""
         return str(Path(str(self.args.output_dir), STAGING))
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """As Trainer's, but written aside, checked and moved into place.
+        """Like Trainer's, but writes to the staging directory first and then moves the checkpoint.
 
         Raises:
             SaveError: The disk is full.
@@ -86,25 +86,25 @@ class ResumableTrainer(Seq2SeqTrainer):
         self.accelerator.wait_for_everyone()
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """As Trainer's, which takes one step too many from a checkpoint of a last step within an epoch."""
+        """Like Trainer's, without its extra step when resuming after the last step in the middle of an epoch."""
         if self.state.global_step < self.state.max_steps:
             super()._run_epoch(*args, **kwargs)
 
     def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As Trainer's, leaving random states as they were; if it has to stop, the evaluation is still owed."""
+        """Like Trainer's, but restores the random states. If it is stopped, the evaluation runs after resuming."""
         if kwargs.get("skip_scheduler") and self.state.global_step:
-            return {}  # `eval_on_start`, which was done at the start of the run
+            return {}  # `eval_on_start` already ran when the run started
         try:
             with torch.random.fork_rng([self.args.device] if self.args.device.type == "cuda" else []):
                 return super()._evaluate(*args, **kwargs)
         except StoppedError:
-            # After the last step there is nothing to go on with, that would do the evaluation.
+            # After the last step no training loop would run the evaluation when resumed.
             if self.state.global_step < self.state.max_steps:
                 self._save_checkpoint(self.model, None)
             raise
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        """As Trainer's, right before the first step from a checkpoint; an evaluation that is owed comes before both."""
+        """Like Trainer's, which is called before the first resumed step; a pending evaluation runs here."""
         super()._load_rng_state(checkpoint)
         planned = _saved_states(self.state)["TrainerControl"]["args"]
         if planned["should_evaluate"]:
@@ -113,13 +113,13 @@ class ResumableTrainer(Seq2SeqTrainer):
             self._maybe_log_save_evaluate(self._tr_loss, None, model, None, epoch, None, time.time())
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
-        """As Trainer's, with workers that leave it to the main process to stop: it needs them for its last step."""
+        """Like Trainer's, with workers that ignore stop signals: the main process needs them to finish its step."""
         loader = super()._get_dataloader(*args, **kwargs)
         loader.worker_init_fn = partial(ignore_stop_signals, loader.worker_init_fn)
         return loader
 
     def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
-        """As Trainer's, with files that are never half written."""
+        """Like Trainer's, but writes the files atomically."""
         if self.is_world_process_zero():
             for path, earlier in ((f"{split}_results.json", False), ("all_results.json", True))[: 1 + combined]:
                 before = read_json(Path(str(self.args.output_dir), path)) if earlier else {}
@@ -127,12 +127,12 @@ class ResumableTrainer(Seq2SeqTrainer):
 
 
 def _saved_states(state: TrainerState) -> dict[str, Any]:
-    """What `state` keeps for others, by name: annotated as the list that Trainer makes it from."""
+    """`stateful_callbacks` of `state`, a dictionary although it is annotated as a list."""
     return cast("dict[str, Any]", state.stateful_callbacks)
 
 
 class ResumptionCallback(TrainerCallback):
-    """Restores what Trainer does not, saves when nothing is left out, and ends a run that has to stop."""
+    """Restore losses, save after the evaluation of an epoch, and stop the run after a stop signal."""
 
     def __init__(self, trainer: ResumableTrainer) -> None:
         self.trainer = trainer
@@ -141,7 +141,7 @@ class ResumptionCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take up the losses of a checkpoint, and find the best one also where `output_dir` was moved."""
+        """Restore the losses, and the path of the best checkpoint in case `output_dir` was moved."""
         trainer, losses = self.trainer, _saved_states(state).get(LOSSES)
         trainer._initial_global_step = 0
         if losses and state.global_step:
@@ -153,7 +153,7 @@ class ResumptionCallback(TrainerCallback):
             state.best_model_checkpoint = str(best)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Save after the last step of an epoch once its evaluation and log line are there too, and before a stop."""
+        """Delay the save at the end of an epoch until it is evaluated and logged; save before a stop."""
         ends = float(state.epoch or 0).is_integer() or state.global_step >= state.max_steps
         if ends:
             self.save_at_epoch_end, control.should_save = control.should_save, False
@@ -163,16 +163,16 @@ class ResumptionCallback(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Save what was put off."""
+        """Trigger the delayed save."""
         control.should_save |= self.save_at_epoch_end or (self.trainer.must_stop and not control.should_evaluate)
         self.save_at_epoch_end = False
 
     def on_save(self, *args: Any, **kwargs: Any) -> None:
-        """Stop, now that nothing would be lost."""
+        """Stop after the checkpoint is written."""
         self._stop_if_asked()
 
     def on_prediction_step(self, *args: Any, **kwargs: Any) -> None:
-        """Stop in an evaluation too, which may take longer than there is time."""
+        """Stop during an evaluation, which may take longer than the time left."""
         self._stop_if_asked()
 
     def _stop_if_asked(self) -> None:

@@ -1,13 +1,13 @@
-"""Weights, gradients and optimiser state spread over the processes: FSDP2, through Trainer and accelerate.
+"""Shard weights, gradients and optimiser state with FSDP2, through Trainer and accelerate.
 
-Each layer is gathered when it is its turn. What accelerate cannot know of BLIP is told here:
+Each layer is gathered when it is computed. This module configures what is special about BLIP:
 
-- The LM head shares its weight with the word embeddings, and its bias goes by two names: all of it stays in the root.
-- `generate` and the image encoder are called without the root's `forward`, and captions of different length take
-  different numbers of steps in each process: for an evaluation every process has the weights whole.
-- Precision is Trainer's autocast, as without FSDP, so that losses and gradients are those of one process; accelerate's
-  own policy would round the losses themselves to 16 bits.
-- A checkpoint holds whole weights, and the finished model is saved as it always is, under the stock names.
+- The LM head shares its weight with the word embeddings, and its bias has two names: both stay in the root group.
+- `generate` and the image encoder are called without the root's `forward`, and generation takes different numbers of
+  steps in each process: every process gathers all weights for an evaluation.
+- Precision is Trainer's autocast, as without FSDP, so that losses and gradients equal those of one process.
+  accelerate's mixed precision would round the losses to 16 bits.
+- Checkpoints hold full weights, and the model is saved as without FSDP, under the stock names.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 LAYERS = ("BlipEncoderLayer", "BlipTextLayer")
-"""The classes whose modules are gathered one by one; the rest is the root's."""
+"""Each module of these classes is a group of its own; all other weights are in the root group."""
 
 WEIGHTS_FILE = "pytorch_model_fsdp.bin"
-"""What accelerate names the weights that a sharded run resumes from."""
+"""The file of weights that accelerate writes into the checkpoints of a sharded run."""
 
 
 def is_fsdp_requested(training: TrainingArguments) -> bool:
-    """Whether the recipe, or `accelerate launch --use_fsdp`, asks for FSDP."""
+    """Whether the arguments or `accelerate launch --use_fsdp` ask for FSDP."""
     return bool(training.fsdp) or is_env_true("ACCELERATE_USE_FSDP")
 
 
 def is_env_true(variable: str) -> bool:
-    """Whether an environment variable says yes."""
+    """Whether an environment variable is `1` or `true`."""
     return os.environ.get(variable, "false").lower() in ("1", "true")
 
 
 def disable_ram_efficient_loading(training: TrainingArguments) -> None:
-    """Have every process of a sharded run read the whole model: the base is scored before it is sharded."""
+    """Load the full model in every process of a sharded run: the base model is scored before it is sharded."""
     if not is_fsdp_requested(training):
         return
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
@@ -56,7 +56,7 @@ def disable_ram_efficient_loading(training: TrainingArguments) -> None:
 
 
 def configure_fsdp(plugin: FullyShardedDataParallelPlugin) -> None:
-    """Tell accelerate how BLIP is cut up, computed and saved, whatever it was told before."""
+    """Set the groups, precision and saving format of the FSDP plugin, and override its other settings of these."""
     plugin.auto_wrap_policy = transformer_auto_wrap_policy
     plugin.transformer_cls_names_to_wrap = list(LAYERS)
     plugin.mixed_precision_policy = None
@@ -67,9 +67,9 @@ def configure_fsdp(plugin: FullyShardedDataParallelPlugin) -> None:
 
 @contextmanager
 def keep_embeddings_in_root(model: Any) -> Iterator[None]:
-    """Keep word embeddings and LM head in one group while accelerate shards `model`.
+    """Keep word embeddings and LM head in the root group while accelerate shards `model`.
 
-    It would make a group of what `get_input_embeddings` names, with a weight that the LM head in the root has too.
+    accelerate would put the module of `get_input_embeddings` in a group of its own, but the LM head shares its weight.
     """
     model.get_input_embeddings = lambda: None
     try:
@@ -79,9 +79,9 @@ def keep_embeddings_in_root(model: Any) -> Iterator[None]:
 
 
 def gather_weights(model: Any) -> None:
-    """Have the weights whole in this process, until they are sharded again; nothing to do where they always are.
+    """Gather all weights in this process until they are sharded again; does nothing without FSDP.
 
-    To be called by all processes.
+    All processes must call it.
     """
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -91,7 +91,7 @@ def gather_weights(model: Any) -> None:
 
 @contextmanager
 def unsharded_weights(model: Any, plugin: FullyShardedDataParallelPlugin | None) -> Iterator[None]:
-    """As `gather_weights`, and shard them again, after each forward pass too if `plugin` says so."""
+    """Gather all weights, shard them again afterwards, and restore the `reshard_after_forward` of `plugin`."""
     gather_weights(model)
     try:
         yield
@@ -99,21 +99,21 @@ def unsharded_weights(model: Any, plugin: FullyShardedDataParallelPlugin | None)
         for module in model.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
-                # The root's are needed first in the backward pass, where they would be gathered at once again.
+                # The backward pass starts with the root's weights and would gather them again at once.
                 module.set_reshard_after_forward(
                     module is not model and bool(plugin and plugin.reshard_after_forward), recurse=False
                 )
 
 
 def drop_tied_weights(state_dict: dict[str, Any] | None, model: Any) -> dict[str, Any] | None:
-    """Gathered weights by the names they are saved under: each gathered by itself, tied ones no longer share memory."""
+    """Remove tied weights from a gathered state dict: after gathering they no longer share memory."""
     if state_dict is None:
         return None
     return {name: weight for name, weight in state_dict.items() if name not in model.all_tied_weights_keys}
 
 
 def describe_shards(model: Any) -> str:
-    """How much of the model this process keeps."""
+    """Describe how much of the model this process holds."""
     mine = sum(weight.to_local().numel() for weight in model.parameters() if isinstance(weight, DTensor))
     groups = sum(isinstance(module, FSDPModule) for module in model.modules())
     total = sum(weight.numel() for weight in model.parameters())
@@ -121,13 +121,13 @@ def describe_shards(model: Any) -> str:
 
 
 def check_checkpoint_sharding(checkpoint: str, *, sharded: bool) -> None:
-    """Find a checkpoint of a run that was sharded where this one is not, or the other way round.
+    """Check that a checkpoint was written with FSDP if this run uses it, and without if not.
 
     Raises:
-        RecipeError: It is one.
+        RecipeError: It was not.
     """
     if Path(checkpoint, WEIGHTS_FILE).exists() != sharded:
         raise RecipeError(
-            f"{checkpoint} was written {'without' if sharded else 'with'} FSDP, and this run is started "
-            f"{'with' if sharded else 'without'} it: start it as before, or afresh with --overwrite_output_dir true."
+            f"{checkpoint} was written {'without' if sharded else 'with'} FSDP, but this run is "
+            f"{'with' if sharded else 'without'} it. Start the run as before, or train into an empty output_dir."
         )

@@ -1,4 +1,4 @@
-"""Signals by which batch systems ask a run to stop: it finishes its step, saves a checkpoint, and leaves."""
+"""Record the signals by which batch systems ask a run to stop."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGBREAK") if hasattr(signal, name)]
-"""SIGTERM (Slurm, Kubernetes, cloud machines that are taken back), SIGUSR1 (Slurm's `--signal=USR1@120`), and Windows'
+"""SIGTERM (Slurm, Kubernetes, preempted cloud machines), SIGUSR1 (Slurm's `--signal=USR1@120`), and Windows'
 Ctrl-Break."""
 
 
 class StopSignals:
-    """Notes the first stop signal that arrives during a `with`, in place of ending the process.
+    """Record the first stop signal inside a `with` block instead of ending the process.
 
     Attributes:
-        received: The signal, or nothing yet.
+        received: The signal, or None.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class StopSignals:
 
 
 def ignore_stop_signals(initialise: Callable[[int], None] | None, worker: int) -> None:
-    """Start a worker of a data loader that outlives stop signals, which are often sent to all processes of a job."""
+    """Make a data loader worker ignore stop signals, which are often sent to all processes of a job."""
     for each in STOP_SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     if initialise:

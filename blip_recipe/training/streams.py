@@ -1,4 +1,4 @@
-"""Training on a stream: how many steps it takes, how far it is, and what a checkpoint keeps of that."""
+"""Train on streamed data sets: plan the steps, track the position, save and restore it."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STREAM = "stream"
-"""Where Trainer's state keeps how far streams are."""
+"""The key of the Trainer state under which the positions of streams are saved."""
 
 
 def plan_steps(training: BlipTrainingArguments, images: int | None) -> None:
-    """Make epochs steps: a stream goes on without end, and Trainer takes all of its steps for one epoch.
+    """Convert epochs to steps: a stream never ends, so Trainer sees the whole run as one epoch.
 
     Args:
-        training: Trainer's arguments; `max_steps`, and what happens each epoch, are set where they are open.
-        images: How many a pass has, where that is known.
+        training: The training arguments. `max_steps` is set if it is missing; epoch strategies become step strategies.
+        images: Images per pass over the data, if known.
 
     Raises:
-        RecipeError: There is no telling how many steps to take, or accelerate is asked to deal out batches itself.
+        RecipeError: The number of steps is unknown, or `accelerator_config` splits or dispatches batches.
     """
     if training.accelerator_config.split_batches or training.accelerator_config.dispatch_batches:
         raise RecipeError(
@@ -54,19 +54,19 @@ def plan_steps(training: BlipTrainingArguments, images: int | None) -> None:
     if training.max_steps <= 0:
         if steps is None:
             raise RecipeError(
-                "max_steps is missing: with streaming nobody knows how many images an epoch has, unless the data set's "
-                "card says so. Set max_steps (images to be seen, divided by "
-                f"{a_step:,} images a step), or fetch the rows before training (in a recipe: max_train_samples)."
+                "max_steps is missing: the number of images of a streamed data set is unknown, unless its card states "
+                f"it. Set max_steps (images to train on, divided by {a_step:,} images per step), or load the rows "
+                "before training (in a recipe: max_train_samples)."
             )
         training.max_steps = math.ceil(training.num_train_epochs * steps)
-    # Reading on where the stream stands is this module's work; Trainer would read all again.
+    # This module restores the position of the stream; Trainer would read and skip all rows.
     training.ignore_data_skip = True
     every = min(steps or training.max_steps, training.max_steps)
     if training.save_strategy == SaveStrategy.EPOCH:
         training.save_strategy, training.save_steps = SaveStrategy.STEPS, every
         if steps is None:
             logger.warning(
-                "A stream of unknown length has no epochs: the only checkpoint comes after the last step, unless "
+                "A stream of unknown length has no epochs: the only checkpoint is written after the last step, unless "
                 "save_strategy is 'steps'."
             )
     if training.eval_strategy == IntervalStrategy.EPOCH:
@@ -76,12 +76,12 @@ def plan_steps(training: BlipTrainingArguments, images: int | None) -> None:
 
 
 class StreamProgress:
-    """How far the streams of this process are.
+    """The positions of the streams of this process.
 
     Attributes:
-        images: How many were trained on, by this process.
-        first_images, first_captions: Those of the first pass, which are all different.
-        skipped: Rows that were left out, each once.
+        images: Images that this process has trained on.
+        first_images, first_captions: Images and captions of the first pass, which are all different.
+        skipped: Skipped rows, without duplicates.
     """
 
     def __init__(self, stream: CaptionStream, workers: int) -> None:
@@ -92,7 +92,7 @@ class StreamProgress:
         self.skipped: dict[tuple[int | str, int], SkippedRow] = {}
 
     def update(self, batch: dict[str, Any], progress: Progress) -> None:
-        """Count a batch that will be trained on."""
+        """Count a batch of the training."""
         self.positions[progress.worker] = progress.position
         self.next_worker = (progress.worker + 1) % self.workers
         self.images += len(batch["row"])
@@ -101,7 +101,7 @@ class StreamProgress:
         self.skipped |= {(each.image_id, each.row): each for each in progress.skipped}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, for all processes; to be called by all."""
+        """The state of all processes, for a checkpoint. All processes must call it."""
         mine = {
             "positions": [[worker, *position] for worker, position in sorted(self.positions.items())],
             "next_worker": self.next_worker,
@@ -111,18 +111,18 @@ class StreamProgress:
         return {"workers": self.workers, "shards": self.stream.shards, "processes": gather_object([mine])}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from the state of a checkpoint.
+        """Restore the state of a checkpoint.
 
         Raises:
-            RecipeError: It was made with other numbers of processes, workers or shards.
+            RecipeError: The number of processes, workers or shards has changed.
         """
         before = (len(state["processes"]), state["workers"], state["shards"])
         now = (self.stream.processes, self.workers, self.stream.shards)
         if before != now:
             names = "{} processes, {} workers (dataloader_num_workers) and {} shards"
             raise RecipeError(
-                f"The checkpoint was made with {names.format(*before)}, and there are {names.format(*now)}: streams go "
-                "on only with the same. Set them as they were, or start afresh with --overwrite_output_dir true."
+                f"The checkpoint was written with {names.format(*before)}, but this run has {names.format(*now)}: a "
+                "stream resumes only with the same numbers. Set them as before, or train into an empty output_dir."
             )
         mine = state["processes"][self.stream.process]
         self.positions = {worker: Position(*position) for worker, *position in mine["positions"]}
@@ -132,9 +132,10 @@ class StreamProgress:
         self.stream.positions, self.stream.first_worker = self.positions, self.next_worker
 
     def totals(self, epochs: float) -> tuple[tuple[int, int], float]:
-        """Different images and captions that were trained on, and passes over them; to be called by all processes.
+        """Numbers of different images and captions that were trained on, and of passes over them.
 
-        The passes are `epochs` within the first one over a source that does not tell how many images it has.
+        During the first pass over a source of unknown length, the number of passes is `epochs`. All processes must call
+        it.
         """
         turns = self.stream.turns(self.workers)
         within_first = any(position.turn < turns for position in self.positions.values())
@@ -144,13 +145,13 @@ class StreamProgress:
         return (first, captions), round(images / whole, 2) if whole else epochs
 
     def all_skipped(self) -> list[SkippedRow]:
-        """The rows that any process left out; to be called by all."""
+        """The skipped rows of all processes. All processes must call it."""
         everyone = gather_object([list(self.skipped.values())])
         return list(dict.fromkeys(chain.from_iterable(everyone)))
 
 
 def stream_loader(stream: CaptionStream, training: BlipTrainingArguments, collator: Callable[..., Any]) -> DataLoader:
-    """A loader of this process's streams; accelerate, which would read all rows in each process, has no part in it."""
+    """The data loader of this process's streams; accelerate does not wrap it, to read only this process's rows."""
     workers = training.dataloader_num_workers or 0
     return torch.utils.data.DataLoader(
         stream,
@@ -161,7 +162,7 @@ def stream_loader(stream: CaptionStream, training: BlipTrainingArguments, collat
         prefetch_factor=training.dataloader_prefetch_factor,
         multiprocessing_context=training.dataloader_multiprocessing_context,
         worker_init_fn=_start_worker if workers else None,
-        # Of its own: the seed of workers, which nothing depends on, would be taken from the model's random numbers.
+        # Without its own generator, the loader would draw the seed of its workers from the model's random state.
         generator=torch.Generator(),
     )
 
@@ -172,10 +173,10 @@ def _start_worker(worker: int) -> None:
 
 
 class StreamingTrainer(ResumableTrainer):
-    """`ResumableTrainer` that can train on a `CaptionStream`; nothing changes with other data sets.
+    """`ResumableTrainer` that can also train on a `CaptionStream`.
 
     Attributes:
-        progress: How far its streams are; None with other data sets.
+        progress: The positions of its streams; None with other data sets.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -186,26 +187,26 @@ class StreamingTrainer(ResumableTrainer):
             self.add_callback(StreamCallback())
 
     def get_train_dataloader(self) -> DataLoader:
-        """As Trainer's, or the loader of streams."""
+        """Like Trainer's; for a stream, the loader of `stream_loader`."""
         if self.progress is None:
             return super().get_train_dataloader()
         arguments = cast("BlipTrainingArguments", self.args)
         return stream_loader(self.progress.stream, arguments, cast("Callable[..., Any]", self.data_collator))
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """As Trainer's, with streams that go on where those of the checkpoint stood."""
+        """Like Trainer's, but restores the positions of streams from the checkpoint."""
         kept = cast("dict[str, Any]", self.state.stateful_callbacks).get(STREAM)
         if self.progress and kept and self.state.global_step:
             self.progress.restore(kept["attributes"])
-            # After the last step, an epoch of all steps would be followed by another, and another.
+            # A stream never ends, so a run resumed after its last step would go on training.
             self.control.should_training_stop = self.state.global_step >= self.state.max_steps
         super()._run_epoch(*args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
-        """As Trainer's, noting how far streams are.
+        """Like Trainer's, and updates the positions of streams.
 
         Raises:
-            RecipeError: A stream of any process has ended; what was trained is in a checkpoint.
+            RecipeError: The stream of a process has failed. A checkpoint was saved before.
         """
         if self.progress is None:
             return super().get_batch_samples(epoch_iterator, num_batches, device)
@@ -214,7 +215,7 @@ class StreamingTrainer(ResumableTrainer):
         fault = next((each.fault for each in reports if each.fault), None)
         if self._any_process(fault is not None):
             self._save_before_fault()
-            # The first process that ends takes the others along: each has to say what is wrong.
+            # The launcher stops all processes when the first one ends, so each of them raises the message.
             raise RecipeError(next(filter(None, gather_object([fault]))))
         for batch, progress in zip(batches, reports, strict=True):
             self.progress.update(batch, progress)
@@ -226,7 +227,7 @@ class StreamingTrainer(ResumableTrainer):
         return bool(self.accelerator.gather(torch.tensor([here], device=self.args.device)).any())
 
     def _save_before_fault(self) -> None:
-        """Save the last step, if there is one that is not saved yet."""
+        """Save the last step, unless it is saved already."""
         step = self.state.global_step
         wanted = [step > 0 and not Path(str(self.args.output_dir), f"checkpoint-{step}").exists()]
         broadcast_object_list(wanted)
@@ -234,7 +235,7 @@ class StreamingTrainer(ResumableTrainer):
             self._save_checkpoint(self.model, None)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """As `ResumableTrainer`'s, with how far streams are."""
+        """Like `ResumableTrainer`'s, with the positions of streams."""
         if self.progress:
             states = cast("dict[str, Any]", self.state.stateful_callbacks)
             states[STREAM] = {"args": {}, "attributes": self.progress.state()}
@@ -242,8 +243,8 @@ class StreamingTrainer(ResumableTrainer):
 
 
 class StreamCallback(TrainerCallback):
-    """Counts on in a run that goes on: Trainer, told to skip no data, counts from nothing."""
+    """Set the epoch of a stream: with `ignore_data_skip`, Trainer would count from 0 in a resumed run."""
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """The share of the run that is done, which Trainer calls its epoch."""
+        """Set the epoch to the finished share of the run."""
         state.epoch = state.global_step / state.max_steps

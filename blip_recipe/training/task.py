@@ -1,4 +1,4 @@
-"""What a task brings to recipes: its rows, its embedded model and its trainers."""
+"""The interface between recipes and a task: its rows, its tiny model and its trainers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Task(ABC):
-    """Something that BLIP learns.
+    """A task that a recipe can train.
 
     Attributes:
         trainer: The trainer of the task, or of its first stage.
@@ -29,24 +29,24 @@ class Task(ABC):
     trainer: ClassVar[type[BlipTrainer]]
 
     def trainer_of(self, stage: str) -> type[BlipTrainer]:
-        """The trainer of a stage."""
+        """The trainer class of a stage."""
         return self.trainer
 
     def check(self, model: ModelArguments, data: DataArguments, training: Any) -> None:
-        """Find what this task cannot do, before anything is read.
+        """Check the arguments before anything is read.
 
         Raises:
-            RecipeError: Names the key.
+            RecipeError: The task does not support a value; the message names its key.
         """
         if data.is_streamed:
             raise RecipeError(
-                f"task is {self.trainer.task.name!r} and streaming is true, but only captions are learnt from a "
+                f"task is {self.trainer.task.name!r} and streaming is true, but only captioning can train on a "
                 "stream: leave streaming out."
             )
 
     @abstractmethod
     def load_split(self, arguments: Any, split: str, *, max_samples: int | None = None) -> Dataset:
-        """A split of a recipe's data set: `image`, `image_id`, the texts that are learnt, and others of the task.
+        """Load a split of a recipe's data set: `image`, `image_id`, and the columns of the task.
 
         Raises:
             RecipeError: There is no such data set, split or column, or the split is empty.
@@ -54,12 +54,12 @@ class Task(ABC):
 
     @abstractmethod
     def validate_row(self, record: Mapping[str, Any]) -> str | None:
-        """What is wrong with the texts of a row, if anything is."""
+        """Why the texts of a row cannot be used; None if they can."""
 
     @abstractmethod
     def vocabulary_texts(self, rows: Dataset, arguments: BlipArguments, *, drawn: bool) -> Iterable[str]:
-        """Texts with every word that a tokenizer for `rows` must know; all words of drawn scenes where `rows` are."""
+        """Texts for the vocabulary of a new tokenizer: those of `rows`, or of all possible scenes if `drawn`."""
 
     @abstractmethod
     def build_tiny(self, texts: Iterable[str], image_size: int | None) -> tuple[Any, BlipProcessor]:
-        """The embedded model, new, with a vocabulary made from `texts`, and its processor."""
+        """Build a tiny model with new weights and a vocabulary from `texts`, and its processor."""

@@ -1,4 +1,4 @@
-"""The trainer of every BLIP: model, rows, order, evaluation, what is saved, and publishing."""
+"""The base trainer of all tasks."""
 
 from __future__ import annotations
 
@@ -59,24 +59,24 @@ logger = logging.getLogger(__name__)
 
 
 class EarlyStopping(EarlyStoppingCallback):
-    """transformers' early stopping, whose patience a resumed run remembers, by evaluations of the training alone."""
+    """transformers' early stopping that survives resumption and ignores evaluations of other splits."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Go on counting where the checkpoint stopped."""
+        """Restore the counter of the checkpoint."""
         super().on_train_begin(args, state, control, **kwargs)
         saved: dict[str, Any] = state.stateful_callbacks.get(type(self).__name__, {}) if state.global_step else {}
         self.early_stopping_patience_counter = saved.get("attributes", {}).get("early_stopping_patience_counter", 0)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-        """Compare with the best evaluation so far; evaluations of other splits do not count."""
+        """Count an evaluation without improvement, unless it is one of another split."""
         if f"eval_{args.metric_for_best_model.removeprefix('eval_')}" in metrics:
             super().on_evaluate(args, state, control, metrics, **kwargs)
 
 
 def takes_trial(model_init: Callable[..., Any]) -> bool:
-    """Whether it has to be given the trial of a hyperparameter search, or says that it wants it."""
+    """Whether `model_init` takes the trial of a hyperparameter search."""
     return any(
         each.name == "trial" or (each.default is each.empty and "POSITIONAL_" in each.kind.name)
         for each in signature(model_init).parameters.values()
@@ -84,14 +84,14 @@ def takes_trial(model_init: Callable[..., Any]) -> bool:
 
 
 class BlipTrainer(PublishingTrainer):
-    """Trains and scores a BLIP; what is learnt and scored is for subclasses.
+    """The base class of the trainers.
 
-    They give `build_dataset`, `build_collator`, `compute_loss`, `prediction_step` and `score_on_this_process`. The
-    arguments are those of `CaptionTrainer`.
+    Subclasses implement `build_dataset`, `build_collator`, `compute_loss`, `prediction_step` and
+    `score_on_this_process`. The arguments are those of `CaptionTrainer`.
 
     Attributes:
-        arguments_class: The arguments of this trainer.
-        epoch_sampler: What orders training rows, where it has to be told the epoch.
+        arguments_class: The class of the training arguments.
+        epoch_sampler: The sampler of training rows, if it needs the epoch number.
     """
 
     arguments_class: ClassVar[type[BlipTrainingArguments]]
@@ -111,7 +111,7 @@ class BlipTrainer(PublishingTrainer):
         callbacks: list[TrainerCallback] | None = None,
         **kwargs: Any,
     ) -> None:
-        # A copy: what is settled below for this trainer is not for the next one that is given the same arguments.
+        # Copy the arguments: the changes below must not reach another trainer with the same arguments.
         args = copy.copy(self._check_arguments(args, kwargs))
         if args.eval_strategy != "no" and compute_metrics is None and not isinstance(eval_dataset, dict):
             args.check_best_model()
@@ -122,16 +122,16 @@ class BlipTrainer(PublishingTrainer):
             model = self.prepare_model(model, args)
             check_compatibility(args, model, self.processor)
         self.epoch_sampler: Any = None
-        # `compute_loss` divides by what all accumulated batches hold.
+        # `compute_loss` divides by the items of all accumulated batches.
         self.loss_is_scaled_for_ga = True
-        # Trainer's own push swallows its failures and uploads pickles.
+        # Trainer's own push hides failures and uploads pickles.
         self.pushes_when_trained, args.push_to_hub = args.push_to_hub, False
         if args.n_gpu > 1:
-            logger.warning("%d GPUs are there, 1 is used: start with `accelerate launch` to use all.", args.n_gpu)
-            # torch's DataParallel would cut texts and images at different places.
+            logger.warning("Using 1 of %d GPUs: start with `accelerate launch` to use all.", args.n_gpu)
+            # torch's DataParallel would split texts and images at different rows.
             args._n_gpu = 1
         self.original_train_dataset = train_dataset
-        train_dataset = self._prepare_dataset(train_dataset, args, training=True)
+        train_dataset = self._prepare_dataset(train_dataset, args, "train_dataset", training=True)
         if isinstance(train_dataset, CaptionStream):
             plan_steps(args, train_dataset.split.images)
         patience = [] if args.early_stopping_patience is None else [EarlyStopping(args.early_stopping_patience)]
@@ -140,7 +140,7 @@ class BlipTrainer(PublishingTrainer):
             args=args,
             data_collator=data_collator or self.build_collator(args),
             train_dataset=train_dataset,
-            eval_dataset=self._prepare_dataset(eval_dataset, args, training=False),
+            eval_dataset=self._prepare_dataset(eval_dataset, args, "eval_dataset"),
             processing_class=self.processor,
             model_init=None if model_init is None else lambda trial=None: self._init_model(model_init, trial),
             compute_metrics=self.score_predictions,
@@ -150,14 +150,14 @@ class BlipTrainer(PublishingTrainer):
         if self.is_fsdp_enabled:
             configure_fsdp(self.accelerator.state.fsdp_plugin)
         elif is_fsdp_requested(args):
-            logger.warning("FSDP is asked for, but accelerate shards on GPUs only: each process keeps all weights.")
+            logger.warning("FSDP needs GPUs: without them each process keeps all weights.")
         self.prepare_task()
 
     def _check_arguments(self, args: Any, kwargs: Mapping[str, Any]) -> Any:
-        """The arguments, or their defaults.
+        """The training arguments, or the default ones.
 
         Raises:
-            RecipeError: They are those of another trainer, or ask for what this one does not do.
+            RecipeError: They are of the wrong class, or an argument is not supported.
         """
         if args is None:
             return self.arguments_class(output_dir="outputs/trainer")
@@ -167,70 +167,70 @@ class BlipTrainer(PublishingTrainer):
                 "which takes the same keys."
             )
         if kwargs.get("compute_loss_func") is not None:
-            raise RecipeError("compute_loss_func is given: BLIP computes its own loss. Override compute_loss instead.")
+            raise RecipeError("compute_loss_func is not supported: override compute_loss instead.")
         if args.generation_config is not None:
             raise RecipeError(
-                "generation_config is given: say how texts are generated by generation_num_beams, "
-                "generation_max_length and generation_min_length."
+                "generation_config is not supported: set generation_num_beams, "
+                "generation_max_length and generation_min_length instead."
             )
         return args
 
-    # What subclasses give
+    # Methods that subclasses implement
 
     def prepare_task(self) -> None:
-        """Set up what the task needs beside model and data; called at the end of the constructor."""
+        """Set up the parts of the task besides model and data; called at the end of the constructor."""
 
-    def build_dataset(self, dataset: Any, args: Any, *, training: bool) -> Any:
-        """A data set of the user's, or rows of a recipe, as this trainer reads them.
+    def build_dataset(self, dataset: Any, args: Any, *, training: bool, name: str) -> Any:
+        """Convert a user's data set, or the rows of a recipe, for this trainer. Error messages call it `name`.
 
         Raises:
-            RecipeError: Its columns are not known, or hold something else.
+            RecipeError: The columns are unknown or have unexpected types.
         """
         raise NotImplementedError
 
     def build_collator(self, args: Any) -> Callable[..., Any]:
-        """Rows to batches; pictures are bytes, which are normalised on the device."""
+        """The data collator. Pictures of its batches are bytes, which the trainer normalises on the device."""
         raise NotImplementedError
 
     @classmethod
     def estimate_memory(cls, model: Any, args: Any, rows: Any, processor: BlipProcessor) -> int | None:
-        """The bytes of a step on `rows` at its peak; None where there is no way to find them out.
+        """Peak bytes of a step on `rows`; None if they cannot be estimated.
 
-        Gradient checkpointing is switched on where a step would not fit a GPU, unless the arguments decide it.
+        Enables gradient checkpointing if a step would not fit the GPU without it, unless the arguments set it.
         """
         return None
 
     def score_on_this_process(self, prediction: EvalPrediction) -> dict[str, float]:
-        """Loss and scores of what `prediction_step` gave for the rows of `scored_dataset`; fills `predictions`."""
+        """Loss and scores from the outputs of `prediction_step` for `scored_dataset`; fills `predictions`."""
         raise NotImplementedError
 
     def reference_ids(self) -> list[list[int]]:
-        """Token ids of the first reference of each row of `predictions`, for `compute_metrics` of the user's own."""
+        """Token ids of the first reference of each row of `predictions`, for a user's `compute_metrics`."""
         raise NotImplementedError
 
     # The model
 
     def prepare_model(self, model: Any, args: Any) -> Any:
-        """The model that is trained: ours, with the adapter that was asked for.
+        """Load or convert the model to train, and add the adapter of `peft_config`.
 
         Args:
-            model: Hub id or directory, a model of the stock class or of ours, or a `PeftModel` of one of these.
-            args: Of the training.
+            model: Hub id, directory, a model of the stock class or of `model_class`, or a `PeftModel` of one of these.
+            args: The training arguments.
 
         Raises:
-            RecipeError: It is none of these.
+            RecipeError: The model is none of these.
         """
         if isinstance(model, (str, os.PathLike)):
             if Path(model).exists() and Path(args.output_dir).exists() and Path(model).samefile(args.output_dir):
                 raise RecipeError(
-                    f"model and output_dir are both {args.output_dir}: what is written there would replace the model "
-                    "that is read. Name another output_dir."
+                    f"model and output_dir are both {args.output_dir}: training would overwrite the model. Choose "
+                    "another output_dir."
                 )
             model, _ = load_base(str(model), self.model_class)
             model.use_sdpa()
         elif is_adapted(model):
             if self.peft_config is not None:
-                raise RecipeError("model has an adapter already, and peft_config asks for one: leave one of them out.")
+                raise RecipeError("model already has an adapter and peft_config is given: use only one of them.")
             check_is_lora(model.active_peft_config, "model")
             model.base_model.model = self._convert(model.get_base_model())
         else:
@@ -239,7 +239,7 @@ class BlipTrainer(PublishingTrainer):
             check_is_lora(self.peft_config, "peft_config")
             model = add_lora(model, self.peft_config)
         if model.can_generate() and (decoding := self.decoding(args)):
-            # Pipelines of the model in memory, and of what is saved of it, generate as the scores were made.
+            # Pipelines of this model, in memory or saved, then generate as its evaluation does.
             base = model.get_base_model() if is_adapted(model) else model
             base.decoding_settings = decoding
             base.generation_config.update(**decoding.generate_kwargs(), _from_model_config=False)
@@ -257,16 +257,16 @@ class BlipTrainer(PublishingTrainer):
         return self.model_class.from_stock(model).use_sdpa()
 
     def _init_model(self, model_init: Callable[..., Any], trial: Any) -> Any:
-        """A new model of the user's `model_init`, which takes a trial of a hyperparameter search or nothing."""
+        """Build a model with the user's `model_init`, which may take the trial of a hyperparameter search."""
         model = self.prepare_model(model_init(trial) if takes_trial(model_init) else model_init(), self.args)
         check_compatibility(self.args, model, self.processor)
         return model
 
     def _find_processor(self, model: Any, model_init: Any, processor: BlipProcessor | None) -> BlipProcessor:
-        """The processor that is given, or the model's own.
+        """The given processor, or the model's own.
 
         Raises:
-            RecipeError: There is none, or something else is given.
+            RecipeError: There is none, or it is of the wrong class.
         """
         if model is None and model_init is None:
             raise RecipeError("model is missing: expected a Hub id, a directory, a model, or model_init.")
@@ -283,51 +283,54 @@ class BlipTrainer(PublishingTrainer):
         name = source if isinstance(source, (str, os.PathLike)) else getattr(source, "name_or_path", "")
         if not name:
             raise RecipeError(
-                "processing_class is missing, and the model does not say where it comes from: expected a "
+                "processing_class is missing, and the model has no name_or_path to load it from: expected a "
                 "BlipProcessor (image processor and tokenizer)."
             )
         return load_processor(str(name))
 
     @property
     def plain_model(self) -> Any:
-        """The model without what several processes, an adapter or a compiler have put around it."""
+        """The model without the wrappers of several processes, an adapter or a compiler."""
         model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         return model.get_base_model() if is_adapted(model) else model
 
     # Rows
 
-    def _prepare_dataset(self, dataset: Any, args: Any, *, training: bool) -> Any:
+    def _prepare_dataset(self, dataset: Any, args: Any, name: str, *, training: bool = False) -> Any:
+        """Convert a data set, or each one of a dictionary; error messages call it `name`."""
         if dataset is None or isinstance(dataset, (PictureDataset, CaptionStream)):
             return dataset
         if isinstance(dataset, (dict, str)) and training:
             found = f"the splits {', '.join(map(str, dataset))}" if isinstance(dataset, dict) else repr(dataset)
             raise RecipeError(f"train_dataset is {found}: expected one split, such as dataset['train'].")
-        if isinstance(dataset, str):  # the name of one of several that the constructor was given
+        if isinstance(dataset, str):  # the key of one of the eval sets of the constructor
             several = getattr(self, "eval_dataset", None)
             if not (isinstance(several, dict) and dataset in several):
-                raise RecipeError(f"eval_dataset is {dataset!r}: expected a data set, or the name of one of several.")
+                raise RecipeError(
+                    f"{name} is {dataset!r}: expected a data set, or a key of the eval_dataset dictionary."
+                )
             return dataset
         if isinstance(dataset, dict):
-            return {name: self._prepare_dataset(each, args, training=training) for name, each in dataset.items()}
-        return self.build_dataset(dataset, args, training=training)
+            return {key: self._prepare_dataset(each, args, f"{name}[{key!r}]") for key, each in dataset.items()}
+        return self.build_dataset(dataset, args, training=training, name=name)
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As Trainer's, on any data set that the constructor takes."""
-        return super().evaluate(self._prepare_dataset(eval_dataset, self.args, training=False), *args, **kwargs)
+        """Like Trainer's, on any data set that the constructor takes."""
+        return super().evaluate(self._prepare_dataset(eval_dataset, self.args, "eval_dataset"), *args, **kwargs)
 
     def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer's, on any data set that the constructor takes; texts are in `predictions` afterwards."""
-        return super().predict(self._prepare_dataset(test_dataset, self.args, training=False), *args, **kwargs)
+        """Like Trainer's, on any data set that the constructor takes; fills `predictions`."""
+        return super().predict(self._prepare_dataset(test_dataset, self.args, "test_dataset"), *args, **kwargs)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:  # type: ignore[override]
-        """The batch on the device, where the bytes of pictures become `pixel_values` as the model takes them."""
+        """Move the batch to the device and normalise its pictures there."""
         inputs = super()._prepare_inputs(inputs)
         if "pixel_values" not in inputs:
             return inputs
         return inputs | {"pixel_values": normalize_pixels(inputs["pixel_values"], self.processor.image_processor)}
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """As Trainer's; with several processes accelerate does not tell all who draw which epoch it is."""
+        """Like Trainer's, but sets the epoch of data set and sampler; accelerate does not reach all of them."""
         if hasattr(self.train_dataset, "set_epoch"):
             self.train_dataset.set_epoch(kwargs["epoch"])
         if self.epoch_sampler is not None:
@@ -335,25 +338,25 @@ class BlipTrainer(PublishingTrainer):
         super()._run_epoch(*args, **kwargs)
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
-        """Rows in their order, however training rows are drawn."""
+        """Evaluate rows in their order, whatever the training sampler is."""
         return SequentialSampler(eval_dataset) if has_length(eval_dataset) else None
 
     # Training
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer's, which does not resume from a torn checkpoint; with `push_to_hub`, the result is published.
+        """Like Trainer's, but skips damaged checkpoints and, with `push_to_hub`, pushes the final model and card.
 
         Args:
-            resume_from_checkpoint: A checkpoint; True is the newest of `output_dir` that is whole, if there is one.
+            resume_from_checkpoint: A checkpoint; True is the newest intact one of `output_dir`, if there is one.
         """
         if resume_from_checkpoint is True:
             newest = [last_checkpoint(self.output_dir) if self.is_world_process_zero() else None]
             broadcast_object_list(newest)
             resume_from_checkpoint = str(newest[0]) if newest[0] else None
         if self.pushes_when_trained:
-            # A name or token that will not do is found before the time is spent.
+            # Check name and token before training.
             preflight(self.args.hub_model_id, self.output_dir.name, self.args.hub_private_repo, HfApi())
-        # The random state is the same whether or not something was evaluated before.
+        # Seed again, so that an evaluation before the training does not change it.
         set_seed(self.args.seed)
         self.is_saved = False
         result = super().train(resume_from_checkpoint, *args, **kwargs)
@@ -368,7 +371,7 @@ class BlipTrainer(PublishingTrainer):
         return result
 
     def _drop_outdated_results(self, step: int | None) -> None:
-        """Forget scores and texts of other models than the one that training leaves, and than the untouched one."""
+        """Drop scores and texts of weights other than the final ones, but keep the base model's."""
         noted = [entry for entry in self.state.log_history if entry["step"] == step]
         kept = {name: entry for name in self.scored for entry in noted if f"{name}_loss" in entry}
         self.scored = {name: self.scored[name] for name in kept}
@@ -379,13 +382,13 @@ class BlipTrainer(PublishingTrainer):
             self.predictions = []
 
     def autocast_smart_context_manager(self, cache_enabled: bool | None = True) -> Any:
-        """As Trainer's, which leaves autocast to accelerate, and that leaves out a sharded model."""
+        """Like Trainer's, with autocast for a sharded model too: accelerate does not add it there."""
         if self.is_fsdp_enabled:
             return self.accelerator.autocast()
         return super().autocast_smart_context_manager(cache_enabled)
 
     def _prepare_for_training(self, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer's, where accelerate shards the model if it is asked to."""
+        """Like Trainer's, but shards word embeddings and LM head together."""
         if not self.is_fsdp_enabled:
             return super()._prepare_for_training(*args, **kwargs)
         with keep_embeddings_in_root(self.model):
@@ -394,18 +397,18 @@ class BlipTrainer(PublishingTrainer):
         return prepared
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """As Trainer's, from a checkpoint of a run like this one."""
+        """Like Trainer's, after checking that the checkpoint is sharded if and only if this run is."""
         check_checkpoint_sharding(resume_from_checkpoint, sharded=self.is_fsdp_enabled)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """Every parameter: the original decays biases and norms too (`train_caption.py`, one AdamW group)."""
+        """All parameters: the original decays biases and norms too (`train_caption.py`, one AdamW group)."""
         return [name for name, _ in model.named_parameters()]
 
     def items_per_process(self, items_in_step: torch.Tensor | int) -> torch.Tensor | float:
-        """What a process divides its loss by, of the items of a whole optimiser step.
+        """The number that a process divides its loss by, from the items of an optimiser step.
 
-        DistributedDataParallel takes the mean of gradients over processes.
+        DistributedDataParallel averages gradients over processes, so their items are divided too.
         """
         if self.args.average_tokens_across_devices:
             return items_in_step / self.accelerator.num_processes
@@ -414,10 +417,10 @@ class BlipTrainer(PublishingTrainer):
     # Evaluation
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer's, with each row counted once: `Seq2SeqTrainer` gathers the filling of the last batch too."""
+        """Like Trainer's, but counts each row once: `Seq2SeqTrainer` also gathers the padding of the last batch."""
         self.gather_function = self.accelerator.gather_for_metrics
         name = kwargs.get("metric_key_prefix", "eval")
-        self.scored.pop(name, None)  # the last is the last one scored
+        self.scored.pop(name, None)  # keep the order of evaluation
         self.scored_dataset = self.scored[name] = dataloader.dataset
         self.scored_step = self.state.global_step
         output = self._evaluate_whole(dataloader, *args, **kwargs)
@@ -429,7 +432,7 @@ class BlipTrainer(PublishingTrainer):
             plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
             with unsharded_weights(self.model_wrapped, plugin):
                 return super().evaluation_loop(dataloader, *args, **kwargs)
-        # A model that Trainer prepares for an evaluation would later be trained without DistributedDataParallel.
+        # If Trainer prepared the model for evaluation, it would later be trained without DistributedDataParallel.
         self.accelerator._models.append(self.model)
         try:
             return super().evaluation_loop(dataloader, *args, **kwargs)
@@ -437,10 +440,10 @@ class BlipTrainer(PublishingTrainer):
             self.accelerator._models.clear()
 
     def score_predictions(self, prediction: EvalPrediction) -> dict[str, float]:
-        """The `compute_metrics` hook: one process scores, all hear the result. Fills `predictions`.
+        """The `compute_metrics` hook: the first process scores and broadcasts the result. Fills `predictions`.
 
-        A `compute_metrics` of the user's own takes the place of our scores. It is given token ids of the predictions,
-        and of the first reference of each row, both filled up with -100; the texts are in `predictions`.
+        A user's `compute_metrics` replaces the scores. It gets the token ids of the predictions and of the first
+        reference of each row, both padded with -100; the texts are in `predictions`.
         """
         metrics: list[dict[str, float]] = [{}]
         if self.is_world_process_zero():
@@ -448,7 +451,7 @@ class BlipTrainer(PublishingTrainer):
             if self.user_metrics is not None:
                 scores = {"loss": scores["loss"]} | self.user_metrics(self._for_user_metrics(prediction))
             metrics = [scores | self._sum_for_best_model(scores)]
-        # One process scores (METEOR is a JVM of its own); all need the result to agree on the best checkpoint.
+        # One process scores, as METEOR starts a JVM; all processes need the result to choose the best checkpoint.
         broadcast_object_list(metrics)
         return metrics[0]
 
@@ -458,29 +461,29 @@ class BlipTrainer(PublishingTrainer):
         return EvalPrediction(predictions=prediction.predictions, label_ids=padded.numpy())
 
     def generate_kwargs(self) -> dict[str, Any]:
-        """The arguments of `generate` in this evaluation, of which `evaluate` may be given others."""
+        """The arguments of `generate` in this evaluation; those given to `evaluate` take precedence."""
         args: Any = self.args
-        # The arguments that Trainer fills in are ours.
+        # Trainer keeps the arguments of `evaluate` in `_gen_kwargs`.
         return args.generate_kwargs() | getattr(self, "_gen_kwargs", {})
 
     @staticmethod
     def max_generated_tokens(generate_kwargs: Mapping[str, Any]) -> int:
-        """Tokens that a generated text has at most."""
+        """The maximum number of generated tokens."""
         return generate_kwargs.get("max_new_tokens") or generate_kwargs["max_length"]
 
     def current_metrics(self) -> Sequence[str]:
-        """The metrics of this evaluation: fewer while training."""
+        """The metrics of this evaluation: `eval_metrics` during training, else `metrics`."""
         return self.args.metrics_while_training() if self.is_in_train else self.args.metrics
 
     def _sum_for_best_model(self, scores: dict[str, float]) -> dict[str, float]:
-        """`metric_for_best_model` may be a sum, such as the original's `bleu_4+cider` (`train_caption.py`)."""
+        """The value of a `metric_for_best_model` that is a sum, such as the original's `bleu_4+cider`."""
         name = (self.args.metric_for_best_model or "").removeprefix("eval_")
         return {name: sum(scores[part] for part in name.split("+"))} if "+" in name and self.is_in_train else {}
 
-    # What is saved and published
+    # Saving
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """As Trainer's, in the form that everybody can load and without the pickle of the arguments."""
+        """Like Trainer's, in a form that plain transformers loads and without the pickle of the arguments."""
         super()._save(output_dir, drop_tied_weights(state_dict, self.model))
         if self.args.should_save:
             directory = Path(output_dir or self.output_dir)
@@ -491,9 +494,9 @@ class BlipTrainer(PublishingTrainer):
                 name_stock_class(directory, self.model_class.stock_class)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """As Trainer's, with the `recipe.json` that tells how the model is used.
+        """Like Trainer's, with a `recipe.json` that records prompt, decoding and training arguments.
 
-        What an earlier run of the other kind, full or adapter, left in its place is deleted.
+        Deletes the files of an earlier model of the other kind (full or adapter) first.
         """
         directory = Path(output_dir or self.output_dir)
         if self.args.should_save and not _internal_call:
@@ -507,7 +510,7 @@ class BlipTrainer(PublishingTrainer):
         self.is_saved |= output_dir is None
 
     def merge(self) -> BlipTrainer:
-        """A trainer of the adapter merged into its base in full precision, which scores and saves the result."""
+        """Merge the adapter into its base in full precision, and return a trainer that scores and saves the result."""
         adapter = self.output_dir / "adapter"
         self.save_model(str(adapter))
         self.accelerator.wait_for_everyone()

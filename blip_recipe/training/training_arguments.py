@@ -1,4 +1,4 @@
-"""Arguments of transformers' Trainer with the defaults that BLIP was trained with."""
+"""`Seq2SeqTrainingArguments` with the defaults that BLIP was trained with."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from blip_recipe.training.arguments import BlipArguments
 from blip_recipe.training.sharding import disable_ram_efficient_loading, is_fsdp_requested
 
 MAX_WORKERS = 8
-"""Enough for the fastest GPUs: one takes about 900 pictures a second, a core reads and augments some 280
+"""Enough for the fastest GPUs: one trains on about 900 pictures a second, and a core reads and augments about 280
 (`benchmarks/loading.py`)."""
 
 
 def cores_of_this_process() -> int:
-    """Cores of the machine for each of the processes that `accelerate launch` or `torchrun` started on it."""
+    """CPU cores per process that `accelerate launch` or `torchrun` started on this machine."""
     return (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 @dataclass
 class BlipTrainingArguments(BlipArguments, Seq2SeqTrainingArguments):
-    """`Seq2SeqTrainingArguments` whose defaults are those of BLIP's fine-tuning, with the keys of all tasks.
+    """`Seq2SeqTrainingArguments` with the defaults of BLIP's fine-tuning and the arguments that all tasks share.
 
     Source of the defaults: `configs/caption_coco.yaml` and `train_caption.py` of the original repository, and its
     label smoothing of 0.1 in `models/med.py`.
 
-    Three arguments of `Seq2SeqTrainingArguments` are fixed and cannot be given: `remove_unused_columns=False`, as the
-    trainers read pictures and texts from any columns; `predict_with_generate=True`, as scores are of generated texts;
-    and `dataloader_persistent_workers=False`, as Trainer would read every split with the workers of the first.
+    Three arguments are fixed and cannot be given: `remove_unused_columns=False`, because the trainers find pictures and
+    texts in any column; `predict_with_generate=True`, because generated texts are scored; and
+    `dataloader_persistent_workers=False`, because Trainer would read every split with the data loader of the first.
     """
 
     learning_rate: float = field(default=1e-5, metadata={"help": "Peak learning rate of AdamW."})
@@ -40,25 +40,25 @@ class BlipTrainingArguments(BlipArguments, Seq2SeqTrainingArguments):
     lr_scheduler_type: SchedulerType | str = field(default="cosine", metadata={"help": "Learning rate schedule."})
     label_smoothing_factor: float = field(default=0.1, metadata={"help": "Label smoothing of the token loss."})
     logging_steps: float = field(default=10, metadata={"help": "Log every N steps."})
-    save_strategy: str = field(default="epoch", metadata={"help": "When checkpoints are written."})
-    save_total_limit: int | None = field(default=2, metadata={"help": "How many checkpoints are kept."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save checkpoints."})
+    save_total_limit: int | None = field(default=2, metadata={"help": "Number of checkpoints to keep."})
     dataloader_num_workers: int | None = field(  # type: ignore[assignment]
         default=None,
         metadata={
-            "help": "Processes that read and prepare pictures, for each GPU; default: as many as cores, up to 8, and "
-            "none without a GPU, where the model takes the cores."
+            "help": "Worker processes per GPU that read pictures; default: one per core, up to 8; none without a GPU, "
+            "where the model uses the cores."
         },
     )
     bf16: bool | None = field(  # type: ignore[assignment]
-        default=None, metadata={"help": "Compute in bfloat16; default: where the GPU has it."}
+        default=None, metadata={"help": "Compute in bfloat16; default: if the GPU supports it."}
     )
     dataloader_pin_memory: bool = field(
-        default_factory=torch.cuda.is_available, metadata={"help": "Pin memory; default: where there is a GPU."}
+        default_factory=torch.cuda.is_available, metadata={"help": "Pin memory; default: if there is a GPU."}
     )
     ddp_find_unused_parameters: bool | None = field(
-        default=False, metadata={"help": "Look for weights that a step leaves out; BLIP has none."}
+        default=False, metadata={"help": "Look for parameters without gradient in a step; BLIP has none."}
     )
-    # Trainer keeps the loader of the first split that it scores, and would take it for every other split.
+    # With persistent workers, Trainer would reuse the data loader of the first evaluated split for all others.
     dataloader_persistent_workers: bool = field(default=False, init=False)
     remove_unused_columns: bool = field(default=False, init=False)
     predict_with_generate: bool = field(default=True, init=False)
@@ -70,10 +70,10 @@ class BlipTrainingArguments(BlipArguments, Seq2SeqTrainingArguments):
         super().__post_init__()
         if token := next((name for name in ("hub_token", "push_to_hub_token") if getattr(self, name, None)), None):
             raise RecipeError(
-                f"{token} is given, but a token must not stand in a recipe: set HF_TOKEN or run `hf auth login`."
+                f"{token} is given, but a recipe must not hold a token: set HF_TOKEN or run `hf auth login`."
             )
         if not torch.accelerator.is_available():
-            # Unless told so, accelerate takes the processes of `torchrun` on a machine without GPU for strangers.
+            # Otherwise accelerate would not connect the processes of `torchrun` on a machine without a GPU.
             self.use_cpu = True
         if self.dataloader_num_workers is None:
             self.dataloader_num_workers = 0 if self.use_cpu else min(MAX_WORKERS, max(1, cores_of_this_process()))
@@ -81,37 +81,38 @@ class BlipTrainingArguments(BlipArguments, Seq2SeqTrainingArguments):
             self.bf16 = (
                 not self.use_cpu and not self.fp16 and torch.cuda.is_available() and torch.cuda.is_bf16_supported()
             )
-        # Left open, it is decided once it is known how much memory a step takes (`memory.choose_checkpointing`).
+        # If neither is given, `memory.choose_checkpointing` decides by the estimated memory of a step.
         self.auto_checkpointing = self.activation_checkpointing is None and self.gradient_checkpointing is None
         if self.activation_checkpointing_kwargs is None and self.gradient_checkpointing_kwargs is None:
-            # The reentrant kind needs inputs with gradients, which pictures and frozen embeddings are not.
+            # The reentrant kind needs inputs with gradients; pictures and frozen embeddings have none.
             self.activation_checkpointing_kwargs = {"use_reentrant": False}
         if isinstance(self.fsdp, str) and self.fsdp.lower() in ("true", "false"):
-            # As a recipe writes it; Trainer knows the bare flag and names of strategies.
+            # Recipes write true or false; Trainer expects a bool or names of strategies.
             self.fsdp = True if self.fsdp.lower() == "true" else None  # type: ignore[assignment]
         Seq2SeqTrainingArguments.__post_init__(self)
         disable_ram_efficient_loading(self)
 
     def check_best_model(self) -> None:
-        """Find a `metric_for_best_model` that is none of our scores, before the first evaluation asks for it.
+        """Check that `metric_for_best_model` is one of the scores, before the first evaluation needs it.
 
         Raises:
-            RecipeError: Names it, and those that there are.
+            RecipeError: It is not; the message lists the scores.
         """
         if self.early_stopping_patience is not None and not self.load_best_model_at_end:
             raise RecipeError(
-                "early_stopping_patience is given, but load_best_model_at_end is false: set it, with eval_strategy and "
-                "metric_for_best_model, to say what has to become better."
+                "early_stopping_patience is given, but load_best_model_at_end is false: set it to true, and set "
+                "eval_strategy and metric_for_best_model."
             )
         best = (self.metric_for_best_model or "loss").removeprefix("eval_")
         scores = self.scores(self.metrics_while_training())
         known = scores if "+" in best else ["loss", *scores]
         if unknown := [part for part in best.split("+") if part not in known]:
             raise RecipeError(
-                f"metric_for_best_model names {unknown[0]!r}, which is not scored while training: {', '.join(known)}."
+                f"metric_for_best_model names {unknown[0]!r}, which is not scored during training: expected one of "
+                f"{', '.join(known)}."
             )
 
     @property
     def place_model_on_device(self) -> bool | None:
-        """Where a sharded model too begins, whole: the base is scored before it is trained."""
+        """Place a sharded model on the device at the start too: the base model is scored before training."""
         return True if is_fsdp_requested(self) else None

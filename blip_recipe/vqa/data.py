@@ -1,4 +1,4 @@
-"""A split of any source of questions, as rows of `image`, `image_id`, `question_id`, `question` and `answers`."""
+"""Load data sets of questions as rows of `image`, `image_id`, `question_id`, `question` and `answers`."""
 
 from __future__ import annotations
 
@@ -42,41 +42,41 @@ if TYPE_CHECKING:
 
 QUESTION_NAMES = ("question", "questions", "query")
 ANSWER_NAMES = ("answers", "answer", "multiple_choice_answer", "label", "labels")
-"""Columns of questions and answers in the order in which they are preferred."""
+"""Known names of question and answer columns, in order of preference."""
 
 EXPECTED_ANSWERS = "expected an answer, or a list of them, as text or as structs with 'answer'"
 
 MAX_WORDS = 50
-"""Longest question in words (`pre_question` of the original)."""
+"""Maximum question length in words (`pre_question` of the original)."""
 
 _REMOVED = re.compile(r'[.!"()*#:;~]')
 
 
 def normalize_question(text: str) -> str:
-    """A question as the original asks it: lower case, some punctuation left out, at most 50 words.
+    """Clean a question as the original does: lower case, less punctuation, at most 50 words.
 
-    Question marks, commas, apostrophes and hyphens stay. Source: `pre_question` in `data/utils.py` of the original
+    Question marks, commas, apostrophes and hyphens are kept. Source: `pre_question` in `data/utils.py` of the original
     repository.
     """
     return " ".join(_REMOVED.sub("", text.lower()).split()[:MAX_WORDS])
 
 
 def load_questions(arguments: VqaDataArguments, split: str, *, max_samples: int | None = None) -> Dataset:
-    """A split of the recipe's data set.
+    """Load a split of the recipe's data set.
 
     Args:
-        arguments: The recipe's data keys. `dataset_name` is `shapes`, a Hub id, a directory, or VQAv2's files
+        arguments: The data arguments. `dataset_name` is `shapes`, a Hub id, a directory, or VQAv2's files
             (`read_vqa_files`).
-        split: The split, or a sum of them (`train+val`).
-        max_samples: Only the first questions.
+        split: The split, or a sum of splits (`train+val`).
+        max_samples: Load only this number of questions.
 
     Returns:
-        `image`: `{"bytes", "path"}` (`datasets.Image(decode=False)`). `image_id` and `question_id`: the data's own (int
-        or str), else the row number; rows that share an `image_id` are about one picture. `question` and `answers`, one
-        of each annotator: as written but stripped. What is wrong with single rows is found by `check_splits`.
+        Rows of `image`, `{"bytes", "path"}` (`datasets.Image(decode=False)`); `image_id` and `question_id`, those of
+        the data (int or str) or row numbers; `question`; and `answers`, one per annotator. Texts are stripped. Rows
+        with the same `image_id` are about one picture. `check_splits` finds rows that cannot be used.
 
     Raises:
-        RecipeError: There is no such data set, split or column, the split is empty, or paths lead out of their folder.
+        RecipeError: There is no such data set, split or column, the split is empty, or a path leads out of its folder.
     """
     where = f"{arguments.dataset_name}, split {split!r},"
     if arguments.dataset_name == SHAPES:
@@ -128,7 +128,7 @@ def _read_columns(table: Dataset, arguments: VqaDataArguments, where: str, advic
 
 
 def _choose(table: Dataset, known: tuple[str, ...], asked: str | None, key: str, where: str, advice: str) -> str:
-    """The column that the recipe's `key` names, else the first of `known` that is there; `advice` if none is."""
+    """The column named by the argument `key`, else the first of `known` that exists; `advice` goes into the error."""
     if asked is not None:
         check_column(table.features, asked, key, where)
         return asked
@@ -150,7 +150,7 @@ def _answers_of(table: Dataset, column: str, where: str) -> list[list[str]]:
 
 
 def _name_classes(cell: Any, feature: Any) -> Any:
-    """`cell` with the names of classes where `datasets` keeps their numbers, of which -1 is none."""
+    """Replace class numbers of `datasets` by class names; -1 is no class."""
     if isinstance(feature, (List, LargeList)) and isinstance(feature.feature, ClassLabel):
         return [_name_classes(each, feature.feature) for each in cell or ()]
     if isinstance(feature, ClassLabel):
@@ -159,20 +159,20 @@ def _name_classes(cell: Any, feature: Any) -> Any:
 
 
 def question_rows(dataset: Any, where: str) -> Rows:
-    """Questions about pictures, a question a row.
+    """Convert a data set of questions to rows, one per question.
 
     Args:
-        dataset: A `datasets.Dataset` or `IterableDataset`, or a torch data set, whose rows have a picture, a question
-            and answers, under the names that recipes know. Answers are a text, a number or a class, or those of several
-            annotators as a list of texts or of structs.
-        where: What it is called in messages.
+        dataset: A `datasets.Dataset` or `IterableDataset`, or a torch data set. Its rows have a picture, a question and
+            answers in columns with known names. Answers are a text, a number, a class, or a list of texts or structs
+            (one per annotator).
+        where: The name of the data set in messages.
 
     Returns:
         Rows of `image`, `image_id`, `question_id`, `question` and `answers`.
 
     Raises:
-        RecipeError: It is no data set, a column is not known or holds something else, or a row has no question or no
-            answer (of a torch data set: when the row is read).
+        RecipeError: It is not a data set, a column is unknown or has an unexpected type, or a row has no question or no
+            answer (for a torch data set: when the row is read).
     """
     check_dataset(dataset, where)
     if isinstance(dataset, IterableDataset):
@@ -196,7 +196,7 @@ COLUMNS = ("image", "image_id", "question_id", "question", "answers")
 
 
 def is_question_rows(dataset: Dataset) -> bool:
-    """Whether a table has the columns, and the types of columns, that `question_rows` gives."""
+    """Whether a table already has the columns and types of `question_rows`."""
     features = dataset.features
     return (
         set(COLUMNS) <= features.keys()
@@ -207,7 +207,7 @@ def is_question_rows(dataset: Dataset) -> bool:
 
 
 def validate_question(record: Mapping[str, Any]) -> str | None:
-    """What is wrong with the question and the answers of a row, if anything is."""
+    """Why the question or the answers of a row cannot be used; None if they can."""
     if not (record["question"] or "").strip():
         return "it has no question"
     if not record["answers"]:
@@ -245,12 +245,12 @@ def _read_item(item: Mapping[str, Any], where: str, *, image: str, question: str
 
 
 class QuestionDataset(PictureDataset):
-    """Rows of questions as `{"row", "image_key", "image", "question", "answers"}`.
+    """A data set of `{"row", "image_key", "image", "question", "answers"}`.
 
     Args:
-        rows: `image`, `image_id`, `question_id`, `question`, `answers`; they stay as they are written.
-        normalize: Whether questions are cleaned as the original's (`normalize_question`).
-        kwargs: As `PictureDataset`'s.
+        rows: Rows of `question_rows`; they are not changed.
+        normalize: Whether to clean questions as the original does (`normalize_question`).
+        kwargs: Other arguments of `PictureDataset`.
     """
 
     def __init__(self, rows: Rows, *, normalize: bool, **kwargs: Any) -> None:
@@ -259,7 +259,7 @@ class QuestionDataset(PictureDataset):
         self._texts = rows.select_columns(["image_id", "question", "answers"])
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        """Row number, picture (uint8 `(3, height, width)`; augmented: `image_size` square), question and answers.
+        """Row number, picture (uint8 `(3, height, width)`, square if augmented), question and answers.
 
         Raises:
             BadImageError: The picture cannot be read.
@@ -267,12 +267,12 @@ class QuestionDataset(PictureDataset):
         return self.__getitems__([row])[0]
 
     def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
-        """As `__getitem__` for the rows of a batch, of which a picture is read once, augmented as for its first row."""
+        """The rows of a batch. A picture is read once, and augmented for the first of its rows."""
         texts = self._texts[rows]
         images: dict[Any, torch.Tensor] = {}
         for row, key in zip(rows, texts["image_id"], strict=True):
             if key not in images:
-                # Megapixels that are not looked at are not taken from the table either.
+                # Read pictures from the table only if they are needed.
                 images[key] = self.read_picture(self.resized.get(row) or self.rows[row]["image"], self.generator(row))
         return [
             {
@@ -289,14 +289,14 @@ class QuestionDataset(PictureDataset):
 
 
 def build_dataset(
-    dataset: Any, args: BlipTrainingArguments, processor: BlipProcessor, *, training: bool
+    dataset: Any, args: BlipTrainingArguments, processor: BlipProcessor, *, training: bool, name: str = "dataset"
 ) -> QuestionDataset:
-    """Any data set of questions, for a trainer: only training is augmented, and reads from `image_cache`.
+    """Convert a data set of questions for the trainer; only training augments and reads from `image_cache`.
 
     Raises:
-        RecipeError: A column is not known, or pictures cannot be kept.
+        RecipeError: A column is unknown, or `image_cache` cannot be written.
     """
-    rows = question_rows(dataset, "train_dataset" if training else "eval_dataset")
+    rows = question_rows(dataset, name)
     size = processor.image_processor.size["height"]
     return QuestionDataset(
         rows,

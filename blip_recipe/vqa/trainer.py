@@ -1,4 +1,4 @@
-"""The trainer of answerers: the loss over questions, answers from picture and question alone, and their scores."""
+"""The trainer of question answering."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     from transformers import EvalPrediction
 
 SCORES = {"vqa_accuracy": vqa_accuracy, "exact_match": is_exact_match}
-"""The scores of an answer given those of the annotators, by name."""
+"""The metrics by name; each compares an answer with the annotators' answers."""
 
 TRAINER_INPUTS = ("row", "answer_weights")
-"""Parts of a batch that are not the model's."""
+"""Entries of a batch that are not passed to the model."""
 
 
 class ImageSampler(Sampler[int]):
-    """Rows in a new order each epoch, those about one image one after the other.
+    """Shuffle images each epoch, and keep the rows of an image together.
 
     Args:
         image_ids: The image of each row.
-        seed: What the order of an epoch is drawn from, which resumption repeats.
+        seed: The order of an epoch depends only on seed and epoch, so that it is the same when resuming.
     """
 
     def __init__(self, image_ids: Sequence[Hashable], seed: int) -> None:
@@ -47,7 +47,7 @@ class ImageSampler(Sampler[int]):
         self.groups, self.rows, self.seed, self.epoch = list(groups.values()), len(image_ids), seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the order of `epoch` from now on."""
+        """Use the order of `epoch`."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -60,25 +60,25 @@ class ImageSampler(Sampler[int]):
 
 
 class VqaTrainer(BlipTrainer):
-    """Fine-tunes a BLIP that answers questions about pictures.
+    """Fine-tune a BLIP for visual question answering.
 
-    The loss is the original's: each answer weighs what share of the annotators gave it. The arguments are those of
-    [`CaptionTrainer`], with these differences.
+    The loss is the original's: an answer is weighted by the share of annotators who gave it. All other arguments are
+    those of [`CaptionTrainer`].
 
     Args:
         model (`str`, `PreTrainedModel` or `PeftModel`, *optional*): Hub id or directory of a
-            `BlipForQuestionAnswering`, one of these, or our `BlipForAnswering`.
-        args ([`VqaTrainingArguments`], *optional*): How it is trained.
-        train_dataset, eval_dataset: Rows with a picture, a `question`, and `answers`: a text, or those of several
-            annotators as a list of texts or of structs.
-        kwargs: As [`CaptionTrainer`]'s.
+            `BlipForQuestionAnswering`, a `BlipForQuestionAnswering`, a `BlipForAnswering`, or a `PeftModel` of one.
+        args ([`VqaTrainingArguments`], *optional*): The training arguments.
+        train_dataset, eval_dataset: Rows with a picture, a `question`, and `answers`: a text, or a list of texts or
+            structs, one per annotator.
+        kwargs: Other arguments of [`CaptionTrainer`].
 
     Attributes:
-        predictions: `{"image_id", "question_id", "question", "answer", "answers", "scores"}` of each question that was
-            scored last.
+        predictions: `{"image_id", "question_id", "question", "answer", "answers", "scores"}` of each question of the
+            last evaluation.
 
     Raises:
-        RecipeError: The model is none of these, or the columns of a data set are not known.
+        RecipeError: The model is of the wrong class, or the columns of a data set are unknown.
 
     Example:
         ```python
@@ -112,21 +112,21 @@ class VqaTrainer(BlipTrainer):
     args: VqaTrainingArguments
 
     def prepare_model(self, model: Any, args: Any) -> Any:
-        """As for any BLIP; the processor then begins questions as this model was trained."""
+        """Load or convert the model, and make the tokenizer start questions with `[ENC]`."""
         model = super().prepare_model(model, args)
         use_question_token(self.processor.tokenizer, model.config.text_config.bos_token_id)
         return model
 
-    def build_dataset(self, dataset: Any, args: Any, *, training: bool) -> Any:
-        """`QuestionDataset`."""
-        return build_dataset(dataset, args, self.processor, training=training)
+    def build_dataset(self, dataset: Any, args: Any, *, training: bool, name: str) -> Any:
+        """Convert a data set to a `QuestionDataset`."""
+        return build_dataset(dataset, args, self.processor, training=training, name=name)
 
     def build_collator(self, args: Any) -> AnswerCollator:
-        """Questions with all their answers."""
+        """The collator of questions and answers."""
         return AnswerCollator(self.processor, args.max_caption_length)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """As Trainer's, or by `group_questions`."""
+        """Like Trainer's; with `group_questions`, an `ImageSampler`."""
         if not self.args.group_questions:
             return super()._get_train_sampler(train_dataset)
         dataset: Any = train_dataset or self.train_dataset
@@ -140,11 +140,11 @@ class VqaTrainer(BlipTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """The original's loss (`models/blip_vqa.py`): over the questions of the whole optimiser step, the mean of the
-        sum over answers of what share of the annotators gave it times its tokens' cross entropies.
+        """The original's loss (`models/blip_vqa.py`): the mean over the questions of the optimiser step.
 
-        Dividing by the questions of the step, and not of the batch, makes the loss and its gradient independent of
-        batch size, gradient accumulation and number of processes.
+        The loss of a question is the sum over its answers of the answer's weight times its tokens' cross entropies.
+        Dividing by the questions of the step instead of the batch makes loss and gradient independent of batch size,
+        gradient accumulation and number of processes.
         """
         outputs = self._run(model, inputs)
         questions = len(inputs["row"]) if num_items_in_batch is None else self.items_per_process(num_items_in_batch)
@@ -152,23 +152,23 @@ class VqaTrainer(BlipTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | int | None:
-        """The questions of all batches of a step, where Trainer counts predicted tokens."""
+        """Count the questions of a step instead of the predicted tokens."""
         questions = [{"labels": batch["row"], "shift_labels": batch["row"]} for batch in batch_samples]
         return super()._get_num_items_in_batch(questions, device)
 
     def _run(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
-        """`AnsweringOutput` of the model for a batch."""
+        """Run the model on a batch."""
         batch = {key: value for key, value in inputs.items() if key not in TRAINER_INPUTS}
         return model(**batch, label_smoothing=self.args.label_smoothing_factor)
 
     def prediction_step(  # type: ignore[override]
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any
     ) -> tuple[None, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-        """Answer from picture and question alone, and sum the loss of each question.
+        """Generate answers from picture and question, and compute the loss of each question.
 
         Returns:
-            Nothing for Trainer's mean of batch means; token ids `(questions, generation_max_length)`; and, each of
-            shape `(questions,)`, row numbers and losses.
+            No loss, as Trainer would average batch means; token ids `(questions, generation_max_length)`; and row
+            numbers and losses, each `(questions,)`.
         """
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.accelerator.autocast():
@@ -177,9 +177,9 @@ class VqaTrainer(BlipTrainer):
         return None, token_ids, (inputs["row"], question_losses(outputs.token_losses, inputs["answer_weights"]))
 
     def answer(self, inputs: dict[str, Any], question_states: torch.Tensor) -> torch.Tensor:
-        """Token ids `(questions, generation_max_length)` of the answers, padded.
+        """Generate answers as padded token ids `(questions, generation_max_length)`.
 
-        `question_states` are those of the loss: images and questions are encoded once.
+        `question_states` are reused from the loss, so images and questions are encoded once.
         """
         generate_kwargs = self.generate_kwargs()
         model: Any = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
@@ -193,14 +193,14 @@ class VqaTrainer(BlipTrainer):
         return F.pad(token_ids, (0, padding), value=self.processor.tokenizer.pad_token_id)
 
     def score_on_this_process(self, prediction: EvalPrediction) -> dict[str, float]:
-        """The mean loss of a question, and the mean scores of the answers.
+        """The mean loss per question, and the mean scores of the answers.
 
-        Fills `predictions` with one record a question: `image_id`, `question_id`, `question`, `answer`, `answers`,
+        Fills `predictions` with one record per question: `image_id`, `question_id`, `question`, `answer`, `answers`,
         `scores`.
         """
         rows, losses = prediction.label_ids  # type: ignore[misc]
         columns = ["image_id", "question_id", "question", "answers"]
-        asked = self.scored_dataset.rows.select_columns(columns)[rows.tolist()]
+        questions = self.scored_dataset.rows.select_columns(columns)[rows.tolist()]
         answers = decode_texts(self.processor.tokenizer, prediction.predictions)  # type: ignore[arg-type]
         self.predictions = [
             {
@@ -212,7 +212,7 @@ class VqaTrainer(BlipTrainer):
                 "scores": {name: SCORES[name](answer, given) for name in self.args.metrics},
             }
             for image_id, question_id, question, given, answer in zip(
-                *(asked[column] for column in columns), answers, strict=True
+                *(questions[column] for column in columns), answers, strict=True
             )
         ]
         means = {
@@ -222,12 +222,12 @@ class VqaTrainer(BlipTrainer):
         return {"loss": float(losses.mean(dtype="float64"))} | means
 
     def reference_ids(self) -> list[list[int]]:
-        """Token ids of the first answer to each question that was scored."""
+        """Token ids of the first answer to each scored question."""
         return self.processor.tokenizer([each["answers"][0] for each in self.predictions]).input_ids
 
     @classmethod
     def decoding(cls, args: Any) -> DecodingSettings:
-        """How answers are generated."""
+        """The decoding of generated answers."""
         return DecodingSettings(
             num_beams=args.generation_num_beams,
             max_length=args.generation_max_length,
@@ -236,7 +236,7 @@ class VqaTrainer(BlipTrainer):
 
     @classmethod
     def describe_settings(cls, args: Any, images: int, texts_per_image: float) -> dict[str, str]:
-        """Answers of a step."""
+        """The number of question-answer pairs per step and the label smoothing."""
         return {
             "question-answer pairs a step": f"about {images * texts_per_image:,.0f}",
             "label smoothing": f"{args.label_smoothing_factor:g}",
@@ -244,7 +244,7 @@ class VqaTrainer(BlipTrainer):
 
     @classmethod
     def to_display(cls, prediction: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The question in front of what was answered, and what the annotators say."""
+        """Show question and answer as the caption, and the annotators' answers as references."""
         counts = {answer: prediction["answers"].count(answer) for answer in prediction["answers"]}
         return {
             "question_id": prediction["question_id"],
@@ -259,7 +259,7 @@ def question_losses(token_losses: torch.Tensor, answer_weights: torch.Tensor) ->
     """The loss of each question `(questions,)`.
 
     Args:
-        token_losses: `(questions, tokens - 1)`, of the model.
-        answer_weights: `(questions, tokens)`, of the collator.
+        token_losses: `(questions, tokens - 1)`, from the model.
+        answer_weights: `(questions, tokens)`, from the collator.
     """
     return (token_losses * answer_weights[:, 1:]).sum(1)

@@ -429,4 +429,4 @@ def test_few_shards_are_warned_of_and_the_plan_says_what_is_streamed(
     main([str(recipe(folder, tmp_path / "run", max_steps=5)), "--dry_run"])
     assert "train   a stream of 2 shards with an unknown number of images" in capsys.readouterr().out
     main([str(recipe(folder, tmp_path / "run", max_steps=1, dataloader_num_workers=3))])
-    assert "2 shards are fewer than 1 processes x 3 workers: each is read 2 times over" in caplog.text
+    assert "2 shards are fewer than 1 processes x 3 workers: each shard is read 2 times per epoch" in caplog.text

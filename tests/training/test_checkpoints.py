@@ -56,9 +56,9 @@ def empty(checkpoint: Path) -> None:
 TEARS: dict[str, tuple[Callable[[Path], object], str]] = {
     "cut off": (
         lambda it: (it / "model.safetensors").write_bytes(b"x" * 9),
-        "model.safetensors has 9 bytes, not 10240",
+        "model.safetensors has 9 bytes, expected 10240",
     ),
-    "altered": (lambda it: flip_a_bit(it / "optimizer.pt"), "optimizer.pt is not what was written"),
+    "altered": (lambda it: flip_a_bit(it / "optimizer.pt"), "optimizer.pt has changed since it was written"),
     "a file missing": (lambda it: (it / "optimizer.pt").unlink(), "optimizer.pt"),
     "no state": (lambda it: (it / "trainer_state.json").unlink(), "trainer_state.json"),
     "not finished": (lambda it: (it / MANIFEST).unlink(), "is missing"),
@@ -79,7 +79,7 @@ def test_a_torn_checkpoint_is_skipped_with_one_line_that_names_it(
     with caplog.at_level(logging.WARNING):
         assert last_checkpoint(tmp_path) == whole
     (line,) = caplog.messages
-    assert line.startswith("checkpoint-10 is torn and skipped: ")
+    assert line.startswith("checkpoint-10 is damaged and skipped: ")
     assert told in line
     assert "\n" not in line
 
@@ -92,7 +92,7 @@ def test_a_checkpoint_whose_best_is_torn_would_end_with_other_weights_and_is_ski
     save(tmp_path, 6, best=4)
     flip_a_bit(best / "model.safetensors")
     assert last_checkpoint(tmp_path) == first
-    assert caplog.messages[0].startswith("checkpoint-6 is torn and skipped: checkpoint-4, its best, is torn: ")
+    assert caplog.messages[0].startswith("checkpoint-6 is damaged and skipped: its best checkpoint checkpoint-4 is dam")
 
 
 def test_a_checkpoint_has_its_name_only_once_it_is_whole(tmp_path: Path) -> None:

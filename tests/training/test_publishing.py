@@ -193,6 +193,14 @@ def test_a_name_of_no_eval_set_is_said(captioner: Path, tmp_path: Path) -> None:
         make_trainer(captioner, tmp_path, eval_dataset="nope")
 
 
+def test_a_message_names_the_data_set_as_the_user_did(captioner: Path, tmp_path: Path) -> None:
+    broken = datasets.Dataset.from_dict({"words": ["a dog"]})
+    with pytest.raises(RecipeError, match=r"^eval_dataset\['night'\] has no known column of pictures"):
+        make_trainer(captioner, tmp_path, eval_dataset={"day": rows(2), "night": broken})
+    with pytest.raises(RecipeError, match=r"^test_dataset has no known column of pictures"):
+        make_trainer(captioner, tmp_path).predict(broken)
+
+
 def test_model_init_may_be_any_callable(captioner: Path, tmp_path: Path) -> None:
     load = partial(BlipForConditionalGeneration.from_pretrained, str(captioner))
     for model_init in (load, lambda name=str(captioner): name, lambda trial: load()):

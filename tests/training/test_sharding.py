@@ -123,7 +123,7 @@ def test_a_checkpoint_of_the_other_kind_is_refused(runs: Runs) -> None:
     for folder, sharded in zip((runs.copies, runs.sharded), (False, True), strict=True):
         checkpoint = str(folder / "full/checkpoint-1")
         check_checkpoint_sharding(checkpoint, sharded=sharded)
-        with pytest.raises(RecipeError, match=r"with(out)? FSDP, and this run is started with"):
+        with pytest.raises(RecipeError, match=r"with(out)? FSDP, but this run is with"):
             check_checkpoint_sharding(checkpoint, sharded=not sharded)
 
 
