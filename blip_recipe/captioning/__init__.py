@@ -1,1 +1,1 @@
-"""Captioning: an image in, a caption out, by BLIP's image-grounded text decoder."""
+"""Image captioning with BLIP's image-grounded text decoder."""

@@ -1,4 +1,4 @@
-"""The keys of captioning, and of its second stage. Imports no torch, so that `--help` is fast."""
+"""Arguments of captioning and of self-critical training. The module does not import torch, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from blip_recipe.training.arguments import GenerationArguments
 
 @dataclass
 class CaptionArguments(GenerationArguments):
-    """What a captioner's trainer does with images and captions."""
+    """Training arguments of captioning."""
 
     _argument_group_name = "captioning"
 
@@ -20,56 +20,58 @@ class CaptionArguments(GenerationArguments):
     score_names: ClassVar[dict[str, tuple[str, ...]]] = {"bleu": ("bleu_1", "bleu_2", "bleu_3", "bleu_4")}
 
     metrics: list[str] = field(
-        default_factory=lambda: ["bleu", "cider"], metadata={"help": f"Scores: {' '.join(METRICS)}."}
+        default_factory=lambda: ["bleu", "cider"], metadata={"help": f"Metrics: {' '.join(METRICS)}."}
     )
-    prompt: str = field(default="", metadata={"help": "Words every caption starts with, e.g. 'a picture of '."})
+    prompt: str = field(default="", metadata={"help": "Text that every caption starts with, e.g. 'a picture of '."})
     captions_per_image: int | None = field(
         default=None,
-        metadata={"help": "Captions an image brings to a step: all (default), or N drawn anew each epoch."},
+        metadata={"help": "Captions per image and epoch: all (default), or N sampled anew each epoch."},
     )
     cache_image_embeds: bool = field(
         default=False,
         metadata={
-            "help": "Encode each picture once and keep the result on disk (0.9 MB at base size in bf16), for a frozen "
-            "image encoder without augmentation."
+            "help": "Encode each picture once and cache the embeddings on disk (0.9 MB per picture at base size in "
+            "bf16); needs a frozen image encoder and no augmentation."
         },
     )
     shuffle_buffer_size: int = field(
-        default=1000, metadata={"help": "Images that each worker of a stream holds and draws from."}
+        default=1000, metadata={"help": "Size of each worker's shuffle buffer of a stream, in images."}
     )
 
     def __post_init__(self) -> None:
         for name in ("captions_per_image", "shuffle_buffer_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise RecipeError(f"{name} is {value}: expected at least 1, or nothing for all.")
+                raise RecipeError(f"{name} is {value}: expected at least 1.")
         super().__post_init__()
         if self.cache_image_embeds and self.image_cache is not None:
-            raise RecipeError("cache_image_embeds and image_cache are both given: kept embeddings need no pictures.")
+            raise RecipeError("cache_image_embeds and image_cache are both given: use only one of them.")
         if self.cache_image_embeds and self.augmentation != "none":
             raise RecipeError(
-                f"cache_image_embeds is true, but augmentation {self.augmentation!r} changes pictures: expected 'none'."
+                f"cache_image_embeds is true and augmentation is {self.augmentation!r}: expected augmentation 'none'."
             )
 
 
 @dataclass
 class ScstArguments(CaptionArguments):
-    """Self-critical training (arXiv 1612.00563) of a captioner that was trained with cross entropy."""
+    """Training arguments of self-critical sequence training (arXiv 1612.00563)."""
 
     _argument_group_name = "self-critical training"
 
-    num_generations: int = field(default=5, metadata={"help": "Captions sampled of an image."})
+    num_generations: int = field(default=5, metadata={"help": "Sampled captions per image."})
     scst_baseline: Literal["leave_one_out", "greedy"] = field(
         default="leave_one_out",
-        metadata={"help": "A sample is compared with the mean of the image's others, or its greedy caption."},
+        metadata={
+            "help": "Baseline of a sample's reward: the mean of the image's other samples, or its greedy caption."
+        },
     )
-    cider_reward_weight: float = field(default=1.0, metadata={"help": "Worth of a CIDEr-D of 1."})
-    bleu_reward_weight: float = field(default=0.0, metadata={"help": "Worth of a BLEU-4 of 1."})
+    cider_reward_weight: float = field(default=1.0, metadata={"help": "Weight of CIDEr-D in the reward."})
+    bleu_reward_weight: float = field(default=0.0, metadata={"help": "Weight of BLEU-4 in the reward."})
     kl_coef: float = field(
-        default=0.0, metadata={"help": "What a nat of divergence from the starting model costs a caption."}
+        default=0.0, metadata={"help": "Coefficient of the KL divergence from the initial model (in nats)."}
     )
     xe_weight: float = field(
-        default=0.0, metadata={"help": "Share of the cross entropy (without label smoothing) in the loss."}
+        default=0.0, metadata={"help": "Weight of the cross entropy (without label smoothing) in the loss, below 1."}
     )
 
     def __post_init__(self) -> None:
@@ -80,10 +82,10 @@ class ScstArguments(CaptionArguments):
                 f"{self.scst_baseline!r}."
             )
         if not 0 <= self.xe_weight < 1:
-            raise RecipeError(f"xe_weight is {self.xe_weight}: expected a share of at least 0 and less than 1.")
+            raise RecipeError(f"xe_weight is {self.xe_weight}: expected at least 0 and less than 1.")
         for name in ("cider_reward_weight", "bleu_reward_weight", "kl_coef"):
             if getattr(self, name) < 0:
                 raise RecipeError(f"{name} is {getattr(self, name)}: expected at least 0.")
         if not self.cider_reward_weight + self.bleu_reward_weight:
-            raise RecipeError("cider_reward_weight and bleu_reward_weight are both 0: there would be no reward.")
+            raise RecipeError("cider_reward_weight and bleu_reward_weight are both 0: set at least one of them.")
         super().__post_init__()

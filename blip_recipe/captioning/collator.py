@@ -1,4 +1,4 @@
-"""Rows to `pixel_values` and `labels`, exactly as BLIP was trained."""
+"""Collate images and captions into batches as BLIP was trained."""
 
 from __future__ import annotations
 
@@ -28,25 +28,24 @@ class CaptionCollator:
     """Batches images with captions as BLIP was trained.
 
     Each caption is tokenised as in the original repository (`models/blip.py`, `BLIP_Decoder.forward`): prompt and
-    caption are one text, cut at `max_length` tokens; the first token is `[DEC]`; padding and prompt are not predicted,
-    `[SEP]` is.
+    caption are one text, truncated to `max_length` tokens. The first token is `[DEC]`. `[SEP]` is predicted; padding
+    and prompt are not.
 
-    Packed, an image is one row, its captions end to end: they share the image's keys and values in cross-attention, and
-    padding is what an image has less than the one with most words. This is what `CaptionTrainer` and
-    `BlipForCaptioning` take. Not packed, each caption is a row of its own beside a copy of its image: a batch of the
-    stock class under the stock `Seq2SeqTrainer`.
+    With `packed=True`, an image is one row with its captions end to end, so that they share the image's keys and values
+    in cross-attention. `CaptionTrainer` and `BlipForCaptioning` take these batches. With `packed=False`, each caption
+    is a row with its own copy of the image, for the stock model class and the stock `Seq2SeqTrainer`.
 
     Args:
         processor (`BlipProcessor`): Image processor and tokenizer.
-        prompt (`str`, defaults to `""`): Words every caption starts with.
-        max_length (`int`, defaults to 40): Longest caption in tokens, prompt included.
+        prompt (`str`, defaults to `""`): Text that every caption starts with.
+        max_length (`int`, defaults to 40): Maximum caption length in tokens, prompt included.
         packed (`bool`, defaults to `True`): Whether the captions of an image share a row.
-        normalize_captions (`bool`, defaults to `True`): Clean captions as BLIP's authors do.
-        bos_token_id (`int`, *optional*): `[DEC]`, as the model's `text_config` has it. By default the tokenizer's own,
-            or, of a plain BERT tokenizer, the id behind its last word, as in the original.
+        normalize_captions (`bool`, defaults to `True`): Whether to clean captions as the original does.
+        bos_token_id (`int`, *optional*): The id of `[DEC]` in the model's `text_config`. By default the tokenizer's
+            `bos_token_id`, or for a plain BERT tokenizer the id after its last token, as in the original.
 
     Raises:
-        RecipeError: Rows have no picture or no captions, or, packed, are not those of [`CaptionTrainer`].
+        RecipeError: Rows have no picture or no captions, or `packed` rows do not come from [`CaptionTrainer`].
 
     Example:
         ```python
@@ -66,27 +65,27 @@ class CaptionCollator:
     bos_token_id: int | None = None
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """A batch of `rows`, whose pictures may have any size.
+        """Collate `rows`, whose pictures may have any size.
 
         Args:
-            rows: Of a `CaptionDataset`; not packed, of any data set with a picture and captions in a row.
+            rows: Rows of a `CaptionDataset`; with `packed=False`, of any data set with a picture and captions.
 
         Returns:
-            Packed: `row` `(images,)`; `pixel_values` `(images, 3, height, width)` of bytes, which the trainer
-            normalises on the device, or `image_embeds` `(images, patches, width)` where rows have them; and, each
-            `(images, tokens)`, `input_ids`, `position_ids` counted anew in each caption, and `labels`. Padding is at
-            position 0.
+            With `packed=True`: `row` `(images,)`; `pixel_values` `(images, 3, height, width)` in uint8, which the
+            trainer normalises on the device, or `image_embeds` `(images, patches, width)` if the rows have them; and
+            `input_ids`, `position_ids` and `labels`, each `(images, tokens)`. Positions restart at 0 in each caption;
+            padding has position 0.
 
-            Not packed: `pixel_values` `(captions, 3, height, width)` as the image processor gives them, and, each
-            `(captions, tokens)`, `input_ids`, `attention_mask` and `labels`.
+            With `packed=False`: normalised `pixel_values` `(captions, 3, height, width)`, and `input_ids`,
+            `attention_mask` and `labels`, each `(captions, tokens)`.
         """
         return self._pack(rows) if self.packed else self._pair(rows)
 
     def _pack(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         if "row" not in rows[0]:
             raise RecipeError(
-                f"A packed CaptionCollator was given rows of {', '.join(rows[0])}: expected those that CaptionTrainer "
-                "makes of any data set. Give it packed=False to use it with rows of your own or the stock trainer."
+                f"A packed CaptionCollator was given rows of {', '.join(rows[0])}: expected the rows of "
+                "CaptionTrainer. Set packed=False to use it with your own rows or the stock trainer."
             )
         encoded = [self._encode(row["captions"]) for row in rows]
         return {
@@ -116,7 +115,7 @@ class CaptionCollator:
         }
 
     def _encode(self, captions: Sequence[str]) -> list[list[int]]:
-        """The token ids of each caption: `[DEC]`, prompt, words, `[SEP]`."""
+        """The token ids of each caption: `[DEC]`, prompt, caption, `[SEP]`."""
         texts = [
             join_prompt(self.prompt, normalize_caption(each) if self.normalize_captions else each) for each in captions
         ]
@@ -132,12 +131,12 @@ class CaptionCollator:
 
     @cached_property
     def prompt_length(self) -> int:
-        """Tokens of the prompt with `[DEC]` and without `[SEP]`: 1 for an empty prompt."""
+        """The number of prompt tokens, including `[DEC]` but not `[SEP]`: 1 for an empty prompt."""
         return len(self.processor.tokenizer(self.prompt).input_ids) - 1
 
     @cached_property
     def start_token_id(self) -> int:
-        """`[DEC]`."""
+        """The id of `[DEC]`."""
         tokenizer = self.processor.tokenizer
         if self.bos_token_id is not None:
             return self.bos_token_id

@@ -1,4 +1,4 @@
-"""Scores of a captioner under the stock `Seq2SeqTrainer`."""
+"""Score a captioner that the stock `Seq2SeqTrainer` trains."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ if TYPE_CHECKING:
 
 
 class CaptionMetrics:
-    """A `compute_metrics` that captions a data set with the model that is trained, and scores the captions.
+    """A `compute_metrics` that captions a data set with the model in training and scores the captions.
 
-    The stock trainer would hand the reference to `generate` as its prompt, and count each caption as an image of its
-    own. Here captions are generated from pixels and the prompt alone, once an image, and scored against all its
+    The stock trainer would pass the reference to `generate` as a prompt, and would score each reference as an image of
+    its own. `CaptionMetrics` generates one caption per image from its pixels and the prompt, and scores it against all
     references.
 
     Args:
-        model (`BlipForConditionalGeneration` or `PeftModel`): The one that is trained.
-        processor (`BlipProcessor`): Its image processor and tokenizer.
+        model (`BlipForConditionalGeneration` or `PeftModel`): The model in training.
+        processor (`BlipProcessor`): The processor of the model.
         dataset (`Dataset` or `torch.utils.data.Dataset`): Rows with a picture and captions, as [`CaptionTrainer`] takes
             them.
         metrics (`Sequence[str]`, defaults to `("bleu", "cider")`): Of `bleu`, `meteor`, `rouge_l`, `cider`, `spice`,
             `exact_match`.
-        prompt (`str`, defaults to `""`): Words every caption starts with.
-        num_beams (`int`, defaults to 3): Beams; 1 is greedy search.
-        max_length (`int`, defaults to 20): Longest caption in tokens, prompt included.
-        min_length (`int`, defaults to 5): Shortest caption in tokens, prompt included.
-        batch_size (`int`, defaults to 16): Pictures that are captioned together.
+        prompt (`str`, defaults to `""`): Text that every caption starts with.
+        num_beams (`int`, defaults to 3): Number of beams; 1 is greedy search.
+        max_length (`int`, defaults to 20): Maximum length in tokens, prompt included.
+        min_length (`int`, defaults to 5): Minimum length in tokens, prompt included.
+        batch_size (`int`, defaults to 16): Pictures per batch.
 
     Attributes:
-        predictions: `{"image_id", "caption", "references", "scores"}` of each image, after a call.
+        predictions: `{"image_id", "caption", "references", "scores"}` of each image, filled by a call.
 
     Raises:
-        RecipeError: The columns of the data set are not known, or a metric does not exist.
+        RecipeError: The columns of the data set or a metric are unknown.
 
     Example:
         ```python
@@ -81,7 +81,7 @@ class CaptionMetrics:
         self.predictions: list[dict[str, Any]] = []
 
     def __call__(self, prediction: EvalPrediction | None = None) -> dict[str, float]:
-        """Scores of the model as it is now; what the trainer predicted is not used."""
+        """Caption the data set and return the scores; the trainer's own prediction is ignored."""
         references = dict(zip(self.rows["image_id"], self.rows["captions"], strict=True))
         captions = dict(zip(references, self._caption(), strict=True))
         scores = self.scorer.score(captions, references)
@@ -90,7 +90,7 @@ class CaptionMetrics:
 
     @staticmethod
     def drop_logits(logits: Any, labels: torch.Tensor) -> torch.Tensor:
-        """The `preprocess_logits_for_metrics` that goes with it: logits of all tokens would fill the memory."""
+        """Use it as `preprocess_logits_for_metrics`, so that the logits of all tokens do not fill the memory."""
         return labels[:, :1]
 
     def _caption(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""BLIP that encodes an image once for all its captions; same weights and names as the stock class."""
+"""A BLIP captioner that encodes each image once for all its captions, with the weights of the stock class."""
 
 from __future__ import annotations
 
@@ -25,27 +25,28 @@ if TYPE_CHECKING:
 
 
 class SharedImageCache(EncoderDecoderCache):
-    """A generation cache whose cross-attention part has one row an image, whatever the number of beams.
+    """A generation cache with one row of cross-attention keys and values per image, for any number of beams.
 
-    Beams change places within their image, so that its keys and values stay where they are.
+    Beams are only reordered within their image, so cross-attention needs no reordering.
     """
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Follow the chosen beams; the images' part is the same for all of them."""
+        """Reorder the self-attention cache only; the beams of an image share its cross-attention cache."""
         self.self_attention_cache.reorder_cache(beam_idx)
 
 
 @dataclass
 class CaptioningOutput(ModelOutput):
-    """What `BlipForCaptioning` computes.
+    """The output of `BlipForCaptioning`.
 
     Attributes:
-        token_losses: `(images, tokens - 1)` in float32, the cross entropy of each next token, 0 where it is not
-            predicted; with `labels`.
-        logits: `(images, tokens, vocabulary)`; without `labels`.
+        token_losses: `(images, tokens - 1)` in float32: the cross entropy of each next token, 0 where it is not
+            predicted. Returned with `labels`.
+        logits: `(images, tokens, vocabulary)`. Returned without `labels`.
         image_embeds: `(images, patches, width)`.
-        attentions: One map a layer of the image encoder, `(images, heads, patches, patches)`; when asked for.
-        cross_attentions: One map a layer of the text decoder, `(images, heads, tokens, patches)`; when asked for.
+        attentions: `(images, heads, patches, patches)` for each layer of the image encoder, with `output_attentions`.
+        cross_attentions: `(images, heads, tokens, patches)` for each layer of the text decoder, with
+            `output_attentions`.
     """
 
     token_losses: torch.Tensor | None = None
@@ -56,10 +57,10 @@ class CaptioningOutput(ModelOutput):
 
 
 class BlipForCaptioning(StockModel, BlipForConditionalGeneration):
-    """`BlipForConditionalGeneration` for several captions an image, laid end to end in one row.
+    """`BlipForConditionalGeneration` for several captions per image, packed end to end in one row.
 
-    All that is computed once a row, the image encoder and the keys and values of cross-attention, is computed once an
-    image, however many captions it has. Each caption counts its positions from 0 and sees only itself.
+    The image encoder and the keys and values of cross-attention are computed once per image, not once per caption. The
+    positions of each caption start at 0, and a caption attends only to itself.
     """
 
     stock_class = BlipForConditionalGeneration
@@ -77,20 +78,19 @@ class BlipForCaptioning(StockModel, BlipForConditionalGeneration):
         output_attentions: bool = False,
         **kwargs: Any,
     ) -> CaptioningOutput:
-        """Each caption token given its image and the tokens before it.
+        """Predict each caption token from its image and the tokens before it.
 
         Args:
             pixel_values: `(images, 3, height, width)`.
-            input_ids: `(images, tokens)`, the captions of an image one after the other.
-            attention_mask: `(images, tokens)`, 0 on padding, where a row is one caption and `position_ids` are left
-                out.
-            position_ids: `(images, tokens)`, counted anew from 0 in each caption; padding is 0.
-            labels: `(images, tokens)`, not shifted; `-100` is not predicted. Asks for losses in place of logits: the
-                vocabulary is then spread out over predicted tokens only.
-            image_embeds: `(images, patches, width)`, in place of `pixel_values`.
-            label_smoothing: Share of the target spread over the vocabulary (BLIP: 0.1).
-            output_attentions: Whether attention maps are kept, for which attention is computed eagerly.
-            kwargs: Not used; that they are taken tells Trainer to count the tokens of all accumulated batches.
+            input_ids: `(images, tokens)`, the captions of an image end to end.
+            attention_mask: `(images, tokens)`, 0 on padding. Only for rows of one caption, without `position_ids`.
+            position_ids: `(images, tokens)`, starting at 0 in each caption; padding is 0.
+            labels: `(images, tokens)`, not shifted; `-100` is not predicted. With labels, losses are returned instead
+                of logits, and logits are computed for predicted tokens only.
+            image_embeds: `(images, patches, width)`, instead of `pixel_values`.
+            label_smoothing: Label smoothing (BLIP: 0.1).
+            output_attentions: Whether to return attention maps, which switches to eager attention.
+            kwargs: Ignored. Because `forward` accepts them, Trainer counts the tokens of all accumulated batches.
         """
         if output_attentions and self.uses_sdpa:
             self._switch_attention(EAGER_CLASSES)
@@ -100,7 +100,7 @@ class BlipForCaptioning(StockModel, BlipForConditionalGeneration):
                 )
             finally:
                 self.use_sdpa()
-        # First, as it waits for the device, which has nothing else to do yet.
+        # Done first because it synchronises with the device, which is still idle here.
         predicted = None if labels is None else (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
         vision = None
         if image_embeds is None:
@@ -139,7 +139,7 @@ class BlipForCaptioning(StockModel, BlipForConditionalGeneration):
         image_embeds: torch.Tensor | None = None,
         **generate_kwargs: Any,
     ) -> torch.Tensor:
-        """As the stock class, from `pixel_values` or from `image_embeds` `(images, patches, width)`.
+        """Like the stock class, from `pixel_values` or from `image_embeds` `(images, patches, width)`.
 
         With `use_sdpa`, the keys and values of an image are computed once for all its beams and samples.
         """
@@ -155,7 +155,7 @@ class BlipForCaptioning(StockModel, BlipForConditionalGeneration):
         prompt[:, 0] = text_config.bos_token_id
         if self.uses_sdpa:
             generate_kwargs["cache"] = self._image_cache(image_embeds)
-            # Only asks for cross-attention, whose keys and values lie in the cache.
+            # One patch is enough to enable cross-attention: its keys and values are in the cache.
             image_embeds = image_embeds[:, :1]
         return cast("Any", self.text_decoder).generate(
             input_ids=prompt,
@@ -163,7 +163,7 @@ class BlipForCaptioning(StockModel, BlipForConditionalGeneration):
             encoder_hidden_states=image_embeds,
             eos_token_id=text_config.sep_token_id,
             pad_token_id=text_config.pad_token_id,
-            # Of a sharded model (`sharding.gather_weights`) a process has all weights too: it waits for no other.
+            # A sharded model was gathered before (`sharding.gather_weights`), so no process waits for another.
             synced_gpus=False,
             **generate_kwargs,
         )
@@ -184,13 +184,13 @@ def generate_token_ids(
     prompt: str,
     **generate_kwargs: Any,
 ) -> torch.Tensor:
-    """Token ids `(images, tokens)` that follow `prompt`, from pixels and prompt alone.
+    """Generate the token ids `(images, tokens)` that follow `prompt`.
 
-    `images` are `pixel_values` `(images, 3, height, width)`, or, encoded already, `image_embeds`
-    `(images, patches, width)`, which only `BlipForCaptioning` takes.
+    `images` are `pixel_values` `(images, 3, height, width)` or, for `BlipForCaptioning`, `image_embeds`
+    `(images, patches, width)`.
 
-    The prompt goes in with its `[SEP]`, which BLIP's `generate` drops. Everything about decoding is passed: BLIP takes
-    its defaults from the text decoder's own generation configuration, not from the one saved beside the model.
+    The prompt is passed with its `[SEP]`, which BLIP's `generate` drops. All decoding arguments must be passed: BLIP
+    takes its defaults from the text decoder's generation configuration, not from the one saved with the model.
     """
     prompt_ids = tokenizer(prompt, return_tensors="pt").input_ids.to(images.device)
     input_ids = prompt_ids.repeat(len(images), 1)
@@ -207,15 +207,15 @@ def generate_captions(
     prompt: str = "",
     **generate_kwargs: Any,
 ) -> list[str]:
-    """Captions without the prompt, one per generated sequence, for `pixel_values` `(images, 3, height, width)`.
+    """Generate captions, without the prompt, for `pixel_values` `(images, 3, height, width)`.
 
-    Lengths in `generate_kwargs` count the prompt, as in BLIP's own configuration.
+    Lengths in `generate_kwargs` include the prompt, as in BLIP's own configuration.
     """
     return decode_texts(tokenizer, generate_token_ids(model, tokenizer, pixel_values, prompt, **generate_kwargs))
 
 
 def caption_row(model: Any, processor: BlipProcessor, row: Mapping[str, Any], settings: DecodingSettings) -> str:
-    """The caption of a row's picture, by a model and the decoding it was scored with."""
+    """Caption the picture of a row with the decoding that the model was scored with."""
     pixel_values = processor.image_processor([open_image(row["image"])], return_tensors="pt").pixel_values
     return generate_captions(
         model,
@@ -229,25 +229,25 @@ def caption_row(model: Any, processor: BlipProcessor, row: Mapping[str, Any], se
 def load_captioner(
     model_name_or_path: str, **arguments: Any
 ) -> tuple[BlipForCaptioning | PeftModel, BlipProcessor, DecodingSettings]:
-    """Load a saved captioner, full or adapter, ready to caption.
+    """Load a trained captioner, full or adapter, for inference.
 
     Args:
-        model_name_or_path (`str`): Directory or Hub id of what was trained here, or of any BLIP captioner.
+        model_name_or_path (`str`): Directory or Hub id of a captioner trained here, or of any BLIP captioner.
         revision (`str`, *optional*): Branch, tag or commit.
-        token (`str` or `bool`, *optional*): Token of the Hub; by default that of the environment.
-        device (`str` or `torch.device`, *optional*): Where it runs; by default it stays on the CPU.
-        dtype (`torch.dtype` or `str`, defaults to `"auto"`): Precision of the weights; `"auto"` is that of the files.
-        quantization (`str`, *optional*, defaults to `"recorded"`): `"8bit"`, `"4bit"` or `None`; `"recorded"` puts an
-            adapter on the base that it was trained on.
-        allow_pickle (`bool`, defaults to `False`): Read weights in pickle files too, of which only tensors are taken.
-        trust_remote_code (`bool`, defaults to `False`): Run code that comes with the model's configuration.
-        local_files_only (`bool`, defaults to `False`): Ask no Hub.
+        token (`str` or `bool`, *optional*): Hub token; by default that of the environment.
+        device (`str` or `torch.device`, *optional*): The device; by default the CPU.
+        dtype (`torch.dtype` or `str`, defaults to `"auto"`): Precision of the weights; `"auto"`: that of the files.
+        quantization (`str`, *optional*, defaults to `"recorded"`): `"8bit"`, `"4bit"` or `None`; `"recorded"` loads
+            the base of an adapter in the precision it was trained on.
+        allow_pickle (`bool`, defaults to `False`): Whether to also read weights in pickle files (tensors only).
+        trust_remote_code (`bool`, defaults to `False`): Whether to run code that comes with the configuration.
+        local_files_only (`bool`, defaults to `False`): Whether to use local files only.
 
     Returns:
         The model in evaluation mode, its processor, and the prompt and decoding that it was scored with.
 
     Raises:
-        RecipeError: It cannot be loaded, or is not a BLIP captioner.
+        RecipeError: The model cannot be loaded, or is not a BLIP captioner.
 
     Example:
         ```python

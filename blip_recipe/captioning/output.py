@@ -1,4 +1,4 @@
-"""What the caption command writes: lines that can be resumed after any end, and a text beside each picture."""
+"""Write the output of the caption command: resumable JSON or CSV lines, and a text file next to each picture."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ JSON_START = b'{"image": "'
 
 
 def finished_images(path: Path, row_format: str) -> set[str]:
-    """The pictures that `path` has a line for; a last line that was cut off is removed from the file.
+    """Read the names of the pictures in an output file, and truncate an incomplete last line.
 
     Raises:
-        RecipeError: The file holds something else, or cannot be read.
+        RecipeError: The file cannot be read, or this command did not write it.
     """
     if not path.is_file():
         return set()
@@ -37,7 +37,7 @@ def finished_images(path: Path, row_format: str) -> set[str]:
                 elif record != CSV_HEADER:
                     raise ValueError(f"expected {CSV_HEADER!r}")
             file.seek(size)
-            # What no line of this command begins with was not cut off, but is somebody else's file of one line.
+            # A single incomplete line must start like a line of this command; otherwise the file is another one.
             number = 1
             begin = CSV_HEADER if row_format == "csv" else JSON_START
             if not size and not begin.startswith(file.read(len(begin))):
@@ -47,14 +47,14 @@ def finished_images(path: Path, row_format: str) -> set[str]:
         raise RecipeError(f"--output {path} cannot be resumed: {error.strerror}.") from error
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise RecipeError(
-            f"--output {path}: line {number} is no {row_format} line of this command. Go on with a file "
-            "that it wrote in the same --format, or name a new one."
+            f"--output {path}: line {number} is not a {row_format} line of this command. Choose a file that it wrote "
+            "in the same --format, or a new file."
         ) from error
     return names
 
 
 def _complete_records(file: IO[bytes], row_format: str) -> Iterator[bytes]:
-    """Lines of `file` that are whole; in CSV a line break between quotes ends none."""
+    """Yield the complete records of `file`; in CSV a quoted line break does not end a record."""
     record = b""
     for line in file:
         record += line
@@ -72,7 +72,7 @@ def _image_name(record: bytes, row_format: str) -> str:
 
 @contextlib.contextmanager
 def open_output(path: Path | None, row_format: str) -> Iterator[IO[bytes]]:
-    """`path` for appending, or stdout; a new CSV file gets its header.
+    """Open `path` for appending, or stdout if it is None; a new CSV file gets a header.
 
     Raises:
         RecipeError: The file cannot be written.
@@ -88,35 +88,33 @@ def open_output(path: Path | None, row_format: str) -> Iterator[IO[bytes]]:
 
 
 def write_line(output: IO[bytes], row: dict[str, str], row_format: str) -> None:
-    """Write `row` in one go, so that an end at any moment leaves whole lines and at most one torn one."""
+    """Write `row` with one call, so that an interruption leaves at most one incomplete line."""
     if row_format == "jsonl":
-        # A file name that is not UTF-8 has lone surrogates: JSON spells them as escapes.
+        # A file name that is not UTF-8 has lone surrogates, which JSON escapes.
         line = (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
     else:
         text = io.StringIO(newline="")
-        csv.DictWriter(text, CSV_COLUMNS).writerow(row)  # lines end in CR LF, so that a CR in a name is quoted too
+        csv.DictWriter(text, CSV_COLUMNS).writerow(row)  # with lines ending in CR LF, a CR in a name is quoted too
         line = text.getvalue().encode("utf-8", "surrogateescape")
     try:
         output.write(line)
         output.flush()
     except OSError as error:
-        # Python would try once more to write what it holds when the file is closed.
+        # Python would try to write its buffer again when the file is closed.
         os.dup2(os.open(os.devnull, os.O_WRONLY), output.fileno())
-        # Whoever reads stdout has seen enough (`| head`), or the disk is full.
+        # The reader of stdout has closed the pipe (`| head`), or the disk is full.
         piped = isinstance(error, BrokenPipeError)
-        sys.exit(
-            0 if piped else f"error: {output.name} takes no more captions ({error.strerror}). It keeps what it has."
-        )
+        sys.exit(0 if piped else f"error: cannot write to {output.name} ({error.strerror}). Earlier captions are kept.")
 
 
 def sidecar_path(name: str) -> str:
-    """The text file beside a picture, as image trainers read it: `photos/cat.txt` for `photos/cat.jpg`."""
+    """The path of a picture's caption file, as image trainers expect it: `cat.txt` for `cat.jpg`."""
     stem, extension = os.path.splitext(name)  # noqa: PTH122 - pathlib raises for some names
     return f"{name if extension.lower() == '.txt' else stem}.txt"
 
 
 def write_sidecar(name: str, caption: str, overwrite: bool) -> str | None:
-    """Write `caption` beside the file `name`; gives the reason where it cannot. URLs have no side."""
+    """Write `caption` next to the file `name`, unless it is a URL; return the reason if it cannot be written."""
     if "://" in name:
         return None
     path = Path(sidecar_path(name))
@@ -124,7 +122,7 @@ def write_sidecar(name: str, caption: str, overwrite: bool) -> str | None:
     try:
         if path.exists() and not overwrite:
             same = path.read_text(encoding="utf-8", errors="replace").strip() == caption
-            return None if same else "another text is there, which --overwrite_sidecars replaces"
+            return None if same else "another text is there: set --overwrite_sidecars to replace it"
         part.write_text(caption + "\n", encoding="utf-8")
         part.replace(path)
     except OSError as error:

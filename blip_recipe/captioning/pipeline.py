@@ -1,4 +1,4 @@
-"""The task `image-to-text` for transformers 5: registered when this is imported (`import blip_recipe` sees to it)."""
+"""The `image-to-text` pipeline for transformers 5, registered when this module is imported."""
 
 from __future__ import annotations
 
@@ -36,17 +36,17 @@ if TYPE_CHECKING:
 
 
 class ImageToTextPipeline(BlipPipeline, Pipeline):
-    """Captions pictures as the model's own evaluation did: with the prompt and decoding of its `recipe.json`.
+    """Caption pictures with the prompt and decoding of the model's `recipe.json`, as in its evaluation.
 
-    Takes a path, URL, `PIL.Image`, array or `{"bytes", "path"}`, a list or column of these, a generator, a torch or
-    `datasets` data set (whose rows have an `image`). A picture gives `[{"generated_text": ...}, ...]`, one entry a
-    caption; lists give lists, generators and data sets give their results one by one.
+    Takes a path, URL, `PIL.Image`, array or `{"bytes", "path"}`, a list or column of these, a generator, or a torch or
+    `datasets` data set whose rows have an `image`. A picture gives `[{"generated_text": ...}, ...]`, one entry per
+    caption. Lists give lists; generators and data sets give an iterator.
 
-    Args to the constructor or to a call, where the call wins:
-        prompt: Words every caption starts with, instead of the recipe's; as in transformers 4.57 they are part of
-            `generated_text`, while a recipe's prompt is not.
-        max_new_tokens, num_beams, num_return_sequences, ..., or a dictionary of them as `generate_kwargs`: decoding;
-            what is left out is the recipe's.
+    Args of the constructor or of a call (a call takes precedence):
+        prompt: Text that every caption starts with, instead of the recipe's prompt. As in transformers 4.57 it is part
+            of `generated_text`; the recipe's prompt is not.
+        max_new_tokens, num_beams, num_return_sequences, ..., or a dictionary of them as `generate_kwargs`: Decoding
+            arguments; by default those of the recipe.
         timeout: Seconds to wait for a URL (default 30).
         batch_size, num_workers: As in every pipeline.
     """
@@ -55,22 +55,22 @@ class ImageToTextPipeline(BlipPipeline, Pipeline):
     model_class = BlipForCaptioning
 
     def __new__(cls, model: Any, **kwargs: Any) -> Any:
-        """This pipeline for BLIP; for any other model what transformers 5 makes of this task: image-text-to-text."""
+        """Build this pipeline for BLIP, and transformers' `image-text-to-text` pipeline for any other model."""
         if isinstance(model.config, BlipConfig):
             return super().__new__(cls)
         kwargs["processor"] = kwargs.get("processor") or getattr(model, "own_processor", None)
         return ImageTextToTextPipeline(model=model, **kwargs | {"task": "image-text-to-text"})
 
     def __call__(self, inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Captions of the pictures `inputs`, which may also be named `images`."""
+        """Caption the pictures `inputs`, which may also be passed as `images`."""
         images = kwargs.pop("images", inputs)
         if images is None:
-            raise ValueError("image-to-text needs pictures: a path, a URL, a PIL.Image, or several of them.")
+            raise ValueError("inputs is missing: expected a path, a URL, a PIL.Image, or several of them.")
         if isinstance(images, (*SINGLE_IMAGE, GeneratorType, torch.utils.data.Dataset)):
             return super().__call__(images, **kwargs)
         if isinstance(images, list) and images:
             return super().__call__(images, **kwargs)
-        # A generator is read picture by picture, where a column or data set would be decoded whole.
+        # A generator is read picture by picture; a column or data set would be decoded at once.
         captions = super().__call__((image for image in images), **kwargs)
         return list(captions) if isinstance(images, Sequence) else captions
 
@@ -84,7 +84,7 @@ class ImageToTextPipeline(BlipPipeline, Pipeline):
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         forward = self.decoding_parameters(decoding, max_new_tokens, generate_kwargs)
         if prompt is not None and not isinstance(prompt, str):
-            raise ValueError(f"`prompt` is a {type(prompt).__name__}: expected one text, which all pictures share.")
+            raise ValueError(f"`prompt` is a {type(prompt).__name__}: expected one text for all pictures.")
         if prompt is not None:
             forward["prompt"] = prompt
         return {} if timeout is None else {"timeout": timeout}, forward, {}
@@ -92,7 +92,7 @@ class ImageToTextPipeline(BlipPipeline, Pipeline):
     def preprocess(  # type: ignore[override]
         self, image: Any, timeout: float | None = None
     ) -> dict[str, Any]:
-        """`pixel_values` `(1, 3, height, width)` of one picture, upright and in RGB."""
+        """Open one picture upright and in RGB, as `pixel_values` `(1, 3, height, width)`."""
         if isinstance(image, Mapping) and "image" in image:
             image = image["image"]
         return {
@@ -102,7 +102,7 @@ class ImageToTextPipeline(BlipPipeline, Pipeline):
     def _forward(  # type: ignore[override]
         self, model_inputs: dict[str, torch.Tensor], prompt: str | None = None, **decoding: Any
     ) -> dict[str, torch.Tensor]:
-        """`token_ids` `(pictures, captions, tokens)`."""
+        """Generate `token_ids` `(pictures, captions, tokens)`."""
         pixel_values = model_inputs["pixel_values"]
         recorded = prompt is None
         prompt = self.settings.prompt if prompt is None else prompt
@@ -116,38 +116,38 @@ class ImageToTextPipeline(BlipPipeline, Pipeline):
         return {"token_ids": token_ids.view(len(pixel_values), -1, token_ids.shape[-1])}
 
     def postprocess(self, model_outputs: Any, **_: Any) -> list[dict[str, str]]:
-        """One `{"generated_text": ...}` a caption of the picture."""
+        """Decode the captions of one picture, each as `{"generated_text": ...}`."""
         captions = decode_texts(self.tokenizer, model_outputs["token_ids"][0])
         return [{"generated_text": caption} for caption in captions]
 
     def caption_pixels(self, pixel_values: torch.Tensor) -> list[str]:
-        """A caption for each of `pixel_values` `(pictures, 3, height, width)`, which `preprocess` has made."""
+        """Caption the preprocessed `pixel_values` `(pictures, 3, height, width)`, one caption each."""
         token_ids = self.forward({"pixel_values": pixel_values}, **self._forward_params)["token_ids"]
         return [self.postprocess({"token_ids": each[None]})[0]["generated_text"] for each in token_ids]
 
 
 def caption_pipeline(model: str | Path, **arguments: Any) -> ImageToTextPipeline:
-    """Load the pipeline of a BLIP captioner, full or adapter, without touching transformers.
+    """Load the pipeline of a BLIP captioner, full or adapter.
 
     Args:
-        model (`str` or `Path`): Directory or Hub id of what was trained here, or of any BLIP captioner.
+        model (`str` or `Path`): Directory or Hub id of a captioner trained here, or of any BLIP captioner.
         revision (`str`, *optional*): Branch, tag or commit.
-        token (`str` or `bool`, *optional*): Token of the Hub; by default that of the environment.
-        device (`str` or `torch.device`, *optional*): Where it runs; by default the first accelerator, else the CPU.
-        dtype (`torch.dtype` or `str`, defaults to `"auto"`): Precision of the weights; `"auto"` is that of the files.
-        quantization (`str`, *optional*, defaults to `"recorded"`): `"recorded"` puts an adapter on the base it was
-            trained on (8-bit, 4-bit or full); `None` is full.
-        allow_pickle (`bool`, defaults to `False`): Read weights in pickle files too, of which only tensors are taken.
-        trust_remote_code (`bool`, defaults to `False`): Run code that comes with the model's configuration.
-        local_files_only (`bool`, defaults to `False`): Ask no Hub.
-        arguments: Those of the pipeline: `batch_size`, `prompt`, `num_beams`, ...
+        token (`str` or `bool`, *optional*): Hub token; by default that of the environment.
+        device (`str` or `torch.device`, *optional*): The device; by default the first accelerator, else the CPU.
+        dtype (`torch.dtype` or `str`, defaults to `"auto"`): Precision of the weights; `"auto"`: that of the files.
+        quantization (`str`, *optional*, defaults to `"recorded"`): `"8bit"`, `"4bit"` or `None`; `"recorded"` loads
+            the base of an adapter in the precision it was trained on.
+        allow_pickle (`bool`, defaults to `False`): Whether to also read weights in pickle files (tensors only).
+        trust_remote_code (`bool`, defaults to `False`): Whether to run code that comes with the configuration.
+        local_files_only (`bool`, defaults to `False`): Whether to use local files only.
+        arguments: Arguments of the pipeline: `batch_size`, `prompt`, `num_beams`, ...
 
     Returns:
         A pipeline that takes pictures (a path, URL, `PIL.Image`, or several) and gives `[{"generated_text": ...}]` for
         each.
 
     Raises:
-        RecipeError: It cannot be loaded, or is not a BLIP captioner.
+        RecipeError: The model cannot be loaded, or is not a BLIP captioner.
 
     Example:
         ```python
@@ -161,16 +161,16 @@ def caption_pipeline(model: str | Path, **arguments: Any) -> ImageToTextPipeline
 
 
 class AutoCaptioner:
-    """How `transformers.pipeline` loads a model for this task: as training's own evaluation does."""
+    """The model loader of this task for `transformers.pipeline`."""
 
     @classmethod
     def from_pretrained(cls, name: str, **kwargs: Any) -> Any:
-        """The model `name`, with its processor and, for BLIP, its decoding set on it.
+        """Load the model `name` with its processor and, for BLIP, its decoding settings attached.
 
-        `kwargs` are those that `pipeline(model_kwargs=...)` hands to a model.
+        `kwargs` are those of `pipeline(model_kwargs=...)`.
 
         Raises:
-            RecipeError: It cannot be loaded.
+            RecipeError: The model cannot be loaded.
         """
         hub, kwargs = split_hub_arguments(kwargs)
         if _is_blip(name, **hub):
@@ -180,7 +180,7 @@ class AutoCaptioner:
 
 
 def _is_blip(name: str, *, revision: str | None, trust_remote_code: bool, **hub: Any) -> bool:
-    """Whether `name`, or the base model of the adapter `name`, is a BLIP model."""
+    """Whether `name`, or its base model if it is an adapter, is a BLIP model."""
     adapter = read_repository_json(name, "adapter_config.json", revision=revision, **hub)
     if adapter:
         name, revision = adapter["base_model_name_or_path"], adapter.get("revision")

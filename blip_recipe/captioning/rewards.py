@@ -1,12 +1,12 @@
-"""The reward of sampled captions: CIDEr-D and BLEU-4 against the references of training images, the end included.
+"""Compute the rewards of self-critical training: CIDEr-D and BLEU-4 of sampled captions, end token included.
 
-As in the code that self-critical training is known by (`array_to_str` in `captioning/utils/rewards.py` of
-ruotianluo/self-critical.pytorch), the end token is a word of the n-grams, in candidates and references alike: a caption
-that stops after "a man with a" has n-grams that no reference has, and one that never stops lacks those that all have.
-Without it CIDEr-D pays for such endings.
+As in the usual implementation (`array_to_str` in `captioning/utils/rewards.py` of ruotianluo/self-critical.pytorch),
+the end token is a word of the n-grams of candidates and references. A caption that stops after "a man with a" then has
+n-grams that no reference has, and one that never stops lacks n-grams that all references have. Without the end token,
+CIDEr-D rewards such endings.
 
-Captions are cut by the plain tokenizer of `metrics/`, without Java: it agrees with PTB's on nearly all captions, and on
-all that BLIP's lower-case word pieces make, but for rare numbers and abbreviations. Validation keeps the full scorer.
+Captions are tokenized by the plain tokenizer of `metrics/`, without Java. It agrees with the PTB tokenizer on captions
+of BLIP's lower-case word pieces, except for rare numbers and abbreviations. Evaluations use the full scorer.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from blip_recipe.metrics.ngrams import count_ngrams
 from blip_recipe.metrics.plain_tokenizer import tokenize_without_java
 
 END = "[SEP]"
-"""The end of a caption as a word: tokenized words are lower-case, so that no caption has it within."""
+"""The end of a caption as a word; it never occurs within a caption, because tokenized words are lower-case."""
 
 REPEATED_N = 4
 
 BAD_ENDINGS = frozenset(["a", "an", "the", "with", "in", "on", "of", "at", "to", "for", "this", "that", "his", "her"])
-"""Words that no caption ends with (`bad_endings` in `captioning/utils/misc.py` of ruotianluo/self-critical.pytorch)."""
+"""Words that end no full caption (`bad_endings` in `captioning/utils/misc.py` of ruotianluo/self-critical.pytorch)."""
 
 
 class TrainingCider(Cider):
-    """CIDEr-D with the document frequencies of a whole training set, which are counted once.
+    """CIDEr-D with the document frequencies of the training set, which are counted once.
 
-    The vectors of an image are made when it is scored: kept for all of COCO they would take gigabytes.
+    The vectors of an image are computed when it is scored: for all of COCO they would take gigabytes.
 
     Args:
         references: The tokenized references of each image.
@@ -44,11 +44,11 @@ class TrainingCider(Cider):
         for captions in references:
             frequencies.update(ngrams_of_image([count_ngrams(caption.split()) for caption in captions]))
         self.log_images = math.log(len(references))
-        # An n-gram of one image weighs what an unknown one does, and most are of one image.
+        # Most n-grams occur in one image only. They have the same weight as unknown ones and are not stored.
         self.weights = {ngram: self.log_images - math.log(count) for ngram, count in frequencies.items() if count > 1}
 
     def score_image(self, captions: Sequence[str], references: Sequence[str]) -> list[float]:
-        """CIDEr-D of each of the tokenized `captions` of an image with the tokenized `references`."""
+        """CIDEr-D of each tokenized caption of an image against its tokenized references."""
         counted = [count_ngrams(reference.split()) for reference in references]
         weights = {ngram: self.weights.get(ngram, self.log_images) for ngram in ngrams_of_image(counted)}
         image = ReferenceVectors(counted, weights)
@@ -56,11 +56,11 @@ class TrainingCider(Cider):
 
 
 class CaptionReward:
-    """Rewards captions of the images of a training set.
+    """Compute rewards of captions of training images.
 
     Args:
-        references: The references of each image, as they are written.
-        cider_weight, bleu_weight: What a CIDEr-D of 1 (100 in papers) and a BLEU-4 of 1 are worth.
+        references: The references of each image, not tokenized.
+        cider_weight, bleu_weight: Weights of CIDEr-D and BLEU-4, both as fractions (a CIDEr-D of 1 is 100 in papers).
     """
 
     def __init__(self, references: Sequence[Sequence[str]], cider_weight: float, bleu_weight: float) -> None:
@@ -71,7 +71,7 @@ class CaptionReward:
         self.cider_weight, self.bleu_weight = cider_weight, bleu_weight
 
     def score(self, row: int, captions: Sequence[str], ended: Sequence[bool]) -> list[float]:
-        """The reward of each caption of the image in `row`; `ended` says which end by themselves."""
+        """The reward of each caption of the image in `row`; `ended` tells which captions have an end token."""
         references = self.references[row]
         candidates = [
             f"{words} {END}" if end else words
@@ -83,7 +83,7 @@ class CaptionReward:
 
 
 def bleu_4(captions: Sequence[str], references: Sequence[str]) -> list[float]:
-    """BLEU-4 of each caption alone against the references of its image; all tokenized."""
+    """Sentence BLEU-4 of each tokenized caption against the tokenized references of its image."""
     image = Bleu([references])
     lengths, max_counts = image.lengths[0], image.max_counts[0]
     return [bleu_from_statistics(sentence_statistics(caption.split(), lengths, max_counts))[3] for caption in captions]
@@ -91,14 +91,14 @@ def bleu_4(captions: Sequence[str], references: Sequence[str]) -> list[float]:
 
 @dataclass(frozen=True)
 class CaptionStatistics:
-    """What a training for CIDEr is known to spoil in captions.
+    """Properties of captions that training for CIDEr is known to degrade.
 
     Attributes:
-        caption_length: Words a caption.
-        distinct_words: Different words, as a share of all words: falls when everything is called the same.
-        repeated_ngrams: Share of a caption's 4-grams that it had before (seq-rep-4 of Welleck et al., 2020,
+        caption_length: Mean number of words per caption.
+        distinct_words: Number of different words divided by the number of words.
+        repeated_ngrams: Mean share of a caption's 4-grams that are repetitions (seq-rep-4 of Welleck et al., 2020,
             arXiv 1908.04319).
-        bad_endings: Share of captions that end within a phrase, such as in "a man with a".
+        bad_endings: Share of captions that end within a phrase, such as "a man with a".
     """
 
     caption_length: float
@@ -108,7 +108,7 @@ class CaptionStatistics:
 
 
 def caption_statistics(captions: Sequence[str]) -> CaptionStatistics:
-    """The habits of `captions`, as they are written; at least one is needed."""
+    """The statistics of one or more captions, not tokenized."""
     words = [caption.split() for caption in tokenize_without_java(captions)]
     total = sum(map(len, words))
     return CaptionStatistics(
@@ -120,6 +120,6 @@ def caption_statistics(captions: Sequence[str]) -> CaptionStatistics:
 
 
 def repeated_share(words: list[str]) -> float:
-    """The share of 4-grams that stood in `words` before."""
+    """The share of 4-grams of `words` that are repetitions."""
     counts = count_ngrams(words)[REPEATED_N - 1]
     return 1 - len(counts) / counts.total() if counts else 0.0

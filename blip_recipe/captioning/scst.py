@@ -1,24 +1,23 @@
 """Self-critical sequence training (Rennie et al., 2017, https://arxiv.org/abs/1612.00563).
 
-Captions are sampled, scored, and made more or less likely as they score above or below others of their image.
+Sampled captions become more likely if they score above the baseline of their image, and less likely otherwise.
 
-What is maximised is the expected reward of a caption drawn from the model, less `kl_coef` times its divergence from the
-model that the training started with. The gradient is REINFORCE's, with a baseline that leaves it unbiased: the other
-samples of the image (Luo, 2020, https://arxiv.org/abs/2003.09971), or its greedy caption (the original).
+The objective is the expected reward of a sampled caption, minus `kl_coef` times the KL divergence from the initial
+model. The gradient is REINFORCE with an unbiased baseline: the other samples of the image (Luo, 2020,
+https://arxiv.org/abs/2003.09971), or its greedy caption (the original).
 
-Three things keep it so:
+Three rules keep the gradient unbiased:
 
-- A caption is drawn from the very probabilities that are differentiated: temperature 1, no top-k (transformers' default
-  is 50), no shortest length, and no dropout, neither in sampling nor in the gradient. The original samples and
-  differentiates under one dropout mask; with two passes there would be two masks, and with them a bias. Without dropout
-  the captioner that is trained is the one that is used.
-- Every token is counted, the closing `[SEP]` included and nothing after it; a caption that is cut at
-  `generation_max_length` is one of its own kind, and is rewarded as one without an end.
-- The divergence is part of the reward (as in RLOO, Ahmadian et al., 2024, https://arxiv.org/abs/2402.14740), not a loss
-  of its own, whose sampled gradient would be of something else.
+- Samples come from the same probabilities that are differentiated: temperature 1, no top-k (transformers' default is
+  50), no minimum length, and no dropout in either pass. The original samples and differentiates under one dropout mask;
+  two passes would use two masks and bias the gradient.
+- All tokens of a sample count, up to and including the first `[SEP]`. A caption that reaches `generation_max_length`
+  is rewarded as one without an end token.
+- The divergence is subtracted from the reward (as in RLOO, Ahmadian et al., 2024, https://arxiv.org/abs/2402.14740). As
+  a separate loss, its sampled gradient would be wrong.
 
-An image is encoded once, for samples, log-probabilities and cross entropy. Rewards are computed by a thread while the
-model computes log-probabilities.
+An image is encoded once for samples, log-probabilities and cross entropy. A thread computes the rewards while the model
+computes log-probabilities.
 """
 
 from __future__ import annotations
@@ -60,21 +59,20 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Scored = tuple[torch.Tensor, torch.Tensor | None, dict[str, float]]
-"""Rewards `(images, samples)`, those of greedy captions `(images,)`, and the statistics of the samples."""
+"""Rewards `(images, samples)`, rewards of greedy captions `(images,)`, and the statistics of the samples."""
 
 
 def pack_samples(token_ids: torch.Tensor, prompt: torch.Tensor, sep_token_id: int) -> dict[str, torch.Tensor]:
-    """Sampled captions as `BlipForCaptioning.forward` takes them: those of an image end to end in one row.
+    """Pack the samples of each image end to end in one row, for `BlipForCaptioning.forward`.
 
     Args:
-        token_ids: `(images, samples, tokens)`, what follows the prompt; whatever stands after the first `[SEP]` of a
-            caption is padding.
-        prompt: `(tokens,)`, `[DEC]` and the prompt's words.
-        sep_token_id: `[SEP]`.
+        token_ids: `(images, samples, tokens)`, without the prompt. All tokens after the first `[SEP]` are padding.
+        prompt: `(tokens,)`, `[DEC]` and the prompt.
+        sep_token_id: The id of `[SEP]`.
 
     Returns:
-        `input_ids`, `position_ids` and `labels`, each `(images, samples * (prompt + tokens))`: a sample has the same
-        room as every other. Its own tokens and its `[SEP]` are predicted.
+        `input_ids`, `position_ids` and `labels`, each `(images, samples * (prompt + tokens))`. The sampled tokens and
+        the first `[SEP]` are predicted.
     """
     images, samples, _ = token_ids.shape
     is_end = token_ids == sep_token_id
@@ -84,7 +82,7 @@ def pack_samples(token_ids: torch.Tensor, prompt: torch.Tensor, sep_token_id: in
     is_text = F.pad(is_sampled, (len(prompt), 0), value=True)
     return {
         "input_ids": torch.cat([start, token_ids], 2).flatten(1),
-        # Padding begins at 0 again, and so sees only itself.
+        # Padding has position 0, so it attends only to itself (`packed_mask`).
         "position_ids": (positions * is_text).flatten(1),
         "labels": torch.cat([torch.full_like(start, IGNORED), token_ids.masked_fill(~is_sampled, IGNORED)], 2).flatten(
             1
@@ -93,12 +91,12 @@ def pack_samples(token_ids: torch.Tensor, prompt: torch.Tensor, sep_token_id: in
 
 
 def advantages(rewards: torch.Tensor, greedy: torch.Tensor | None = None) -> torch.Tensor:
-    """How much better each sample is than expected.
+    """The reward of each sample minus its baseline.
 
     Args:
         rewards: `(images, samples)`.
-        greedy: `(images,)`, the reward of the greedy caption; left out, a sample is compared with the mean of the
-            others of its image.
+        greedy: `(images,)`, the rewards of greedy captions as baselines. By default the baseline of a sample is the
+            mean reward of the other samples of its image.
     """
     if greedy is not None:
         return rewards - greedy[:, None]
@@ -107,39 +105,39 @@ def advantages(rewards: torch.Tensor, greedy: torch.Tensor | None = None) -> tor
 
 
 def disable_dropout(model: nn.Module) -> None:
-    """Let every dropout layer pass all, in training too; gradient checkpointing, which needs that mode, stays."""
+    """Set every dropout probability to 0. Unlike evaluation mode, this keeps gradient checkpointing."""
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
 
 
 class SampleRecord(TrainerCallback, ExportableState):
-    """Means over the samples since the last log line, kept in checkpoints.
+    """Average the statistics of samples between two log lines; saved in checkpoints.
 
     Attributes:
-        sums: By name, over the images of all processes; `images` counts them.
+        sums: Sums over the images of all processes, by name; `images` is their number.
     """
 
     def __init__(self) -> None:
         self.sums: dict[str, float] = {}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """The state for a checkpoint."""
         return {"args": {}, "attributes": {"sums": dict(self.sums)}}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Go on where the checkpoint stopped."""
+        """Restore the state of the checkpoint."""
         saved: dict[str, Any] = state.stateful_callbacks.get(type(self).__name__, {}) if state.global_step else {}
         self.sums = dict(saved.get("attributes", {}).get("sums", {}))
 
     def add(self, sums: dict[str, float]) -> None:
-        """Count one batch."""
+        """Add the sums of a batch."""
         self.sums = {name: self.sums.get(name, 0.0) + value for name, value in sums.items()}
 
     def pop_means(self) -> dict[str, float]:
-        """The means, and begin anew."""
+        """Return the means and reset the sums."""
         images = self.sums.pop("images", 0.0)
         means = {name: value / images for name, value in self.sums.items()}
         self.sums = {}
@@ -147,17 +145,17 @@ class SampleRecord(TrainerCallback, ExportableState):
 
 
 class ScstTrainer(CaptionTrainer):
-    """Trains a BLIP captioner for the scores of its own captions (self-critical sequence training).
+    """Train a BLIP captioner on the scores of its own captions (self-critical sequence training).
 
-    A second stage: start from a captioner that was trained with cross entropy. The arguments are those of
+    Use it as a second stage, with a captioner that was trained with cross entropy. All other arguments are those of
     [`CaptionTrainer`].
 
     Args:
-        args ([`ScstTrainingArguments`], *optional*): How it is trained.
-        kwargs: As [`CaptionTrainer`]'s.
+        args ([`ScstTrainingArguments`], *optional*): The training arguments.
+        kwargs: Other arguments of [`CaptionTrainer`].
 
     Raises:
-        RecipeError: As [`CaptionTrainer`]; and `train_dataset` is a stream, whose captions cannot be counted.
+        RecipeError: As [`CaptionTrainer`], or `train_dataset` is a stream.
 
     Example:
         ```python
@@ -174,7 +172,7 @@ class ScstTrainer(CaptionTrainer):
     args: ScstTrainingArguments
 
     def prepare_task(self) -> None:
-        """As `CaptionTrainer`'s; then dropout is off, and samples are noted."""
+        """Like `CaptionTrainer`'s, and disables dropout and records samples."""
         super().prepare_task()
         self.record = SampleRecord()
         self.add_callback(self.record)
@@ -184,7 +182,7 @@ class ScstTrainer(CaptionTrainer):
         self.sep_token_id = text_config.sep_token_id
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """As Trainer's, once document frequencies are counted and the model is noted that the training starts with."""
+        """Like Trainer's, after counting document frequencies and copying the reference model if needed."""
         logger.info("Counting the n-grams of the training captions")
         self.reward = CaptionReward(
             list(self._training_captions()),
@@ -201,8 +199,8 @@ class ScstTrainer(CaptionTrainer):
     def _training_captions(self) -> Iterable[Sequence[str]]:
         if not isinstance(self.train_dataset, CaptionDataset):
             raise RecipeError(
-                "train_dataset is a stream, but self-critical training counts the words of all captions first: "
-                "expected a data set that is read whole."
+                "train_dataset is a stream, but self-critical training counts the n-grams of all captions first: "
+                "expected a data set that is not streamed."
             )
         return self.train_dataset.rows["captions"]
 
@@ -210,7 +208,7 @@ class ScstTrainer(CaptionTrainer):
         return self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False, keep_torch_compile=False)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor:
-        """Images, and predicted tokens of their captions, in a whole optimiser step: `(2,)`, over all processes."""
+        """Numbers of images and of predicted caption tokens in an optimiser step over all processes, `(2,)`."""
         labels = [batch["labels"] for batch in batch_samples]
         counts = [sum(map(len, labels)), sum(int(count_predicted_tokens(each).sum()) for each in labels)]
         return self.accelerator.reduce(torch.tensor(counts, device=device), "sum")
@@ -222,10 +220,10 @@ class ScstTrainer(CaptionTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """Minus the sum of advantage times log-probability of each sample, over all samples of the optimiser step.
+        """The mean of minus advantage times log-probability over all samples of the optimiser step.
 
-        With `xe_weight`, that share of it is the mean cross entropy of the step's reference captions, not smoothed. The
-        value says nothing by itself: only its gradient means something.
+        With `xe_weight`, the loss is the weighted mean of this and the cross entropy of the reference captions, without
+        label smoothing. Only the gradient of the loss is meaningful, not its value.
         """
         with self.accelerator.autocast():
             image_embeds = self._encode(self._module(model), inputs)
@@ -258,17 +256,17 @@ class ScstTrainer(CaptionTrainer):
         return self.args.xe_weight > 0
 
     def _module(self, model: Any) -> Any:
-        """The model without what wraps it for several processes."""
+        """The model without its wrappers for several processes."""
         return self.accelerator.unwrap_model(model, keep_torch_compile=False)
 
     def _encode(self, module: Any, inputs: dict[str, Any]) -> torch.Tensor:
-        """The images of a batch, `(images, patches, width)`."""
+        """Encode the images of a batch, `(images, patches, width)`."""
         if "image_embeds" in inputs:
             return inputs["image_embeds"]
         return module.vision_model(pixel_values=inputs["pixel_values"]).last_hidden_state
 
     def _sample(self, image_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Samples `(images, samples, tokens)`, and greedy captions `(images, 1, tokens)` as their baseline."""
+        """Sample captions `(images, samples, tokens)`, and generate greedy ones `(images, 1, tokens)` as baseline."""
         count = self.args.num_generations
         model = self._module(self.model)
         common: dict[str, Any] = {
@@ -277,9 +275,9 @@ class ScstTrainer(CaptionTrainer):
             "max_length": self.args.generation_max_length,
         }
         sampling = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "num_return_sequences": count}
-        # Left on, gradient checkpointing would take the cache away.
+        # In training mode, gradient checkpointing would disable the cache.
         model.eval()
-        # Within autocast of its own: what autocast keeps of a weight without gradient must not serve the other pass.
+        # Use a separate autocast: weights that it caches here have no gradient and must not be used in the other pass.
         with self.accelerator.autocast():
             drawn, greedy = (
                 generate_token_ids(
@@ -294,7 +292,7 @@ class ScstTrainer(CaptionTrainer):
         return drawn, None if greedy is None else greedy.cpu()
 
     def _score(self, rows: list[int], token_ids: torch.Tensor, greedy_ids: torch.Tensor | None) -> Scored:
-        """Rewards `(images, samples)` and those of greedy captions `(images,)`, and the statistics of the samples."""
+        """Rewards `(images, samples)`, rewards of greedy captions `(images,)`, and statistics of the samples."""
         captions, rewards = self._score_captions(rows, token_ids)
         ended = (token_ids == self.sep_token_id).any(2)
         statistics = asdict(caption_statistics(captions)) | {"unfinished": 1 - float(ended.float().mean())}
@@ -319,10 +317,10 @@ class ScstTrainer(CaptionTrainer):
         batch: dict[str, torch.Tensor],
         nll: torch.Tensor,
     ) -> torch.Tensor:
-        """How much likelier each sample is than by the model that the training started with, in nats.
+        """The log-probability of each sample minus that by the reference model, in nats.
 
-        `nll` `(images, samples)` are minus log-probabilities. The mean over samples estimates the KL divergence
-        of captions from that model.
+        `nll` `(images, samples)` are the negative log-likelihoods of the samples. The mean over samples estimates the
+        KL divergence from the reference model.
         """
         if not self.args.kl_coef:
             return torch.zeros_like(nll)
@@ -336,12 +334,12 @@ class ScstTrainer(CaptionTrainer):
         self, model: Any, inputs: dict[str, Any], image_embeds: torch.Tensor, batch: dict[str, torch.Tensor], shape: Any
     ) -> torch.Tensor:
         with self.accelerator.autocast():
-            # Where the image encoder is trained, the start saw pictures with other eyes.
+            # If the image encoder is trained, the reference model needs its own embeddings.
             embeds = self._encode(model, inputs) if image_embeds.requires_grad else image_embeds
             return F.pad(model(image_embeds=embeds, **batch).token_losses, (1, 0)).view(*shape, -1).sum(2)
 
     def _record_samples(self, images: int, means: dict[str, float]) -> None:
-        """Add the batches of all processes to the record."""
+        """Add the means of all processes to the record."""
         if not self.args.kl_coef:
             means.pop("kl")
         sums = torch.tensor([images, *(images * mean for mean in means.values())])
@@ -349,30 +347,30 @@ class ScstTrainer(CaptionTrainer):
         self.record.add(dict(zip(["images", *means], sums.tolist(), strict=True)))
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """As Trainer's; a line of the training also tells of the samples since the one before."""
+        """Like Trainer's, with the means of the samples since the last log line."""
         if "loss" in logs:
             logs = logs | self.record.pop_means()
         super().log(logs, *args, **kwargs)
 
     def score_on_this_process(self, prediction: EvalPrediction) -> dict[str, float]:
-        """As `CaptionTrainer`'s, with the statistics of the captions."""
+        """Like `CaptionTrainer`'s, with the statistics of the captions."""
         scores = super().score_on_this_process(prediction)
         return scores | asdict(caption_statistics([each["caption"] for each in self.predictions]))
 
     @classmethod
     def tokens_per_image(cls, args: Any, rows: Any, tokenizer: PreTrainedTokenizerBase) -> int:
-        """Tokens of the samples of an image, and of its captions where these are learnt too."""
+        """Tokens of an image's samples, plus those of its captions with `xe_weight`."""
         sampled = args.num_generations * args.generation_max_length
         return sampled + (super().tokens_per_image(args, rows, tokenizer) if args.xe_weight else 0)
 
     @classmethod
     def frozen_copies(cls, model: Any, args: Any) -> int:
-        """The start of a full model, which divergence is measured from; an adapted one has its base."""
+        """1 if a full model needs a reference model; an adapted model uses its base."""
         return int(bool(args.kl_coef) and not is_adapted(model))
 
     @classmethod
     def describe_settings(cls, args: Any, images: int, texts_per_image: float) -> dict[str, str]:
-        """The reward, and what it is compared with."""
+        """The settings of reward, baseline and divergence."""
         baselines = {"leave_one_out": "the mean of the other samples of the image", "greedy": "the greedy caption"}
         rewards = [("CIDEr-D", args.cider_reward_weight), ("BLEU-4", args.bleu_reward_weight)]
         settings = super().describe_settings(args, images, texts_per_image)

@@ -1,4 +1,4 @@
-"""What captioning brings to recipes: BLIP's image-grounded decoder writes captions."""
+"""The captioning task of recipes."""
 
 from __future__ import annotations
 
@@ -26,43 +26,41 @@ if TYPE_CHECKING:
 
 
 class Captioning(Task):
-    """Captions, by cross entropy or, in a second stage, for their own scores."""
+    """Captioning, trained with cross entropy and optionally with a self-critical second stage."""
 
     trainer = CaptionTrainer
 
     def trainer_of(self, stage: str) -> type[BlipTrainer]:
-        """By cross entropy (`xe`), or self-critical (`scst`)."""
+        """The trainer of cross entropy (`xe`) or of self-critical training (`scst`)."""
         return ScstTrainer if stage == "scst" else CaptionTrainer
 
     def check(self, model: ModelArguments, data: DataArguments, training: Any) -> None:
-        """Captions are learnt from streams too, but for their own scores."""
+        """Check that streaming is combined neither with self-critical training nor with a cache of pictures."""
         if not data.is_streamed:
             return
         if isinstance(training, ScstTrainer.arguments_class):
             raise RecipeError(
-                "stage is 'scst' and streaming is true, but self-critical training counts the words of all captions "
+                "stage is 'scst' and streaming is true, but self-critical training counts the n-grams of all captions "
                 "first: leave one of them out."
             )
         for key in ("image_cache", "cache_image_embeds"):
             if getattr(training, key):
-                raise RecipeError(
-                    f"{key} keeps pictures on the disk, which streaming is to spare: leave one of them out."
-                )
+                raise RecipeError(f"{key} and streaming are both given: a stream is not cached. Use only one of them.")
 
     def load_split(self, arguments: CaptionDataArguments, split: str, *, max_samples: int | None = None) -> Dataset:
-        """Rows of `image`, `image_id` and `captions`."""
+        """Load rows of `image`, `image_id` and `captions`."""
         return load_split(arguments, split, max_samples=max_samples)
 
     def validate_row(self, record: Mapping[str, Any]) -> str | None:
-        """Whether a row has captions, and none that is a whole file."""
+        """Check that a row has captions and that none is too long."""
         return validate_captions(record["captions"])
 
     def vocabulary_texts(  # type: ignore[override]
         self, rows: Dataset, arguments: CaptionArguments, *, drawn: bool
     ) -> Iterable[str]:
-        """Captions as they are trained on, and the prompt."""
+        """The training captions, with the prompt."""
         return vocabulary_texts(rows, normalize=arguments.normalize_captions, prompt=arguments.prompt, drawn=drawn)
 
     def build_tiny(self, texts: Iterable[str], image_size: int | None) -> tuple[BlipForCaptioning, BlipProcessor]:
-        """The embedded captioner."""
+        """Build the tiny captioner."""
         return build_tiny_captioner(texts, image_size)

@@ -1,4 +1,4 @@
-"""The embedded captioner: a tiny BLIP with new weights."""
+"""Build a tiny captioner with new weights."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 def build_tiny_captioner(
     captions: Iterable[str], image_size: int | None = None
 ) -> tuple[BlipForCaptioning, BlipProcessor]:
-    """A tiny captioner that knows the words of `captions`, and its processor; weights follow torch's random state."""
+    """Build a tiny captioner with the vocabulary of `captions`, and its processor. Weights use torch's random state."""
     size = image_size or IMAGE_SIZE
     tokenizer = build_tokenizer(captions)
     processor = tiny_processor(tokenizer, size)
     model = BlipForCaptioning(tiny_config(tokenizer, size))
-    # Positions as loud as patches, so that places are told apart from the first step and not after a thousand.
+    # Position embeddings as large as patch embeddings let the model use positions from the first step.
     nn.init.normal_(model.vision_model.embeddings.position_embedding, std=1.0)
     add_positions(model, model.text_decoder.bert)
     return model, processor

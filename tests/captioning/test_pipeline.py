@@ -266,7 +266,7 @@ def test_a_model_that_is_loaded_already_needs_its_processor(captioner: Path, pic
     assert pipeline("image-to-text", model=model, device="cpu", **separate)(pictures) == expected
     names = {"tokenizer": str(captioner), "image_processor": str(captioner)}
     assert pipeline("image-to-text", model=model, device="cpu", **names)(pictures) == expected
-    with pytest.raises(ValueError, match="needs `processor`"):
+    with pytest.raises(ValueError, match="`processor` is missing"):
         pipeline("image-to-text", model=model, device="cpu")
 
 
@@ -391,7 +391,7 @@ def test_code_that_comes_with_a_model_is_not_run(tmp_path: Path, captioner: Path
     config = json.loads((tmp_path / "config.json").read_text())
     own = {"model_type": "own", "auto_map": {"AutoConfig": "code.Own", "AutoModel": "code.Own"}}
     (tmp_path / "config.json").write_text(json.dumps(config | own))
-    with pytest.raises(RecipeError, match=r"custom code.*Read that code first; trust_remote_code"):
+    with pytest.raises(RecipeError, match=r"custom code.*Read that code first; to run it, set trust_remote_code"):
         blip_recipe.caption_pipeline(tmp_path)
     with pytest.raises(ValueError, match="trust_remote_code"):
         pipeline("image-to-text", model=tmp_path)

@@ -336,7 +336,7 @@ def test_an_adapter_is_pulled_to_the_base_and_nothing_else_is_trained(
     after = trained(trainer)
     assert all("lora" in name for name in after)
     assert any(weight.abs().max() > 0 for name, weight in after.items() if "lora_B" in name)
-    assert trainer.start is None
+    assert trainer.reference_model is None
     kls = [entry["kl"] for entry in trainer.state.log_history if "kl" in entry]
     assert kls
     assert all(math.isfinite(kl) for kl in kls)
