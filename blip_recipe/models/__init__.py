@@ -1,1 +1,1 @@
-"""What every BLIP shares: attention, loading, adapters and quantisation, processors, weight files."""
+"""Model code shared by all tasks: attention, loading, adapters, quantisation, processors, weight files."""

@@ -1,4 +1,4 @@
-"""LoRA adapters and quantised bases."""
+"""Create and save LoRA adapters, and quantise their base models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from blip_recipe.models.stock import StockModel
 
 LAYERS = "query key value dense (text), qkv projection fc1 fc2 (vision)"
-"""The names of BLIP's linear layers, for messages."""
+"""The names of BLIP's linear layers, for error messages."""
 
 
 def quantization_config(quantization: Quantization | None) -> BitsAndBytesConfig | None:
@@ -40,21 +40,21 @@ def quantization_config(quantization: Quantization | None) -> BitsAndBytesConfig
 
 
 def quantization_of(model: Any) -> Quantization | None:
-    """The precision that the weights of a model are kept in."""
+    """The quantisation of a model's weights; None if they are not quantised."""
     if getattr(model, "is_loaded_in_4bit", False):
         return "4bit"
     return "8bit" if getattr(model, "is_loaded_in_8bit", False) else None
 
 
 def recorded_quantization(recipe: dict[str, Any]) -> Quantization | None:
-    """The precision of the base model that an adapter's `recipe.json` was trained on."""
+    """The quantisation of the base model that an adapter was trained on, from its `recipe.json`."""
     if recipe.get("load_in_4bit"):
         return "4bit"
     return "8bit" if recipe.get("load_in_8bit") else None
 
 
 def lora_config(arguments: ModelArguments) -> LoraConfig | None:
-    """The adapter that a recipe asks for; None where it trains all weights."""
+    """The LoRA configuration of a recipe; None if it trains all weights."""
     from peft import LoraConfig
 
     if not arguments.use_peft:
@@ -70,15 +70,15 @@ def lora_config(arguments: ModelArguments) -> LoraConfig | None:
 
 
 def add_lora(model: StockModel, config: LoraConfig) -> PeftModel:
-    """Wrap `model` with a fresh LoRA adapter; everything else is frozen.
+    """Wrap `model` with a new LoRA adapter, and freeze everything else.
 
     Args:
-        model: Full, or quantised.
-        config: Left as it is. Without `target_modules`, every attention and feed-forward layer of the text is adapted;
-            the task type, whose classes of peft BLIP's forward does not fit, is left out.
+        model: The base model, full or quantised.
+        config: The LoRA configuration; a copy is used. Without `target_modules`, every attention and feed-forward layer
+            of the text is adapted. The task type is removed, because peft's task classes do not fit BLIP's `forward`.
 
     Raises:
-        RecipeError: `target_modules` matches nothing, or would adapt the LM head, whose weights are tied.
+        RecipeError: `target_modules` matches no layer, or includes the LM head, whose weights are tied.
     """
     from peft import get_peft_model, prepare_model_for_kbit_training
 
@@ -89,7 +89,7 @@ def add_lora(model: StockModel, config: LoraConfig) -> PeftModel:
             f"embeddings. Name the layers instead: {LAYERS}."
         )
     if quantization_of(model):
-        # Its own gradient checkpointing breaks BLIP (an in-place addition on a leaf); Trainer switches it on later.
+        # Its gradient checkpointing fails for BLIP (an in-place addition on a leaf). Trainer enables it later.
         prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     config.target_modules = targets or model.lora_layers
     config.exclude_modules = config.exclude_modules or r".*\.cls\..*"
@@ -104,23 +104,23 @@ def add_lora(model: StockModel, config: LoraConfig) -> PeftModel:
 
 
 def check_is_lora(config: Any, name: str) -> None:
-    """Cards, `recipe.json` and merging know LoRA alone.
+    """Check that an adapter is a LoRA: cards, `recipe.json` and merging support no other kind.
 
     Raises:
-        RecipeError: The adapter that is called `name` is of another kind.
+        RecipeError: The adapter is of another kind; the message calls it `name`.
     """
     if getattr(config, "peft_type", None) != "LORA":
         raise RecipeError(f"{name} is a {type(config).__name__}: expected LoRA, such as LoraConfig(r=16).")
 
 
 def is_adapted(model: Any) -> bool:
-    """Whether `model` is a `PeftModel`; peft is imported where there is one, and not for this question."""
+    """Whether `model` is a `PeftModel`. Does not import peft."""
     peft = sys.modules.get("peft")
     return peft is not None and isinstance(model, peft.PeftModel)
 
 
 def move_to_root(adapter_dir: Path, model: Any) -> None:
-    """Move a saved adapter to where it is looked for: peft gives one not named 'default' a folder of its own."""
+    """Move a saved adapter to `adapter_dir`; peft saves one that is not named 'default' in a subfolder."""
     folder = adapter_dir / str(model.active_adapter)
     if model.active_adapter != "default" and folder.is_dir():
         for path in folder.iterdir():
@@ -129,7 +129,7 @@ def move_to_root(adapter_dir: Path, model: Any) -> None:
 
 
 def name_stock_class(adapter_dir: Path, stock: type) -> None:
-    """Make a saved adapter name the stock class of its base model, which everybody has."""
+    """Write the stock class of the base model into a saved adapter, so that it loads without this package."""
     path = adapter_dir / "adapter_config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     config["auto_mapping"] = {"base_model_class": stock.__name__, "parent_library": stock.__module__}

@@ -1,4 +1,4 @@
-"""Attention of BLIP through `scaled_dot_product_attention`: the stock classes only have eager attention."""
+"""BLIP's attention with `scaled_dot_product_attention`; the stock classes only have eager attention."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 
 
 class SdpaVisionAttention(BlipAttention):
-    """The image encoder's self-attention through `scaled_dot_product_attention`; the stock one up to rounding."""
+    """Self-attention of the image encoder with `scaled_dot_product_attention`; equal to the stock up to rounding."""
 
     def forward(  # type: ignore[override]
         self, hidden_states: torch.Tensor, **kwargs: Any
     ) -> tuple[torch.Tensor, None]:
-        """`(images, patches, width)` to the same shape; no attention map is kept."""
+        """Map `(images, patches, width)` to the same shape; returns no attention map."""
         images, patches, width = hidden_states.shape
         qkv = self.qkv(hidden_states).view(images, patches, 3, self.num_heads, self.head_dim)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
@@ -26,10 +26,10 @@ class SdpaVisionAttention(BlipAttention):
 
 
 class SdpaTextAttention(BlipTextSelfAttention):
-    """Self- and cross-attention of the text decoder through `scaled_dot_product_attention`.
+    """Self- and cross-attention of texts with `scaled_dot_product_attention`.
 
-    While generating, cross-attention may find keys and values of `images` in its cache for `images * k` captions: the
-    `k` beams or samples of an image are then folded into the query axis.
+    In generation, the cross-attention cache may hold one row per image for `images * k` captions. The `k` beams or
+    samples of an image are then folded into the query axis.
     """
 
     def forward(
@@ -41,14 +41,14 @@ class SdpaTextAttention(BlipTextSelfAttention):
         cache: Any | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
-        """`(rows, tokens, width)` to the same shape; no attention map is kept."""
+        """Map `(rows, tokens, width)` to the same shape; returns no attention map."""
         key, value = self._keys_and_values(hidden_states, encoder_hidden_states, cache)
         query = self._heads(self.query(hidden_states).view(len(key), -1, hidden_states.shape[-1]))
         context = F.scaled_dot_product_attention(
             query,
             key,
             value,
-            # In cross-attention, that of the states looked at, where they have padding: pictures have none.
+            # In cross-attention, the mask of the encoder states; image patches need none.
             attn_mask=attention_mask,
             dropout_p=self.dropout.p if self.training else 0.0,
         )
@@ -58,13 +58,13 @@ class SdpaTextAttention(BlipTextSelfAttention):
         return states.view(*states.shape[:-1], self.num_attention_heads, self.attention_head_size).transpose(1, 2)
 
     def project(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values `(rows, heads, positions, width of a head)` of `states` `(rows, positions, width)`."""
+        """Keys and values `(rows, heads, positions, head width)` of `states` `(rows, positions, width)`."""
         return self._heads(self.key(states)), self._heads(self.value(states))
 
     def _keys_and_values(
         self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None, cache: Any | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Those of text or image, kept in `cache` while generating."""
+        """Keys and values of the text or the encoder states, cached during generation."""
         if encoder_hidden_states is None:
             key, value = self.project(hidden_states)
             return (key, value) if cache is None else cache.self_attention_cache.update(key, value, self.layer_idx)

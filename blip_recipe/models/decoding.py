@@ -1,4 +1,4 @@
-"""How a model generates texts."""
+"""The settings of text generation."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class DecodingSettings:
-    """How a saved model was scored: its prompt and decoding. The defaults are those of BLIP's COCO captions.
+    """The prompt and decoding that a model was scored with. The defaults are those of BLIP on COCO.
 
     Attributes:
-        prompt: Words every caption starts with.
-        num_beams: 1 is greedy search.
-        max_length: Longest text in tokens, prompt included.
-        min_length: Shortest text in tokens, prompt included.
+        prompt: Text that every caption starts with.
+        num_beams: Number of beams; 1 is greedy search.
+        max_length: Maximum length in tokens, prompt included.
+        min_length: Minimum length in tokens, prompt included.
     """
 
     prompt: str = ""
@@ -23,7 +23,7 @@ class DecodingSettings:
     min_length: int = 5
 
     def generate_kwargs(self) -> dict[str, Any]:
-        """The arguments of `generate`: beam search without sampling."""
+        """Arguments of `generate` for beam search without sampling."""
         kwargs = asdict(self)
         del kwargs["prompt"]
         return kwargs | {"do_sample": False}

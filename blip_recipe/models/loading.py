@@ -1,4 +1,4 @@
-"""Loading a BLIP: a base model to train, or a finished model to use, full or adapter."""
+"""Load a BLIP: a base model for training, or a trained model (full or adapter) for inference."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 KINDS = {
     "BlipForConditionalGeneration": ("captioner", "Salesforce/blip-image-captioning-base"),
     "BlipForQuestionAnswering": ("question answerer", "Salesforce/blip-vqa-base"),
-    "BlipForImageTextRetrieval": ("matcher of texts and pictures", "Salesforce/blip-itm-base-coco"),
+    "BlipForImageTextRetrieval": ("retrieval model", "Salesforce/blip-itm-base-coco"),
 }
-"""What the stock classes are, in words, with a model of each."""
+"""A name and an example model for each stock class, for error messages."""
 
 
 def load_blip(
@@ -46,18 +46,18 @@ def load_blip(
     trust_remote_code: bool = False,
     **hub: Any,
 ) -> Any:
-    """A full BLIP of `model_class` from a directory or a Hub id, on `device`.
+    """Load a full model of `model_class` from a directory or a Hub id to `device`.
 
-    `hub` goes to `from_pretrained`: `revision`, `token`, `local_files_only`. Weights are read from safetensors; from
-    pickle files only with `allow_pickle`, and then nothing but tensors is unpickled (`torch.load(weights_only=True)`).
+    `hub` is passed to `from_pretrained`: `revision`, `token`, `local_files_only`. Weights are read from safetensors.
+    Pickle files are read only with `allow_pickle`, and only their tensors (`torch.load(weights_only=True)`).
 
     Raises:
-        RecipeError: The weights are not there, are damaged, or are pickles and `allow_pickle` was not said.
+        RecipeError: The weights are missing or damaged, or are pickle files and `allow_pickle` is false.
     """
     weights = find_weights(name, "model", allow_pickle=allow_pickle, **hub)
     in_safetensors = ".safetensors" in weights.suffixes
     if not in_safetensors:
-        # transformers would ask a service to convert the repository and to open a pull request there.
+        # Otherwise transformers asks a service to convert the repository and to open a pull request there.
         os.environ["DISABLE_SAFETENSORS_CONVERSION"] = "1"
     load = hub | {"dtype": dtype, "trust_remote_code": trust_remote_code, "use_safetensors": in_safetensors}
     if quantization is not None:
@@ -67,8 +67,8 @@ def load_blip(
         model = model_class.from_pretrained(name, **load)
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            # With AVX512-BF16 bitsandbytes would pack the weights of 4-bit layers at the first evaluation of a model,
-            # round what goes in to bfloat16, and have no gradient from then on.
+            # On CPUs with AVX512-BF16, bitsandbytes packs the weights of 4-bit layers at the first evaluation. From
+            # then on, their inputs are rounded to bfloat16 and they have no gradient.
             module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     if device is not None and quantization is None:
         model.to(device)
@@ -76,16 +76,16 @@ def load_blip(
 
 
 def check_is_blip(name: str, model_class: type[StockModel], **hub: Any) -> PreTrainedConfig:
-    """The configuration of `name`, which must be a BLIP of the kind of `model_class`; reads one small file.
+    """Load the configuration of `name` and check that it fits `model_class`.
 
     Raises:
-        RecipeError: There is no such model, it cannot be read, or it is of another kind.
+        RecipeError: There is no such model, it cannot be read, or it is of another class.
     """
     try:
         config = AutoConfig.from_pretrained(name, **hub)
     except (OSError, ValueError) as error:
         own_code = "trust_remote_code" in str(error)
-        advice = " Read that code first; trust_remote_code (--trust_remote_code) lets it run." if own_code else ""
+        advice = " Read that code first; to run it, set trust_remote_code (--trust_remote_code)." if own_code else ""
         raise RecipeError(
             f"model_name_or_path is {name!r}, which cannot be loaded: {first_line(error)}{advice}"
         ) from error
@@ -113,26 +113,26 @@ def load_base(
     image_size: int | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[Any, BlipProcessor]:
-    """A full model to train, in 32 bits or quantised, and its processor.
+    """Load a base model for training, in float32 or quantised, and its processor.
 
     Args:
         name: Directory or Hub id.
-        model_class: Ours.
+        model_class: The class of the model.
         revision: Branch, tag or commit.
-        quantization: The precision that a frozen base is kept in.
-        image_size: Side of the pictures in pixels, where it is to be another than the model's.
-        trust_remote_code: Let code that comes with the model's configuration run.
+        quantization: The quantisation of a frozen base model.
+        image_size: Height and width of the input in pixels; by default the model's own.
+        trust_remote_code: Whether to run code that comes with the model's configuration.
 
     Raises:
-        RecipeError: There is no such model, it is an adapter, or not a BLIP of that kind.
+        RecipeError: There is no such model, it is an adapter, or it does not fit `model_class`.
     """
     if read_repository_json(name, "adapter_config.json", revision=revision):
         raise RecipeError(
-            f"model_name_or_path is {name!r}, an adapter: merge it into its base first with "
+            f"model_name_or_path is {name!r}, an adapter: expected a full model. Merge the adapter first with "
             f"`python -m blip_recipe.merge {name} OUT`, and train OUT."
         )
     check_is_blip(name, model_class, trust_remote_code=trust_remote_code, revision=revision)
-    # Trained weights are kept in 32 bits, whatever they were saved in; bf16 is Trainer's autocast.
+    # Train weights in float32, whatever they were saved in; bf16 is done by Trainer's autocast.
     model = load_blip(
         name,
         model_class,
@@ -161,14 +161,14 @@ def load_finished(
     trust_remote_code: bool = False,
     local_files_only: bool = False,
 ) -> tuple[Any, BlipProcessor, DecodingSettings]:
-    """A saved model, full or adapter, ready to use, with its processor and the settings it was scored with.
+    """Load a trained model, full or adapter, with its processor and the settings it was scored with.
 
-    An adapter trained on an 8- or 4-bit base is put on the same base (`quantization="recorded"`), because that is the
-    model that was scored; `None` asks for the base in full precision. Weights in pickle files are read only with
-    `allow_pickle`, and code that comes with a model is run only with `trust_remote_code`.
+    With `quantization="recorded"`, the base of an adapter is loaded in the precision it was trained on (8-bit, 4-bit or
+    full), because that model was scored. `None` loads the base in full precision. Weights in pickle files are read only
+    with `allow_pickle`, and code that comes with a model is run only with `trust_remote_code`.
 
     Raises:
-        RecipeError: It cannot be loaded, or is not a BLIP of the kind of `model_class`.
+        RecipeError: The model cannot be loaded, or does not fit `model_class`.
     """
     hub: dict[str, Any] = {"revision": revision, "token": token, "local_files_only": local_files_only}
     recipe = read_repository_json(name, "recipe.json", **hub)
@@ -199,7 +199,7 @@ def load_finished(
 
 
 def recorded_decoding(recipe: dict[str, Any], model_class: type[StockModel]) -> DecodingSettings:
-    """The decoding of a model's own `recipe.json`, where it says nothing that of its kind."""
+    """The prompt and decoding of a model's `recipe.json`; missing keys have the defaults of `model_class`."""
     usual = DecodingSettings(**model_class.decoding)
     return DecodingSettings(
         prompt=recipe.get("prompt", usual.prompt),
@@ -210,13 +210,13 @@ def recorded_decoding(recipe: dict[str, Any], model_class: type[StockModel]) -> 
 
 
 def load_merged(adapter: str, model_class: type[StockModel], **hub: Any) -> tuple[Any, BlipProcessor, DecodingSettings]:
-    """An adapter merged into its base in full precision, never into quantised weights; as `load_finished` otherwise.
+    """Load an adapter and merge it into its base in full precision; otherwise like `load_finished`.
 
     Raises:
-        RecipeError: `adapter` is not an adapter of a BLIP of that kind.
+        RecipeError: `adapter` is not an adapter of a `model_class`.
     """
     if not read_repository_json(adapter, "adapter_config.json", **hub):
-        raise RecipeError(f"{adapter!r} holds no adapter_config.json: expected the output directory of a LoRA run.")
+        raise RecipeError(f"{adapter!r} has no adapter_config.json: expected the output directory of a LoRA run.")
     model, processor, settings = load_finished(adapter, model_class, quantization=None, dtype=torch.float32, **hub)
     merged = model.merge_and_unload()
     if merged.can_generate():
@@ -225,7 +225,7 @@ def load_merged(adapter: str, model_class: type[StockModel], **hub: Any) -> tupl
 
 
 def read_repository_json(name: str, filename: str, **hub: Any) -> dict[str, Any]:
-    """A JSON file of a model directory or Hub repository; empty where there is none.
+    """Read a JSON file of a model directory or Hub repository; empty if the file is missing.
 
     Raises:
         RecipeError: There is no such directory or repository.
@@ -242,6 +242,6 @@ def _with_adapter(base: StockModel, adapter: str, device: Any, allow_pickle: boo
 
     weights = find_weights(adapter, "adapter_model", allow_pickle=allow_pickle, **hub)
     with explain_weight_errors(adapter):
-        # By their directory: for a name, peft would ask the network even with `local_files_only`.
+        # Pass the local directory: for a Hub id, peft makes requests even with `local_files_only`.
         model = PeftModel.from_pretrained(base, str(weights.parent))
     return model if device is None else model.to(device)

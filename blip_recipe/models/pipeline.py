@@ -1,4 +1,4 @@
-"""Pipelines of transformers for BLIP: what those of all tasks share, and how they are registered."""
+"""The base class of the BLIP pipelines, and their registration with transformers."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     Mixin = Pipeline
 else:
-    # `transformers.pipelines` brings the pipelines of the tasks along, which would ask for this module before it is
-    # whole: they name that class themselves.
+    # Importing `Pipeline` here would be circular: `transformers.pipelines` triggers the import of the tasks' pipelines,
+    # which need this module. They inherit from `Pipeline` themselves.
     Mixin = object
 
 Quantized = Literal["recorded", "8bit", "4bit"]
@@ -38,14 +38,14 @@ SINGLE_IMAGE = (str, bytes, Path, Mapping, Image.Image, np.ndarray)
 
 
 def register_pipeline(pipelines: Any, task: str, pipeline_class: type, loader: Any, default_model: str) -> None:
-    """Register `task` with transformers, and keep 5.19 and later from renaming or refusing it first.
+    """Register `task` with transformers, and keep 5.19 and later from renaming or refusing it.
 
     Args:
         pipelines: The module `transformers.pipelines`.
-        task: As `transformers.pipeline` takes it.
-        pipeline_class: What is made for it.
-        loader: What a model is loaded by: has `from_pretrained`.
-        default_model: The Hub id that is used where no model is named.
+        task: The task name for `transformers.pipeline`.
+        pipeline_class: The pipeline class of the task.
+        loader: A class with `from_pretrained` that loads its models.
+        default_model: The Hub id of the default model.
     """
     pipelines.PIPELINE_REGISTRY.register_pipeline(
         task,
@@ -62,11 +62,11 @@ def register_pipeline(pipelines: Any, task: str, pipeline_class: type, loader: A
 
 
 def decoding_arguments(settings: DecodingSettings, explicit: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `generate`: those of `explicit`, and the model's own settings for what is left open."""
+    """Arguments of `generate`: those of `explicit`, and the model's settings for the others."""
     if "generation_config" in explicit:
         return dict(explicit)
     arguments: dict[str, Any] = {
-        # The original samples without beams (`models/blip.py`, BLIP_Decoder.generate).
+        # The original samples without beams (`BLIP_Decoder.generate` in `models/blip.py`).
         "num_beams": 1 if explicit.get("do_sample") else settings.num_beams,
         "max_length": settings.max_length,
         "min_length": settings.min_length,
@@ -79,8 +79,8 @@ def decoding_arguments(settings: DecodingSettings, explicit: Mapping[str, Any]) 
 
 
 def split_hub_arguments(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `pipeline` hands to a model: where on the Hub it is, and the rest."""
-    # transformers resolves an adapter's revision for its base model: the plain name of it holds for both.
+    """Split the arguments that `pipeline` passes to a model into Hub arguments and others."""
+    # transformers resolves the revision of an adapter for its base model; the plain name is valid for both.
     hub = {
         "revision": None if kwargs.get("revision") is None else str(kwargs["revision"]),
         "token": kwargs.get("token"),
@@ -102,21 +102,21 @@ def load_blip_model(
     model_class: type[StockModel],
     **unknown: Any,
 ) -> Any:
-    """The BLIP `name`, of `model_class`, as `pipeline(task)` asks for it.
+    """Load the model `name` of `model_class` for `pipeline(task)`.
 
     Raises:
-        RecipeError: It cannot be loaded, or not with these arguments.
+        RecipeError: The model cannot be loaded, or an argument is not supported.
     """
     if unknown:
         raise RecipeError(
             f"model_kwargs has {', '.join(sorted(unknown))}: expected dtype, device_map, quantization_config or "
             "allow_pickle. "
-            f"Load the model yourself and hand it over: pipeline({task!r}, model=model, processor=processor)."
+            f"Or load the model yourself: pipeline({task!r}, model=model, processor=processor)."
         )
     quantization: Any = "recorded"
     if quantization_config is not None:
         quantization = "8bit" if quantization_config.load_in_8bit else "4bit"
-    # A quantised model is best loaded where it runs; the pipeline moves it if another device was asked for.
+    # Load a quantised model on the device where it runs; the pipeline moves it if another device is given.
     device = _device_of(device_map) or first_device()
     return load_with_settings(
         name, model_class, device=device, dtype=dtype, quantization=quantization, allow_pickle=allow_pickle, **hub
@@ -124,14 +124,14 @@ def load_blip_model(
 
 
 def load_with_settings(name: str, model_class: type[StockModel], **arguments: Any) -> Any:
-    """The model that `load_finished` gives, with its processor and settings on it."""
-    # It raises no OSError, which transformers would answer with a try by its stock class, which reads pickle files.
+    """Load a trained model with `load_finished` and attach its processor and settings."""
+    # It must not raise OSError: transformers would then try its stock class, which reads pickle files.
     model, processor, settings = load_finished(name, model_class, **arguments)
     return attach_processor(model, processor, settings)
 
 
 def attach_processor(model: Any, processor: Any, settings: DecodingSettings | None = None) -> Any:
-    """`model` with its processor and settings on it: transformers hands nothing but the model to a pipeline."""
+    """Attach processor and settings to `model`: transformers passes only the model to a pipeline."""
     model.own_processor = processor
     if settings is not None:
         model.decoding_settings = settings
@@ -139,22 +139,22 @@ def attach_processor(model: Any, processor: Any, settings: DecodingSettings | No
 
 
 def _device_of(device_map: Any) -> str | None:
-    """The one device of a `device_map`; None when it leaves the choice open."""
+    """The single device of a `device_map`; None if it names none."""
     device = device_map.get("") if isinstance(device_map, dict) else device_map
     return None if device in (None, "auto", "balanced", "balanced_low_0", "sequential") else str(device)
 
 
 def usable_device(device: Any) -> torch.device:
-    """`device`, once it is sure that it can be used.
+    """Check that `device` can be used.
 
     Raises:
-        RecipeError: It cannot.
+        RecipeError: It cannot be used.
     """
     try:
         return torch.zeros(1, device=device).device
     except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         raise RecipeError(
-            f"device is {str(device)!r}, which cannot be used: {error} Leave it out for the first "
+            f"device is {str(device)!r}, which cannot be used: {error} Leave it out to use the first "
             "accelerator or the CPU."
         ) from error
 
@@ -166,7 +166,7 @@ def first_device() -> str:
 
 
 def choose_processor(model: Any, tokenizer: Any, image_processor: Any, processor: Any) -> tuple[Any, Any]:
-    """Tokenizer and image processor: what the caller gave (objects or names), else what came with the model."""
+    """The given tokenizer and image processor (objects or names), or those of the model."""
     if isinstance(processor, str):
         processor = load_processor(processor)
     processor = processor or getattr(model, "own_processor", None)
@@ -175,19 +175,21 @@ def choose_processor(model: Any, tokenizer: Any, image_processor: Any, processor
     if isinstance(image_processor, str):
         image_processor = BlipImageProcessor.from_pretrained(image_processor)
     if processor is None and (tokenizer is None or image_processor is None):
-        raise ValueError("A model that is loaded already needs `processor`, or `tokenizer` and `image_processor`.")
+        raise ValueError(
+            "`processor` is missing: a loaded model needs `processor`, or `tokenizer` and `image_processor`."
+        )
     return tokenizer or processor.tokenizer, image_processor or processor.image_processor
 
 
 class BlipPipeline(Mixin):
-    """A pipeline for BLIP models of one kind, which come with their own processor and decoding.
+    """The base class of pipelines for BLIP models with their own processor and decoding settings.
 
     Attributes:
-        task_name: As `transformers.pipeline` takes it.
-        model_class: Ours.
+        task_name: The task name for `transformers.pipeline`.
+        model_class: The class of the models.
     """
 
-    # The model brings its own processor: for an adapter, transformers would load the base model's.
+    # The loader attaches the processor to the model: for an adapter, transformers would load the base model's.
     _load_tokenizer: Any = False
     _load_image_processor: Any = False
     _load_feature_extractor: Any = False
@@ -204,7 +206,7 @@ class BlipPipeline(Mixin):
         tokenizer: Any = None,
         image_processor: Any = None,
         processor: Any = None,
-        local_files_only: bool = False,  # transformers hands it on when everything is loaded
+        local_files_only: bool = False,  # passed by transformers after loading; not needed
         **kwargs: Any,
     ) -> None:
         self.settings: DecodingSettings = getattr(
@@ -229,14 +231,14 @@ class BlipPipeline(Mixin):
         local_files_only: bool = False,
         **arguments: Any,
     ) -> Self:
-        """The pipeline of a directory or Hub id, full or adapter, without touching transformers.
+        """Load the pipeline of a directory or Hub id, full or adapter.
 
         Raises:
-            RecipeError: It cannot be loaded, or is not a BLIP of this kind.
+            RecipeError: The model cannot be loaded, or does not fit `model_class`.
         """
         if not isinstance(model, (str, os.PathLike)):
             raise RecipeError(
-                f"model is a {type(model).__name__}: expected a directory or a Hub id. For a model that is loaded: "
+                f"model is a {type(model).__name__}: expected a directory or a Hub id. For a loaded model, use "
                 f"transformers.pipeline({cls.task_name!r}, model=model, processor=processor)."
             )
         device = usable_device(device if device is not None else first_device())
@@ -258,10 +260,10 @@ class BlipPipeline(Mixin):
     def decoding_parameters(
         decoding: dict[str, Any], max_new_tokens: int | None, generate_kwargs: dict[str, Any] | None
     ) -> dict[str, Any]:
-        """The arguments of `generate` among those of a call.
+        """Merge the arguments of `generate` of a call.
 
         Raises:
-            ValueError: One is given twice.
+            ValueError: An argument is given twice.
         """
         decoding |= {} if max_new_tokens is None else {"max_new_tokens": max_new_tokens}
         if twice := sorted(decoding.keys() & (generate_kwargs or {}).keys()):

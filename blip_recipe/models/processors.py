@@ -1,4 +1,4 @@
-"""Image processor and tokenizer: loaded from a model or an adapter, saved so that transformers 4.57 and 5 read them."""
+"""Load and save image processor and tokenizer, in a form that transformers 4.57 and 5 read."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ def load_processor(
     token: str | bool | None = None,
     local_files_only: bool = False,
 ) -> BlipProcessor:
-    """The processor of a model directory, an adapter directory or a Hub id; code in the repository is never run.
+    """Load the processor of a model or adapter; code in its repository is never run.
 
-    An adapter that was saved without processor files has the processor of its base model.
+    For an adapter without processor files, the processor of its base model is loaded.
 
     Raises:
-        RecipeError: There is no such model or no processor, or its files cannot be read.
+        RecipeError: There is no such model or processor, or its files cannot be read.
     """
     hub: dict[str, Any] = {"revision": revision, "token": token, "local_files_only": local_files_only}
     adapter = None if _find(name, TOKENIZER_CONFIG, hub) else _find(name, "adapter_config.json", hub)
@@ -41,19 +41,19 @@ def load_processor(
         processor = BlipProcessor.from_pretrained(name, **hub)
     except (OSError, ValueError) as error:
         raise RecipeError(
-            f"{name!r} has no image processor and tokenizer that can be read: {error} Expected the files which "
+            f"The processor of {name!r} cannot be read: {error} Expected the files that "
             "`processor.save_pretrained` writes (preprocessor_config.json, tokenizer.json, tokenizer_config.json)."
         ) from error
-    # BERT's own list has token_type_ids, which BLIP's generate refuses.
+    # BERT's default also has token_type_ids, which BLIP's generate does not accept.
     processor.tokenizer.model_input_names = ["input_ids", "attention_mask"]
     return processor
 
 
 def save_processor(processor: BlipProcessor, directory: str | PathLike[str]) -> None:
-    """Write the files of `processor` into `directory` in the form that both transformers 4.57 and 5 read.
+    """Save `processor` to `directory` in a form that transformers 4.57 and 5 read.
 
-    transformers 5 keeps the image processor inside `processor_config.json` and additional special tokens in a list
-    `extra_special_tokens`; 4.57 looks for `preprocessor_config.json` and fails on that list.
+    transformers 5 saves the image processor inside `processor_config.json` and additional special tokens as a list
+    `extra_special_tokens`. transformers 4.57 needs `preprocessor_config.json` and fails on that list.
     """
     directory = Path(directory)
     processor.tokenizer.model_input_names = ["input_ids", "attention_mask"]

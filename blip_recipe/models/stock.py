@@ -1,4 +1,4 @@
-"""BLIP models with the weights, and the names of weights, of the stock classes of transformers."""
+"""The base class of BLIP models that share weights and weight names with the stock classes of transformers."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ else:
 
 
 class StockModel(Mixin):
-    """A BLIP with the weights, and the names of weights, of a stock class.
+    """A BLIP model with the weights and weight names of a stock class.
 
-    What it saves names the stock class, which everybody has, and so loads without this package.
+    The saved configuration names the stock class, so saved models load without this package.
 
     Attributes:
-        stock_class: That class.
-        lora_layers: The default targets of LoRA, as a pattern of module names: every attention and feed-forward layer
-            of the text.
-        decoding: How it usually generates, where that is not as a captioner does (`DecodingSettings`).
+        stock_class: The stock class.
+        lora_layers: A pattern of module names, the default targets of LoRA: every attention and feed-forward layer of
+            the text.
+        decoding: The arguments of `DecodingSettings` whose defaults differ from a captioner's.
     """
 
     stock_class: ClassVar[type[PreTrainedModel]]
@@ -37,20 +37,20 @@ class StockModel(Mixin):
     decoding: ClassVar[dict[str, Any]] = {}
 
     def use_sdpa(self) -> Self:
-        """Switch every attention to `scaled_dot_product_attention` (the stock classes only have eager attention)."""
+        """Switch all attention layers to `scaled_dot_product_attention`."""
         return self._switch_attention(SDPA_CLASSES)
 
     def _switch_attention(self, classes: Mapping[type, type]) -> Self:
         for module in self.modules():
-            # Another class on the same module keeps weights, names, adapters and quantised layers as they are.
+            # Changing the class of a module keeps its weights, names, adapters and quantised layers.
             module.__class__ = classes.get(type(module), type(module))
         return self
 
     @classmethod
     def from_stock(cls, stock: PreTrainedModel) -> Self:
-        """A model of this class with the modules of `stock`, a model of the stock class; both share all weights."""
+        """Convert a model of the stock class; both models share all modules."""
         model = cls.__new__(cls)
-        # Configuration, quantisation and tied names stay as they are; modules are shared, and not their list.
+        # Share configuration, quantisation and modules, but copy the dictionaries of modules.
         model.__dict__ = dict(stock.__dict__)
         for table in ("_modules", "_parameters", "_buffers"):
             model.__dict__[table] = dict(stock.__dict__[table])
@@ -58,17 +58,17 @@ class StockModel(Mixin):
         return model
 
     def init_from_stock(self) -> None:
-        """Add what this class has beside the stock class; called by `from_stock`."""
+        """Add the parts that the stock class does not have; called by `from_stock`."""
 
     @property
     def uses_sdpa(self) -> bool:
-        """Whether attention goes through `scaled_dot_product_attention`."""
+        """Whether attention uses `scaled_dot_product_attention`."""
         return any(isinstance(module, SdpaVisionAttention) for module in self.modules())
 
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | PathLike[str], is_main_process: bool = True, **kwargs: Any
     ) -> None:
-        """Save weights and configuration, which names the stock class."""
+        """Save weights and configuration with the stock class as architecture."""
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process:
             self.config.architectures = [self.stock_class.__name__]
@@ -76,7 +76,7 @@ class StockModel(Mixin):
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """Numbers of trained and of all parameters; a 4-bit weight counts as what it stands for."""
+    """Count trained and all parameters. A 4-bit weight holds two parameters per element."""
     sizes = [
         (p.requires_grad, p.numel() * (2 if p.__class__.__name__ == "Params4bit" else 1)) for p in model.parameters()
     ]

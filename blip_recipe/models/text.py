@@ -1,4 +1,4 @@
-"""Texts of all tasks: packed end to end in one row, their losses and their decoding."""
+"""Attention masks, losses and decoding of texts."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ IGNORED = -100
 def token_losses(
     logits: torch.Tensor, targets: torch.Tensor, predicted: tuple[torch.Tensor, ...], label_smoothing: float
 ) -> torch.Tensor:
-    """Cross entropies `(rows, tokens)` in float32, 0 where nothing is predicted.
+    """Cross entropies `(rows, tokens)` in float32; 0 for tokens that are not predicted.
 
     Args:
         logits: `(predicted tokens, vocabulary)`.
         targets: `(rows, tokens)`.
-        predicted: Rows and columns of the predicted ones among `targets`.
-        label_smoothing: Share of the target spread over the vocabulary.
+        predicted: Row and column indices of the predicted tokens in `targets`.
+        label_smoothing: The label smoothing.
     """
     losses = F.cross_entropy(logits.float(), targets[predicted], reduction="none", label_smoothing=label_smoothing)
     return losses.new_zeros(targets.shape).index_put(predicted, losses)
 
 
 def packed_mask(position_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The mask `(rows, 1, tokens, tokens)`, added to scores, that lets a token see its own text up to itself.
+    """The additive causal mask `(rows, 1, tokens, tokens)` of texts that are packed in rows.
 
-    A text begins where `position_ids` `(rows, tokens)` are 0; so does each padding token, which sees only itself.
+    A text begins where `position_ids` `(rows, tokens)` are 0. A padding token has position 0, so it sees only itself.
     """
     text = (position_ids == 0).cumsum(1)
     position = torch.arange(position_ids.shape[1], device=position_ids.device)
@@ -41,5 +41,5 @@ def packed_mask(position_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def decode_texts(tokenizer: PreTrainedTokenizerBase, token_ids: torch.Tensor) -> list[str]:
-    """Text of each row of `token_ids` `(texts, tokens)`, special tokens left out."""
+    """Decode each row of `token_ids` `(texts, tokens)`, without special tokens."""
     return [text.strip() for text in tokenizer.batch_decode(token_ids, skip_special_tokens=True)]

@@ -1,4 +1,4 @@
-"""Parts of the embedded models: tiny BLIPs with new weights and a vocabulary made from the texts they will learn."""
+"""Build the parts of tiny models: configuration, tokenizer with a vocabulary from the data, and processor."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ IMAGE_SIZE = 96
 PATCH_SIZE = 48
 MAX_WORDS = 10_000
 POSITIONS = 512
-"""As BLIP's: where `max_length` is 20, transformers 4.57 takes that for unset and asks for up to 256 new tokens."""
+"""As in BLIP: transformers 4.57 treats a `max_length` of 20 as unset and may generate up to 256 new tokens."""
 TRAINED_POSITIONS = 64
-"""Those that are drawn, more than any caption of a recipe has: the others are zeros, and cost no random numbers."""
+"""Number of positions with random weights, more than any caption of a recipe needs; the others are zeros."""
 
 
 def add_positions(model: PreTrainedModel, *texts: BlipTextModel) -> None:
-    """Give the text encoders and decoders `texts` of `model` as many positions as BLIP has, those untrained zeros."""
+    """Extend the position embeddings of the text models `texts` of `model` to BLIP's number with zeros."""
     for text in texts:
         embeddings = text.embeddings
         drawn = embeddings.position_embeddings.weight.detach()
@@ -40,9 +40,9 @@ def add_positions(model: PreTrainedModel, *texts: BlipTextModel) -> None:
 
 
 def build_tokenizer(captions: Iterable[str]) -> PreTrainedTokenizerBase:
-    """BLIP's kind of tokenizer (BERT word pieces, `[DEC]` and `[ENC]` added) that knows the words of `captions`.
+    """Build a BERT tokenizer with `[DEC]` and `[ENC]`, as BLIP's, and the words of `captions` as vocabulary.
 
-    Single characters are pieces too, so that an unseen word is spelt instead of lost.
+    Single characters are pieces too, so that unknown words are spelt.
     """
     words = Counter(word for caption in captions for word in caption.lower().split())
     letters = string.ascii_lowercase + string.digits
@@ -57,11 +57,11 @@ def build_tokenizer(captions: Iterable[str]) -> PreTrainedTokenizerBase:
 
 
 def tiny_config(tokenizer: PreTrainedTokenizerBase, image_size: int) -> BlipConfig:
-    """BLIP's own choices at a size that learns on a laptop.
+    """Build BLIP's configuration at a size that trains on a laptop.
 
-    `BlipConfig()` defaults are not BLIP's: `[SEP]` as the end, `[DEC]` as the start, LayerNorm eps 1e-6 in the image
-    encoder and live initial weights are those of the original repository (`configs/med_config.json`, `models/vit.py`).
-    Its dropout of 0.1 is left out: the tiny model is too small to learn the scenes by heart.
+    The defaults of `BlipConfig` are not BLIP's. `[SEP]` as the end token, `[DEC]` as the start token, a LayerNorm eps
+    of 1e-6 in the image encoder and the scale of initial weights follow the original repository
+    (`configs/med_config.json`, `models/vit.py`). Dropout is 0 instead of 0.1: the tiny model does not overfit.
     """
     shape = {
         "hidden_size": WIDTH,
@@ -94,5 +94,5 @@ def tiny_config(tokenizer: PreTrainedTokenizerBase, image_size: int) -> BlipConf
 
 
 def tiny_processor(tokenizer: PreTrainedTokenizerBase, image_size: int) -> BlipProcessor:
-    """The processor of an embedded model, for pictures of `image_size` pixels a side."""
+    """Build the processor of a tiny model for pictures of `image_size` x `image_size` pixels."""
     return BlipProcessor(BlipImageProcessor(size={"height": image_size, "width": image_size}), tokenizer)

@@ -1,4 +1,4 @@
-"""The image encoder at another picture size."""
+"""Change the input size of the image encoder."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 
 def resize_position_embeddings(model: BlipForConditionalGeneration, image_size: int) -> None:
-    """Interpolate the image encoder's position embeddings, in place, to pictures of `image_size` pixels a side.
+    """Interpolate the position embeddings, in place, to pictures of `image_size` x `image_size` pixels.
 
-    As in the original repository (`models/vit.py`, `interpolate_pos_embed`): bicubic, the class position untouched.
+    As in the original repository (`interpolate_pos_embed` in `models/vit.py`): bicubic, without the class position.
 
     Raises:
-        RecipeError: `image_size` is no multiple of the patches.
+        RecipeError: `image_size` is not a multiple of the patch size.
     """
     vision = model.vision_model
     embeddings, config = vision.embeddings, cast("Any", vision.config)
     if image_size % config.patch_size:
         raise RecipeError(
-            f"image_size is {image_size}: expected a multiple of the patches of {config.patch_size} pixels."
+            f"image_size is {image_size}: expected a multiple of the patch size, {config.patch_size} pixels."
         )
     old, new = config.image_size // config.patch_size, image_size // config.patch_size
     if old != new:

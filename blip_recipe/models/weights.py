@@ -1,4 +1,4 @@
-"""Files of weights: which of a repository's are read, and what is said of those that are not."""
+"""Find the weight files of a model, and explain why one cannot be read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers.utils import cached_file
 from blip_recipe.errors import RecipeError
 
 PICKLES = {"model": "pytorch_model", "adapter_model": "adapter_model"}
-"""Stems of the pickle files in which weights were kept before safetensors."""
+"""Stems of the pickle files of weights, by the stem of their safetensors files."""
 
 CONVERSIONS = {
     "model": "from transformers import BlipForConditionalGeneration as Blip; "
@@ -24,16 +24,16 @@ CONVERSIONS = {
     "adapter_model": "import torch, safetensors.torch; "
     "safetensors.torch.save_file(torch.load('DIR/adapter_model.bin'), 'DIR/adapter_model.safetensors')",
 }
-"""Python that writes the safetensors beside the pickle in the directory DIR; it unpickles nothing but tensors."""
+"""Python code that converts the pickle file in the directory DIR to safetensors; it only unpickles tensors."""
 
 
 def find_weights(name: str, stem: Literal["model", "adapter_model"], *, allow_pickle: bool, **hub: Any) -> Path:
-    """The first file of the weights of `name`: safetensors, or where there are none and it is allowed a pickle.
+    """Find the weight file of `name`: safetensors, or with `allow_pickle` also a pickle file.
 
-    `hub` goes to `cached_file`: `revision`, `token`, `local_files_only`.
+    `hub` is passed to `cached_file`: `revision`, `token`, `local_files_only`.
 
     Raises:
-        RecipeError: There are no such files.
+        RecipeError: There is no such file.
     """
     names = [f"{stem}.safetensors", f"{stem}.safetensors.index.json"]
     if allow_pickle:
@@ -41,37 +41,38 @@ def find_weights(name: str, stem: Literal["model", "adapter_model"], *, allow_pi
     for filename in names:
         if path := cached_file(name, filename, _raise_exceptions_for_missing_entries=False, **hub):
             return Path(path)
-    missing = f"{name!r} has no weights that can be loaded: expected {stem}.safetensors."
+    missing = f"{name!r} has no weights to load: expected {stem}.safetensors."
     if allow_pickle:
         raise RecipeError(missing)
     raise RecipeError(
-        f"{missing} A pickle file ({PICKLES[stem]}.bin) can run code when it is read, so it is refused unless you say "
-        "otherwise: --allow_pickle of blip_recipe.caption, allow_pickle=True of blip_recipe.caption_pipeline. To "
-        f'convert a model that you trust, in its directory DIR: python -c "{CONVERSIONS[stem]}"'
+        f"{missing} A pickle file ({PICKLES[stem]}.bin) can run code when it is read, so it is only read with "
+        "--allow_pickle of blip_recipe.caption or allow_pickle=True of blip_recipe.caption_pipeline. To convert a "
+        f'model that you trust, in its directory DIR: python -c "{CONVERSIONS[stem]}"'
     )
 
 
 @contextlib.contextmanager
 def explain_weight_errors(name: str) -> Iterator[None]:
-    """Turn what the readers of damaged or dangerous weights raise into a `RecipeError` that names their model."""
+    """Turn errors of reading damaged or unsafe weights into a `RecipeError` that names the model."""
     try:
         yield
     except (OSError, EOFError, struct.error, SafetensorError, UnpicklingError) as error:
-        # torch's own text advises to unpickle everything, and so to run the code.
-        reason = "no pickle of tensors alone" if isinstance(error, UnpicklingError) else first_line(error).rstrip(".")
+        # torch's message advises to unpickle everything, which would run the code.
+        is_unsafe = isinstance(error, UnpicklingError)
+        reason = "the pickle file holds more than tensors" if is_unsafe else first_line(error).rstrip(".")
         raise RecipeError(
-            f"The weights of {name!r} cannot be read: {reason}. Expected what `save_pretrained` writes; if a download "
-            "or copy was cut off, fetch the files again."
+            f"The weights of {name!r} cannot be read: {reason}. Expected files of `save_pretrained`. If a download or "
+            "copy was interrupted, repeat it."
         ) from error
     except (ValueError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         raise RecipeError(
-            f"The model {name!r} cannot be built: {first_line(error)} Expected config.json and weights of one and the "
-            "same BLIP, as `save_pretrained` writes them."
+            f"The model {name!r} cannot be built: {first_line(error)} Expected config.json and weights of the same "
+            "BLIP model, as `save_pretrained` writes them."
         ) from error
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an exception says, or the name of its class."""
+    """The first line of an exception's message, or the name of its class if it has none."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
