@@ -1,4 +1,4 @@
-"""The keys of question answering. Imports no torch, so that `--help` is fast."""
+"""Arguments of question answering. The module does not import torch, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from blip_recipe.training.arguments import GenerationArguments
 
 @dataclass
 class VqaModelArguments(ModelArguments):
-    """Which BLIP is fine-tuned, and how much of it."""
+    """Arguments of the model and its adapter."""
 
     model_name_or_path: str = field(
         default="Salesforce/blip-vqa-base", metadata=ModelArguments.__dataclass_fields__["model_name_or_path"].metadata
@@ -21,28 +21,28 @@ class VqaModelArguments(ModelArguments):
 
 @dataclass
 class VqaDataArguments(DataArguments):
-    """Where pictures with questions and answers come from."""
+    """Arguments of a data set of pictures, questions and answers."""
 
     question_column: str | None = field(default=None, metadata={"help": "Column of questions."})
     answer_column: str | None = field(
-        default=None, metadata={"help": "Column of answers, one or those of several annotators."}
+        default=None, metadata={"help": "Column of answers: one answer, or those of several annotators."}
     )
 
 
 @dataclass
 class VqaArguments(GenerationArguments):
-    """What an answerer's trainer does with questions."""
+    """Training arguments of question answering."""
 
     _argument_group_name = "vqa"
 
     known_metrics: ClassVar[tuple[str, ...]] = ("vqa_accuracy", "exact_match")
 
     metrics: list[str] = field(
-        default_factory=lambda: ["vqa_accuracy"], metadata={"help": "Scores: vqa_accuracy exact_match."}
+        default_factory=lambda: ["vqa_accuracy"], metadata={"help": "Metrics: vqa_accuracy exact_match."}
     )
-    generation_max_length: int = field(default=10, metadata={"help": "Longest answer in tokens."})
-    generation_min_length: int = field(default=1, metadata={"help": "Shortest answer in tokens."})
+    generation_max_length: int = field(default=10, metadata={"help": "Maximum answer length in tokens."})
+    generation_min_length: int = field(default=1, metadata={"help": "Minimum answer length in tokens."})
     group_questions: bool = field(
         default=False,
-        metadata={"help": "Bring the questions about an image to a step together: it is read and encoded once."},
+        metadata={"help": "Put the questions about an image in the same batch, so that it is encoded once."},
     )

@@ -1,4 +1,4 @@
-"""Rows of questions to a batch, exactly as BLIP was trained."""
+"""Collate images, questions and answers into batches as BLIP was trained."""
 
 from __future__ import annotations
 
@@ -19,37 +19,38 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, ProcessorMixin
 
 MAX_QUESTION_LENGTH = 35
-"""Longest question in tokens, `[ENC]` and `[SEP]` included (`models/blip_vqa.py` of the original)."""
+"""Maximum question length in tokens, `[ENC]` and `[SEP]` included (`models/blip_vqa.py` of the original)."""
 MAX_ANSWER_LENGTH = 40
-"""Longest answer in tokens, where nothing else is said; the original cuts none."""
+"""Default maximum answer length in tokens; the original does not truncate answers."""
 
 
 @dataclass
 class AnswerCollator:
-    """Batches rows of `QuestionDataset`: one row a question, its different answers one after the other.
+    """Batches rows of `QuestionDataset`: one row per question, with its different answers packed end to end.
 
     Questions and answers are tokenised as in the original repository (`models/blip_vqa.py`, `BLIP_VQA.forward`):
-    questions begin with `[ENC]`, answers with `[DEC]`, and the `[SEP]` of an answer is predicted. An answer weighs what
-    share of the annotators gave it (`data/vqa_dataset.py`).
+    questions start with `[ENC]`, answers with `[DEC]`, and the `[SEP]` of an answer is predicted. The weight of an
+    answer is the share of annotators who gave it (`data/vqa_dataset.py`).
 
     Args:
-        processor: BLIP's image processor and tokenizer, which `use_question_token` has seen.
-        max_length: Longest answer in tokens.
+        processor: The image processor and tokenizer, after `use_question_token`.
+        max_length: Maximum answer length in tokens.
     """
 
     processor: ProcessorMixin
     max_length: int = MAX_ANSWER_LENGTH
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """A batch of `rows`: each `row`, `image_key`, `image`, `question` and `answers`.
+        """Collate `rows` of `row`, `image_key`, `image`, `question` and `answers`.
 
-        Rows with the same `image_key` share an image, which is the first one's.
+        Rows with the same `image_key` share the image of the first of them.
 
         Returns:
-            `row` `(questions,)`; `pixel_values` `(images, 3, height, width)` of bytes, which the trainer normalises on
-            the device, and `image_index` `(questions,)`; `input_ids` and `attention_mask` `(questions, question
-            tokens)`; and, each `(questions, tokens)`, `decoder_input_ids`, `decoder_position_ids` counted anew in each
-            answer, `labels`, and `answer_weights`, that of its answer for each predicted token and 0 elsewhere.
+            `row` `(questions,)`; `pixel_values` `(images, 3, height, width)` in uint8, which the trainer normalises on
+            the device; `image_index` `(questions,)`; `input_ids` and `attention_mask`, each `(questions, question
+            tokens)`; and `decoder_input_ids`, `decoder_position_ids`, `labels` and `answer_weights`, each `(questions,
+            tokens)`. Positions restart at 0 in each answer. `answer_weights` holds the weight of its answer for each
+            predicted token, and 0 elsewhere.
         """
         return {
             "row": torch.tensor([row["row"] for row in rows]),
@@ -89,7 +90,7 @@ class AnswerCollator:
 
 
 def encode_questions(tokenizer: PreTrainedTokenizerBase, questions: Sequence[str]) -> dict[str, torch.Tensor]:
-    """`input_ids`, which begin with `[ENC]`, and `attention_mask`, each `(questions, tokens)`."""
+    """Tokenise questions to `input_ids`, which start with `[ENC]`, and `attention_mask`, each `(questions, tokens)`."""
     encoded = tokenizer(
         list(questions), padding=True, truncation=True, max_length=MAX_QUESTION_LENGTH, return_tensors="pt"
     )
@@ -99,12 +100,12 @@ def encode_questions(tokenizer: PreTrainedTokenizerBase, questions: Sequence[str
 def encode_answers(
     tokenizer: PreTrainedTokenizerBase, answers: Sequence[str], max_length: int = MAX_ANSWER_LENGTH
 ) -> torch.Tensor:
-    """Token ids `(answers, tokens)`, padded, as `BlipForAnswering.rank` takes them."""
+    """Tokenise answers to padded token ids `(answers, tokens)`, for `BlipForAnswering.rank`."""
     ids = [torch.tensor(each) for each in answer_token_ids(tokenizer, answers, max_length)]
     return pad_sequence(ids, batch_first=True, padding_value=cast("Any", tokenizer).pad_token_id)
 
 
 def answer_token_ids(tokenizer: PreTrainedTokenizerBase, answers: Sequence[str], max_length: int) -> list[list[int]]:
-    """Token ids of each answer: `[DEC]`, its words, `[SEP]`."""
+    """The token ids of each answer: `[DEC]`, answer, `[SEP]`."""
     encoded = tokenizer(list(answers), truncation=True, max_length=max_length).input_ids
     return [[cast("Any", tokenizer).bos_token_id, *each[1:]] for each in encoded]

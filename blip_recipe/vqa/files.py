@@ -1,4 +1,4 @@
-"""VQAv2's own files: a JSON of questions, one of annotations, and the pictures of COCO."""
+"""Read VQAv2's files: a JSON file of questions, one of annotations, and COCO's pictures."""
 
 from __future__ import annotations
 
@@ -17,28 +17,29 @@ if TYPE_CHECKING:
     from blip_recipe.vqa.arguments import VqaDataArguments
 
 EXPECTED = (
-    "Expected VQAv2's files: '..._questions.json' with 'questions' of image_id, question_id and question, and beside "
-    "it '..._annotations.json' with 'annotations' of question_id and answers."
+    "Expected VQAv2's files: '..._questions.json' with 'questions' of image_id, question_id and question, and in the "
+    "same folder '..._annotations.json' with 'annotations' of question_id and answers."
 )
 QUESTIONS, ANNOTATIONS = "_questions.json", "_annotations.json"
 
 
 def is_vqa_folder(arguments: VqaDataArguments) -> bool:
-    """Whether the data set is a directory with VQAv2's questions, or one file of them."""
+    """Whether the data set is a directory with VQAv2's files, or a single file of questions."""
     path = Path(str(arguments.dataset_name)).expanduser()
     return path.is_file() or (path.is_dir() and any(path.glob(f"*{QUESTIONS}")))
 
 
 def read_vqa_files(arguments: VqaDataArguments, split: str) -> QuestionColumns:
-    """The questions of a split, or of a sum of them.
+    """Read the questions of a split, or of a sum of splits.
 
-    `dataset_name` is the directory with the files as they are published, of which a split takes those of its name
-    (`train` or `train2014` takes `v2_OpenEnded_mscoco_train2014_questions.json`); or one file of questions, of which
-    any split takes all. Pictures are `image_root/train2014/COCO_train2014_000000000009.jpg` or straight in
-    `image_root`, which is the directory of the files if it is left out; a question may name another file by `image`.
+    `dataset_name` is a directory with the published files. A split is the file whose name contains it (`train` or
+    `train2014` is `v2_OpenEnded_mscoco_train2014_questions.json`). `dataset_name` can also be a single file of
+    questions, which is then used for every split. Pictures are
+    `image_root/train2014/COCO_train2014_000000000009.jpg` or directly in `image_root`, by default the directory of the
+    files. A question can name another file in `image`.
 
     Raises:
-        RecipeError: There is no such split, a file is not of this format, or no picture is where it should be.
+        RecipeError: There is no such split, a file has another format, or a picture is missing.
     """
     path = Path(str(arguments.dataset_name)).expanduser()
     files = [path] if path.is_file() else [_find(path, name.strip()) for name in split.split("+")]
@@ -58,7 +59,7 @@ def _find(folder: Path, split: str) -> Path:
     fitting = [name for name in names if split in name.removesuffix(QUESTIONS)]
     if len(fitting) != 1:
         found = f"several files of the split {split!r}: {', '.join(fitting)}" if fitting else f"no split {split!r}"
-        raise RecipeError(f"{folder} has {found}. Its files of questions are {', '.join(names)}.")
+        raise RecipeError(f"{folder} has {found}. Its question files are {', '.join(names)}.")
     return folder / fitting[0]
 
 
@@ -67,7 +68,7 @@ def _read_file(file: Path, arguments: VqaDataArguments) -> QuestionColumns:
     annotations_file = file.with_name(file.name.replace("OpenEnded_", "").replace(QUESTIONS, ANNOTATIONS))
     if annotations_file == file or not annotations_file.is_file():
         raise RecipeError(
-            f"{file} has no {annotations_file.name} beside it, so that its questions have no answers. {EXPECTED}"
+            f"{annotations_file.name}, the file of the answers, is missing in the folder of {file}. {EXPECTED}"
         )
     try:
         answers = {
@@ -76,7 +77,7 @@ def _read_file(file: Path, arguments: VqaDataArguments) -> QuestionColumns:
         }
         questions = content["questions"]
         if not all(isinstance(question["question"], (str, type(None))) for question in questions):
-            raise ValueError("a question is no text")
+            raise ValueError("a question is not a text")
         return QuestionColumns(
             images=_pictures(questions, str(content.get("data_subtype", "")), arguments, file),
             questions=[question["question"] for question in questions],

@@ -1,4 +1,4 @@
-"""VQAv2's accuracy: an answer is right as far as annotators gave it, after both sides are read the same way.
+"""Compute VQAv2's accuracy, the agreement of an answer with the annotators' answers.
 
 Source: the evaluation code of the data set's authors (`vqaEvaluation/vqaEval.py` of GT-Vision-Lab/VQA), and Antol et
 al., arXiv 1505.00468, section 3: `min(annotators who gave the answer / 3, 1)`, averaged over the ten sets of nine.
@@ -14,20 +14,20 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MIN_AGREEING = 3
-"""Annotators that must have given an answer for it to be right altogether."""
+"""Number of annotators who must agree with an answer for an accuracy of 1."""
 
 _FIRST_NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 NUMBERS = {"none": "0"} | {word: str(number) for number, word in enumerate(_FIRST_NUMBERS)}
 ARTICLES = ("a", "an", "the")
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
-"""Characters that are taken out or become spaces. The colon and the apostrophe stay."""
+"""Characters that are removed or become spaces. Colons and apostrophes are kept."""
 
 _NUMBER_WITH_COMMA = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
-"""A period that no digit follows. (The official pattern also means to look in front of it, but never does.)"""
+"""A period that no digit follows. (The official pattern also tests the character before it, but without effect.)"""
 _MAX_PERIODS = 32
-"""So many are taken out: the official code hands `re.UNICODE`, which is 32, to `re.sub` as the count."""
+"""Maximum number of removed periods: the official code passes `re.UNICODE` (32) to `re.sub` as the count."""
 
 _CONTRACTED = (
     "ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd "
@@ -41,22 +41,22 @@ _CONTRACTED = (
 
 
 def _without_an_apostrophe(word: str) -> list[str]:
-    """`word` without each of its apostrophes in turn."""
+    """All spellings of `word` without one of its apostrophes."""
     return [word[:place] + word[place + 1 :] for place, letter in enumerate(word) if letter == "'"]
 
 
 CONTRACTIONS = {wrong: word for word in _CONTRACTED.split() for wrong in _without_an_apostrophe(word)} | {
-    "somebody'd": "somebodyd"  # the official table has this one the wrong way round
+    "somebody'd": "somebodyd"  # reversed in the official table
 }
-"""Contractions that lack an apostrophe, and how they are read. (Official entries with a capital never apply.)"""
+"""Contractions without an apostrophe, and their correct spelling. (Official entries with a capital never match.)"""
 
 
 def normalize_answer(answer: str) -> str:
-    """An answer as the official code compares it.
+    """Normalise an answer as the official code does.
 
-    Punctuation goes: to nothing where a character stands beside a space anywhere in the answer, or where the answer has
-    a number with a comma, else to a space. So do periods that no digit follows. Then letters become small, number words
-    up to ten digits, articles disappear, and contractions get their apostrophe back.
+    A punctuation character is removed if it is next to a space anywhere in the answer, or if the answer has a number
+    with a comma; otherwise it becomes a space. Periods that no digit follows are removed. Then letters become lower
+    case, number words up to ten become digits, articles are removed, and contractions get their apostrophe.
     """
     plain = answer
     joins = _NUMBER_WITH_COMMA.search(answer) is not None
@@ -68,20 +68,20 @@ def normalize_answer(answer: str) -> str:
 
 
 def vqa_accuracy(answer: str, answers: Sequence[str]) -> float:
-    """How right `answer` is, from 0 to 1, by the `answers` of a question's annotators.
+    """The accuracy of `answer`, from 0 to 1, given the `answers` of a question's annotators.
 
-    Officially there are ten. Answers are compared as they are written where all annotators wrote the same, and by
-    `normalize_answer` otherwise: so the official code does. Each annotator is left out once, and the answer is right by
-    a third for each of the others who gave it, up to 1; the accuracy is the mean.
+    VQAv2 has ten annotators. As in the official code, answers are compared after `normalize_answer`, unless all
+    annotators gave the same answer. Each annotator is left out once; `min(n / 3, 1)` is computed for the `n` others who
+    gave the answer, and averaged.
 
-    With fewer than four annotators, where nobody could find three others, all others must have given it. A single
-    answer, as plain data sets have, counts as 1 where both are the same after `normalize_answer`.
+    With fewer than four annotators, all others must agree instead of three. With a single annotator, the accuracy is 1
+    if both answers are equal after `normalize_answer`, else 0.
 
     Raises:
         ValueError: There are no answers.
     """
     if not answers:
-        raise ValueError("answers is empty: expected those of the annotators.")
+        raise ValueError("answers is empty: expected the answers of the annotators.")
     given, written = _strip(answer), [_strip(each) for each in answers]
     if len(written) == 1 or len(set(written)) > 1:
         given, written = normalize_answer(given), [normalize_answer(each) for each in written]
@@ -94,13 +94,13 @@ def vqa_accuracy(answer: str, answers: Sequence[str]) -> float:
 
 
 def is_exact_match(answer: str, answers: Sequence[str]) -> float:
-    """1 where `answer` is, after `normalize_answer`, one of the most frequent of `answers`, else 0.
+    """1 if `answer` is one of the most frequent of `answers` after `normalize_answer`, else 0.
 
     Raises:
         ValueError: There are no answers.
     """
     if not answers:
-        raise ValueError("answers is empty: expected those of the annotators.")
+        raise ValueError("answers is empty: expected the answers of the annotators.")
     counts = Counter(normalize_answer(each) for each in answers)
     return float(counts[normalize_answer(answer)] == max(counts.values()))
 

@@ -1,7 +1,7 @@
-"""BLIP that answers questions as the original does; same weights and names as the stock class.
+"""A BLIP model for question answering as in the original, with the weights of the stock class.
 
-Source: `models/blip_vqa.py` of the original repository, and section 4.3 of the paper (arXiv 2201.12086): the question
-goes through the image-grounded encoder, and the decoder says the answer from the question's states.
+The image-grounded encoder encodes the question, and the decoder generates the answer from the question's states.
+Source: `models/blip_vqa.py` of the original repository, and section 4.3 of the paper (arXiv 2201.12086).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class MaskedTextAttention(BlipTextSelfAttention):
-    """The stock attention with the mask of the states that cross-attention looks at, which the stock layer drops."""
+    """The stock attention with the mask of the encoder states in cross-attention, which the stock layer ignores."""
 
     def forward(
         self,
@@ -41,19 +41,19 @@ class MaskedTextAttention(BlipTextSelfAttention):
         encoder_attention_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """`(rows, tokens, width)` to the same shape, and the attention map."""
+        """Map `(rows, tokens, width)` to the same shape; also returns the attention map."""
         return super().forward(hidden_states, attention_mask, encoder_hidden_states, attention_mask, **kwargs)
 
 
 @dataclass
 class AnsweringOutput(ModelOutput):
-    """What `BlipForAnswering` computes.
+    """The output of `BlipForAnswering`.
 
     Attributes:
-        token_losses: `(questions, tokens - 1)` in float32, the cross entropy of each next token of the answers, 0 where
-            it is not predicted; with `labels`.
-        logits: `(questions, tokens, vocabulary)`; without `labels`.
-        question_states: `(questions, question tokens, width)`, the question as the image-grounded encoder reads it.
+        token_losses: `(questions, tokens - 1)` in float32: the cross entropy of each next answer token, 0 where it is
+            not predicted. Returned with `labels`.
+        logits: `(questions, tokens, vocabulary)`. Returned without `labels`.
+        question_states: `(questions, question tokens, width)`, the output of the image-grounded encoder.
         image_embeds: `(images, patches, width)`.
     """
 
@@ -64,10 +64,10 @@ class AnsweringOutput(ModelOutput):
 
 
 class BlipForAnswering(StockModel, BlipForQuestionAnswering):
-    """`BlipForQuestionAnswering` for several questions an image, and several answers a question laid end to end.
+    """`BlipForQuestionAnswering` for several questions per image, and several answers per question packed end to end.
 
-    The padding of questions is seen neither by the encoder nor by the decoder, whose cross-attention the stock class
-    leaves unmasked. An image is encoded once for its questions, a question once for its answers.
+    Encoder and decoder mask the padding of questions; the stock class does not mask it in the decoder's
+    cross-attention. An image is encoded once for all its questions, and a question once for all its answers.
     """
 
     stock_class = BlipForQuestionAnswering
@@ -79,11 +79,11 @@ class BlipForAnswering(StockModel, BlipForQuestionAnswering):
         self._switch_attention({BlipTextSelfAttention: MaskedTextAttention})
 
     def init_from_stock(self) -> None:
-        """Mask the padding of questions."""
+        """Mask the padding of questions in cross-attention."""
         self._switch_attention({BlipTextSelfAttention: MaskedTextAttention})
 
     def use_sdpa(self) -> Self:
-        """Switch every attention to `scaled_dot_product_attention` (the stock classes only have eager attention)."""
+        """Switch all attention layers to `scaled_dot_product_attention`."""
         return self._switch_attention({**SDPA_CLASSES, MaskedTextAttention: SdpaTextAttention})
 
     def forward(  # type: ignore[override]
@@ -100,25 +100,24 @@ class BlipForAnswering(StockModel, BlipForQuestionAnswering):
         label_smoothing: float = 0.0,
         **kwargs: Any,
     ) -> AnsweringOutput:
-        """Each token of the answers given image, question and the tokens before it.
+        """Predict each answer token from image, question and the tokens before it.
 
         Args:
             pixel_values: `(images, 3, height, width)`.
-            input_ids: `(questions, question tokens)`, beginning with `[ENC]`.
+            input_ids: `(questions, question tokens)`, starting with `[ENC]`.
             attention_mask: `(questions, question tokens)`, 0 on padding.
-            decoder_input_ids: `(questions, tokens)`, the answers to a question one after the other, each beginning with
-                `[DEC]`.
-            decoder_position_ids: `(questions, tokens)`, counted anew from 0 in each answer; padding is 0.
-            decoder_attention_mask: `(questions, tokens)`, 0 on padding, where a question has one answer and
-                `decoder_position_ids` are left out.
-            labels: `(questions, tokens)`, not shifted; `-100` is not predicted. (The stock class calls them shifted and
-                shifts them all the same.) Asks for losses in place of logits.
-            image_embeds: `(images, patches, width)`, in place of `pixel_values`.
-            image_index: `(questions,)`, the image that each question is about; left out where it is one each.
-            label_smoothing: Share of the target spread over the vocabulary (BLIP: 0.1).
-            kwargs: Not used; that they are taken tells Trainer to count the questions of all accumulated batches.
+            decoder_input_ids: `(questions, tokens)`, the answers to a question end to end, each starting with `[DEC]`.
+            decoder_position_ids: `(questions, tokens)`, starting at 0 in each answer; padding is 0.
+            decoder_attention_mask: `(questions, tokens)`, 0 on padding. Only for rows of one answer, without
+                `decoder_position_ids`.
+            labels: `(questions, tokens)`, not shifted; `-100` is not predicted. With labels, losses are returned
+                instead of logits. (The stock class documents its labels as shifted, but shifts them itself.)
+            image_embeds: `(images, patches, width)`, instead of `pixel_values`.
+            image_index: `(questions,)`, the index of each question's image; by default one question per image.
+            label_smoothing: Label smoothing (BLIP: 0.1).
+            kwargs: Ignored. Because `forward` accepts them, Trainer counts the questions of all accumulated batches.
         """
-        # First, as it waits for the device, which has nothing else to do yet.
+        # Done first because it synchronises with the device, which is still idle here.
         predicted = None if labels is None else (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
         if image_embeds is None:
             image_embeds = self.vision_model(pixel_values=pixel_values).last_hidden_state
@@ -149,7 +148,7 @@ class BlipForAnswering(StockModel, BlipForQuestionAnswering):
         attention_mask: torch.Tensor | None,
         image_index: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Questions `(questions, question tokens, width)` as the image-grounded encoder reads them; as in `forward`."""
+        """Encode questions with the image-grounded encoder, `(questions, question tokens, width)`."""
         return self.text_encoder(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -166,9 +165,9 @@ class BlipForAnswering(StockModel, BlipForQuestionAnswering):
         question_states: torch.Tensor | None = None,
         **generate_kwargs: Any,
     ) -> torch.Tensor:
-        """Token ids `(questions * sequences, tokens)` of answers, beginning with `[DEC]`.
+        """Generate token ids `(questions * sequences, tokens)` of answers, starting with `[DEC]`.
 
-        As the stock class, from `pixel_values` or from `question_states`; the decoder does not see padding.
+        Like the stock class, from `pixel_values` or from `question_states`, but the decoder masks padding.
         """
         if question_states is None:
             image_embeds = self.vision_model(
@@ -186,7 +185,7 @@ class BlipForAnswering(StockModel, BlipForQuestionAnswering):
         )
 
     def _start(self, rows: int) -> torch.Tensor:
-        """`[DEC]`, `(rows, 1)`."""
+        """`[DEC]` as the first token, `(rows, 1)`."""
         return torch.full((rows, 1), cast("Any", self.config.text_config).bos_token_id, device=self.device)
 
     @torch.no_grad()
@@ -198,21 +197,21 @@ class BlipForAnswering(StockModel, BlipForQuestionAnswering):
         top_k: int = 128,
         label_smoothing: float = 0.0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The most likely of a list of answers to each question, most likely first.
+        """Rank a list of answers to each question by likelihood, best first.
 
-        As the original's `rank_answer`: the `top_k` answers whose first token is most likely are compared by the log
-        likelihood of all their tokens, `[SEP]` included. (The original's ranks by its training loss: its label
-        smoothing is 0.1.)
+        As in the original's `rank_answer`, the `top_k` answers with the most likely first token are ranked by the
+        log-likelihood of all their tokens, `[SEP]` included. (The original ranks by its training loss, with a label
+        smoothing of 0.1.)
 
         Args:
-            question_states: `(questions, question tokens, width)`, of `encode_questions`.
+            question_states: `(questions, question tokens, width)`, from `encode_questions`.
             attention_mask: `(questions, question tokens)`, 0 on padding.
-            answer_ids: `(answers, tokens)`, each `[DEC]`, words, `[SEP]`, padding.
-            top_k: How many are compared.
-            label_smoothing: Share of the target spread over the vocabulary.
+            answer_ids: `(answers, tokens)`, each `[DEC]`, answer, `[SEP]`, padding.
+            top_k: The number of answers to rank.
+            label_smoothing: Label smoothing.
 
         Returns:
-            Rows of `answer_ids`, and their log likelihoods, each `(questions, min(top_k, answers))`.
+            Row numbers of `answer_ids` and their log-likelihoods, each `(questions, min(top_k, answers))`.
         """
         questions, top_k = len(question_states), min(top_k, len(answer_ids))
         first = self._answer_logits(self._start(questions), question_states, attention_mask)[:, 0]
@@ -233,7 +232,7 @@ class BlipForAnswering(StockModel, BlipForQuestionAnswering):
     def _answer_logits(
         self, answer_ids: torch.Tensor, question_states: torch.Tensor, attention_mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """`(rows, tokens, vocabulary)` in float32; padding at the end of answers is seen by no word of them."""
+        """Logits `(rows, tokens, vocabulary)` in float32. The causal mask hides the padding after an answer."""
         states = self.text_decoder.bert(
             input_ids=answer_ids,
             encoder_hidden_states=question_states,
@@ -245,8 +244,8 @@ class BlipForAnswering(StockModel, BlipForQuestionAnswering):
 
 
 def answer_row(model: Any, processor: BlipProcessor, row: Mapping[str, Any], settings: DecodingSettings) -> str:
-    """The answer to a row's question, by a model and the decoding it was scored with."""
+    """Answer the question of a row with the decoding that the model was scored with."""
     pixel_values = processor.image_processor([open_image(row["image"])], return_tensors="pt").pixel_values
-    asked = encode_questions(processor.tokenizer, [normalize_question(row["question"])])
-    inputs = {name: values.to(model.device) for name, values in {**asked, "pixel_values": pixel_values}.items()}
+    question = encode_questions(processor.tokenizer, [normalize_question(row["question"])])
+    inputs = {name: values.to(model.device) for name, values in {**question, "pixel_values": pixel_values}.items()}
     return decode_texts(processor.tokenizer, model.generate(**inputs, **settings.generate_kwargs()))[0]

@@ -1,4 +1,4 @@
-"""The task `visual-question-answering` for transformers 5: registered when this is imported."""
+"""The `visual-question-answering` pipeline for transformers 5, registered when this module is imported."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 RANKED_ANSWERS = 128
-"""Answers of a list whose whole likelihood is computed (`k_test` in the original's `configs/vqa.yaml`)."""
+"""Number of given answers whose full likelihood is computed (`k_test` in the original's `configs/vqa.yaml`)."""
 
 
 class VisualQuestionAnsweringPipeline(BlipPipeline, Pipeline):
-    """Answers questions about pictures as the model's own evaluation did: with the decoding of its `recipe.json`.
+    """Answer questions about pictures with the decoding of the model's `recipe.json`, as in its evaluation.
 
-    As in transformers 4, takes `image` and `question`, where each may be a list (every question is then asked about
-    every picture), or, as one argument, `{"image", "question"}`, a list, generator or data set of these. A question
-    gives `[{"answer": ...}]`; with `answers`, the `top_k` likeliest of them, each with its `log_likelihood`.
+    As in transformers 4, takes `image` and `question`, each of which can be a list (every question is then asked about
+    every picture); or a single argument `{"image", "question"}`, or a list, generator or data set of these. A question
+    gives `[{"answer": ...}]`. With `answers`, it gives the `top_k` most likely of them with their `log_likelihood`.
 
-    Args to the constructor or to a call, where the call wins:
-        answers: Texts to choose among, in place of free answers.
-        top_k: How many of them are given (1).
-        max_new_tokens, num_beams, ..., or a dictionary of them as `generate_kwargs`: decoding; what is left out is the
-            recipe's.
+    Args of the constructor or of a call (a call takes precedence):
+        answers: Texts to choose from, instead of generated answers.
+        top_k: Number of chosen answers to return (default 1).
+        max_new_tokens, num_beams, ..., or a dictionary of them as `generate_kwargs`: Decoding arguments; by default
+            those of the recipe.
         timeout: Seconds to wait for a URL (default 30).
         batch_size, num_workers: As in every pipeline.
     """
@@ -56,8 +56,8 @@ class VisualQuestionAnsweringPipeline(BlipPipeline, Pipeline):
     ) -> None:
         if not isinstance(model.config, BlipConfig):
             raise ValueError(
-                f"{self.task_name} answers with BLIP, but the model is of type {model.config.model_type!r}: "
-                "transformers 5 has pipeline('image-text-to-text') for it."
+                f"The model is of type {model.config.model_type!r}: {self.task_name} expects a BLIP. For other models, "
+                "use pipeline('image-text-to-text')."
             )
         tokenizer, image_processor = choose_processor(model, tokenizer, image_processor, processor)
         use_question_token(tokenizer, model.config.text_config.bos_token_id)
@@ -68,7 +68,7 @@ class VisualQuestionAnsweringPipeline(BlipPipeline, Pipeline):
     def __call__(  # type: ignore[override]
         self, image: Any = None, question: Any = None, **kwargs: Any
     ) -> Any:
-        """Answers to `question` about `image`."""
+        """Answer `question` about `image`."""
         if image is None:
             raise ValueError(
                 f"{self.task_name} needs a picture and a question: pipe(image='photo.jpg', question='What is it?')."
@@ -91,7 +91,7 @@ class VisualQuestionAnsweringPipeline(BlipPipeline, Pipeline):
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         forward = self.decoding_parameters(decoding, max_new_tokens, generate_kwargs)
         if answers is not None and (isinstance(answers, str) or not answers):
-            raise ValueError("`answers` is a text or empty: expected a list of texts to choose among.")
+            raise ValueError("`answers` is a text or empty: expected a list of texts to choose from.")
         choice = {} if answers is None else {"answers": list(answers)}
         preprocess = {} if timeout is None else {"timeout": timeout}
         return preprocess, forward | choice, choice | ({} if top_k is None else {"top_k": top_k})
@@ -99,7 +99,7 @@ class VisualQuestionAnsweringPipeline(BlipPipeline, Pipeline):
     def preprocess(  # type: ignore[override]
         self, inputs: Mapping[str, Any], timeout: float | None = None
     ) -> dict[str, Any]:
-        """`pixel_values` `(1, 3, height, width)`, `input_ids` and `attention_mask` `(1, tokens)` of one question."""
+        """Prepare `pixel_values` `(1, 3, height, width)`, `input_ids` and `attention_mask` `(1, tokens)`."""
         if not (isinstance(inputs, Mapping) and isinstance(inputs.get("question"), str) and "image" in inputs):
             raise ValueError("Expected a picture and a question: {'image': 'photo.jpg', 'question': 'What is it?'}.")
         pictures = [open_image(inputs["image"], timeout=timeout)]
@@ -111,28 +111,30 @@ class VisualQuestionAnsweringPipeline(BlipPipeline, Pipeline):
     def _forward(  # type: ignore[override]
         self, model_inputs: dict[str, torch.Tensor], answers: list[str] | None = None, **decoding: Any
     ) -> dict[str, Any]:
-        """Free answers as `token_ids` `(questions, sequences, tokens)`; of `answers`, those compared, best first.
+        """Generate answers, or rank `answers`.
 
-        Those are `rows` of `answers` and their `log_likelihoods`, each `(questions, compared answers)`.
+        `pixel_values` of one row are encoded once for all questions.
 
-        One picture is encoded once for all questions about it (`pixel_values` of one row).
+        Returns:
+            `token_ids` `(questions, sequences, tokens)`. With `answers`: `rows` of `answers`, best first, and their
+            `log_likelihoods`, each `(questions, ranked answers)`.
         """
-        asked = {name: model_inputs[name] for name in ("input_ids", "attention_mask")}
+        questions = {name: model_inputs[name] for name in ("input_ids", "attention_mask")}
         model: Any = self.model
         embeds = model.vision_model(model_inputs["pixel_values"].to(model.dtype)).last_hidden_state
-        states = model.encode_questions(embeds.expand(len(asked["input_ids"]), -1, -1), **asked)
+        states = model.encode_questions(embeds.expand(len(questions["input_ids"]), -1, -1), **questions)
         if answers is None:
             arguments = decoding_arguments(self.settings, decoding)
-            token_ids = model.generate(**asked, question_states=states, **arguments)
+            token_ids = model.generate(**questions, question_states=states, **arguments)
             return {"token_ids": token_ids.view(len(states), -1, token_ids.shape[-1])}
         answer_ids = encode_answers(self.tokenizer, answers).to(states.device)
-        rows, likelihoods = model.rank(states, asked["attention_mask"], answer_ids, top_k=RANKED_ANSWERS)
+        rows, likelihoods = model.rank(states, questions["attention_mask"], answer_ids, top_k=RANKED_ANSWERS)
         return {"rows": rows, "log_likelihoods": likelihoods}
 
     def postprocess(  # type: ignore[override]
         self, model_outputs: dict[str, torch.Tensor], answers: list[str] | None = None, top_k: int = 1
     ) -> list[dict[str, Any]]:
-        """`{"answer"}` for each sequence of the question; of ranked answers the `top_k` best, with `log_likelihood`."""
+        """`{"answer"}` for each generated sequence, or the `top_k` best of `answers` with their `log_likelihood`."""
         if answers is None:
             return [{"answer": answer} for answer in decode_texts(self.tokenizer, model_outputs["token_ids"][0])]
         rows, likelihoods = model_outputs["rows"][0].tolist(), model_outputs["log_likelihoods"][0].tolist()
@@ -140,7 +142,7 @@ class VisualQuestionAnsweringPipeline(BlipPipeline, Pipeline):
         return [{"answer": answers[row], "log_likelihood": likelihood} for row, likelihood in ranked]
 
     def ask(self, image: Any, questions: Sequence[str], top_k: int = 1) -> list[list[dict[str, Any]]]:
-        """What a call gives for each of `questions` about one picture, which is opened and encoded once."""
+        """Answer several questions about one picture, which is opened and encoded once."""
         inputs = self.preprocess({"image": image, "question": ""}, **self._preprocess_params)
         inputs |= encode_questions(self.tokenizer, [normalize_question(question) for question in questions])
         outputs: Any = self.forward(inputs, **self._forward_params)
@@ -149,19 +151,19 @@ class VisualQuestionAnsweringPipeline(BlipPipeline, Pipeline):
 
 
 def answer_pipeline(model: str | Path, **arguments: Any) -> VisualQuestionAnsweringPipeline:
-    """Load the pipeline of a BLIP that answers questions, full or adapter, without touching transformers.
+    """Load the pipeline of a BLIP for question answering, full or adapter.
 
     Args:
-        model (`str` or `Path`): What was trained here with `task` `"vqa"`, or any `BlipForQuestionAnswering`.
-        revision, token, device, dtype, quantization, allow_pickle, trust_remote_code, local_files_only: As
-            [`caption_pipeline`]'s.
-        arguments: Those of the pipeline: `answers`, `batch_size`, `num_beams`, ...
+        model (`str` or `Path`): Directory or Hub id of a model trained here, or of any `BlipForQuestionAnswering`.
+        revision, token, device, dtype, quantization, allow_pickle, trust_remote_code, local_files_only: As in
+            [`caption_pipeline`].
+        arguments: Arguments of the pipeline: `answers`, `batch_size`, `num_beams`, ...
 
     Returns:
         A pipeline that takes `image` and `question`, and gives `[{"answer": ...}]`.
 
     Raises:
-        RecipeError: It cannot be loaded, or is not a BLIP that answers.
+        RecipeError: The model cannot be loaded, or is not a BLIP for question answering.
 
     Example:
         ```python
@@ -175,16 +177,16 @@ def answer_pipeline(model: str | Path, **arguments: Any) -> VisualQuestionAnswer
 
 
 class AutoAnswerer:
-    """How `transformers.pipeline` loads a model for this task: as training's own evaluation does."""
+    """The model loader of this task for `transformers.pipeline`."""
 
     @classmethod
     def from_pretrained(cls, name: str, **kwargs: Any) -> Any:
-        """The model `name`, with its processor and its decoding set on it.
+        """Load the model `name` with its processor and decoding settings attached.
 
-        `kwargs` are those that `pipeline(model_kwargs=...)` hands to a model.
+        `kwargs` are those of `pipeline(model_kwargs=...)`.
 
         Raises:
-            RecipeError: It cannot be loaded, or is not a BLIP that answers.
+            RecipeError: The model cannot be loaded, or is not a BLIP for question answering.
         """
         hub, kwargs = split_hub_arguments(kwargs)
         task = VisualQuestionAnsweringPipeline.task_name

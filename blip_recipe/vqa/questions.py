@@ -1,10 +1,9 @@
-"""Questions about the drawn scenes, each with the answers of ten annotators who do not all use the same words.
+"""Generate questions about the drawn scenes, with answers of ten simulated annotators.
 
-A scene of training is asked everything in both wordings, any other three questions of different kinds. The scenes of a
-split are those of captioning, so that the questions of test are all about pairs of things that training never shows
-together, and half of those of validation.
-What is asked for cannot be read off one thing alone: a yes or no about a thing tells a red circle beside a blue square
-from a blue circle beside a red square.
+A training scene gets questions of all kinds in both wordings; any other scene gets three questions of different kinds.
+Scenes and splits are those of captioning: all test scenes, and half of the validation scenes, show combinations of
+things that the training split never shows. Yes-or-no questions need colour and form together: they tell a red circle
+and a blue square from a blue circle and a red square.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ if TYPE_CHECKING:
     from blip_recipe.data.shapes import Scene, Thing
 
 QUESTIONS = 3
-"""Asked about each scene that is not for training."""
+"""Number of questions about each scene of validation and test."""
 ANNOTATORS = 10
 AGREEING_ANNOTATORS = (7, 10)
-"""At least and at most so many annotators use the usual word for the answer; the others use another one."""
+"""Minimum and maximum number of annotators who use the main word for the answer; the others use a synonym."""
 MISTAKE_RATE = 0.03
-"""How often an annotator of training scenes gives a wrong answer; those of the other splits never do."""
+"""Probability that an annotator gives a wrong answer in the training split; 0 in the other splits."""
 
 SYNONYMS = {
     "small": "little",
@@ -43,7 +42,7 @@ SYNONYMS = {
     "no": "nope",
     **{place: place.replace("top", "upper").replace("bottom", "lower") for place in PLACES},
 }
-"""Another word for an answer, for those that have one."""
+"""Synonyms of answers."""
 
 WORDINGS = {
     "colour": ("What colour is the thing in the {place}?", "Which colour has the object in the {place}?"),
@@ -58,7 +57,7 @@ WORDINGS = {
 
 @dataclass(frozen=True)
 class Question:
-    """A question about a scene: its kind, its words, the right answer and what the annotators say."""
+    """A question about a scene: its kind, its text, the right answer and the annotators' answers."""
 
     kind: str
     text: str
@@ -67,19 +66,19 @@ class Question:
 
 
 def make_questions(scene: Scene, rng: random.Random, mistake_rate: float = 0.0) -> list[Question]:
-    """Three questions of different kinds about `scene`.
+    """Make three questions of different kinds about `scene`.
 
     Args:
-        scene: What is seen.
-        rng: Chooses kinds, things, wordings and annotators.
-        mistake_rate: How often an annotator gives a wrong answer.
+        scene: The scene.
+        rng: Random generator of kinds, things, wordings and answers.
+        mistake_rate: Probability that an annotator gives a wrong answer.
     """
     kinds = rng.sample(list(WORDINGS), QUESTIONS)
     return [_make_question(kind, rng.choice(WORDINGS[kind]), scene, rng, mistake_rate) for kind in kinds]
 
 
 def make_all_questions(scene: Scene, rng: random.Random, mistake_rate: float = 0.0) -> list[Question]:
-    """A question of each kind in each wording about `scene`; the arguments are those of `make_questions`."""
+    """Make a question of each kind in each wording about `scene`; arguments as in `make_questions`."""
     return [_make_question(kind, wording, scene, rng, mistake_rate) for kind in WORDINGS for wording in WORDINGS[kind]]
 
 
@@ -100,7 +99,7 @@ def _make_question(kind: str, wording: str, scene: Scene, rng: random.Random, mi
 
 
 def _choose_colour_and_form(scene: Scene, thing: Thing, rng: random.Random) -> tuple[str, str]:
-    """Colour and form that are there in half of the cases, and else as alike to what is there as can be."""
+    """Choose colour and form of a thing in the scene (half of the cases) or of a similar thing that is not in it."""
     there = [(each.colour, each.form) for each in scene.things]
     if rng.random() < 0.5:
         return thing.colour, thing.form
@@ -110,7 +109,7 @@ def _choose_colour_and_form(scene: Scene, thing: Thing, rng: random.Random) -> t
 
 
 def possible_answers(kind: str) -> list[str]:
-    """The right answers that questions of `kind` can have."""
+    """All right answers to questions of `kind`."""
     return {
         "colour": list(COLOURS),
         "thing": [" ".join(parts) for parts in product(SIZES, COLOURS, FORMS)],
@@ -122,12 +121,12 @@ def possible_answers(kind: str) -> list[str]:
 
 
 def synonym(answer: str) -> str:
-    """`answer` in other words, or itself where there are none."""
+    """A synonym of `answer`, or `answer` itself if there is none."""
     return SYNONYMS.get(answer) or " ".join(SYNONYMS.get(word, word) for word in answer.split())
 
 
 def _annotate(answer: str, possible: list[str], rng: random.Random, mistake_rate: float) -> tuple[str, ...]:
-    """What ten annotators say: most the usual word for `answer`, some another, a few a wrong one."""
+    """The answers of ten annotators: most give `answer`, some a synonym, a few a wrong answer."""
     usual = rng.randint(*AGREEING_ANNOTATORS)
     answers = [answer] * usual + [synonym(answer)] * (ANNOTATORS - usual)
     wrong = [each for each in possible if each != answer]
@@ -137,14 +136,14 @@ def _annotate(answer: str, possible: list[str], rng: random.Random, mistake_rate
 
 
 def scene_questions(split: str) -> Iterator[tuple[Scene, list[Question]]]:
-    """The scenes of a split, and what is asked about each; the same on every machine."""
+    """Yield the scenes of a split with their questions; deterministic on every machine."""
     rng = random.Random(f"shapes questions {split}")
     for scene in make_scenes(split):
         yield scene, make_all_questions(scene, rng, MISTAKE_RATE) if split == "train" else make_questions(scene, rng)
 
 
 def questions_vocabulary() -> list[str]:
-    """Every word of every question and answer, and the question mark."""
+    """All words of all questions and answers, and the question mark."""
     filled = (
         wording.format(colour=colour, form=form, place=place)
         for wordings in WORDINGS.values()

@@ -1,4 +1,4 @@
-"""What every source of questions gives, and how it becomes rows."""
+"""Join the columns of a source of questions into rows."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ANSWER_KEYS = ("answer", "raw_answer", "text")
-"""Fields that hold the answer where it is stored with other facts about it (annotator, confidence)."""
+"""Fields of the answer text in structs that also hold annotator or confidence."""
 
 
 @dataclass
 class QuestionColumns:
-    """A split as its source has it, a question a row.
+    """The columns of a split, one row per question.
 
     Args:
-        images: One column `image`, not decoded (`datasets.Image(decode=False)`).
-        questions: As they are written.
-        answers: Those of each question's annotators.
-        image_ids, question_ids: Those of each row; None where the source has none.
+        images: A table with the column `image`, not decoded (`datasets.Image(decode=False)`).
+        questions: The questions.
+        answers: The answers of each question's annotators.
+        image_ids, question_ids: The ids of each row; None if the source has none.
     """
 
     images: Dataset
@@ -37,12 +37,12 @@ class QuestionColumns:
 
 
 def join_questions(columns: QuestionColumns, where: str) -> Dataset:
-    """Rows of `image`, `image_id`, `question_id`, `question` and `answers`; pictures are not copied.
+    """Join columns into rows of `image`, `image_id`, `question_id`, `question` and `answers`, without copying pictures.
 
-    Ids are row numbers where the source has none.
+    Missing ids are row numbers.
 
     Raises:
-        RecipeError: There are no rows, or ids are neither integers nor text.
+        RecipeError: There are no rows, or ids are neither integers nor texts.
     """
     rows = len(columns.images)
     if rows == 0:
@@ -69,14 +69,14 @@ def join_questions(columns: QuestionColumns, where: str) -> Dataset:
 
 
 def read_answers(cell: Any) -> list[str]:
-    """The answers of one cell, as written but stripped.
+    """Read the answers of one cell, stripped.
 
     Args:
-        cell: A text or number, which is one answer; a struct with `answer`; a list of these, an answer an annotator; or
-            nothing. Alone, an empty text is no answer; among several it is an annotator's.
+        cell: A text or number, which is one answer; a struct with `answer`; a list of these, one per annotator; or
+            None. A single empty text is no answer; one of several counts as an annotator's answer.
 
     Raises:
-        TypeError: It is none of these.
+        TypeError: The cell is of another type.
     """
     found = [answer.strip() for answer in flatten_texts(cell, ANSWER_KEYS, numbers=True)]
     return found if len(found) > 1 else [answer for answer in found if answer]

@@ -1,4 +1,4 @@
-"""What question answering brings to recipes: the image-grounded encoder reads questions, the decoder answers."""
+"""The question answering task of recipes."""
 
 from __future__ import annotations
 
@@ -24,23 +24,23 @@ if TYPE_CHECKING:
 
 
 class Answering(Task):
-    """Answers to questions about pictures."""
+    """Visual question answering."""
 
     trainer = VqaTrainer
 
     def load_split(self, arguments: VqaDataArguments, split: str, *, max_samples: int | None = None) -> Dataset:
-        """Rows of `image`, `image_id`, `question_id`, `question` and `answers`."""
+        """Load rows of `image`, `image_id`, `question_id`, `question` and `answers`."""
         return load_questions(arguments, split, max_samples=max_samples)
 
     def validate_row(self, record: Mapping[str, Any]) -> str | None:
-        """Whether a row has a question and answers, and neither is a whole file."""
+        """Check that a row has a question and answers, and that none is too long."""
         return validate_question(record)
 
     def vocabulary_texts(self, rows: Dataset, arguments: BlipArguments, *, drawn: bool) -> Iterable[str]:
-        """Questions and answers, with their punctuation as words; all words of drawn scenes."""
+        """Questions and answers, with punctuation as separate words; with `drawn`, all words of drawn scenes."""
         texts: Iterable[str] = chain(map(normalize_question, rows["question"]), chain.from_iterable(rows["answers"]))
         return (" ".join(re.findall(r"\w+|[^\w\s]", text)) for text in (questions_vocabulary() if drawn else texts))
 
     def build_tiny(self, texts: Iterable[str], image_size: int | None) -> tuple[BlipForAnswering, BlipProcessor]:
-        """The embedded model."""
+        """Build the tiny model."""
         return build_tiny_answerer(texts, image_size)

@@ -1,4 +1,4 @@
-"""The embedded model for questions: the tiny captioner's shape, with an encoder for the question."""
+"""Build a tiny model for question answering with new weights."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 
 
 WEIGHT_STD = 0.06
-"""Of fresh layers: with a wide model's 0.01 and 0.02 those of a narrow one are silent beside what they are added to."""
+"""Standard deviation of new weights. BLIP's 0.01 and 0.02 are too small for a narrow model: the outputs of its layers
+would be negligible next to the residual stream."""
 
 
 def build_tiny_answerer(texts: Iterable[str], image_size: int | None = None) -> tuple[BlipForAnswering, BlipProcessor]:
-    """A tiny BLIP that knows the words of `texts`, and its processor; the weights follow torch's random state.
+    """Build a tiny BLIP with the vocabulary of `texts`, and its processor. Weights use torch's random state.
 
-    The projection of patches stays as it is drawn. A patch has 6,912 numbers, most of them alike: one step of Adam
-    moves all their weights the same way, and within 60 steps, while the model learns which answers are frequent,
-    patches would be eight times louder than positions. Where a thing is could then not be learnt in 96,000 questions;
-    like this it takes 8,000.
+    The patch projection is frozen. The 6,912 values of a patch are mostly equal, so a step of Adam moves all their
+    weights the same way. After 60 steps, patch embeddings would be eight times larger than position embeddings, and the
+    model would not learn positions in 96,000 questions; with a frozen projection it takes 8,000.
     """
     size = image_size or IMAGE_SIZE
     tokenizer = build_tokenizer(texts)
     config = tiny_config(tokenizer, size)
     config.text_config.initializer_range = WEIGHT_STD
     model = BlipForAnswering(config)
-    # As in `build_tiny_captioner`: places are told apart from the first step.
+    # As in `build_tiny_captioner`: large position embeddings let the model use positions from the first step.
     nn.init.normal_(model.vision_model.embeddings.position_embedding, std=1.0)
     model.vision_model.embeddings.patch_embedding.requires_grad_(False)
     for module in model.vision_model.modules():

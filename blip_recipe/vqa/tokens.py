@@ -1,8 +1,8 @@
-"""The first tokens: `[ENC]` of a question, `[DEC]` of an answer.
+"""Set the first tokens of texts: `[ENC]` for questions, `[DEC]` for answers.
 
 Source: `init_tokenizer` in `models/blip.py` and `BLIP_VQA.forward` in `models/blip_vqa.py` of the original repository.
-Published checkpoints come with BERT's plain tokenizer, which knows neither and puts `[CLS]` in front: the model then
-sees a first token that it was not trained with.
+Published checkpoints have BERT's plain tokenizer, which has neither token and starts texts with `[CLS]`, a first token
+that the model was not trained with.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ QUESTION_START, ANSWER_START = "[ENC]", "[DEC]"
 
 
 def use_question_token(tokenizer: PreTrainedTokenizerBase, bos_token_id: int) -> None:
-    """Let `tokenizer` put `[ENC]` in front of texts, in place of `[CLS]`, also where it is saved and loaded.
+    """Make `tokenizer` start texts with `[ENC]` instead of `[CLS]`, also after saving and loading.
 
-    So a saved model is asked right without this package too: the stock classes begin answers with `[DEC]` by
-    themselves, and leave questions as the tokenizer gives them.
+    A saved model then works without this package: the stock classes start answers with `[DEC]` and pass on questions as
+    they are tokenised.
 
     Args:
-        tokenizer: BLIP's, with or without the two tokens.
-        bos_token_id: `[DEC]`, as the model's `text_config` has it; `[ENC]` comes after it.
+        tokenizer: BLIP's tokenizer, with or without the two tokens.
+        bos_token_id: The id of `[DEC]` in the model's `text_config`; `[ENC]` is the next id.
 
     Raises:
-        RecipeError: The tokenizer is another model's: `[DEC]` is not where the model has it.
+        RecipeError: `[DEC]` has another id, because the tokenizer belongs to another model.
     """
     tokenizer.add_special_tokens({"bos_token": ANSWER_START})
     tokenizer.add_special_tokens({"additional_special_tokens": [QUESTION_START]})

@@ -169,7 +169,7 @@ def test_faults_of_vqav2s_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"not as expected \(KeyError: 'annotations'\)"):
         load_questions(arguments, "train")
     (tmp_path / "v2_mscoco_train2014_annotations.json").unlink()
-    with pytest.raises(RecipeError, match=r"no v2_mscoco_train2014_annotations.json beside it"):
+    with pytest.raises(RecipeError, match=r"v2_mscoco_train2014_annotations.json, the file of the answers, is missing"):
         load_questions(arguments, "train")
     (tmp_path / "v2_OpenEnded_mscoco_train2014_questions.json").write_text("[")
     with pytest.raises(RecipeError, match="cannot be read as JSON"):
