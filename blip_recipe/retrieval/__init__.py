@@ -1,5 +1,5 @@
-"""Matching and retrieval: which texts belong to which pictures.
+"""Image-text retrieval with BLIP.
 
-Two of BLIP's three modes (arXiv 2201.12086, section 3.2): unimodal encoders, whose features are compared (image-text
-contrastive learning, ITC), and the image-grounded encoder, which judges a pair (image-text matching, ITM).
+It uses two of BLIP's three modes (arXiv 2201.12086, section 3.2): the unimodal encoders, trained by image-text
+contrastive learning (ITC), and the image-grounded encoder, trained by image-text matching (ITM).
 """

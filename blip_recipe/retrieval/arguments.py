@@ -1,4 +1,4 @@
-"""The keys of retrieval. Imports no torch, so that `--help` is fast."""
+"""Arguments of retrieval. The module does not import torch, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from blip_recipe.models.arguments import ModelArguments
 from blip_recipe.training.arguments import BlipArguments
 
 RANKS = (1, 5, 10)
-"""Where recall is measured."""
+"""The ranks of recall."""
 
 
 @dataclass
 class RetrievalModelArguments(ModelArguments):
-    """Which BLIP is fine-tuned, and how much of it."""
+    """Arguments of the model and its adapter."""
 
     model_name_or_path: str = field(
         default="Salesforce/blip-itm-base-coco",
@@ -25,7 +25,7 @@ class RetrievalModelArguments(ModelArguments):
 
 @dataclass
 class RetrievalArguments(BlipArguments):
-    """What a matcher's trainer does with images and texts."""
+    """Training arguments of retrieval."""
 
     _argument_group_name = "retrieval"
 
@@ -37,19 +37,17 @@ class RetrievalArguments(BlipArguments):
         )
     }
 
-    metrics: list[str] = field(default_factory=lambda: ["recall"], metadata={"help": "Scores: recall."})
-    max_caption_length: int = field(default=35, metadata={"help": "Longest text in tokens."})
-    captions_per_image: int = field(default=1, metadata={"help": "Captions an image brings to a step: 1, drawn anew."})
-    queue_size: int = field(default=57_600, metadata={"help": "Pairs whose features are compared with."})
-    momentum: float = field(
-        default=0.995, metadata={"help": "How much of their weights momentum encoders keep in a step."}
-    )
-    alpha: float = field(default=0.4, metadata={"help": "Share of what momentum encoders find in the targets of ITC."})
+    metrics: list[str] = field(default_factory=lambda: ["recall"], metadata={"help": "Metrics: recall."})
+    max_caption_length: int = field(default=35, metadata={"help": "Maximum text length in tokens."})
+    captions_per_image: int = field(default=1, metadata={"help": "Captions per image and epoch; must be 1."})
+    queue_size: int = field(default=57_600, metadata={"help": "Image-text pairs in the momentum queue of ITC."})
+    momentum: float = field(default=0.995, metadata={"help": "Momentum of the momentum encoders, from 0 to 1."})
+    alpha: float = field(default=0.4, metadata={"help": "Weight of the momentum encoders' soft targets in ITC."})
     negative_all_rank: bool = field(
-        default=True, metadata={"help": "Hard negatives are those of all processes, or of its own alone."}
+        default=True, metadata={"help": "Sample hard negatives from the batches of all processes."}
     )
     rerank_top_k: int = field(
-        default=256, metadata={"help": "Best candidates by cosine, which ITM ranks again; 0 for none."}
+        default=256, metadata={"help": "Number of candidates (best by cosine) that ITM re-ranks; 0 for none."}
     )
 
     def __post_init__(self) -> None:
@@ -58,10 +56,10 @@ class RetrievalArguments(BlipArguments):
                 raise RecipeError(f"{name} is {getattr(self, name)}: expected at least 0.")
         for name in ("momentum", "alpha"):
             if not 0 <= getattr(self, name) <= 1:
-                raise RecipeError(f"{name} is {getattr(self, name)}: expected a share from 0 to 1.")
+                raise RecipeError(f"{name} is {getattr(self, name)}: expected a number from 0 to 1.")
         if self.captions_per_image != 1:
             raise RecipeError(
-                f"task is 'retrieval' and captions_per_image is {self.captions_per_image}: expected 1. A pair is an "
-                "image and one of its captions, drawn anew each epoch."
+                f"task is 'retrieval' and captions_per_image is {self.captions_per_image}: expected 1. Each epoch "
+                "samples one caption per image."
             )
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""Rows to pairs of an image and a text."""
+"""Collate images and texts into pairs."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
 
 @dataclass
 class PairCollator:
-    """Batches rows of `CaptionDataset`: each image with the first of its captions, the only one that training draws.
+    """Batches rows of `CaptionDataset`: each image with its first caption (training rows have one).
 
     Args:
-        processor: BLIP's image processor and tokenizer.
-        max_length: Longest text in tokens.
+        processor: The image processor and tokenizer.
+        max_length: Maximum text length in tokens.
     """
 
     processor: BlipProcessor
     max_length: int
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """A batch of `rows`: each `row`, `image` of any size (what `read_pixels` gives, or takes), and `captions`.
+        """Collate `rows` of `row`, `image` (of any size) and `captions`.
 
         Returns:
-            `row` `(images,)`, the numbers of images; `pixel_values` `(images, 3, height, width)` of bytes; `input_ids`
-            and `attention_mask` `(images, tokens)`.
+            `row` `(images,)`, the row numbers; `pixel_values` `(images, 3, height, width)` in uint8; `input_ids` and
+            `attention_mask`, each `(images, tokens)`.
         """
         return {
             "row": torch.tensor([row["row"] for row in rows]),
             "pixel_values": read_resized([row["image"] for row in rows], self.processor.image_processor),
-            # Cleaned by the data set, where the recipe asks for it.
+            # The data set cleans the texts.
             **tokenize_texts(
                 self.processor.tokenizer,
                 [row["captions"][0] for row in rows],

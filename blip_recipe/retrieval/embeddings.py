@@ -1,4 +1,4 @@
-"""Features of images and texts in a file that any vector index takes: unit vectors, ids, and what each is of."""
+"""Write features of images and texts to a file for a vector index."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 @dataclass
 class Embeddings:
-    """Vectors of length 1, whose inner products are the cosines that ITC compares.
+    """Unit vectors of images and texts; their inner products are the cosine similarities of ITC.
 
     Attributes:
-        ids: Of an image its file or URL; of a text its file and line, `FILE:LINE`.
+        ids: The file or URL of each image; file and line (`FILE:LINE`) of each text.
         kinds: `image` or `text`.
-        texts: The text itself; empty for images.
-        vectors: One array `(items, width)` in float32 a batch.
+        texts: The texts; empty for images.
+        vectors: One array `(items, width)` in float32 per batch.
     """
 
     ids: list[str] = field(default_factory=list)
@@ -43,8 +43,8 @@ class Embeddings:
     vectors: list[np.ndarray] = field(default_factory=list)
 
     def add(self, kind: str, ids: Sequence[str], texts: Sequence[str], features: torch.Tensor) -> None:
-        """Append items of a kind with their features `(items, width)`."""
-        # A file's name may be no text that can be written.
+        """Append items of one kind with their features `(items, width)`."""
+        # A file name may not be valid Unicode.
         self.ids += [each.encode("utf-8", "backslashreplace").decode() for each in ids]
         self.kinds += [kind] * len(ids)
         self.texts += texts
@@ -58,22 +58,22 @@ class Embeddings:
 
 @torch.no_grad()
 def embed_images(model: BlipForRetrieval, pixel_values: torch.Tensor) -> torch.Tensor:
-    """Features `(images, width)` of `pixel_values` `(images, 3, height, width)`, normalised."""
+    """Features `(images, width)` of normalised `pixel_values` `(images, 3, height, width)`."""
     return model.image_features(model.encode_images(pixel_values))
 
 
 @torch.no_grad()
 def embed_texts(model: BlipForRetrieval, processor: BlipProcessor, texts: Sequence[str]) -> torch.Tensor:
-    """Features `(texts, width)` of texts as they are written."""
+    """Features `(texts, width)` of texts, which are cleaned first."""
     tokens = tokenize_texts(processor.tokenizer, texts)
     return model.text_features(**{name: values.to(model.device) for name, values in tokens.items()})
 
 
 def find_writer(path: Path) -> Callable[[Embeddings], bytes]:
-    """What writes the kind of file that `path` names.
+    """The writer for the extension of `path`.
 
     Raises:
-        RecipeError: It is none of those that are known.
+        RecipeError: The extension is unknown.
     """
     writer = WRITERS.get(path.suffix.lower())
     if writer is None:
@@ -82,10 +82,10 @@ def find_writer(path: Path) -> Callable[[Embeddings], bytes]:
 
 
 def write_embeddings(path: Path, embeddings: Embeddings) -> None:
-    """Write all of them at once, in the form that the name of `path` ends in.
+    """Write all embeddings in the format of the extension of `path`.
 
     Raises:
-        RecipeError: It ends in another one, or there is nothing to write.
+        RecipeError: The extension is unknown, or there are no embeddings.
     """
     writer = find_writer(path)
     if not embeddings.ids:
@@ -130,5 +130,5 @@ WRITERS: dict[str, Callable[[Embeddings], bytes]] = {
     ".npz": _npz,
     ".safetensors": _safetensors,
 }
-"""Kinds of files: columns `id`, `kind`, `text`, `embedding`; arrays of these names in the plural; a tensor `embeddings`
-with the others as JSON lists in the file's metadata."""
+"""The writers of each format. Parquet: columns `id`, `kind`, `text`, `embedding`. NPZ: arrays `ids`, `kinds`, `texts`,
+`embeddings`. Safetensors: a tensor `embeddings`, and the others as JSON lists in the metadata."""

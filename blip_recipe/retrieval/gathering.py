@@ -1,4 +1,4 @@
-"""Tensors of all processes, with or without the way back for gradients; of this one where it is alone."""
+"""Gather tensors from all processes, with or without gradients."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from torch.nn import functional as F
 
 
 def world_size() -> int:
-    """How many processes train together."""
+    """The number of processes."""
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this is, from 0."""
+    """The index of this process, from 0."""
     return distributed.get_rank() if world_size() > 1 else 0
 
 
 @torch.no_grad()
 def gather(tensor: torch.Tensor) -> torch.Tensor:
-    """`(rows, ...)` of each process, one after the other, without gradients; all have as many rows."""
+    """Concatenate `(rows, ...)` of all processes, without gradients. All must have the same number of rows."""
     return torch.cat(_all_gather(tensor)) if world_size() > 1 else tensor.detach()
 
 
 def gather_with_gradients(tensor: torch.Tensor) -> torch.Tensor:
-    """As `gather`; the gradient of a process's own rows is the sum of what all processes make of them."""
+    """Like `gather`, with gradients: those of a process's rows are summed over all processes."""
     return _Gather.apply(tensor) if world_size() > 1 else tensor  # type: ignore[no-untyped-call]
 
 
 def pad_to_longest(tokens: torch.Tensor) -> torch.Tensor:
-    """`tokens` `(texts, tokens)`, filled up with 0 to the longest text of all processes, as `gather` needs them."""
+    """Pad `tokens` `(texts, tokens)` with 0 to the longest text of all processes, for `gather`."""
     if world_size() == 1:
         return tokens
     longest = torch.tensor(tokens.shape[1], device=tokens.device)

@@ -1,6 +1,6 @@
-"""The two losses of matching: contrastive with soft targets, and of pairs with hard negatives.
+"""The losses of retrieval: ITC with soft targets, and ITM with hard negatives.
 
-Both are as in the original repository (`models/blip_retrieval.py`), whose formulas are those of ALBEF (Li et al., 2021,
+Both follow the original repository (`models/blip_retrieval.py`), which uses the formulas of ALBEF (Li et al., 2021,
 https://arxiv.org/abs/2107.07651, equations 1 to 4 and 6).
 """
 
@@ -12,19 +12,19 @@ import torch
 from torch.nn import functional as F
 
 DIFFERENT, MATCHING = 0, 1
-"""Classes of the matching head."""
+"""The classes of the ITM head."""
 
 BLOCK = 1024
-"""Queries whose similarities to a whole split are held at a time."""
+"""Number of queries whose similarities to a whole split are computed at a time."""
 
 
 class Features(NamedTuple):
-    """Features of images and texts of the same pairs, of length 1.
+    """Unit-length features of image-text pairs.
 
     Attributes:
         image: `(pairs, width)`.
         text: `(pairs, width)`.
-        ids: `(pairs,)`, the number of each pair's image.
+        ids: `(pairs,)`, the id of each pair's image.
     """
 
     image: torch.Tensor
@@ -35,15 +35,15 @@ class Features(NamedTuple):
 def contrastive_losses(
     own: Features, momentum: Features, candidates: Features, temperature: torch.Tensor, alpha: float
 ) -> torch.Tensor:
-    """ITC of each pair, the mean of both directions, `(pairs,)` in float32.
+    """The ITC loss of each pair, averaged over both directions, `(pairs,)` in float32.
 
     Args:
-        own: Features of the model that is trained.
-        momentum: Those of the momentum encoders, for the same pairs.
-        candidates: Momentum features that the pairs are compared with, their own among them.
-        temperature: What similarities are divided by.
-        alpha: How much of the target is what the momentum encoders find; the rest is shared by all candidates with the
-            id of the pair.
+        own: Features from the model in training.
+        momentum: Features of the same pairs from the momentum encoders.
+        candidates: Momentum features to compare with, including those of the same pairs.
+        temperature: Divisor of the similarities.
+        alpha: Weight of the soft targets from the momentum encoders. The remaining weight is shared equally by all
+            candidates with the id of the pair.
     """
     same = (own.ids[:, None] == candidates.ids).float()
     hard = same / same.sum(1, keepdim=True)
@@ -67,7 +67,7 @@ def _soft_cross_entropy(
 
 
 def _similarities(queries: torch.Tensor, candidates: torch.Tensor, temperature: torch.Tensor) -> torch.Tensor:
-    # Temperatures down to 0.001 leave bfloat16 nothing of what sets candidates apart.
+    # With temperatures down to 0.001, bfloat16 is too coarse to separate candidates.
     with torch.autocast(queries.device.type, enabled=False):
         return queries.float() @ candidates.float().T / temperature
 
@@ -80,19 +80,20 @@ def sample_negatives(
     temperature: torch.Tensor,
     uniform: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A candidate of another image for each query, the likelier the more similar it is (a softmax of similarities).
+    """Sample a hard negative for each query, with the softmax of similarities as probabilities.
 
     Args:
         queries: Features `(queries, width)`.
-        candidates: Features of the other kind `(candidates, width)`.
-        same: `(queries, candidates)`, where both are of one image.
-        temperature: What similarities are divided by.
-        uniform: `(queries,)`, random numbers from 0 to below 1 that make the choice.
+        candidates: Features of the other modality `(candidates, width)`.
+        same: `(queries, candidates)`, whether both have the same image.
+        temperature: Divisor of the similarities.
+        uniform: `(queries,)`, random numbers in [0, 1) for sampling.
 
     Returns:
-        Row numbers of candidates `(queries,)`, and whether there is any candidate of another image `(queries,)`.
+        Row numbers of the sampled candidates `(queries,)`, and whether a candidate of another image exists
+        `(queries,)`.
     """
-    # Left out before the softmax, so that however sure the model is of the true pair, the others keep their shares.
+    # Mask true pairs before the softmax, so that their probability does not take that of the negatives.
     similarities = _similarities(queries, candidates, temperature).double().masked_fill(same, -torch.inf)
     exists = ~same.all(1)
     shares = similarities.masked_fill(~exists[:, None], 0.0).softmax(1)
@@ -104,13 +105,13 @@ def sample_negatives(
 def matching_losses(
     true_pairs: torch.Tensor, with_other_text: torch.Tensor, with_other_image: torch.Tensor, exists: torch.Tensor
 ) -> torch.Tensor:
-    """ITM of each pair and its two negatives, `(pairs, 3)` in float32: the cross entropy of two classes.
+    """The ITM loss (cross entropy) of each pair and its two negatives, `(pairs, 3)` in float32.
 
     Args:
         true_pairs: Logits `(pairs, 2)`.
-        with_other_text: Logits `(pairs, 2)` of images with texts of others.
-        with_other_image: Logits `(pairs, 2)` of texts with other images.
-        exists: `(pairs,)`; where there was no other image, the losses of negatives are 0.
+        with_other_text: Logits `(pairs, 2)` of the images with negative texts.
+        with_other_image: Logits `(pairs, 2)` of the texts with negative images.
+        exists: `(pairs,)`, whether negatives exist; their losses are 0 if not.
     """
     logits = torch.stack([true_pairs, with_other_text, with_other_image], dim=1).float()
     labels = torch.tensor([MATCHING, DIFFERENT, DIFFERENT], device=logits.device).expand(len(logits), 3)
@@ -122,13 +123,13 @@ def matching_losses(
 def split_loss(
     images: torch.Tensor, texts: torch.Tensor, image_of_text: torch.Tensor, temperature: torch.Tensor
 ) -> torch.Tensor:
-    """ITC of a whole split against itself, without soft targets: the same whatever the batches and processes.
+    """The ITC loss over a whole split, without soft targets; independent of batches and processes.
 
     Args:
         images: Features `(images, width)`.
         texts: Features `(texts, width)`.
-        image_of_text: The number of each text's image, `(texts,)`; every image has a text.
-        temperature: What similarities are divided by.
+        image_of_text: The index of each text's image, `(texts,)`; every image has a text.
+        temperature: Divisor of the similarities.
     """
     to_images, to_texts = torch.zeros(len(texts)), torch.zeros(len(images))
     for rows in torch.arange(len(texts)).split(BLOCK):

@@ -1,8 +1,8 @@
-"""Recall at 1, 5 and 10 in both directions, with the best candidates of ITC ranked again by ITM.
+"""Compute recall at 1, 5 and 10 in both directions, with the best candidates of ITC re-ranked by ITM.
 
-As the original evaluates (`train_retrieval.py`, `evaluation` and `itm_eval`): candidates are ranked by cosine; the best
-`k` of them by the sum of their ITM logit and their cosine. Unlike there, those that were not ranked again keep the
-order of their cosines behind the others, and a tie with a wrong candidate counts as lost.
+As in the original (`evaluation` and `itm_eval` in `train_retrieval.py`), candidates are ranked by cosine similarity,
+and the best `k` are re-ranked by the sum of ITM logit and cosine. Unlike in the original, the other candidates follow
+in the order of their cosines, and a tie with a wrong candidate counts as a miss.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ class Shortlist:
     """The most similar candidates of each query.
 
     Attributes:
-        candidates: Numbers of candidates `(queries, k)`, the most similar one first.
-        similarities: Their cosines `(queries, k)`.
+        candidates: Indices of candidates `(queries, k)`, most similar first.
+        similarities: Their cosine similarities `(queries, k)`.
     """
 
     candidates: torch.Tensor
@@ -29,7 +29,7 @@ class Shortlist:
 
 
 def shortlist(queries: torch.Tensor, candidates: torch.Tensor, k: int) -> Shortlist:
-    """The `k` candidates that are most similar to each query, by features `(queries, width)`, `(candidates, width)`."""
+    """The `k` most similar candidates of each query, by features `(queries, width)` and `(candidates, width)`."""
     k = min(k, len(candidates))
     blocks = [(block @ candidates.T).topk(k, dim=1) for block in queries.split(BLOCK)]
     return Shortlist(torch.cat([each.indices for each in blocks]), torch.cat([each.values for each in blocks]))
@@ -43,15 +43,15 @@ def first_match_rank(
     best: Shortlist | None = None,
     scores: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Where the first candidate with the id of each query stands, from 0, `(queries,)`.
+    """The rank of the first candidate with the id of each query, from 0, `(queries,)`.
 
     Args:
         queries: Features `(queries, width)`.
         candidates: Features `(candidates, width)`.
         query_ids: `(queries,)`.
-        candidate_ids: `(candidates,)`; several may be the same.
-        best: Candidates that were ranked again; without them cosines decide alone.
-        scores: Their new scores `(queries, k)`; they stand before all others.
+        candidate_ids: `(candidates,)`; several can be equal.
+        best: The re-ranked candidates; without them, candidates are ranked by cosine.
+        scores: Their new scores `(queries, k)`; they are ranked before all other candidates.
     """
     ranks = []
     for rows in torch.arange(len(queries)).split(BLOCK):
@@ -60,25 +60,25 @@ def first_match_rank(
         if best is None or scores is None:
             ranks.append(_count_better(cosines, own))
             continue
-        again = best.candidates[rows]
-        own_again = own.gather(1, again)
-        behind = again.shape[1] + _count_better(cosines.scatter(1, again, -torch.inf), own)
-        ranks.append(torch.where(own_again.any(1), _count_better(scores[rows], own_again), behind))
+        reranked = best.candidates[rows]
+        own_reranked = own.gather(1, reranked)
+        behind = reranked.shape[1] + _count_better(cosines.scatter(1, reranked, -torch.inf), own)
+        ranks.append(torch.where(own_reranked.any(1), _count_better(scores[rows], own_reranked), behind))
     return torch.cat(ranks)
 
 
 def _count_better(scores: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
-    """How many others score at least as high as the best of `own`; both `(queries, candidates)`."""
+    """The number of other candidates that score at least as high as the best of `own`, both `(queries, candidates)`."""
     best = scores.masked_fill(~own, -torch.inf).amax(1, keepdim=True)
     return ((scores >= best) & ~own & (scores > -torch.inf)).sum(1)
 
 
 def recalls(text_ranks: torch.Tensor, image_ranks: torch.Tensor) -> dict[str, float]:
-    """`text_recall_1` to `image_recall_10` and their mean, as fractions.
+    """Compute `text_recall_1` to `image_recall_10` and their mean, as fractions.
 
     Args:
-        text_ranks: Where each image's first own text stands, from 0, `(images,)`.
-        image_ranks: Where each text's image stands, from 0, `(texts,)`.
+        text_ranks: The rank of each image's first own text, from 0, `(images,)`.
+        image_ranks: The rank of each text's image, from 0, `(texts,)`.
     """
     found = {
         f"{kind}_recall_{rank}": float((ranks < rank).double().mean())
@@ -89,14 +89,14 @@ def recalls(text_ranks: torch.Tensor, image_ranks: torch.Tensor) -> dict[str, fl
 
 
 class PairsToMatch:
-    """The pairs on the shortlists of either direction, each once, in the order of their images.
+    """The pairs on the shortlists of both directions, without duplicates, ordered by image.
 
     Args:
         texts_of_images: The best texts of each image.
         images_of_texts: The best images of each text.
 
     Attributes:
-        images, texts: Numbers of their images and texts, each `(pairs,)`.
+        images, texts: Indices of the images and texts of the pairs, each `(pairs,)`.
     """
 
     def __init__(self, texts_of_images: Shortlist, images_of_texts: Shortlist) -> None:
@@ -112,7 +112,7 @@ class PairsToMatch:
         return torch.arange(len(texts))[:, None] * count + texts, images * count + torch.arange(count)[:, None]
 
     def scores(self, matches: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """What candidates are ranked by, their ITM logit and their cosine together: `(images, k)` and `(texts, k)`.
+        """The scores of candidates (ITM logit plus cosine), `(images, k)` and `(texts, k)`.
 
         Args:
             matches: The ITM logit of each pair, `(pairs,)`.

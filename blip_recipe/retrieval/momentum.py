@@ -1,7 +1,6 @@
-"""What the contrastive loss keeps beside the model: momentum encoders and the queue of their features.
+"""The momentum encoders of ITC and the queue of their features.
 
-None of it is part of the finished model. It lies in checkpoints, so that a resumed run goes on as if it had never
-stopped.
+They are saved in checkpoints for resumption, but are not part of the trained model.
 """
 
 from __future__ import annotations
@@ -22,24 +21,24 @@ if TYPE_CHECKING:
     from blip_recipe.retrieval.modeling import BlipForRetrieval
 
 MOMENTUM_FILE = "momentum.safetensors"
-"""Where a checkpoint keeps it."""
+"""The file of the momentum state in a checkpoint."""
 
 NO_IMAGE = -100
-"""The id of queue entries that no pair has filled yet."""
+"""The id of queue entries that are not filled yet."""
 
 ENCODERS = ("vision_model", "vision_proj", "text_encoder", "text_proj")
 
 
 class MomentumState(nn.Module):
-    """Momentum encoders (He et al., 2020, arXiv 1911.05722) and a queue of the features they gave last.
+    """Momentum encoders (He et al., 2020, arXiv 1911.05722) and a queue of their latest features.
 
-    The same in all processes: the queue takes the features of all of them.
+    The state is the same in all processes: the queue takes the features of all of them.
 
     Args:
-        model: What the encoders are copies of at first.
-        queue_size: Pairs in the queue; at first random directions that belong to no image, as in the original.
-        momentum: How much of their weights encoders keep in a step (BLIP: 0.995).
-        seed: What random directions and hard negatives are drawn from.
+        model: The model; the momentum encoders start as copies of its encoders.
+        queue_size: Pairs in the queue. It starts with random directions that belong to no image, as in the original.
+        momentum: Momentum of the weights (BLIP: 0.995).
+        seed: Seed of the random directions and hard negatives.
     """
 
     image_queue: torch.Tensor
@@ -62,7 +61,7 @@ class MomentumState(nn.Module):
 
     @torch.no_grad()
     def update(self, model: BlipForRetrieval) -> None:
-        """Move the encoders towards those of `model`, once an optimiser step."""
+        """Update the momentum encoders from `model`; called once per optimiser step."""
         for name, encoder in self.encoders.items():
             for kept, learnt in zip(encoder.parameters(), getattr(model, name).parameters(), strict=True):
                 if learnt.requires_grad:
@@ -72,7 +71,7 @@ class MomentumState(nn.Module):
     def encode(
         self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor, ids: torch.Tensor
     ) -> Features:
-        """Features of pairs: pixels `(pairs, 3, height, width)`, tokens `(pairs, tokens)`, image ids `(pairs,)`."""
+        """Encode pairs: pixels `(pairs, 3, height, width)`, tokens `(pairs, tokens)`, image ids `(pairs,)`."""
         images = self.encoders["vision_model"](pixel_values=pixel_values).last_hidden_state[:, 0]
         texts = self.encoders["text_encoder"](input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return Features(
@@ -82,13 +81,13 @@ class MomentumState(nn.Module):
         )
 
     def candidates(self, momentum: Features) -> Features:
-        """What pairs are compared with, and the queue for the next ones, which takes the place of the oldest.
+        """Return the candidates of ITC, and push the batch to the queue in place of the oldest entries.
 
-        The batches of all processes, then the queue: so one process with all pairs finds the same. (The original
-        compares with its own process's batch and the queue.)
+        The candidates are the batches of all processes, then the queue, so the loss does not depend on the number of
+        processes. (The original compares with the batch of its own process and the queue.)
 
         Args:
-            momentum: Features of this process's pairs, of which all processes have as many.
+            momentum: Features of this process's pairs. All processes must have the same number of pairs.
         """
         batch = Features(*map(gather, momentum))
         queue = Features(self.image_queue, self.text_queue, self.id_queue)
@@ -105,16 +104,16 @@ class MomentumState(nn.Module):
         self.pointer.copy_((self.pointer + len(newest.ids)) % max(size, 1))
 
     def uniform(self, pairs: int) -> torch.Tensor:
-        """Random numbers `(pairs, 2)` for the hard negatives of this process's pairs.
+        """Random numbers `(pairs, 2)` for sampling the hard negatives of this process's pairs.
 
-        They are drawn for all processes alike, each of which takes its own: what is drawn does not depend on how many
-        processes share a batch.
+        Every process draws the numbers of all processes and uses its own, so they do not depend on the number of
+        processes that share a batch.
         """
         numbers = torch.rand(world_size(), pairs, 2, generator=self.generator)
         return numbers[rank()].to(self.pointer.device)
 
     def save(self, directory: Path, temperature: torch.Tensor) -> None:
-        """Write `MOMENTUM_FILE`, with the learnt temperature, which no file of weights has."""
+        """Write `MOMENTUM_FILE`, with the learned temperature, which the weight files do not have."""
         state = {name: values.contiguous() for name, values in self.state_dict().items()}
         save_file(
             {**state, "temperature": temperature.detach().clone(), "generator": self.generator.get_state()},
@@ -122,7 +121,7 @@ class MomentumState(nn.Module):
         )
 
     def load(self, directory: Path) -> None:
-        """Go on from what `save` wrote, but for the temperature (`saved_temperature`)."""
+        """Restore the state written by `save`, without the temperature (see `saved_temperature`)."""
         state = load_file(directory / MOMENTUM_FILE)
         self.generator.set_state(state.pop("generator"))
         state.pop("temperature")
@@ -130,5 +129,5 @@ class MomentumState(nn.Module):
 
 
 def saved_temperature(directory: Path) -> torch.Tensor:
-    """The temperature of the model in a checkpoint, to the last bit."""
+    """The exact temperature of the model in a checkpoint."""
     return load_file(directory / MOMENTUM_FILE)["temperature"]

@@ -1,4 +1,4 @@
-"""How well texts belong to pictures, with a trained model: probabilities of matching and similarities."""
+"""Score how well texts match pictures with a trained model."""
 
 from __future__ import annotations
 
@@ -19,19 +19,22 @@ if TYPE_CHECKING:
     from blip_recipe.retrieval.modeling import BlipForRetrieval
 
 MAX_TOKENS = 35
-"""Longest text in tokens (`models/blip_retrieval.py` of the original)."""
+"""Maximum text length in tokens (`models/blip_retrieval.py` of the original)."""
 
 
 def tokenize_texts(
     tokenizer: Any, texts: Sequence[str], *, normalize: bool = True, max_length: int = MAX_TOKENS
 ) -> dict[str, torch.Tensor]:
-    """`input_ids` and `attention_mask` `(texts, tokens)` as the original reads texts, `[CLS]` first.
+    """Tokenise texts as the original does to `input_ids`, which start with `[CLS]`, and `attention_mask`.
 
     Args:
-        tokenizer: BLIP's.
-        texts: As written.
-        normalize: Whether they are cleaned as the original's (`normalize_caption`: lower case, 30 words).
-        max_length: Longest text in tokens.
+        tokenizer: BLIP's tokenizer.
+        texts: The texts.
+        normalize: Whether to clean the texts as the original does (`normalize_caption`: lower case, 30 words).
+        max_length: Maximum text length in tokens.
+
+    Returns:
+        Both tensors `(texts, tokens)`.
     """
     cleaned = [normalize_caption(text) for text in texts] if normalize else list(texts)
     encoded = tokenizer(cleaned, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
@@ -47,16 +50,16 @@ def match_probabilities(
     *,
     normalize: bool = True,
 ) -> torch.Tensor:
-    """The probability that text i belongs to image i, by the image-grounded encoder (ITM).
+    """The ITM probability that each text matches its image.
 
-    An image may have several texts, `k` each: those of an image one after the other. It is encoded once for them.
+    An image can have `k` texts, which must be next to each other. It is encoded once for them.
 
     Args:
         model: `BlipForRetrieval` in evaluation mode.
-        processor: Its processor.
-        pixel_values: `(images, 3, height, width)`, normalised.
-        texts: `images * k` of them.
-        normalize: Whether texts are cleaned as the original's.
+        processor: The processor of the model.
+        pixel_values: Normalised pixels `(images, 3, height, width)`.
+        texts: `images * k` texts.
+        normalize: Whether to clean the texts as the original does.
 
     Returns:
         `(images * k,)` in float32.
@@ -68,7 +71,7 @@ def match_probabilities(
 
 
 def match_row(model: Any, processor: BlipProcessor, row: Mapping[str, Any], settings: DecodingSettings) -> str:
-    """The probability that the first caption of a row belongs to its picture; nothing is generated."""
+    """The ITM probability of a row's picture and first caption, as text."""
     pixel_values = processor.image_processor([open_image(row["image"])], return_tensors="pt").pixel_values
     found = match_probabilities(model, processor, pixel_values.to(model.device), row["captions"][:1])
     return f"{found.item():.4f}"

@@ -1,4 +1,4 @@
-"""What retrieval brings to recipes: unimodal encoders and the image-grounded encoder match pictures and texts."""
+"""The retrieval task of recipes."""
 
 from __future__ import annotations
 
@@ -25,31 +25,31 @@ if TYPE_CHECKING:
 
 
 class Retrieval(Task):
-    """Which texts belong to which pictures."""
+    """Image-text retrieval."""
 
     trainer = RetrievalTrainer
 
     def check(self, model: ModelArguments, data: DataArguments, training: Any) -> None:
-        """Weights must be whole."""
+        """Check that the model is not quantised."""
         super().check(model, data, training)
         if model.quantization:
             raise RecipeError(
-                f"task is 'retrieval' and load_in_{model.quantization} is true, but momentum encoders are mixed from "
-                "all weights: leave it out."
+                f"task is 'retrieval' and load_in_{model.quantization} is true, but momentum encoders need weights in "
+                "full precision: leave it out."
             )
 
     def load_split(self, arguments: CaptionDataArguments, split: str, *, max_samples: int | None = None) -> Dataset:
-        """Rows of `image`, `image_id` and `captions`."""
+        """Load rows of `image`, `image_id` and `captions`."""
         return load_split(arguments, split, max_samples=max_samples)
 
     def validate_row(self, record: Mapping[str, Any]) -> str | None:
-        """Whether a row has captions, and none that is a whole file."""
+        """Check that a row has captions and that none is too long."""
         return validate_captions(record["captions"])
 
     def vocabulary_texts(self, rows: Dataset, arguments: BlipArguments, *, drawn: bool) -> Iterable[str]:
-        """Captions as they are trained on."""
+        """The training captions."""
         return vocabulary_texts(rows, normalize=arguments.normalize_captions, drawn=drawn)
 
     def build_tiny(self, texts: Iterable[str], image_size: int | None) -> tuple[BlipForRetrieval, BlipProcessor]:
-        """The embedded model."""
+        """Build the tiny model."""
         return build_tiny_retriever(texts, image_size)

@@ -1,4 +1,4 @@
-"""The embedded model of matching: the tiny captioner's shape, with an encoder for texts."""
+"""Build a tiny model for retrieval with new weights."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from transformers import BlipProcessor
 
 WEIGHT_STD = 0.06
-"""Of fresh linear layers. The 0.01 and 0.02 of wide models leave the layers of a narrow one silent beside what they are
-added to, and matching, which has one bit of truth a pair, at chance for a thousand steps."""
+"""Standard deviation of new linear layers. BLIP's 0.01 and 0.02 are too small for a narrow model: the outputs of its
+layers would be negligible next to the residual stream, and ITM would stay at chance for a thousand steps."""
 
 
 def build_tiny_retriever(texts: Iterable[str], image_size: int | None = None) -> tuple[BlipForRetrieval, BlipProcessor]:
-    """A tiny BLIP that knows the words of `texts`, and its processor; the weights follow torch's random state."""
+    """Build a tiny BLIP with the vocabulary of `texts`, and its processor. Weights use torch's random state."""
     size = image_size or IMAGE_SIZE
     tokenizer = build_tokenizer(texts)
     model = BlipForRetrieval(tiny_config(tokenizer, size))
-    # As in `build_tiny_captioner`: places are told apart from the first step.
+    # As in `build_tiny_captioner`: large position embeddings let the model use positions from the first step.
     nn.init.normal_(model.vision_model.embeddings.position_embedding, std=1.0)
     for module in model.modules():
         if isinstance(module, nn.Linear) and module is not model.itm_head:

@@ -1,4 +1,4 @@
-"""Arguments of the matcher's trainer: transformers' own, with BLIP's defaults, and those of retrieval."""
+"""The training arguments of retrieval."""
 
 from __future__ import annotations
 
@@ -12,27 +12,26 @@ from blip_recipe.training.training_arguments import BlipTrainingArguments
 
 @dataclass
 class RetrievalTrainingArguments(RetrievalArguments, BlipTrainingArguments):
-    """Arguments of [`RetrievalTrainer`]: those of `Seq2SeqTrainingArguments`, with BLIP's defaults, and these.
+    """Arguments of [`RetrievalTrainer`]: `Seq2SeqTrainingArguments` with BLIP's defaults, and the arguments below.
 
-    Three of them are fixed, as in `BlipTrainingArguments`: `remove_unused_columns`, `predict_with_generate` and
-    `dataloader_persistent_workers`.
+    `remove_unused_columns`, `predict_with_generate` and `dataloader_persistent_workers` are fixed and cannot be given.
 
     Args:
-        output_dir (`str`): Where checkpoints, model, card and scores go.
-        queue_size (`int`, defaults to 57600): Pairs whose features are compared with.
-        momentum (`float`, defaults to 0.995): How much of their weights momentum encoders keep in a step.
-        alpha (`float`, defaults to 0.4): Share of what momentum encoders find in the targets of ITC.
-        negative_all_rank (`bool`, defaults to `True`): Whether hard negatives are those of all processes.
-        rerank_top_k (`int`, defaults to 256): Best candidates by cosine, which ITM ranks again; 0 for none.
-        max_caption_length (`int`, defaults to 35): Longest text in tokens.
-        normalize_captions (`bool`, defaults to `True`): Clean texts as BLIP's authors do.
+        output_dir (`str`): Directory of checkpoints, model, card and scores.
+        queue_size (`int`, defaults to 57600): Image-text pairs in the momentum queue of ITC.
+        momentum (`float`, defaults to 0.995): Momentum of the momentum encoders.
+        alpha (`float`, defaults to 0.4): Weight of the momentum encoders' soft targets in ITC.
+        negative_all_rank (`bool`, defaults to `True`): Whether to sample hard negatives from all processes.
+        rerank_top_k (`int`, defaults to 256): Number of candidates (best by cosine) that ITM re-ranks; 0 for none.
+        max_caption_length (`int`, defaults to 35): Maximum text length in tokens.
+        normalize_captions (`bool`, defaults to `True`): Whether to clean texts as the original does.
         augmentation (`str`, defaults to `"blip"`): `"blip"` (random crop, flip and RandAugment) or `"none"`.
-        early_stopping_patience (`int`, *optional*): Stop after so many evaluations without a better
-            `metric_for_best_model`.
-        image_cache (`str`, *optional*): A directory that keeps large and remote pictures made small.
+        early_stopping_patience (`int`, *optional*): Stop after this number of evaluations in which
+            `metric_for_best_model` did not improve.
+        image_cache (`str`, *optional*): Directory for resized copies of large and remote pictures.
 
     Raises:
-        RecipeError: A value is out of its range, or two contradict each other.
+        RecipeError: A value is out of range, or two values contradict each other.
 
     Example:
         ```python
@@ -42,7 +41,7 @@ class RetrievalTrainingArguments(RetrievalArguments, BlipTrainingArguments):
         ```
     """
 
-    label_smoothing_factor: float = field(default=0.0, metadata={"help": "ITC and ITM have none."})
+    label_smoothing_factor: float = field(default=0.0, metadata={"help": "Must be 0 for retrieval."})
     generation_max_length: int | None = field(default=None, init=False)
     generation_num_beams: int | None = field(default=None, init=False)
 
@@ -50,16 +49,16 @@ class RetrievalTrainingArguments(RetrievalArguments, BlipTrainingArguments):
         super().__post_init__()
         if self.label_smoothing_factor:
             raise RecipeError(
-                f"task is 'retrieval' and label_smoothing_factor is {self.label_smoothing_factor:g}: its losses have "
-                "none. Leave it out."
+                f"task is 'retrieval' and label_smoothing_factor is {self.label_smoothing_factor:g}: its losses do not "
+                "use label smoothing. Leave it out."
             )
         if self.save_only_model:
             raise RecipeError(
-                "task is 'retrieval' and save_only_model is true, but momentum encoders are part of a checkpoint: "
+                "task is 'retrieval' and save_only_model is true, but checkpoints must hold the momentum encoders: "
                 "leave it out."
             )
         if is_fsdp_requested(self):
             raise RecipeError(
-                "task is 'retrieval' and FSDP is asked for, but momentum encoders are copies of whole weights: start "
-                "several processes without FSDP (DistributedDataParallel)."
+                "task is 'retrieval' and FSDP is enabled, but momentum encoders need full weights in each process: "
+                "start several processes without FSDP (DistributedDataParallel)."
             )
