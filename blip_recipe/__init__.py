@@ -1,7 +1,7 @@
-"""Fine-tune BLIP to write captions, answer questions, and match pictures and texts.
+"""Fine-tune BLIP for image captioning, visual question answering and image-text retrieval.
 
-`import blip_recipe` makes `transformers.pipeline("image-to-text")` and `pipeline("visual-question-answering")` work on
-transformers 5, which dropped these tasks.
+`import blip_recipe` registers `transformers.pipeline("image-to-text")` and `pipeline("visual-question-answering")` with
+transformers 5, which removed these tasks.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _PLACES = {
     "vqa.trainer": ("VqaTrainer",),
     "vqa.training_arguments": ("VqaTrainingArguments",),
 }
-"""The public names by the module that they live in; imported when they are first asked for."""
+"""The public names of each module, which is imported on first use."""
 
 _MODULES = {name: f"blip_recipe.{module}" for module, names in _PLACES.items() for name in names}
 
@@ -81,9 +81,9 @@ _TASKS = {"image-to-text": "blip_recipe.captioning.pipeline", "visual-question-a
 
 @wrapt.when_imported("transformers.pipelines")
 def _register_tasks(pipelines: ModuleType) -> None:
-    """Register the tasks once transformers is asked for pipelines: importing it here would slow down every command."""
+    """Register the tasks when transformers imports its pipelines; importing them here would slow down every command."""
     for task, module in _TASKS.items():
-        if task not in pipelines.SUPPORTED_TASKS:  # transformers 4 has them
+        if task not in pipelines.SUPPORTED_TASKS:  # transformers 4 already has them
             import_module(module)
 
 

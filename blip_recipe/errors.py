@@ -1,4 +1,4 @@
-"""The errors a person can act on, and the exit codes the commands end with."""
+"""The exceptions of the package and the exit codes of its commands."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from collections.abc import Callable
 
 
 class RecipeError(Exception):
-    """The recipe, the data or the arguments are wrong: nothing was trained, nothing was written (exit code 2).
+    """The recipe, the data or the arguments are wrong (exit code 2).
 
-    The message says what was read, what was expected and what to do next.
+    The message tells what was read, what was expected and what to do.
     """
 
 
 class PushError(Exception):
-    """The work is done and saved, but it did not reach the Hub (exit code 3).
+    """The model is trained and saved, but the push to the Hub failed (exit code 3).
 
-    The message names the command that finishes the job.
+    The message names the command that pushes it again.
     """
 
 
 class SaveError(Exception):
-    """Something could not be written, most likely because the disk is full (exit code 1).
+    """A file could not be written, usually because the disk is full (exit code 1).
 
-    What was saved before is whole; the message says how to go on.
+    Files that were saved before are intact; the message tells how to continue.
     """
 
 
 class StoppedError(BaseException):
-    """A batch system asked the run to stop (exit code 128 plus the signal's number, as a shell counts).
+    """A signal asked the run to stop (exit code 128 plus the number of the signal, as in a shell).
 
-    No `Exception`, so that nothing takes it for a failure of its own.
+    It is not an `Exception`, so that no `except Exception` catches it.
     """
 
     def __init__(self, received: signal.Signals) -> None:
-        super().__init__(f"stopped by {received.name}; the same command resumes from the last checkpoint")
+        super().__init__(f"stopped by {received.name}: run the same command again to resume from the last checkpoint")
         self.exit_code = 128 + received
 
 
@@ -44,12 +44,12 @@ EXIT_CODES: dict[type[BaseException], int] = {RecipeError: 2, PushError: 3, Save
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Run a command's `main` and end the process with one clear line instead of a traceback.
+    """Run the `main` of a command, and print its errors as one message instead of a traceback.
 
-    Exit codes: 0 done, 1 not saved, 2 wrong input, 3 not pushed, 130 interrupted, 128 plus its number stopped by a
-    signal; anything else keeps its traceback and gives 1.
+    Exit codes: 0 done, 1 not saved, 2 wrong input, 3 not pushed, 130 interrupted, 128 plus its number for a signal.
+    Other errors keep their traceback and have code 1.
     """
-    # On some processors bitsandbytes wishes for a package that would run code from the Hub, in front of every message.
+    # On some CPUs bitsandbytes logs that `kernels` is missing, a package that would run code from the Hub.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         main()
