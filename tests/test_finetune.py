@@ -165,7 +165,9 @@ import json, sys
 from blip_recipe.finetune import main
 from blip_recipe.data.resources import resource_folder
 for recipe in sys.argv[2:]:
-    options = ["--dataset_name", sys.argv[1]] if recipe in ("my_folder", "capfilt_train") else []
+    options = ["--max_train_samples", "64", "--max_eval_samples", "16"] if recipe.startswith("shapes") else []
+    if recipe in ("my_folder", "capfilt_train"):
+        options = ["--dataset_name", sys.argv[1]]
     if recipe == "vqav2":
         options = ["--dataset_name", "shapes", "--train_split", "train", "--eval_split", "validation"]
     content = json.loads((resource_folder("recipes") / f"{recipe}.json").read_text())

@@ -76,7 +76,7 @@ def vocabulary_texts(rows: Dataset, *, normalize: bool, prompt: str = "", drawn:
 
 def _read_columns(arguments: CaptionDataArguments, split: str, max_samples: int | None) -> SplitColumns:
     if arguments.dataset_name == SHAPES:
-        return _read_shapes(arguments, split)
+        return _read_shapes(arguments, split, max_samples)
     file = Path(str(arguments.dataset_name)).expanduser()
     if file.is_file():
         return read_captions_file(arguments, split)
@@ -86,9 +86,9 @@ def _read_columns(arguments: CaptionDataArguments, split: str, max_samples: int 
     return read_table(arguments, split, max_samples)
 
 
-def _read_shapes(arguments: CaptionDataArguments, split: str) -> SplitColumns:
+def _read_shapes(arguments: CaptionDataArguments, split: str, max_samples: int | None) -> SplitColumns:
     style = arguments.dataset_config_name or SHAPES_STYLES[0]
     if style not in SHAPES_STYLES:
         raise RecipeError(f"dataset_config_name is {style!r}: the styles of {SHAPES!r} are {', '.join(SHAPES_STYLES)}.")
-    table = load_shapes(parse_split(split, SHAPES_SPLITS, SHAPES), cast("Style", style))
+    table = load_shapes(parse_split(split, SHAPES_SPLITS, SHAPES), cast("Style", style), max_samples)
     return SplitColumns(table.select_columns(["image"]), table["captions"][:], None)

@@ -197,9 +197,9 @@ def _before(split: str) -> Iterator[str]:
         yield other
 
 
-def load_shapes(splits: list[str], style: Style = "plain") -> Dataset:
-    """Splits of the drawn scenes, one after the other, as `image` (PNG) and `captions`."""
-    scenes = [scene for split in splits for scene in make_scenes(split)]
+def load_shapes(splits: list[str], style: Style = "plain", max_samples: int | None = None) -> Dataset:
+    """Splits of the drawn scenes, one after the other, as `image` (PNG) and `captions`; only the first are drawn."""
+    scenes = [scene for split in splits for scene in make_scenes(split)][:max_samples]
     return Dataset.from_dict(
         {
             "image": [{"bytes": encode_picture(draw_scene(scene)), "path": None} for scene in scenes],

@@ -8,7 +8,9 @@ import re
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from blip_recipe.data import shapes
 from blip_recipe.data.arguments import CaptionDataArguments
 from blip_recipe.data.images import open_image
 from blip_recipe.data.load import load_split, vocabulary_texts
@@ -133,6 +135,21 @@ def test_styles_are_configurations_and_splits_can_be_summed() -> None:
     rows = load_split(CaptionDataArguments(dataset_name="shapes", dataset_config_name="telegraph"), "validation+test")
     assert len(rows) == SHAPES_SPLITS["validation"] + SHAPES_SPLITS["test"]
     assert rows[0]["captions"] == describe_scene(make_scenes("validation")[0], "telegraph")
+
+
+def test_the_first_rows_are_those_of_the_whole_split_and_no_others_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = CaptionDataArguments(dataset_name="shapes")
+    whole = load_split(arguments, "validation+test")
+    drawn: list[Scene] = []
+
+    def draw_and_note(scene: Scene) -> Image.Image:
+        drawn.append(scene)
+        return draw_scene(scene)
+
+    monkeypatch.setattr(shapes, "draw_scene", draw_and_note)
+    first = load_split(arguments, "validation+test", max_samples=3)
+    assert first.to_list() == whole.select(range(3)).to_list()
+    assert tuple(drawn) == make_scenes("validation")[:3]
 
 
 def test_unknown_styles_and_splits_name_the_known() -> None:
