@@ -2,11 +2,12 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
-export OMP_NUM_THREADS ?= $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
+export OMP_NUM_THREADS ?= $(CORES)
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install quickstart test lint compatibility bench kills soak examples fuzz clean
+.PHONY: install quickstart test test-all checks lint compatibility bench kills soak examples fuzz clean
 
 install: .venv/installed
 
@@ -25,8 +26,18 @@ lint: install
 	$(BIN)/python tests/imports.py
 	$(BIN)/mypy blip_recipe tests benchmarks
 
-test: lint compatibility
-	$(BIN)/python -m pytest -q
+# A process of pytest on each core, with one thread.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(CORES) --dist worksteal --durations 20
+
+test: checks
+	$(PYTEST) -m "not long"
+
+test-all: checks  ## with the proofs that take minutes each: about two hours
+	$(PYTEST)
+	$(MAKE) kills soak fuzz
+
+checks: install
+	$(MAKE) -j 2 lint compatibility
 
 # What a run saves, loaded by plain transformers: the installed one, and others (VERSIONS="4.57.* 5.18.*").
 VERSIONS ?= 4.57.*

@@ -83,6 +83,7 @@ def test_a_process_killed_during_an_evaluation_is_started_again(scorer: CaptionS
     assert [java.pid for java in javas()] != [process.pid]
 
 
+@pytest.mark.long
 def test_a_novel_ends_in_an_error_that_names_it_and_the_next_call_works(scorer: CaptionScorer) -> None:
     expected = scorer.score(DOGS, DOG_REFERENCES)
     began = time.monotonic()

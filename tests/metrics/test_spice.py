@@ -1,13 +1,12 @@
 """SPICE: its values, its parser from Maven, its cache, and what may go wrong.
 
-The reference values are compared on the first 15 images of each file, and on all with `BLIP_RECIPE_ALL_SPICE=1` (ten
-minutes, once): an image's SPICE does not depend on the others.
+`make test` compares the first 15 images of each file with their reference values, `make test-all` all of them, which
+takes ten minutes.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -58,8 +57,8 @@ def own_cache(jars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 @pytest.mark.usefixtures("jars")
 @pytest.mark.parametrize("name", ["raw_300", "fakecap_300"])
-def test_scores_equal_those_of_the_reference_scorer(shared: Path, name: str) -> None:
-    every = bool(os.environ.get("BLIP_RECIPE_ALL_SPICE"))
+@pytest.mark.parametrize("every", [False, pytest.param(True, marks=[pytest.mark.long, pytest.mark.timeout(1800)])])
+def test_scores_equal_those_of_the_reference_scorer(shared: Path, name: str, every: bool) -> None:
     rows = scored_rows(shared, name)[: None if every else 15]
     scores = score_captions(captions_of(rows), references_of(rows), ["spice"])
     assert largest_difference(scores, rows) < 1e-9
