@@ -35,7 +35,7 @@ from transformers.models.blip.image_processing_pil_blip import BlipImageProcesso
 from benchmarks.common import RESULTS, machine, write_results
 from blip_recipe.data.augmentation import CROP_SCALE, augment
 from blip_recipe.data.pixels import normalize_pixels, read_pixels, resize_pixels, stack_pixels
-from blip_recipe.data.resized_cache import resize_beforehand
+from blip_recipe.data.resized_cache import cache_resized_pictures
 from blip_recipe.errors import run_command
 
 IMAGE_SIZE, BATCH = 384, 16
@@ -81,7 +81,7 @@ def compare(name: str, contents: list[bytes], turns: int) -> list[dict[str, Any]
     """Pictures a second of each side, without augmentation and with it."""
     with tempfile.TemporaryDirectory() as folder:
         rows = Dataset.from_dict({"image": [{"bytes": each, "path": None} for each in contents]})
-        kept = resize_beforehand(rows.cast_column("image", ImageFeature(decode=False)), IMAGE_SIZE, Path(folder))
+        kept = cache_resized_pictures(rows.cast_column("image", ImageFeature(decode=False)), IMAGE_SIZE, Path(folder))
         small: Pictures = [kept.get(row, content) for row, content in enumerate(contents)]
         inputs: dict[str, Pictures] = {"ours, cached": small} if kept else {}
         return [

@@ -101,7 +101,7 @@ def measure(folder: str, images: int) -> dict[str, Any]:
         "images": images,
         **{f"{name}: seconds": round(each, 2) for name, each in seconds.items()},
         "milliseconds an image": round(1000 * sum(seconds.values()) / images, 3),
-        "peak MiB": round(memory.on_top() / 2**20),
+        "peak MiB": round(memory.increase() / 2**20),
     }
 
 

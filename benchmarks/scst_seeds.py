@@ -71,7 +71,7 @@ def run_seed(seed: int, folder: Path) -> dict[str, Any]:
         "gain": round(results["test_cider"] / results["baseline_cider"] - 1, 4),
         **scores,
         **{
-            f"{kind} named rightly: {when}": share_named_rightly(run / "predictions.jsonl", names)
+            f"{kind} named rightly: {when}": share_named_correctly(run / "predictions.jsonl", names)
             for kind, names in NAMES.items()
             for when, run in (("before", first), ("after", second))
         },
@@ -81,7 +81,7 @@ def run_seed(seed: int, folder: Path) -> dict[str, Any]:
     }
 
 
-def share_named_rightly(predictions: Path, names: Iterable[str]) -> float:
+def share_named_correctly(predictions: Path, names: Iterable[str]) -> float:
     """Of the `names` in the references, the share that the captions have too, whichever object they give them to."""
     said = rightly = 0
     for line in predictions.read_text(encoding="utf-8").splitlines():

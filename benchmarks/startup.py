@@ -71,9 +71,11 @@ def main() -> None:
         ours = [sys.executable, "-m", "blip_recipe.finetune", str(recipe), *given]
         seconds: dict[str, list[float]] = {"help": [], "stock": [], "ours": []}
         for _ in range(options.turns):
-            seconds["help"].append(until_said([sys.executable, "-m", "blip_recipe.finetune", "--help"], "usage"))
-            seconds["stock"].append(until_said(stock, "1/1"))
-            seconds["ours"].append(until_said(ours, "1/1"))
+            seconds["help"].append(
+                seconds_until_output([sys.executable, "-m", "blip_recipe.finetune", "--help"], "usage")
+            )
+            seconds["stock"].append(seconds_until_output(stock, "1/1"))
+            seconds["ours"].append(seconds_until_output(ours, "1/1"))
     median = {name: statistics.median(each) for name, each in seconds.items()}
     row = {f"{name}: seconds": round(each, 2) for name, each in median.items()}
     rows = [row | {"ours / stock": round(median["ours"] / median["stock"], 2)}]
@@ -90,7 +92,7 @@ def save_tiny_model(folder: str) -> None:
     save_processor(processor, Path(folder))
 
 
-def until_said(command: list[str], word: str) -> float:
+def seconds_until_output(command: list[str], word: str) -> float:
     """Seconds from the start of a command until it says `word`; it then runs to its end."""
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ)

@@ -133,7 +133,7 @@ def measure(kind: str, folder: Path, rows: int) -> list[dict[str, Any]]:
                     "resident MiB": round(process.memory_info().rss / MIB),
                     "rows a second": round(count / (time.perf_counter() - began)),
                     "rows a second of the core": round(count / (time.process_time() - used)),
-                    "seconds to go on in the middle": seconds_to_go_on(folder, middle),
+                    "seconds to go on in the middle": seconds_to_resume(folder, middle),
                 }
             )
             wanted = wanted[1:]
@@ -142,7 +142,7 @@ def measure(kind: str, folder: Path, rows: int) -> list[dict[str, Any]]:
     return results
 
 
-def seconds_to_go_on(folder: Path, position: Position) -> float:
+def seconds_to_resume(folder: Path, position: Position) -> float:
     """From nothing to the row behind `position`."""
     began = time.perf_counter()
     stream = stream_of(folder)

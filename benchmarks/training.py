@@ -143,7 +143,7 @@ def run_turn(
         "torch_compile": options.torch_compile,
         "dataloader_num_workers": 0,
     }
-    wake_up(device)
+    warm_up(device)
     memory = PeakMemory(device)
     try:
         return [measure(SIDES[side](mode, folder, images, arguments), memory)]
@@ -151,7 +151,7 @@ def run_turn(
         return []
 
 
-def wake_up(device: torch.device) -> None:
+def warm_up(device: torch.device) -> None:
     """Load what torch loads at its first step, which is no memory of the model's."""
     layer = torch.nn.Linear(64, 64).to(device)
     layer(torch.randn(64, 64, device=device)).sum().backward()
@@ -163,7 +163,7 @@ def measure(trainer: Trainer, memory: PeakMemory) -> Measured:
     times = StepTimes(memory.device)
     trainer.add_callback(times)
     trainer.train()
-    peak = memory.on_top()
+    peak = memory.increase()
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     model = trainer.accelerator.unwrap_model(trainer.model, keep_torch_compile=False)
     with trainer.accelerator.autocast():

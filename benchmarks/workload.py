@@ -176,7 +176,7 @@ class PeakMemory:
             (STATUS.parent / "clear_refs").write_text("5")
         self.before = self._read("VmRSS", torch.cuda.memory_allocated)
 
-    def on_top(self) -> int:
+    def increase(self) -> int:
         """The peak so far, less what there was before."""
         return self._read("VmHWM", torch.cuda.max_memory_allocated) - self.before
 

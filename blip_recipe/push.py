@@ -24,9 +24,9 @@ def main() -> None:
         COMMIT_MESSAGE,
         check_repo_id,
         check_tag,
-        not_pushed,
         preflight,
         push_command,
+        push_failed,
         push_folder,
     )
 
@@ -43,7 +43,7 @@ def main() -> None:
     except RecipeError as error:
         # The directory is sound and the name is one: what is in the way is on the Hub's side.
         finish = push_command(folder, arguments.repo_id, private=private, tag=tag)
-        raise not_pushed(f"{folder} was not pushed to {arguments.repo_id}.", error, finish, api) from error
+        raise push_failed(f"{folder} was not pushed to {arguments.repo_id}.", error, finish, api) from error
     retarget(folder, repo_id)
     print(
         push_folder(

@@ -18,8 +18,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from blip_recipe.capfilt.judging import KINDS
 from blip_recipe.capfilt.run import read_note
 from blip_recipe.capfilt.shard_output import DATA
-from blip_recipe.capfilt.tally import BINS, SHOWN, sum_up
-from blip_recipe.data.storage import write_json, write_whole
+from blip_recipe.capfilt.tally import BINS, EXAMPLES_PER_SORT, add_counts
+from blip_recipe.data.storage import write_atomically, write_json
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 REPORT = "report.html"
 
-FAULTS_SHOWN = 50
+MAX_ERRORS_SHOWN = 50
 """Shards and pictures that the page names of those that could not be read."""
 
 DISTANCES = {"near": "nearest to the threshold", "far": "farthest from it"}
@@ -47,13 +47,13 @@ def report(arguments: CapFiltArguments, source: Source) -> None:
     """
     output_dir = Path(arguments.output_dir)
     notes = [read_note(output_dir, shard) for shard in source.shards]
-    totals = sum_up(notes)
+    totals = add_counts(notes)
     if not totals["shards"]:
         raise RecipeError(
             f"None of the {len(notes):,} shards of {arguments.dataset_name} can be read; the first: {notes[0]['fault']}"
         )
     write_json(output_dir / "all_results.json", totals)
-    write_whole(output_dir / REPORT, render(arguments, notes, totals).encode())
+    write_atomically(output_dir / REPORT, render(arguments, notes, totals).encode())
     for kind in KINDS:
         logger.info(
             "%s: %s of %s kept (%.1f%%)",
@@ -101,7 +101,7 @@ def render(arguments: CapFiltArguments, notes: Sequence[Mapping[str, Any]], tota
             }
             for kind, fate, (where, title) in product(KINDS, ("kept", "dropped"), DISTANCES.items())
         ],
-        faults=list(islice(chain(unreadable, skipped), FAULTS_SHOWN)),
+        faults=list(islice(chain(unreadable, skipped), MAX_ERRORS_SHOWN)),
         faults_in_all=totals["shards_unreadable"] + totals["images_skipped"],
     )
 
@@ -120,4 +120,4 @@ def choose_examples(notes: Iterable[Mapping[str, Any]], sort: str, threshold: fl
     """The examples of a sort among those of all shards, nearest to the threshold first, or farthest from it."""
     found = ({"shard": note["shard"], **each} for note in notes for each in note["examples"].get(sort, ()))
     choose = heapq.nsmallest if sort.endswith("near") else heapq.nlargest
-    return choose(SHOWN, found, key=lambda each: abs(each["score"] - threshold))
+    return choose(EXAMPLES_PER_SORT, found, key=lambda each: abs(each["score"] - threshold))

@@ -28,7 +28,7 @@ NOTES = "shards"
 """The folder with a note of each shard."""
 
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}")
-"""Names of files that are being written (`results.whole_file`)."""
+"""Names of files that are being written (`storage.atomic_file`)."""
 
 MAY_CHANGE = ("output_dir", "on_bad_image", "batch_size")
 """Keys that change no score beyond rounding: where a run stopped, they may be what it needs to go on."""

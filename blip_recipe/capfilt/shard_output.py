@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, Image, List, Value
 
-from blip_recipe.data.storage import whole_file
+from blip_recipe.data.storage import atomic_file
 
 if TYPE_CHECKING:
     from blip_recipe.capfilt.judging import JudgedImage
@@ -169,8 +169,8 @@ def write_shard(
     """
     images = data_path(output_dir, shard.number, kind)
     with ExitStack() as stack:
-        judged_file = stack.enter_context(whole_file(judged_path(output_dir, shard.number), flush=True))
-        data_file = stack.enter_context(whole_file(images, flush=True))
+        judged_file = stack.enter_context(atomic_file(judged_path(output_dir, shard.number), flush=True))
+        data_file = stack.enter_context(atomic_file(images, flush=True))
         judged = stack.enter_context(closing(ParquetWriter(judged_file, JUDGED_FEATURES, ROW_GROUP[JUDGED])))
         data: TarWriter | ParquetWriter = (
             TarWriter(data_file, shard, extension)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 BINS = 20
 """Equal parts of the scores from 0 to 1 that are counted."""
 
-SHOWN = 12
+EXAMPLES_PER_SORT = 12
 """Examples of each sort that the report has."""
 
 THUMBNAIL = 160
@@ -32,7 +32,7 @@ class Tally:
 
     def __init__(self, threshold: float, shards: int) -> None:
         self.threshold = threshold
-        self.examples_kept = -(-SHOWN // shards)
+        self.examples_kept = -(-EXAMPLES_PER_SORT // shards)
         self.images = self.images_kept = 0
         self.skipped: list[BadImage] = []
         self.kinds: dict[str, Any] = {kind: {"judged": 0, "kept": 0, "histogram": [0] * BINS} for kind in KINDS}
@@ -91,7 +91,7 @@ def thumbnail(content: bytes) -> str:
     return base64.b64encode(buffer.getvalue()).decode()
 
 
-def sum_up(notes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def add_counts(notes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """The counts of all shards together: a flat table of numbers, as `all_results.json` has it."""
     notes = list(notes)
     done = [note for note in notes if "images" in note]

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from blip_recipe.data.images import open_image
-from blip_recipe.data.storage import write_whole
+from blip_recipe.data.storage import write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -106,7 +106,7 @@ def write_samples(
     row_numbers = {name: row for row, name in enumerate(rows[key])}
     for title, prediction in choose_samples(predictions).items():
         image = open_image(rows[row_numbers[prediction[key]]]["image"])
-        write_whole(output_dir / SAMPLE_FILES[title], encode_sample(image), flush=True)
+        write_atomically(output_dir / SAMPLE_FILES[title], encode_sample(image), flush=True)
 
 
 def encode_sample(image: Image) -> bytes:

@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from blip_recipe.card.facts import PLACEHOLDER
-from blip_recipe.data.storage import read_json, write_json, write_whole
+from blip_recipe.data.storage import read_json, write_atomically, write_json
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,7 +27,7 @@ def retarget(folder: Path, repo_id: str) -> None:
         return
     readme = folder / "README.md"
     if readme.exists():
-        write_whole(readme, retarget_card(readme.read_bytes().decode(), old, repo_id).encode())
+        write_atomically(readme, retarget_card(readme.read_bytes().decode(), old, repo_id).encode())
     if recipe:
         write_json(folder / "recipe.json", recipe | {"hub_model_id": repo_id})
 

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 SKIPPED_FILE = "skipped_rows.jsonl"
 """What `on_bad_image: skip` left out, a line a row, in the output directory."""
 
-OFFENDERS_SHOWN = 10
+MAX_LISTED = 10
 
 MAX_CHARACTERS = 100_000
 """Longest caption: what is longer is a file that went into the wrong column. (Training cuts captions to their first
@@ -92,7 +92,7 @@ def check_splits(
             )
     for each in found if int(os.environ.get("RANK", 0)) == 0 else ():
         logger.warning("Skipped %s", _describe(each))
-    return {role: _without(rows, bad[role]) for role, rows in splits.items()}, found
+    return {role: _drop_rows(rows, bad[role]) for role, rows in splits.items()}, found
 
 
 def write_skipped_rows(path: Path, skipped: Sequence[SkippedRow]) -> None:
@@ -110,13 +110,13 @@ def _describe(bad: SkippedRow) -> str:
 
 
 def _list(bad: Sequence[SkippedRow]) -> str:
-    lines = [f"  {_describe(each)}" for each in bad[:OFFENDERS_SHOWN]]
-    if len(bad) > OFFENDERS_SHOWN:
-        lines.append(f"  and {len(bad) - OFFENDERS_SHOWN:,} more")
+    lines = [f"  {_describe(each)}" for each in bad[:MAX_LISTED]]
+    if len(bad) > MAX_LISTED:
+        lines.append(f"  and {len(bad) - MAX_LISTED:,} more")
     return "\n".join(lines)
 
 
-def _without(rows: Dataset, bad: Sequence[SkippedRow]) -> Dataset:
+def _drop_rows(rows: Dataset, bad: Sequence[SkippedRow]) -> Dataset:
     skipped = {each.row for each in bad}
     return rows.select([row for row in range(len(rows)) if row not in skipped]) if skipped else rows
 

@@ -73,7 +73,7 @@ def caption_rows(dataset: Any, where: str) -> Rows:
     else:
         rows = join_columns(SplitColumns(images_of(table, columns.image, None, where), captions, image_ids), where)
     names = rows["image_id"] if image_ids else None
-    refuse_faults(map(validate_captions, rows["captions"][:]), where, names)
+    raise_for_faults(map(validate_captions, rows["captions"][:]), where, names)
     return rows
 
 
@@ -114,7 +114,7 @@ def check_dataset(dataset: Any, where: str) -> None:
         )
 
 
-def refuse_faults(faults: Iterable[str | None], where: str, image_ids: Iterable[Any] | None = None) -> None:
+def raise_for_faults(faults: Iterable[str | None], where: str, image_ids: Iterable[Any] | None = None) -> None:
     """Make sure that no row has a fault.
 
     Args:
@@ -177,17 +177,17 @@ def read_record(item: Any, where: str = "data set", *, columns: Columns | None =
         RecipeError: It is something else, or has no caption.
     """
     columns = columns or find_columns(item, where)
-    cells = [entry_of(item, name, where) for name in columns.captions]
+    cells = [get_entry(item, name, where) for name in columns.captions]
     try:
         captions = read_captions(cells[0] if len(cells) == 1 else cells)
     except TypeError as error:
         raise RecipeError(f"{where} holds {error}: expected captions as text.") from error
     if fault := validate_captions(captions):
         raise RecipeError(f"{where}: {fault}. Repair it, or leave it out.")
-    return {"image": entry_of(item, columns.image, where), IMAGE_ID: item.get(IMAGE_ID), "captions": captions}
+    return {"image": get_entry(item, columns.image, where), IMAGE_ID: item.get(IMAGE_ID), "captions": captions}
 
 
-def entry_of(item: Any, name: str, where: str) -> Any:
+def get_entry(item: Any, name: str, where: str) -> Any:
     """An entry of an item, where the first item has it; a tuple as a list.
 
     Raises:
@@ -212,7 +212,7 @@ def find_columns(item: Any, where: str) -> Columns:
     Raises:
         RecipeError: It is no dictionary, or has none.
     """
-    return choose_columns_of(features_of(item, where), where)
+    return choose_columns_of(infer_features(item, where), where)
 
 
 def choose_columns_of(features: Features, where: str) -> Columns:
@@ -228,7 +228,7 @@ def choose_columns_of(features: Features, where: str) -> Columns:
     return Columns(image, choose_caption_columns(features, None, where, ADVICE))
 
 
-def features_of(item: Any, where: str) -> Features:
+def infer_features(item: Any, where: str) -> Features:
     """The types of columns that an item of a data set would have, as far as choosing columns needs them.
 
     Raises:
@@ -239,7 +239,7 @@ def features_of(item: Any, where: str) -> Features:
             f"{where} gives a {type(item).__name__}: expected dictionaries with a picture and texts, such as "
             "{'image': ..., 'captions': [...]}."
         )
-    return Features({name: _feature_of(value) for name, value in item.items()})
+    return Features({name: _infer_feature(value) for name, value in item.items()})
 
 
 class TorchRows:
@@ -286,7 +286,7 @@ class TorchRows:
         return {name: row if name.endswith("_id") and value is None else value for name, value in record.items()}
 
 
-def _feature_of(value: Any) -> Any:
+def _infer_feature(value: Any) -> Any:
     if isinstance(value, (Picture, torch.Tensor, np.ndarray)) or (isinstance(value, Mapping) and "bytes" in value):
         return Image()
     if isinstance(value, str):

@@ -37,7 +37,7 @@ class PictureDataset(torch.utils.data.Dataset[dict[str, Any]]):
         image_size: Side of an augmented picture in pixels.
         augmentation: `"blip"` is the original's (`augment`), `"none"` leaves pictures in their own size.
         seed: What random choices start from.
-        resized: Files to read pictures from, by row number (`resize_beforehand`), in place of those in `rows`.
+        resized: Files to read pictures from, by row number (`cache_resized_pictures`), in place of those in `rows`.
     """
 
     def __init__(

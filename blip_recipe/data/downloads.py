@@ -57,13 +57,13 @@ class DownloadError(Exception):
     """
 
 
-def download(url: str, *, timeout: float | None = None, may_be_private: bool) -> bytes:
+def download(url: str, *, timeout: float | None = None, allow_private: bool) -> bytes:
     """The content of `url`; asked for again when the network or the server falters.
 
     Args:
         url: Of scheme http or https.
         timeout: Seconds that all of it may take; default 30.
-        may_be_private: Whether `url` itself may lead to a private address, because the caller named it. A redirect from
+        allow_private: Whether `url` itself may lead to a private address, because the caller named it. A redirect from
             a public address to a private one is refused all the same.
 
     Raises:
@@ -71,7 +71,7 @@ def download(url: str, *, timeout: float | None = None, may_be_private: bool) ->
         OSError: The network or the server failed (`HTTPError`: the server refused).
     """
     timeout = DOWNLOAD_TIMEOUT if timeout is None else timeout
-    fetch = _Fetch(time.monotonic() + timeout, may_be_private)
+    fetch = _Fetch(time.monotonic() + timeout, allow_private)
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return fetch.read(url)
@@ -86,7 +86,7 @@ def download(url: str, *, timeout: float | None = None, may_be_private: bool) ->
     raise AssertionError("the last attempt returns or raises")
 
 
-def data_may_be_private() -> bool:
+def private_addresses_allowed() -> bool:
     """Whether the user lets the addresses of a data set be private ones."""
     return os.environ.get(ALLOW_PRIVATE, "").lower() in ("1", "true", "yes")
 
@@ -112,16 +112,16 @@ NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 class _Fetch:
     """One picture's attempts: how long they may still take, and which addresses they may connect to."""
 
-    def __init__(self, deadline: float, may_be_private: bool) -> None:
+    def __init__(self, deadline: float, allow_private: bool) -> None:
         self.deadline = deadline
-        self.may_be_private = may_be_private
+        self.allow_private = allow_private
         self.connection: socket.socket | None = None
 
     def read(self, url: str) -> bytes:
         """The content of `url`."""
         content = bytearray()
         request = _request(url)
-        with self._closing_late(), _opener(self).open(request, timeout=self.seconds_left()) as response:
+        with self._close_at_deadline(), _opener(self).open(request, timeout=self.seconds_left()) as response:
             while part := response.read(2**16):
                 content += part
                 if len(content) > MAX_DOWNLOAD:
@@ -155,12 +155,12 @@ class _Fetch:
     def check(self, host: str, addresses: list[str]) -> None:
         """Refuse private addresses of `host`; once a public one was asked, none may follow."""
         private = [each for each in addresses if not is_public(each)]
-        if private and not self.may_be_private:
+        if private and not self.allow_private:
             raise DownloadError(
                 f"{host} is the private address {private[0]}. If the data may make this machine ask its own network, "
                 f"set {ALLOW_PRIVATE}=1"
             )
-        self.may_be_private = bool(private)
+        self.allow_private = bool(private)
 
     def check_proxied(self, host: str) -> None:
         """Refuse what can be told of a host that only a proxy looks up: private addresses, and this machine's name."""
@@ -178,7 +178,7 @@ class _Fetch:
         return connection
 
     @contextmanager
-    def _closing_late(self) -> Iterator[None]:
+    def _close_at_deadline(self) -> Iterator[None]:
         """Cut the connection off at the deadline, in whatever it waits for: a server may send a byte now and then."""
         timer = threading.Timer(self.seconds_left(), self._cut)
         timer.daemon = True

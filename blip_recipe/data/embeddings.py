@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import Dataset
 
 from blip_recipe.data.pixels import read_pixels, resize_pixels
-from blip_recipe.data.storage import write_whole
+from blip_recipe.data.storage import write_atomically
 from blip_recipe.errors import RecipeError
 from blip_recipe.metrics.cache_folder import cache_folder
 
@@ -49,7 +49,7 @@ class EmbeddingStore:
         self.folder = cache_folder("image_embeds", digest.hexdigest()[:32])
 
     @property
-    def bytes_an_image(self) -> int:
+    def bytes_per_image(self) -> int:
         """Size of a kept picture."""
         return math.prod(self.shape) * self.dtype.itemsize
 
@@ -70,7 +70,7 @@ class EmbeddingStore:
         """
         path = self.path(key)
         try:
-            write_whole(path, embeds.to(self.dtype).contiguous().view(torch.uint8).numpy().tobytes())
+            write_atomically(path, embeds.to(self.dtype).contiguous().view(torch.uint8).numpy().tobytes())
         except OSError as error:
             raise RecipeError(
                 f"cache_image_embeds: {path.parent} cannot be written ({error}). Set BLIP_RECIPE_CACHE to another, "
@@ -80,7 +80,7 @@ class EmbeddingStore:
     def holds(self, key: str) -> bool:
         """Whether the picture `key` is kept, whole: a machine that lost its power may leave an empty file."""
         path = self.path(key)
-        return path.exists() and path.stat().st_size == self.bytes_an_image
+        return path.exists() and path.stat().st_size == self.bytes_per_image
 
     def check_space(self, images: int) -> None:
         """Refuse to begin what the disk cannot hold, where nothing is kept yet.
@@ -88,7 +88,7 @@ class EmbeddingStore:
         Raises:
             RecipeError: `images` do not fit.
         """
-        needed, free = images * self.bytes_an_image, shutil.disk_usage(self.folder).free
+        needed, free = images * self.bytes_per_image, shutil.disk_usage(self.folder).free
         if needed > free and not any(self.folder.iterdir()):
             raise RecipeError(
                 f"cache_image_embeds needs {needed / 2**30:.1f} GiB for {images:,} pictures, but {self.folder} has "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from blip_recipe.data.captions import read_captions
 from blip_recipe.data.columns import check_column
-from blip_recipe.data.rows import PathRoot, SplitColumns, images_from_paths, name_some, parse_split
+from blip_recipe.data.rows import PathRoot, SplitColumns, images_from_paths, join_first, parse_split
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def _check_records(records: Any, fields: dict[str, tuple[type, ...]], name: str,
     if broken:
         raise RecipeError(
             f"{file}: {len(broken):,} of {len(records):,} {name} are broken, lacking {' or '.join(fields)} (numbers "
-            f"{name_some(broken)}): the first is {json.dumps(records[broken[0]])[:100]}. {EXPECTED}"
+            f"{join_first(broken)}): the first is {json.dumps(records[broken[0]])[:100]}. {EXPECTED}"
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, Union
 import numpy as np
 from PIL import Image, ImageOps
 
-from blip_recipe.data.downloads import data_may_be_private, download
+from blip_recipe.data.downloads import download, private_addresses_allowed
 from blip_recipe.errors import RecipeError
 
 Picture: TypeAlias = Union[str, "PathLike[str]", bytes, Mapping[str, Any], Image.Image, np.ndarray, None]
@@ -45,7 +45,7 @@ def open_image(image: Picture, *, timeout: float | None = None) -> Image.Image:
     Raises:
         BadImageError: There is no such picture, it is broken, or it has more than 179 megapixels.
     """
-    with naming_faults(image):
+    with wrap_image_errors(image):
         return to_upright_rgb(open_lazily(image, timeout))
 
 
@@ -61,7 +61,7 @@ def describe(image: Picture) -> str:
 
 
 @contextmanager
-def naming_faults(image: Picture) -> Iterator[None]:
+def wrap_image_errors(image: Picture) -> Iterator[None]:
     """Turn whatever the parsers of broken files raise into an error that names the picture."""
     try:
         yield
@@ -102,7 +102,7 @@ def read_content(image: Picture) -> bytes:
     Raises:
         BadImageError: There is no such picture.
     """
-    with naming_faults(image):
+    with wrap_image_errors(image):
         source = _readable(image, None)
         return source.read_bytes() if isinstance(source, Path) else source.getvalue()
 
@@ -114,7 +114,7 @@ def _readable(image: Picture, timeout: float | None) -> io.BytesIO | Path:
     if isinstance(image, bytes):
         return io.BytesIO(image)
     if isinstance(image, str) and "://" in image:
-        return io.BytesIO(download(image, timeout=timeout, may_be_private=named or data_may_be_private()))
+        return io.BytesIO(download(image, timeout=timeout, allow_private=named or private_addresses_allowed()))
     if isinstance(image, (str, PathLike)):
         path = Path(image)
         if path.exists() and not path.is_file():
@@ -157,7 +157,7 @@ def check_picture(image: Picture) -> str | None:
     It is decoded and forgotten; a JPEG at an eighth of its size, which still reads the file to its end.
     """
     try:
-        with naming_faults(image):
+        with wrap_image_errors(image):
             opened = open_lazily(image)
             opened.draft(None, (max(1, opened.width // 8), max(1, opened.height // 8)))
             ImageOps.exif_transpose(opened)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from blip_recipe.data.rows import name_some
+from blip_recipe.data.rows import join_first
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -30,20 +30,22 @@ def check_metadata(folder: Path) -> None:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 count += bool(line.strip())
-                if line.strip() and (fault := _fault_of(line)):
+                if line.strip() and (fault := _line_error(line)):
                     broken[number] = fault
         if broken:
             first = next(iter(broken.values()))
             raise RecipeError(
                 f"{path} cannot be read: {len(broken):,} of {count:,} lines are broken (lines "
-                f"{name_some(list(broken))}); the first {first}. Expected a JSON object with file_name and captions on "
-                "each line."
+                f"{join_first(list(broken))}); the first {first}. Expected a JSON object with file_name and captions "
+                "on each line."
             )
 
 
-def _fault_of(line: bytes) -> str | None:
+def _line_error(line: bytes) -> str | None:
     try:
-        record = json.loads(line.decode("utf-8"), object_pairs_hook=_no_key_twice, parse_constant=_no_constant)
+        record = json.loads(
+            line.decode("utf-8"), object_pairs_hook=_reject_duplicate_keys, parse_constant=_reject_constant
+        )
     except (ValueError, RecursionError) as error:
         return f"is no JSON ({error})"
     if not isinstance(record, dict):
@@ -53,14 +55,14 @@ def _fault_of(line: bytes) -> str | None:
     return "has a text that is no Unicode" if _has_surrogate(record) else None
 
 
-def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) < len(pairs):
         raise ValueError("a key stands there twice")
     return record
 
 
-def _no_constant(name: str) -> NoReturn:
+def _reject_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no number that JSON knows")
 
 

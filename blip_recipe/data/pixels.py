@@ -15,7 +15,7 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from blip_recipe.data.images import Picture, naming_faults, open_lazily, to_upright_rgb
+from blip_recipe.data.images import Picture, open_lazily, to_upright_rgb, wrap_image_errors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +49,7 @@ def read_pixels(image: Picture) -> torch.Tensor:
     Raises:
         BadImageError: As `open_image`; sizes are read from the file's header and refused before anything is decoded.
     """
-    with naming_faults(image):
+    with wrap_image_errors(image):
         opened = open_lazily(image)
         # A camera's MPO is a JPEG with more pictures behind the first.
         if isinstance(opened, ImageFile) and opened.format in ("JPEG", "MPO") and opened.mode in ("L", "RGB"):

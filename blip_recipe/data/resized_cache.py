@@ -30,9 +30,9 @@ from torchvision.transforms.v2.functional import resize
 from tqdm import tqdm
 
 from blip_recipe.data.augmentation import CROP_SCALE
-from blip_recipe.data.images import Picture, describe, is_url, naming_faults, open_lazily, read_content
+from blip_recipe.data.images import Picture, describe, is_url, open_lazily, read_content, wrap_image_errors
 from blip_recipe.data.pixels import read_pixels, to_image
-from blip_recipe.data.storage import write_whole
+from blip_recipe.data.storage import write_atomically
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def cache_folder(image_cache: str | None) -> Path | None:
     return Path(image_cache).expanduser()
 
 
-def resize_beforehand(rows: Dataset, image_size: int, folder: Path) -> dict[int, str]:
+def cache_resized_pictures(rows: Dataset, image_size: int, folder: Path) -> dict[int, str]:
     """Keep large and remote pictures of `rows` in `folder`; of several processes one works and the others wait.
 
     Returns:
@@ -75,7 +75,7 @@ def resize_beforehand(rows: Dataset, image_size: int, folder: Path) -> dict[int,
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".lock"), ThreadPoolExecutor(os.cpu_count() or 1) as threads:
-            files = threads.map(lambda row: _keep(images[row]["image"], side, folder), range(len(images)))
+            files = threads.map(lambda row: _cache_picture(images[row]["image"], side, folder), range(len(images)))
             bar = tqdm(
                 files, desc="Resizing pictures", total=len(images), unit="picture", file=sys.stderr, disable=None
             )
@@ -96,7 +96,7 @@ def resize_beforehand(rows: Dataset, image_size: int, folder: Path) -> dict[int,
     return kept
 
 
-def _keep(image: Picture, side: int, folder: Path) -> Path | None:
+def _cache_picture(image: Picture, side: int, folder: Path) -> Path | None:
     """The kept file of a picture; None where the picture is better read as it is."""
     url = is_url(image)
     if not url and min(_size(image)) <= side:
@@ -111,13 +111,13 @@ def _keep(image: Picture, side: int, folder: Path) -> Path | None:
 
 
 def _size(image: Picture) -> tuple[int, int]:
-    with naming_faults(image):
+    with wrap_image_errors(image):
         return open_lazily(image).size
 
 
 def _shrink(content: bytes, side: int, image: Picture) -> bytes:
     """A JPEG of the picture in `content`, upright, whose shorter side has `side` pixels."""
-    with naming_faults(image):
+    with wrap_image_errors(image):
         pixels = read_pixels(content)
     height, width = (round(length * side / min(pixels.shape[1:])) for length in pixels.shape[1:])
     pixels = resize(pixels, [height, width], interpolation=InterpolationMode.BICUBIC, antialias=True)
@@ -138,4 +138,4 @@ def _write(path: Path, content: bytes) -> None:
             f"image_cache: the disk of {path.parents[1]} has less than {RESERVE / 2**30:.1f} GiB left, which are not "
             "for pictures. Free some, name a directory on another disk, or leave image_cache out."
         )
-    write_whole(path, content)
+    write_atomically(path, content)

@@ -14,7 +14,7 @@ from blip_recipe.errors import RecipeError
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-NAMED = 10
+MAX_LISTED = 10
 """How many offenders a message names."""
 
 
@@ -44,7 +44,7 @@ def join_columns(columns: SplitColumns, where: str) -> Dataset:
     if len(columns.images) == 0:
         raise RecipeError(f"{where} is empty: expected at least one picture with captions.")
     image_ids = range(len(columns.images)) if columns.image_ids is None else columns.image_ids
-    id_type = type_of_ids(image_ids, where)
+    id_type = infer_id_type(image_ids, where)
     captions: dict[int | str, list[str]] = {}
     first_rows: dict[int | str, int] = {}
     for row, (image_id, found) in enumerate(zip(image_ids, columns.captions, strict=True)):
@@ -59,7 +59,7 @@ def join_columns(columns: SplitColumns, where: str) -> Dataset:
     return rows if len(first_rows) == len(rows) else rows.select(list(first_rows.values()))
 
 
-def type_of_ids(image_ids: Sequence[object], where: str) -> str:
+def infer_id_type(image_ids: Sequence[object], where: str) -> str:
     """The column type of ids, which must be all integers or all text."""
     if all(type(each) is str for each in image_ids):
         return "string"
@@ -108,7 +108,7 @@ class PathRoot:
             allowed = f"paths below {self.folder}" if self.folder else "embedded pictures or URLs, or image_root"
             raise RecipeError(
                 f"{where}: {len(outside):,} of {len(paths):,} paths lead to files that this data set may not name: "
-                f"{name_some(list(map(repr, outside)))}. Expected {allowed}."
+                f"{join_first(list(map(repr, outside)))}. Expected {allowed}."
             )
         return found
 
@@ -134,7 +134,7 @@ def parse_split(split: str, known: Collection[str], where: str) -> list[str]:
     return names
 
 
-def name_some(names: Sequence[object]) -> str:
+def join_first(names: Sequence[object]) -> str:
     """The first ten of `names`, for a message."""
-    more = ", …" if len(names) > NAMED else ""
-    return ", ".join(map(str, names[:NAMED])) + more
+    more = ", …" if len(names) > MAX_LISTED else ""
+    return ", ".join(map(str, names[:MAX_LISTED])) + more

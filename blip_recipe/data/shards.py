@@ -18,7 +18,7 @@ from datasets.exceptions import DatasetGenerationError, DatasetsError
 from blip_recipe.data import tables
 from blip_recipe.data.captions import read_captions
 from blip_recipe.data.columns import check_column, choose_caption_columns, choose_image_column
-from blip_recipe.data.images import check_picture, naming_faults
+from blip_recipe.data.images import check_picture, wrap_image_errors
 from blip_recipe.data.rows import SplitColumns
 from blip_recipe.errors import RecipeError
 
@@ -146,7 +146,7 @@ class ShardedSplit:
         if picture["bytes"] is not None or path is None:
             return picture
         if "://" in path and path.rpartition("::")[2].startswith(self.trusted):
-            with naming_faults(picture), fsspec.open(path, "rb") as file:
+            with wrap_image_errors(picture), fsspec.open(path, "rb") as file:
                 return {"bytes": file.read(), "path": path}
         (place,) = tables.path_root(self.arguments).resolve([path], str(self.arguments.dataset_name))
         return {"bytes": None, "path": place}

@@ -13,10 +13,10 @@ from typing import Any, BinaryIO
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write `content` as readable JSON; the file is never half written, nor empty after a power failure."""
-    write_whole(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode(), flush=True)
+    write_atomically(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode(), flush=True)
 
 
-def write_whole(path: Path, content: bytes, *, flush: bool = False) -> None:
+def write_atomically(path: Path, content: bytes, *, flush: bool = False) -> None:
     """Put `content` under its name at once, so that a process that dies leaves no half of it.
 
     Args:
@@ -24,13 +24,13 @@ def write_whole(path: Path, content: bytes, *, flush: bool = False) -> None:
         content: What.
         flush: Wait until the disk has it, for what must outlast a power failure.
     """
-    with whole_file(path, flush=flush) as file:
+    with atomic_file(path, flush=flush) as file:
         file.write(content)
 
 
 @contextmanager
-def whole_file(path: Path, *, flush: bool = False) -> Iterator[BinaryIO]:
-    """A file to write that gets its name when it is done; as `write_whole`, for what is written bit by bit."""
+def atomic_file(path: Path, *, flush: bool = False) -> Iterator[BinaryIO]:
+    """A file to write that gets its name when it is done; as `write_atomically`, for what is written bit by bit."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:

@@ -145,7 +145,7 @@ class CaptionStream(torch.utils.data.IterableDataset):
             rng = np.random.default_rng([self.seed, place.number, place.shard, image.row])
             pixels, fault = self._open(image)
             if pixels is None:
-                skipped.append(self._bad(image, place.shard, fault))
+                skipped.append(self._skip_or_raise(image, place.shard, fault))
                 if position.turn - last > (layout.parts + 1) * layout.turns:
                     raise RecipeError(
                         f"None of the rows of a pass can be used; the last, {skipped[-1].image_id}: {fault}"
@@ -169,7 +169,7 @@ class CaptionStream(torch.utils.data.IterableDataset):
         except BadImageError as error:
             return None, str(error)
 
-    def _bad(self, image: StreamedImage, shard: int, fault: str) -> SkippedRow:
+    def _skip_or_raise(self, image: StreamedImage, shard: int, fault: str) -> SkippedRow:
         """A row that cannot be used, where it may be skipped.
 
         Raises:

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from transformers.trainer import TRAINER_STATE_NAME
 
 from blip_recipe.data.storage import read_json, write_json
-from blip_recipe.hub.published_files import MODEL_FILES, check_contents, is_in
+from blip_recipe.hub.published_files import MODEL_FILES, check_contents, matches_any
 from blip_recipe.hub.publishing import commit_to_branch
 from blip_recipe.hub.retries import WAITS_CHECKPOINT, explain, with_retries
 
@@ -112,7 +112,7 @@ class CheckpointUploader(TrainerCallback):
         copy = self.copies / name
         copy.mkdir(parents=True)
         for path in (self.output_dir / name).iterdir():
-            if is_in(path.name, MODEL_FILES):
+            if matches_any(path.name, MODEL_FILES):
                 shutil.copyfile(path, copy / path.name)
         state = read_json(self.output_dir / name / TRAINER_STATE_NAME)
         if best := state.get("best_model_checkpoint"):

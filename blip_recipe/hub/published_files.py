@@ -76,7 +76,7 @@ def _check_base(adapter: dict[str, Any], folder: Path) -> None:
         )
 
 
-def is_in(name: str, patterns: Sequence[str]) -> bool:
+def matches_any(name: str, patterns: Sequence[str]) -> bool:
     """Whether a file has a name of one of the patterns, in whose folder it must be: `*` stands for no `/`."""
     return any(fnmatchcase(name, each) and name.count("/") == each.count("/") for each in patterns)
 

@@ -22,7 +22,7 @@ from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash, sha_fileobj
 
 from blip_recipe.errors import PushError, RecipeError
-from blip_recipe.hub.published_files import MODEL_FILES, PUBLISHED_FILES, check_contents, is_in, published_files
+from blip_recipe.hub.published_files import MODEL_FILES, PUBLISHED_FILES, check_contents, matches_any, published_files
 from blip_recipe.hub.retries import HUB_ERRORS, LOG_IN, WAITS_BEFORE, WAITS_PUSH, explain, with_retries
 
 if TYPE_CHECKING:
@@ -194,12 +194,12 @@ def push_folder(
         before = with_retries(lambda: published_revision(repo_id, api), waits)
         revision = with_retries(lambda: _push_once(files, repo_id, private, message, tag, api), waits)
     except (PushError, *HUB_ERRORS) as error:
-        raise not_pushed(f"{folder} was not pushed to {repo_id}.", error, finish, api) from error
+        raise push_failed(f"{folder} was not pushed to {repo_id}.", error, finish, api) from error
     try:
         if tag:
             with_retries(lambda: _tag_once(files, repo_id, revision, tag, api), waits)
     except (PushError, *HUB_ERRORS) as error:
-        raise not_pushed(f"{url} was pushed, but not tagged {tag}.", error, finish, api) from error
+        raise push_failed(f"{url} was pushed, but not tagged {tag}.", error, finish, api) from error
     return PushResult(url, revision, committed=revision != before)
 
 
@@ -209,7 +209,7 @@ def push_command(folder: Path, repo_id: str, *, private: bool | None = None, tag
     return shlex.join(["python", "-m", "blip_recipe.push", str(folder), "--repo_id", repo_id, *options])
 
 
-def not_pushed(what: str, error: Exception, finish: str, api: HfApi) -> PushError:
+def push_failed(what: str, error: Exception, finish: str, api: HfApi) -> PushError:
     """The one message of a push that failed: what did not happen, why, and the command that finishes the job."""
     return PushError(f"{what} {explain(error, api)}\nThe model is saved; when that is put right, finish with: {finish}")
 
@@ -307,7 +307,7 @@ def _difference(
     tree = api.list_repo_tree(repo_id, recursive=True, revision=info.sha) if info.sha else ()
     there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
     added = [CommitOperationAdd(name, path) for name, path in files.items() if not _is_same(path, there.get(name))]
-    stale = [CommitOperationDelete(name) for name in there if name not in files and is_in(name, managed)]
+    stale = [CommitOperationDelete(name) for name in there if name not in files and matches_any(name, managed)]
     return [*added, *stale]
 
 

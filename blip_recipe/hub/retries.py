@@ -55,10 +55,12 @@ def with_retries(call: Callable[[], T], waits: Sequence[float]) -> T:
         try:
             return call()
         except HUB_ERRORS as error:
-            if not _may_pass(error):
+            if not _is_transient(error):
                 raise
-            seconds = min(LONGEST_WAIT, _asked_wait(error) or wait)
-            logger.warning("The Hub did not answer as it should (%s); trying again in %g s", headline(error), seconds)
+            seconds = min(LONGEST_WAIT, _requested_wait(error) or wait)
+            logger.warning(
+                "The Hub did not answer as it should (%s); trying again in %g s", error_summary(error), seconds
+            )
             time.sleep(seconds)
     return call()
 
@@ -73,13 +75,13 @@ def explain(error: BaseException, api: HfApi) -> str:
     if status == 401:
         return f"{api.endpoint} does not accept the Hub token (it is wrong, or has expired): {LOG_IN}."
     if status == 403:
-        return f"{api.endpoint} refuses it ({headline(error)}): {LOG_IN}, or choose a repository you may write to."
+        return f"{api.endpoint} refuses it ({error_summary(error)}): {LOG_IN}, or choose a repository you may write to."
     if status is None and isinstance(error, (httpx2.TransportError, ConnectionError, TimeoutError)):
-        return f"{api.endpoint} cannot be reached ({headline(error)}): check the network and HF_ENDPOINT."
-    return f"{api.endpoint} answered with an error: {headline(error)}."
+        return f"{api.endpoint} cannot be reached ({error_summary(error)}): check the network and HF_ENDPOINT."
+    return f"{api.endpoint} answered with an error: {error_summary(error)}."
 
 
-def headline(error: BaseException) -> str:
+def error_summary(error: BaseException) -> str:
     """What an error says in one line, with the status where the Hub gave one."""
     answer = _answer(error)
     if answer and answer.server_message:
@@ -88,7 +90,7 @@ def headline(error: BaseException) -> str:
     return " ".join(lines[:2] if lines[0].endswith(":") else lines[:1]).rstrip(".:")
 
 
-def _may_pass(error: Exception) -> bool:
+def _is_transient(error: Exception) -> bool:
     """Whether trying again may help: the network, the server, a rate limit, or a commit that came in between."""
     if status := _status(error):
         return status in (408, 409, 412, 429) or status >= 500
@@ -98,7 +100,7 @@ def _may_pass(error: Exception) -> bool:
     return isinstance(error, (httpx2.TransportError, ConnectionError, TimeoutError, RuntimeError, JSONDecodeError))
 
 
-def _asked_wait(error: Exception) -> float | None:
+def _requested_wait(error: Exception) -> float | None:
     """The seconds that the Hub asks us to wait: `Retry-After` in seconds, or its own `ratelimit` header.
 
     A `Retry-After` that is a date is ignored, as `huggingface_hub` itself ignores it.

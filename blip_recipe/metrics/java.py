@@ -33,7 +33,7 @@ def find_java(explicit: str | None = None) -> str:
     """
     tried = []
     for source, executable in java_candidates(explicit or os.environ.get("BLIP_RECIPE_JAVA")):
-        fault = fault_of_java(executable)
+        fault = java_error(executable)
         if fault is None:
             return executable
         tried.append(f"{source}: {fault}")
@@ -62,14 +62,14 @@ def java_candidates(explicit: str | None) -> Iterator[tuple[str, str]]:
 
 
 @cache
-def fault_of_java(executable: str) -> str | None:
+def java_error(executable: str) -> str | None:
     """Why `executable` is no Java runtime, or nothing: the `java` of a bare macOS only says where to get one."""
     try:
         answer = subprocess.run([executable, "-version"], capture_output=True, timeout=PROBE_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
         return str(error)
     if answer.returncode:
-        return f"{executable} -version ended with {answer.returncode}: {last_words(answer.stderr)}"
+        return f"{executable} -version ended with {answer.returncode}: {stderr_tail(answer.stderr)}"
     return None
 
 
@@ -86,7 +86,7 @@ def pycocoevalcap_file(*parts: str) -> Path:
     return Path(next(iter(spec.submodule_search_locations)), *parts)
 
 
-def last_words(stderr: bytes | str, lines: int = 8) -> str:
+def stderr_tail(stderr: bytes | str, lines: int = 8) -> str:
     """The end of what Java wrote to stderr, without stack frames, for a message."""
     text = stderr.decode("utf-8", "replace") if isinstance(stderr, bytes) else stderr
     said = [line for line in text.splitlines() if line.strip() and not line.startswith("\tat ")]

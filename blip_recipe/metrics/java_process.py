@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import IO
 
 from blip_recipe.metrics.errors import JavaEndedError
-from blip_recipe.metrics.java import last_words
+from blip_recipe.metrics.java import stderr_tail
 
 STDERR_LINES = 200
 
@@ -58,7 +58,7 @@ class JavaProcess:
         if line is None:
             status = self._process.wait()
             self._stderr_reader.join()
-            said = last_words("\n".join(filter(None, self._stderr)))
+            said = stderr_tail("\n".join(filter(None, self._stderr)))
             # A negative status is the signal that ended it.
             raise JavaEndedError(f"{self.name} ended with status {status}; Java says: {said}", killed=status < 0)
         self.answered = True

@@ -59,7 +59,7 @@ class CaptionScorer:
         self.metrics = sorted(set(metrics), key=ORDER.index)
         self.java, self.patience = self._find_java(java), patience
         self.meteor = Meteor(self.java, patience) if self.java and "meteor" in metrics else None
-        self._known: dict[tuple[tuple[str, ...], ...], KnownReferences] = {}
+        self._known: dict[tuple[tuple[str, ...], ...], PreparedReferences] = {}
 
     def _find_java(self, explicit: str | None) -> str | None:
         try:
@@ -128,13 +128,13 @@ class CaptionScorer:
                     per_image[image_id][name] = value
         return Scores(corpus, per_image)
 
-    def _references(self, image_ids: list[ImageId], references: Mapping[ImageId, Sequence[str]]) -> KnownReferences:
+    def _references(self, image_ids: list[ImageId], references: Mapping[ImageId, Sequence[str]]) -> PreparedReferences:
         key = tuple(tuple(references[image_id]) for image_id in image_ids)
         known = self._known.pop(key, None)
         if known is None:
             cleaned = [clean_caption(caption) for captions in key for caption in captions]
             tokens = iter(self._tokenize(cleaned))
-            known = KnownReferences([[next(tokens) for _ in captions] for captions in key])
+            known = PreparedReferences([[next(tokens) for _ in captions] for captions in key])
         # The set used last stands last, and the one not used for longest goes.
         self._known[key] = known
         if len(self._known) > KEPT_SETS:
@@ -145,7 +145,7 @@ class CaptionScorer:
         return tokenize_with_java(self.java, captions, self.patience) if self.java else tokenize_without_java(captions)
 
     def _score_metric(
-        self, metric: str, image_ids: list[ImageId], captions: list[str], known: KnownReferences
+        self, metric: str, image_ids: list[ImageId], captions: list[str], known: PreparedReferences
     ) -> Values:
         if metric == "bleu":
             return known.bleu.score(captions)
@@ -162,7 +162,7 @@ class CaptionScorer:
         return exact_match(captions, known.tokenized)
 
 
-class KnownReferences:
+class PreparedReferences:
     """The tokenized references of a set of images, and what each scorer makes of them once it is asked."""
 
     def __init__(self, tokenized: list[list[str]]) -> None:

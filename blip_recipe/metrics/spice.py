@@ -17,7 +17,7 @@ from typing import Any
 
 from blip_recipe.metrics.cache_folder import cache_folder
 from blip_recipe.metrics.errors import CaptionTooLongError, MetricTimeoutError, SpiceError
-from blip_recipe.metrics.java import java_command, last_words, pycocoevalcap_file
+from blip_recipe.metrics.java import java_command, pycocoevalcap_file, stderr_tail
 from blip_recipe.metrics.scores import ImageId, Values, mean_of_images
 from blip_recipe.metrics.spice_jars import spice_jars
 
@@ -104,6 +104,6 @@ def run_spice(java: str, folder: Path, items: list[dict[str, Any]], limit: float
     arguments = ["edu.anu.spice.SpiceScorer", str(question), "-out", str(answer), "-silent", *cache]
     ended = subprocess.run(java_command(java, options, arguments), capture_output=True, timeout=limit)
     if ended.returncode or not answer.exists():
-        raise SpiceError(f"SPICE ended with status {ended.returncode}; Java says: {last_words(ended.stderr)}")
+        raise SpiceError(f"SPICE ended with status {ended.returncode}; Java says: {stderr_tail(ended.stderr)}")
     results: list[dict[str, Any]] = json.loads(answer.read_text("utf-8"))
     return results

@@ -6,7 +6,7 @@ import subprocess
 from collections.abc import Sequence
 
 from blip_recipe.metrics.errors import MetricTimeoutError, TokenizerError
-from blip_recipe.metrics.java import java_command, last_words, pycocoevalcap_file
+from blip_recipe.metrics.java import java_command, pycocoevalcap_file, stderr_tail
 
 # `ptbtokenizer.py` of pycocoevalcap, `PUNCTUATIONS`. Brackets never match, since tokens are in lower case: they stay.
 PUNCTUATION = frozenset(
@@ -51,6 +51,6 @@ def tokenize_with_java(java: str, captions: Sequence[str], patience: float = 1.0
     if answer.returncode or len(lines) != len(captions):
         raise TokenizerError(
             f"the PTB tokenizer gave {len(lines)} lines for {len(captions)} captions and ended with "
-            f"{answer.returncode}; Java says: {last_words(answer.stderr)}"
+            f"{answer.returncode}; Java says: {stderr_tail(answer.stderr)}"
         )
     return [" ".join(word for word in line.rstrip().split(" ") if word not in PUNCTUATION) for line in lines]

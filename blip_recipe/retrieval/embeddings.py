@@ -13,7 +13,7 @@ import torch
 from pyarrow import parquet
 from safetensors.numpy import save
 
-from blip_recipe.data.storage import write_whole
+from blip_recipe.data.storage import write_atomically
 from blip_recipe.errors import RecipeError
 from blip_recipe.retrieval.scoring import tokenize_texts
 
@@ -90,7 +90,7 @@ def write_embeddings(path: Path, embeddings: Embeddings) -> None:
     writer = find_writer(path)
     if not embeddings.ids:
         raise RecipeError("There are no pictures and no texts that could be read: nothing was written.")
-    write_whole(path, writer(embeddings))
+    write_atomically(path, writer(embeddings))
 
 
 def _parquet(embeddings: Embeddings) -> bytes:

@@ -9,7 +9,7 @@ from datasets import IterableDataset
 
 from blip_recipe.data.convert import caption_rows, shard_stream
 from blip_recipe.data.dataset import CaptionDataset
-from blip_recipe.data.resized_cache import cache_folder, resize_beforehand
+from blip_recipe.data.resized_cache import cache_folder, cache_resized_pictures
 from blip_recipe.data.shards import ShardedSplit
 from blip_recipe.data.streaming import CaptionStream
 
@@ -56,7 +56,7 @@ def caption_dataset(
 def resized_pictures(rows: Any, image_size: int, args: BlipTrainingArguments) -> Mapping[int, str] | None:
     """Paths of the resized copies of large pictures, by row number; None without `image_cache`."""
     folder = cache_folder(args.image_cache)
-    return resize_beforehand(rows, image_size, folder) if folder else None
+    return cache_resized_pictures(rows, image_size, folder) if folder else None
 
 
 def training_stream(

@@ -15,9 +15,9 @@ from blip_recipe.data.convert import (
     ADVICE,
     TorchRows,
     check_dataset,
-    entry_of,
-    features_of,
-    refuse_faults,
+    get_entry,
+    infer_features,
+    raise_for_faults,
     with_features,
 )
 from blip_recipe.data.dataset import PictureDataset
@@ -179,13 +179,13 @@ def question_rows(dataset: Any, where: str) -> Rows:
         dataset = fetch_stream(with_features(dataset))
     if not isinstance(dataset, Dataset):
         item = dataset[0]
-        image = choose_image_column(features_of(item, where), None, where, ADVICE)
+        image = choose_image_column(infer_features(item, where), None, where, ADVICE)
         question, answers = _first(QUESTION_NAMES, item, where), _first(ANSWER_NAMES, item, where)
         return TorchRows(dataset, where, partial(_read_item, image=image, question=question, answers=answers), COLUMNS)
     table = dataset.with_format(None)
     columns = _read_columns(table, VqaDataArguments(dataset_name="."), where, ADVICE)
     texts = zip(columns.questions, columns.answers, strict=True)
-    refuse_faults((validate_question({"question": asked, "answers": said}) for asked, said in texts), where)
+    raise_for_faults((validate_question({"question": asked, "answers": said}) for asked, said in texts), where)
     # Joining chosen rows would copy their pictures.
     return (
         table if is_question_rows(table) and table["answers"][:] == columns.answers else join_questions(columns, where)
@@ -226,12 +226,12 @@ def _first(known: Sequence[str], item: Mapping[str, Any], where: str) -> str:
 
 
 def _read_item(item: Mapping[str, Any], where: str, *, image: str, question: str, answers: str) -> dict[str, Any]:
-    asked, said = entry_of(item, question, where), entry_of(item, answers, where)
+    asked, said = get_entry(item, question, where), get_entry(item, answers, where)
     if not isinstance(asked, (str, type(None))):
         raise RecipeError(f"{where}: {question!r} holds a {type(asked).__name__}: expected a question as text.")
     try:
         record = {
-            "image": entry_of(item, image, where),
+            "image": get_entry(item, image, where),
             "image_id": item.get("image_id"),
             "question_id": item.get("question_id"),
             "question": asked,

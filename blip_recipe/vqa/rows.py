@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 
 from blip_recipe.data.captions import flatten_texts
-from blip_recipe.data.rows import type_of_ids
+from blip_recipe.data.rows import infer_id_type
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ def join_questions(columns: QuestionColumns, where: str) -> Dataset:
         },
         features=Features(
             {
-                "image_id": Value(type_of_ids(image_ids, where)),
-                "question_id": Value(type_of_ids(question_ids, where)),
+                "image_id": Value(infer_id_type(image_ids, where)),
+                "question_id": Value(infer_id_type(question_ids, where)),
                 "question": Value("string"),
                 "answers": List(Value("string")),
             }

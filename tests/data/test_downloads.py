@@ -188,7 +188,7 @@ def test_redirects_lead_to_http_alone_and_not_for_ever(server: str, tmp_path: An
 
 
 def test_what_a_redirect_brings_beside_its_address_is_not_read(server: str) -> None:
-    assert download(f"{server}/endless", timeout=5, may_be_private=True) == picture()
+    assert download(f"{server}/endless", timeout=5, allow_private=True) == picture()
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_other_schemes_are_refused_wherever_they_stand(scheme: str, tmp_path: An
 def test_the_time_limit_is_for_all_of_it(server: str, path: str) -> None:
     start = time.monotonic()
     with pytest.raises(DownloadError, match=r"not there after 0\.3 seconds"):
-        download(f"{server}{path}", timeout=0.3, may_be_private=True)
+        download(f"{server}{path}", timeout=0.3, allow_private=True)
     assert time.monotonic() - start < 2
 
 
@@ -213,12 +213,12 @@ def test_a_server_that_never_answers_is_left_after_the_time_limit() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         start = time.monotonic()
         with pytest.raises(DownloadError, match=r"0\.3 seconds"):
-            download(f"http://127.0.0.1:{silent.getsockname()[1]}/", timeout=0.3, may_be_private=True)
+            download(f"http://127.0.0.1:{silent.getsockname()[1]}/", timeout=0.3, allow_private=True)
         assert time.monotonic() - start < 2
 
 
 def test_a_download_that_was_cut_off_is_made_again(server: str) -> None:
-    assert download(f"{server}/short", may_be_private=True) == picture()
+    assert download(f"{server}/short", allow_private=True) == picture()
     assert Server.asked == ["/short", "/short"]
 
 
@@ -227,11 +227,11 @@ def test_a_proxy_of_the_user_is_asked_but_not_for_private_addresses(
 ) -> None:
     monkeypatch.setenv("http_proxy", server)
     monkeypatch.delenv("no_proxy", raising=False)
-    assert download("http://pictures.example/picture.png", may_be_private=False) == picture()
+    assert download("http://pictures.example/picture.png", allow_private=False) == picture()
     assert Server.asked == ["http://pictures.example/picture.png"]
     for host in ("127.0.0.1", "localhost", "127.1", "%3127.0.0.1", "[::1]", "169.254.169.254"):
         with pytest.raises(DownloadError, match="private address"):
-            download(f"http://{host}/picture.png", may_be_private=False)
+            download(f"http://{host}/picture.png", allow_private=False)
 
 
 @pytest.mark.parametrize(

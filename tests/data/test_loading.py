@@ -24,7 +24,7 @@ from blip_recipe.data import images, resized_cache
 from blip_recipe.data.dataset import CaptionDataset
 from blip_recipe.data.images import BadImageError, open_image
 from blip_recipe.data.pixels import normalize_pixels, read_pixels, resize_pixels
-from blip_recipe.data.resized_cache import cache_folder, resize_beforehand, shorter_side
+from blip_recipe.data.resized_cache import cache_folder, cache_resized_pictures, shorter_side
 from blip_recipe.errors import RecipeError
 from blip_recipe.recipe.arguments import FinetuneOptions
 from blip_recipe.recipe.parsing import read_recipe
@@ -190,7 +190,7 @@ def test_large_pictures_are_kept_small_and_upright_and_others_read_where_they_ar
     exif[0x0112] = 6
     side = shorter_side(SIZE)
     rows = make_rows(encode(photograph(), exif=exif), encode(photograph(side + 50, side)), encode(photograph(), "PNG"))
-    kept = resize_beforehand(rows, SIZE, tmp_path)
+    kept = cache_resized_pictures(rows, SIZE, tmp_path)
     assert sorted(kept) == [0, 2]
     assert [Image.open(kept[row]).size for row in (0, 2)] == [(side, round(side * 1.5)), (round(side * 1.5), side)]
     for row in (0, 2):
@@ -209,19 +209,19 @@ def test_the_smallest_square_crop_of_training_is_not_enlarged() -> None:
 def test_a_second_start_finds_what_the_first_has_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     rows = make_rows(encode(photograph()), encode(photograph(seed=1)), encode(photograph()))
     with caplog.at_level(logging.INFO):
-        kept = resize_beforehand(rows, SIZE, tmp_path)
+        kept = cache_resized_pictures(rows, SIZE, tmp_path)
     assert kept[0] == kept[2] != kept[1]
     assert f"3 of 3 pictures are read from {Path(kept[0]).parents[1]} (0.0 MiB)" in caplog.text
     written = {file: Path(file).stat().st_mtime_ns for file in kept.values()}
-    assert resize_beforehand(rows, SIZE, tmp_path) == kept
+    assert cache_resized_pictures(rows, SIZE, tmp_path) == kept
     assert {file: Path(file).stat().st_mtime_ns for file in kept.values()} == written
-    assert not set(resize_beforehand(rows, SIZE + 8, tmp_path).values()) & set(kept.values())
+    assert not set(cache_resized_pictures(rows, SIZE + 8, tmp_path).values()) & set(kept.values())
 
 
 def test_processes_that_start_together_keep_each_picture_once(tmp_path: Path) -> None:
     contents = [encode(photograph(seed=seed)) for seed in range(8)]
     with ProcessPoolExecutor(2) as processes:
-        found = [processes.submit(resize_beforehand, make_rows(*contents), SIZE, tmp_path) for _ in range(2)]
+        found = [processes.submit(cache_resized_pictures, make_rows(*contents), SIZE, tmp_path) for _ in range(2)]
         first, second = (each.result() for each in found)
     assert first == second
     assert {str(path) for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"} == set(first.values())
@@ -231,14 +231,14 @@ def test_processes_that_start_together_keep_each_picture_once(tmp_path: Path) ->
 def test_a_full_disk_is_said_and_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resized_cache, "RESERVE", 2**60)
     with pytest.raises(RecipeError, match=r"image_cache: the disk of .* less than .* GiB left"):
-        resize_beforehand(make_rows(encode(photograph())), SIZE, tmp_path)
+        cache_resized_pictures(make_rows(encode(photograph())), SIZE, tmp_path)
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"]
 
 
 def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(RecipeError, match=r"image_cache: pictures cannot be kept in .*file"):
-        resize_beforehand(make_rows(encode(photograph())), SIZE, tmp_path / "file")
+        cache_resized_pictures(make_rows(encode(photograph())), SIZE, tmp_path / "file")
 
 
 def test_only_training_reads_the_cache(tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ def test_embeddings_come_back_as_they_were(tmp_path: Path, monkeypatch: pytest.M
     embeds = torch.randn(store.shape).to(dtype)
     store.save("0123", embeds)
     assert torch.equal(store.load("0123"), embeds)
-    assert store.path("0123").stat().st_size == store.bytes_an_image
+    assert store.path("0123").stat().st_size == store.bytes_per_image
 
 
 def test_a_picture_is_known_by_its_content(tmp_path: Path) -> None:
