@@ -1,18 +1,18 @@
-"""Every source of pictures and captions becomes one dataset of `image`, `image_id` and `captions`.
+"""Read images and captions from any source as one dataset with `image`, `image_id` and `captions`.
 
-| module | what lives there |
+| module | contents |
 |---|---|
 | `load.py` | `load_split`, `load_splits`: a split of any source as rows |
-| `tables.py` | what Hugging Face's `datasets` reads: Hub ids and directories |
+| `tables.py` | Hub data sets and directories, read by `datasets` |
 | `files.py` | captions files: COCO and Karpathy JSON |
 | `shapes.py` | the embedded generator of drawn scenes |
-| `columns.py` | which columns hold pictures and captions |
-| `captions.py` | captions in any shape, and their cleaning |
-| `images.py` | pictures in any mode |
-| `downloads.py` | pictures behind URLs, within limits |
-| `checks.py` | what is wrong with rows, before training |
-| `augmentation.py` | the original's random crop, flip and RandAugment |
-| `dataset.py` | `CaptionDataset`: the rows as a trainer sees them |
-| `shards.py` | a split as shards, read lazily from any row on |
-| `streaming.py` | `CaptionStream`: rows that are read from shards while training |
+| `columns.py` | find the columns of pictures and captions |
+| `captions.py` | read and clean captions |
+| `images.py` | open pictures of any mode |
+| `downloads.py` | download pictures, with limits on size, time and addresses |
+| `checks.py` | check all rows before training |
+| `augmentation.py` | BLIP's random crop, flip and RandAugment |
+| `dataset.py` | `CaptionDataset`: the rows that the trainer reads |
+| `shards.py` | a split as shards that are read lazily |
+| `streaming.py` | `CaptionStream`: read rows from shards while training |
 """

@@ -1,12 +1,11 @@
-"""The training augmentation of the original BLIP on bytes, drawn from a numpy generator.
+"""The original BLIP's training augmentation for uint8 tensors.
 
 Source: `transform_train` in `data/__init__.py` and `RandomAugment(2, 5)` in `transform/randaugment.py` of the original
-repository. Its colour operations are those that no caption depends on; at level 5 of 10 brightness and sharpness have a
-factor of 5 / 10 * 1.8 + 0.1 = 1, so that they, as `Identity`, change nothing. They are drawn all the same, because how
-often the others are drawn depends on it.
+repository. Brightness and sharpness at level 5 of 10 have a factor of 5 / 10 * 1.8 + 0.1 = 1, so they change nothing,
+like `Identity`. They are still drawn, because they set the probability of the other operations.
 
-Pictures are uint8 `(3, height, width)`. A crop is resized with a bicubic filter and antialiasing, which differs from
-Pillow's by rounding (0.024 of 255 levels on average over 86 photographs, 10 at most).
+Pictures are uint8 `(3, height, width)`. Crops are resized with antialiased bicubic interpolation. The result differs
+from Pillow's by rounding: 0.024 of 255 levels on average over 86 photographs, 10 at most.
 """
 
 from __future__ import annotations
@@ -24,17 +23,17 @@ from torchvision.transforms.v2.functional import resize
 from blip_recipe.data.pixels import to_image, to_pixels
 
 CROP_SCALE = (0.5, 1.0)
-"""Share of the picture's area that a crop keeps."""
+"""Range of the crop's share of the picture's area."""
 
 CROP_RATIO = (3 / 4, 4 / 3)
-"""Width over height of a crop (torchvision's default, which the original uses)."""
+"""Range of the crop's width over its height: torchvision's default, as in the original."""
 
 CROP_ATTEMPTS = 10
 
 LEVEL = 5 / 10
 SHEAR = LEVEL * 0.3
 TRANSLATION = round(LEVEL * 10)
-"""Pixels, whatever the picture's size."""
+"""In pixels, for pictures of any size."""
 ROTATION = math.radians(LEVEL * 30)
 FILL = 128
 
@@ -57,9 +56,18 @@ OPERATION_PROBABILITY = 0.5
 
 
 def augment(pixels: torch.Tensor, image_size: int, rng: np.random.Generator) -> torch.Tensor:
-    """A random crop, perhaps mirrored, after two random operations: `(3, image_size, image_size)`."""
+    """Crop, resize and flip a picture at random, then apply two random operations.
+
+    Args:
+        pixels: uint8 `(3, height, width)`.
+        image_size: Side of the result in pixels.
+        rng: The random number generator.
+
+    Returns:
+        uint8 `(3, image_size, image_size)`.
+    """
     left, upper, right, lower = draw_crop(pixels.shape[2], pixels.shape[1], rng)
-    # Colours side by side, as the fast filter wants them: it would take twice as long for a copy of its own.
+    # Channels last: torchvision's fast resize needs this layout and would take twice as long to copy by itself.
     crop = pixels[:, upper:lower, left:right].permute(1, 2, 0).contiguous().permute(2, 0, 1)
     pixels = resize(crop, [image_size, image_size], interpolation=InterpolationMode.BICUBIC, antialias=True)
     if rng.random() < 0.5:
@@ -71,10 +79,10 @@ def augment(pixels: torch.Tensor, image_size: int, rng: np.random.Generator) -> 
 
 
 def draw_crop(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """The box (left, upper, right, lower) of a random crop.
+    """Draw the box (left, upper, right, lower) of a random crop.
 
-    As torchvision's `RandomResizedCrop.get_params`: an area and a ratio (uniform in its logarithm) that fit within ten
-    attempts, else the largest central crop whose ratio is allowed.
+    Same as torchvision's `RandomResizedCrop.get_params`: draw an area and a log-uniform ratio up to ten times until
+    they fit, else take the largest central crop with an allowed ratio.
     """
     for _ in range(CROP_ATTEMPTS):
         area = width * height * rng.uniform(*CROP_SCALE)
@@ -91,7 +99,7 @@ def draw_crop(width: int, height: int, rng: np.random.Generator) -> tuple[int, i
 
 
 def apply_operation(pixels: torch.Tensor, operation: str, rng: np.random.Generator) -> torch.Tensor:
-    """`pixels` through one of `OPERATIONS`; the direction of a geometric one is drawn. Uncovered corners are grey."""
+    """Apply one of `OPERATIONS`. Geometric operations draw a direction and fill uncovered corners with grey."""
     sign = 1 if rng.random() < 0.5 else -1
     if operation in WARPS:
         return _warp(pixels, operation, sign)
@@ -105,7 +113,7 @@ def apply_operation(pixels: torch.Tensor, operation: str, rng: np.random.Generat
 
 
 def _move(pixels: torch.Tensor, axis: int, step: int) -> torch.Tensor:
-    """What lies `step` pixels further along `axis`."""
+    """Shift the picture by `-step` pixels along `axis`."""
     size = pixels.shape[axis]
     moved, uncovered = pixels.roll(-step, axis), min(abs(step), size)
     moved.narrow(axis, size - uncovered if step > 0 else 0, uncovered).fill_(FILL)
@@ -113,7 +121,7 @@ def _move(pixels: torch.Tensor, axis: int, step: int) -> torch.Tensor:
 
 
 def _warp(pixels: torch.Tensor, operation: str, sign: int) -> torch.Tensor:
-    """Bilinear, as Pillow's `transform`, which rounds down where this rounds to the nearest."""
+    """Shear or rotate with bilinear interpolation, as Pillow's `transform`, but round to nearest instead of down."""
     grid, inside, fill = _warp_grid(operation, sign, pixels.shape[1], pixels.shape[2])
     warped = grid_sample(pixels.contiguous()[None].float(), grid, padding_mode="border", align_corners=False)[0]
     return warped.add_(0.5).mul_(inside).add_(fill).to(torch.uint8)
@@ -121,11 +129,9 @@ def _warp(pixels: torch.Tensor, operation: str, sign: int) -> torch.Tensor:
 
 @lru_cache(maxsize=2 * len(WARPS))
 def _warp_grid(operation: str, sign: int, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What is the same for all pictures of a size.
+    """The sampling grid for `grid_sample`, the mask of pixels inside the picture (1 or 0), and the fill outside.
 
-    Where each pixel comes from, for `grid_sample`; 1 where that is inside the picture, else 0; what to add outside.
-
-    Shears keep the upper left corner in its place, rotations the middle.
+    They depend only on the size, so they are cached. Shears keep the upper left corner in place, rotations the center.
     """
     y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     if operation == "ShearX":

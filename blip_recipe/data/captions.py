@@ -1,4 +1,4 @@
-"""Captions: read from any shape they are stored in, and cleaned as BLIP's authors clean them."""
+"""Read captions from strings, lists and structs, and clean them as the original BLIP does."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 TEXT_KEYS = ("raw", "caption", "text")
-"""Fields that hold the caption where it is stored with other facts about it (tokens, ids)."""
+"""Fields of a struct that may hold the caption, beside tokens or ids."""
 
 MAX_WORDS = 30
-"""Longest training caption in words (`coco_karpathy_train` in the original's `data/coco_karpathy_dataset.py`)."""
+"""Maximum words of a training caption (`coco_karpathy_train` in the original's `data/coco_karpathy_dataset.py`)."""
 
 _REMOVED = re.compile(r'[.!"()*#:;~]')
 
 
 def normalize_caption(text: str) -> str:
-    """A caption as the original trains on it: lower case, some punctuation as spaces, runs of spaces folded, 30 words.
+    """Clean a caption as the original BLIP does for training.
+
+    Lower the case, replace some punctuation by spaces, merge runs of spaces, and keep the first 30 words.
 
     Source: `pre_caption` in `data/utils.py` of the original repository.
     """
@@ -26,29 +28,29 @@ def normalize_caption(text: str) -> str:
 
 
 def read_captions(cell: Any) -> list[str]:
-    """The captions of one cell, as written but stripped; empty ones are left out.
+    """Read the captions of one cell, stripped and without empty ones.
 
     Args:
-        cell: Text with a caption a line; or a struct with `raw`, `caption` or `text`; or a list of texts or structs,
-            where each is one caption, line breaks and all; or nothing.
+        cell: A string with one caption per line, a struct with `raw`, `caption` or `text`, a list of strings or structs
+            with one caption each (line breaks included), or None.
 
     Raises:
-        TypeError: It is none of these.
+        TypeError: The cell has another type.
     """
     found = cell.split("\n") if isinstance(cell, str) else flatten_texts(cell, TEXT_KEYS)
     return [caption.strip() for caption in found if caption.strip()]
 
 
 def flatten_texts(cell: Any, keys: Sequence[str], *, numbers: bool = False) -> list[str]:
-    """The texts in a cell: a string, a list, a struct that has one of `keys`, or any nesting of these; None has none.
+    """Collect the texts in a cell: a string, a list, a struct with one of `keys`, or any nesting of these.
 
     Args:
-        cell: Of a table.
-        keys: Of structs, in the order in which they are preferred.
-        numbers: Whether numbers are texts too.
+        cell: The cell of a table. None has no texts.
+        keys: Fields of structs to read, the preferred one first.
+        numbers: Whether to read numbers as texts.
 
     Raises:
-        TypeError: There is something else in it.
+        TypeError: The cell holds another type.
     """
     if cell is None:
         return []

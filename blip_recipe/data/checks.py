@@ -1,7 +1,6 @@
-"""Every row is looked at before training begins: what is wrong with any of them is said at once, or left out and noted.
+"""Check every row before training: report all errors at once, or skip and record the bad rows.
 
-Of several processes each looks at its share, and all hear of every fault: each picture is read once, nobody waits for
-longer than its own share takes, and all go on with the same rows.
+With several processes, each checks its share of the rows, and all share the results.
 """
 
 from __future__ import annotations
@@ -34,13 +33,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SKIPPED_FILE = "skipped_rows.jsonl"
-"""What `on_bad_image: skip` left out, a line a row, in the output directory."""
+"""File in the output directory that lists the rows skipped by `on_bad_image: skip`, one per line."""
 
 MAX_LISTED = 10
 
 MAX_CHARACTERS = 100_000
-"""Longest caption: what is longer is a file that went into the wrong column. (Training cuts captions to their first
-words anyway, but scorers and cards take references whole.)"""
+"""Maximum length of a caption. A longer one is probably a whole file in the wrong column. (Training uses only the first
+words of a caption, but scorers and cards use references in full.)"""
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,10 @@ class SkippedRow:
     """A row that cannot be used.
 
     Attributes:
-        row: Its number among the images of the split, from 0.
-        image_id: The data's own, else `row`.
-        split: As the recipe names it.
-        reason: What is wrong with it.
+        row: Its index among the images of the split.
+        image_id: Its id in the data set, or `row` without one.
+        split: The name of the split.
+        reason: Why it cannot be used.
     """
 
     row: int
@@ -63,18 +62,19 @@ class SkippedRow:
 def check_splits(
     splits: Mapping[str, Dataset], arguments: DataArguments, validate_row: RowError | None = None
 ) -> tuple[dict[str, Dataset], list[SkippedRow]]:
-    """The splits without the rows that cannot be used, and these rows; every picture is opened and decoded.
-
-    To be called by all processes of a run alike.
+    """Check all rows of all splits, decoding every picture. All processes of a run must call this.
 
     Args:
-        splits: Of `load_splits`, by role.
-        arguments: The recipe's data keys; `on_bad_image` is `"fail"` or `"skip"`.
-        validate_row: Finds what is wrong with a row but for its picture; by default with its captions.
+        splits: The splits by role, from `load_splits`.
+        arguments: The recipe's data keys. `on_bad_image` is `"fail"` or `"skip"`.
+        validate_row: Returns what is wrong with a row apart from its picture, or None. Default: check its captions.
+
+    Returns:
+        The splits without the rows that cannot be used, and those rows.
 
     Raises:
-        RecipeError: With `"fail"`, a row cannot be used: names the first ten of all splits. With `"skip"`, none of a
-            split can.
+        RecipeError: With `"fail"`, some row cannot be used; the message names the first ten. With `"skip"`, no row of
+            a split can be used.
     """
     names = {role: str(name) for role, (name, _) in arguments.splits().items()}
     validate = validate_row or (lambda record: validate_captions(record["captions"]))
@@ -96,7 +96,7 @@ def check_splits(
 
 
 def write_skipped_rows(path: Path, skipped: Sequence[SkippedRow]) -> None:
-    """Write a JSON line a row; where none was skipped, no file, and none of an earlier run stays."""
+    """Write one JSON line per skipped row. If none was skipped, delete the file of an earlier run."""
     if not skipped:
         path.unlink(missing_ok=True)
         return
@@ -122,7 +122,7 @@ def _drop_rows(rows: Dataset, bad: Sequence[SkippedRow]) -> Dataset:
 
 
 def _find_bad_rows(rows: Dataset, split: str, validate_row: RowError) -> list[SkippedRow]:
-    """The rows of a split that cannot be used, in their order."""
+    """The rows of a split that cannot be used, in order."""
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     share = range(rank, len(rows), processes)
     threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
@@ -141,7 +141,7 @@ def _find_bad_rows(rows: Dataset, split: str, validate_row: RowError) -> list[Sk
 
 
 def validate_captions(captions: Sequence[str]) -> str | None:
-    """What is wrong with the captions of an image, if anything is."""
+    """Return what is wrong with the captions of an image, or None."""
     if not captions:
         return "it has no caption"
     longest = max(map(len, captions))
@@ -151,7 +151,7 @@ def validate_captions(captions: Sequence[str]) -> str | None:
 
 
 def _gather(found: dict[int, str], processes: int) -> Iterable[dict[int, str]]:
-    """What every process found."""
+    """Gather the errors that all processes found."""
     if processes == 1:
         return [found]
     everyone: list[Any] = [None] * processes

@@ -1,4 +1,4 @@
-"""Which columns of a table hold pictures, captions and ids: as the recipe says, else by known names."""
+"""Find the columns of pictures, captions and ids: those of the recipe, else by well-known names."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ IMAGE_NAMES = (
     "filename",
     "filepath",
 )
-"""Columns of pictures, paths or URLs in the order in which they are preferred."""
+"""Well-known columns of pictures, paths or URLs, the preferred ones first."""
 
 CAPTION_NAMES = (
     "caption",
@@ -45,20 +45,26 @@ CAPTION_NAMES = (
     "description",
     "annotations_captions",
 )
-"""Columns of captions, and stems of numbered ones (`caption_0`, `caption_1`, …)."""
+"""Well-known columns of captions, also numbered (`caption_0`, `caption_1`, …)."""
 
 _NUMBERED = re.compile(rf"({'|'.join(CAPTION_NAMES)})_?(\d+)")
 
 
 SET_KEY = "set {key} to one of {columns}"
-"""What to do where a column is not known, in a recipe."""
+"""Advice for a recipe whose data set has no known column."""
 
 
 def choose_image_column(features: Features, asked: str | None, where: str, advice: str = SET_KEY) -> str:
-    """The column of pictures; `advice` says what to do where none is known.
+    """Choose the column of pictures.
+
+    Args:
+        features: The columns of the data set.
+        asked: The column that the recipe names, if any.
+        where: Name of the data set in error messages.
+        advice: What to do, for the error message.
 
     Raises:
-        RecipeError: It is missing, or none or several could be it.
+        RecipeError: The column is missing, unknown or ambiguous.
     """
     if asked is not None:
         check_column(features, asked, "image_column", where)
@@ -75,10 +81,10 @@ def choose_image_column(features: Features, asked: str | None, where: str, advic
 
 
 def choose_caption_columns(features: Features, asked: list[str] | None, where: str, advice: str = SET_KEY) -> list[str]:
-    """The column or columns of captions; `advice` says what to do where none is known.
+    """Choose the column or columns of captions. The arguments are those of `choose_image_column`.
 
     Raises:
-        RecipeError: One is missing or holds no text, or none or several could be it.
+        RecipeError: A column is missing, unknown, ambiguous or holds no text.
     """
     if asked is not None:
         for name in asked:
@@ -101,17 +107,17 @@ def choose_caption_columns(features: Features, asked: list[str] | None, where: s
 
 
 def check_column(columns: Iterable[str], name: str, key: str, where: str) -> None:
-    """Make sure that the column which the recipe's `key` names is there.
+    """Check that the column named by the recipe's `key` exists.
 
     Raises:
-        RecipeError: It is not; names those that are.
+        RecipeError: It does not. The message lists the existing columns.
     """
     if name not in columns:
         raise RecipeError(f"{where} has no column {name!r}, which {key} names: its columns are {_list(columns)}.")
 
 
 def _known_caption_columns(features: Features) -> list[list[str]]:
-    """Columns of known names that hold text; numbered ones of one stem belong together."""
+    """Well-known columns that hold text. Numbered columns such as `caption_0` and `caption_1` form one group."""
     text = [name for name, feature in features.items() if _holds_text(feature)]
     numbered: defaultdict[str, list[str]] = defaultdict(list)
     for name in text:
@@ -126,7 +132,7 @@ def _number(name: str) -> int:
 
 
 def _holds_text(feature: Any) -> bool:
-    """Whether `read_captions` can read cells of this type."""
+    """Whether `read_captions` can read this type."""
     if isinstance(feature, Value):
         return feature.dtype in ("string", "large_string", "string_view")
     if isinstance(feature, (List, LargeList)):

@@ -1,4 +1,4 @@
-"""Rows of `image`, `image_id` and `captions` from the data sets that people hand to a trainer."""
+"""Convert a data set that is passed to a trainer into rows of `image`, `image_id` and `captions`."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
 IMAGE_ID = "image_id"
-"""The column that names images: rows that share it are one image."""
+"""The column of image ids. Rows with the same id are one image."""
 
 FEATURES = Features({"image": Image(decode=False), IMAGE_ID: Value("int64"), "captions": List(Value("string"))})
-"""Rows as the sources of recipes give them; ids may be text."""
+"""The columns of rows. Ids may also be text."""
 
 
 class Rows(Protocol):
-    """Rows of a table: a `datasets.Dataset`, or what reads a torch data set in its place."""
+    """The interface of rows: a `datasets.Dataset`, or `TorchRows` for a torch data set."""
 
     def __len__(self) -> int: ...
 
@@ -44,20 +44,20 @@ class Rows(Protocol):
 
 
 def caption_rows(dataset: Any, where: str) -> Rows:
-    """Images with captions, an image a row.
+    """Convert a data set into images with captions, one image per row.
 
     Args:
-        dataset: A `datasets.Dataset` or `IterableDataset`, or a torch data set, whose rows have a picture and captions
-            in any shape that recipes read. Rows that share an `image_id` are one image. A text with line breaks is
-            several captions, one a line; in a list, each text is one caption.
-        where: What it is called in messages.
+        dataset: A `datasets.Dataset`, `IterableDataset` or torch data set. Its rows have a picture and captions in any
+            format that recipes read. Rows with the same `image_id` are one image. A string holds one caption per line;
+            a list holds one caption per string.
+        where: Name of the data set in error messages.
 
     Returns:
-        Rows of `image`, `image_id` and `captions`. A stream is read to its end and kept on the disk.
+        Rows of `image`, `image_id` and `captions`. A stream is read to its end and saved to disk.
 
     Raises:
-        RecipeError: It is no data set, no column of pictures or of captions is known, one holds something else, or a
-            row has no caption (of a torch data set: when the row is read).
+        RecipeError: The data set has the wrong type, its columns are unknown or of the wrong type, or a row has no
+            caption (for a torch data set: raised when the row is read).
     """
     check_dataset(dataset, where)
     if isinstance(dataset, IterableDataset):
@@ -78,16 +78,16 @@ def caption_rows(dataset: Any, where: str) -> Rows:
 
 
 ADVICE = (
-    "rename it to {name!r} (`dataset.rename_column`), and drop whatever else could be it (`dataset.remove_columns`): "
+    "rename it to {name!r} (`dataset.rename_column`), and drop other candidates (`dataset.remove_columns`): "
     "its columns are {columns}"
 )
 
 
 def check_dataset(dataset: Any, where: str) -> None:
-    """Make sure that a data set is one split of a kind that can be read.
+    """Check that a data set is a single split of a supported type.
 
     Raises:
-        RecipeError: It is something else, has no rows, or a transform that would be lost.
+        RecipeError: It has another type, no rows, or a transform that would be ignored.
     """
     is_table = isinstance(dataset, (Dataset, IterableDataset))
     if not is_table and (
@@ -108,35 +108,35 @@ def check_dataset(dataset: Any, where: str) -> None:
         raise RecipeError(f"{where} is empty: expected at least one picture with its texts.")
     if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
         raise RecipeError(
-            f"{where} has a transform (`with_transform` or `set_transform`), which would be lost: rows are read as "
-            "they are stored. Apply it beforehand with `dataset.map`, or take it off with `dataset.with_format(None)`; "
-            "what is done to pictures anew each time is the argument `augmentation`."
+            f"{where} has a transform (`with_transform` or `set_transform`), which would be ignored: rows are read as "
+            "they are stored. Apply it beforehand with `dataset.map`, or remove it with `dataset.with_format(None)`. "
+            "For random augmentation, use the argument `augmentation`."
         )
 
 
 def raise_for_faults(faults: Iterable[str | None], where: str, image_ids: Iterable[Any] | None = None) -> None:
-    """Make sure that no row has a fault.
+    """Raise an error if any row cannot be used.
 
     Args:
-        faults: What is wrong with each row, if anything is.
-        where: What the data set is called in messages.
-        image_ids: What its rows are called there; without them it is their numbers.
+        faults: For each row, what is wrong with it, or None.
+        where: Name of the data set in error messages.
+        image_ids: Ids of the rows for error messages. Default: their indices.
 
     Raises:
-        RecipeError: One has; names the first, and says how many there are.
+        RecipeError: Some row cannot be used. The message names the first one and the number of them.
     """
     found = {row: fault for row, fault in enumerate(faults) if fault}
     if found:
         first = next(iter(found))
         name = f"row {first}" if image_ids is None else f"image_id {list(image_ids)[first]}"
         raise RecipeError(
-            f"{where} {name}: {found[first]}. Rows that cannot be used: {len(found):,}. Repair them, or leave them "
-            "out (`dataset.filter`)."
+            f"{where} {name}: {found[first]}. Rows that cannot be used: {len(found):,}. Repair them, or drop them "
+            "(`dataset.filter`)."
         )
 
 
 def is_caption_rows(dataset: Dataset) -> bool:
-    """Whether a table has the columns, and the types of columns, that `caption_rows` gives."""
+    """Whether a table already has the columns and types that `caption_rows` returns."""
     features = dataset.features
     return (
         features.keys() == FEATURES.keys()
@@ -146,14 +146,14 @@ def is_caption_rows(dataset: Dataset) -> bool:
 
 
 def shard_stream(stream: IterableDataset, where: str) -> ShardedSplit:
-    """A stream of images with captions as shards that are read while training.
+    """Convert a stream of images with captions into shards that are read while training.
 
     Raises:
-        RecipeError: No column of pictures or of captions is known, or it holds something else.
+        RecipeError: The columns of pictures or captions are unknown or of the wrong type.
     """
     stream = with_features(stream)
     choose_columns_of(stream.features, where)
-    # Paths are the caller's own word, as those of a directory here.
+    # With a local directory as name, absolute paths are allowed: the caller chose them.
     arguments = CaptionDataArguments(
         dataset_name=".", image_id_column=IMAGE_ID if IMAGE_ID in stream.features else None
     )
@@ -161,20 +161,20 @@ def shard_stream(stream: IterableDataset, where: str) -> ShardedSplit:
 
 
 def with_features(stream: IterableDataset) -> IterableDataset:
-    """`stream` with known columns, whose pictures are not decoded."""
+    """Resolve the columns of a stream and turn off the decoding of pictures."""
     return (stream if stream.features else stream._resolve_features()).with_format(None).decode(False)
 
 
 def read_record(item: Any, where: str = "data set", *, columns: Columns | None = None) -> dict[str, Any]:
-    """`image`, `image_id` (None, if there is none) and `captions` of one item of any data set.
+    """Read `image`, `image_id` (or None) and `captions` of one item of any data set.
 
     Args:
         item: A dictionary with a picture and captions.
-        where: What the data set is called in messages.
-        columns: Which of its entries these are, where that is known already.
+        where: Name of the data set in error messages.
+        columns: The keys of the picture and the captions. Default: found by their names.
 
     Raises:
-        RecipeError: It is something else, or has no caption.
+        RecipeError: The item is no such dictionary, or has no caption.
     """
     columns = columns or find_columns(item, where)
     cells = [get_entry(item, name, where) for name in columns.captions]
@@ -183,15 +183,15 @@ def read_record(item: Any, where: str = "data set", *, columns: Columns | None =
     except TypeError as error:
         raise RecipeError(f"{where} holds {error}: expected captions as text.") from error
     if fault := validate_captions(captions):
-        raise RecipeError(f"{where}: {fault}. Repair it, or leave it out.")
+        raise RecipeError(f"{where}: {fault}. Repair the row, or drop it.")
     return {"image": get_entry(item, columns.image, where), IMAGE_ID: item.get(IMAGE_ID), "captions": captions}
 
 
 def get_entry(item: Any, name: str, where: str) -> Any:
-    """An entry of an item, where the first item has it; a tuple as a list.
+    """Get an entry of an item; tuples become lists.
 
     Raises:
-        RecipeError: It is not there.
+        RecipeError: The item is not a dictionary, or lacks the entry.
     """
     if not isinstance(item, Mapping) or name not in item:
         what = f"has no {name!r}" if isinstance(item, Mapping) else f"is a {type(item).__name__}"
@@ -200,26 +200,26 @@ def get_entry(item: Any, name: str, where: str) -> Any:
 
 
 class Columns(NamedTuple):
-    """Where items have their picture and their captions."""
+    """The keys of the picture and the captions."""
 
     image: str
     captions: list[str]
 
 
 def find_columns(item: Any, where: str) -> Columns:
-    """Where an item has its picture and its captions.
+    """Find the keys of an item's picture and captions.
 
     Raises:
-        RecipeError: It is no dictionary, or has none.
+        RecipeError: The item is not a dictionary, or has no such keys.
     """
     return choose_columns_of(infer_features(item, where), where)
 
 
 def choose_columns_of(features: Features, where: str) -> Columns:
-    """The columns of pictures and of captions, by their names and types.
+    """Choose the columns of pictures and captions by their names and types.
 
     Raises:
-        RecipeError: One is missing, could be several, or holds nothing.
+        RecipeError: A column is missing, ambiguous or empty.
     """
     image = choose_image_column(features, None, where, ADVICE)
     named = [name for name in CAPTION_NAMES if name in features]
@@ -229,10 +229,10 @@ def choose_columns_of(features: Features, where: str) -> Columns:
 
 
 def infer_features(item: Any, where: str) -> Features:
-    """The types of columns that an item of a data set would have, as far as choosing columns needs them.
+    """Infer column types from an item of a data set, as far as `choose_columns_of` needs them.
 
     Raises:
-        RecipeError: It is no dictionary.
+        RecipeError: The item is not a dictionary.
     """
     if not isinstance(item, Mapping):
         raise RecipeError(
@@ -243,14 +243,14 @@ def infer_features(item: Any, where: str) -> Features:
 
 
 class TorchRows:
-    """A map-style torch data set as rows; `image_id` is the row number, where items have none.
+    """Rows of a map-style torch data set. Without an `image_id`, the id is the row number.
 
-    Its items are read when they are asked for, so that what it does to pictures is done anew each time.
+    Items are read on each access, so the data set's own random augmentation works.
 
     Args:
-        dataset: Whose items are dictionaries.
-        where: What it is called in messages.
-        read: An item, and what it is called in messages, to a row.
+        dataset: A data set whose items are dictionaries.
+        where: Name of the data set in error messages.
+        read: Converts an item into a row; takes the item and its name in error messages.
         names: The columns of rows.
     """
 
@@ -267,7 +267,7 @@ class TorchRows:
         return len(self.dataset)
 
     def select_columns(self, names: Sequence[str] | str) -> TorchRows:
-        """The same rows, cut to these columns."""
+        """The rows with these columns only."""
         return TorchRows(self.dataset, self.where, self.read, [names] if isinstance(names, str) else names)
 
     def __getitem__(self, key: Any) -> Any:
@@ -297,19 +297,19 @@ def _infer_feature(value: Any) -> Any:
 
 
 def _to_picture(image: Any, where: str) -> Any:
-    """An image of a torch data set as `open_image` takes it: tensors as pictures, all else as it is."""
+    """Convert a tensor of a torch data set to a Pillow image; return other types unchanged."""
     if not isinstance(image, torch.Tensor):
         return image
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] not in (1, 3):
         raise RecipeError(
             f"{where}: the picture is a tensor {tuple(image.shape)} of {image.dtype}: expected bytes (torch.uint8) "
-            "(3, height, width). Give it as it is before it is scaled or normalised, or as a Pillow image."
+            "(3, height, width). Return it before scaling and normalisation, or return a Pillow image."
         )
     return to_image(image.expand(3, -1, -1))
 
 
 def source_name(dataset: Any) -> tuple[str, str | None] | None:
-    """The Hub id and the commit that a `datasets` data set was downloaded from, as far as it tells."""
+    """The Hub id and commit that a `datasets` data set was downloaded from, or None if unknown."""
     info = getattr(dataset, "info", None)
     files = chain(info.download_checksums or ()) if isinstance(info, datasets.DatasetInfo) else ()
     for file in files:

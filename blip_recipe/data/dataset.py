@@ -1,12 +1,10 @@
-"""Rows as a trainer sees them: pictures opened and augmented, texts drawn and cleaned.
+"""Torch data sets for training: open and augment pictures, draw and clean captions.
 
-Every random choice comes from a generator seeded with (seed, epoch, row). It depends neither on the number of worker
-processes nor on what was read before: a resumed run goes on as if it had never stopped, and runs with different numbers
-of workers are equal.
+Random choices are seeded with (seed, epoch, row). They do not depend on the number of workers or on the rows read
+before, so a resumed run and runs with other numbers of workers give the same result.
 
-accelerate calls `set_epoch` on the data set of a loader at the start of each pass. The epoch is kept in shared memory:
-workers that live on between epochs (`dataloader_persistent_workers`) hold copies of this object, and would otherwise
-repeat the first epoch.
+accelerate calls `set_epoch` at the start of each epoch. The epoch is kept in shared memory, because persistent workers
+(`dataloader_persistent_workers`) hold copies of the data set and would otherwise repeat the first epoch.
 """
 
 from __future__ import annotations
@@ -30,14 +28,15 @@ Augmentation = Literal["blip", "none"]
 
 
 class PictureDataset(torch.utils.data.Dataset[dict[str, Any]]):
-    """Rows with a picture each, read and augmented anew each epoch.
+    """Base class of data sets with one picture per row, augmented anew in each epoch.
 
     Args:
-        rows: With a column `image`; they stay as they are written.
+        rows: Rows with a column `image`.
         image_size: Side of an augmented picture in pixels.
-        augmentation: `"blip"` is the original's (`augment`), `"none"` leaves pictures in their own size.
-        seed: What random choices start from.
-        resized: Files to read pictures from, by row number (`cache_resized_pictures`), in place of those in `rows`.
+        augmentation: `"blip"` augments as the original BLIP (`augment`). `"none"` keeps pictures unchanged.
+        seed: Seed of the random choices.
+        resized: Resized picture files by row number (from `cache_resized_pictures`), read instead of the pictures in
+            `rows`.
     """
 
     def __init__(
@@ -55,35 +54,35 @@ class PictureDataset(torch.utils.data.Dataset[dict[str, Any]]):
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw the choices of `epoch` from now on, in the processes of workers too."""
+        """Set the epoch of the random choices, also in worker processes."""
         self._epoch.fill_(epoch)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def generator(self, row: int) -> np.random.Generator:
-        """The random numbers of a row in this epoch."""
+        """The random number generator of a row in this epoch."""
         return np.random.default_rng([self.seed, int(self._epoch), row])
 
     def read_picture(self, image: Any, rng: np.random.Generator) -> torch.Tensor:
-        """A picture as uint8 `(3, height, width)`; augmented: `image_size` square.
+        """Read a picture as uint8 `(3, height, width)`; with augmentation, `(3, image_size, image_size)`.
 
         Raises:
-            BadImageError: It cannot be read.
+            BadImageError: The picture cannot be read.
         """
         pixels = read_pixels(image)
         return augment(pixels, self.image_size, rng) if self.augmentation == "blip" else pixels
 
 
 class CaptionDataset(PictureDataset):
-    """Rows of images and captions as `{"row", "image", "captions"}`.
+    """Images with captions, as items `{"row", "image", "captions"}`.
 
     Args:
-        rows: `image`, `image_id`, `captions`.
-        captions_per_image: How many captions of an image are drawn, without replacement; None is all. An image that has
-            fewer gives all of them.
-        normalize_captions: Whether captions are cleaned as the original's (`normalize_caption`). `rows` keep them raw.
-        kwargs: As `PictureDataset`'s.
+        rows: Rows of `image`, `image_id` and `captions`.
+        captions_per_image: How many captions per image to draw without replacement; None takes all. An image with
+            fewer captions gives all of them.
+        normalize_captions: Whether to clean captions with `normalize_caption`.
+        kwargs: Arguments of `PictureDataset`.
     """
 
     def __init__(self, rows: Rows, *, captions_per_image: int | None, normalize_captions: bool, **kwargs: Any) -> None:
@@ -93,18 +92,20 @@ class CaptionDataset(PictureDataset):
         self.embeddings: tuple[EmbeddingStore, list[str]] | None = None
 
     def use_embeddings(self, store: EmbeddingStore, keys: list[str]) -> None:
-        """Give the embeddings of rows, kept in `store` under `keys`, in place of their pictures."""
+        """Return cached embeddings instead of pictures: row `i` is stored under `keys[i]`."""
         self.embeddings = store, keys
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        """Row number, picture and captions of a row; with `use_embeddings`, `image_embeds` `(patches, width)`.
+        """Get the row number, picture and captions of a row.
+
+        After `use_embeddings`, `image_embeds` `(patches, width)` replaces the picture.
 
         Raises:
             BadImageError: The picture cannot be read.
         """
         rng = self.generator(row)
         resized = self.resized.get(row)
-        # Megapixels that are not looked at are not taken from the table either.
+        # Do not load the picture from the table if it is not used.
         record = (self._captions if resized or self.embeddings else self.rows)[row]
         captions = draw_captions(record["captions"], self.captions_per_image, self.normalize_captions, rng)
         if self.embeddings:
@@ -114,7 +115,7 @@ class CaptionDataset(PictureDataset):
 
 
 def draw_captions(captions: list[str], count: int | None, normalize: bool, rng: np.random.Generator) -> list[str]:
-    """`count` of the captions of an image, or all of them, cleaned on request."""
+    """Draw `count` captions of an image (None: all), and clean them with `normalize`."""
     if count is not None and count < len(captions):
         captions = [captions[number] for number in rng.choice(len(captions), count, replace=False)]
     return [normalize_caption(caption) for caption in captions] if normalize else captions

@@ -1,8 +1,8 @@
-"""Download pictures from URLs, within limits of size and time, and from public addresses only.
+"""Download pictures from URLs, with limits on size and time, and from public addresses only.
 
-URLs in a data set are written by strangers (server-side request forgery): they must not reach this machine's own
-services, its private network or the metadata service of a cloud. A host name is looked up once, and the address that
-was checked is the one that is connected to, so DNS rebinding gains nothing. Redirects are checked like the first URL.
+URLs in a data set may be hostile (server-side request forgery): they must not reach this machine's services, its
+private network or a cloud's metadata service. A host name is resolved once, and the checked address is the one that is
+connected to, which prevents DNS rebinding. Redirects are checked like the first URL.
 """
 
 from __future__ import annotations
@@ -35,40 +35,40 @@ from urllib.request import (
 logger = logging.getLogger(__name__)
 
 MAX_DOWNLOAD = 100 * 2**20
-"""Bytes of the largest picture that is fetched."""
+"""Maximum size of a downloaded picture in bytes."""
 
 DOWNLOAD_TIMEOUT = 30.0
-"""Seconds that fetching a picture may take in all: names, redirects, every byte and every attempt."""
+"""Maximum seconds for a picture in total: DNS, redirects, transfer and all attempts."""
 
 ATTEMPTS = 3
-"""How often a picture is asked for when the network or the server falters."""
+"""Maximum attempts after network or server errors."""
 
 SCHEMES = ("http", "https")
 
 ALLOW_PRIVATE = "BLIP_RECIPE_ALLOW_PRIVATE_URLS"
-"""Environment variable: `1` lets the addresses of a data set be private ones. Not a key of recipes, which may be other
-people's words too."""
+"""Environment variable: `1` allows private addresses in data sets. It is not a recipe key, because a recipe may come
+from a stranger too."""
 
 
 class DownloadError(Exception):
-    """A picture is not fetched, and asking again would not help. The message says why, without naming the URL.
+    """A download failed for good. The message says why, without the URL.
 
-    No `OSError`: urllib would wrap it in a `URLError`.
+    It is not an `OSError`, because urllib would wrap that in a `URLError`.
     """
 
 
 def download(url: str, *, timeout: float | None = None, allow_private: bool) -> bytes:
-    """The content of `url`; asked for again when the network or the server falters.
+    """Download `url`, retrying after network and server errors.
 
     Args:
-        url: Of scheme http or https.
-        timeout: Seconds that all of it may take; default 30.
-        allow_private: Whether `url` itself may lead to a private address, because the caller named it. A redirect from
-            a public address to a private one is refused all the same.
+        url: An http or https URL.
+        timeout: Maximum seconds in total. Default: 30.
+        allow_private: Whether `url` may have a private address. Redirects from a public to a private address are
+            refused in any case.
 
     Raises:
-        DownloadError: It is no such URL, a private one, too large or too slow.
-        OSError: The network or the server failed (`HTTPError`: the server refused).
+        DownloadError: The URL is invalid or private, or the picture is too large or too slow.
+        OSError: The network or the server failed (`HTTPError`: the server refused the request).
     """
     timeout = DOWNLOAD_TIMEOUT if timeout is None else timeout
     fetch = _Fetch(time.monotonic() + timeout, allow_private)
@@ -77,7 +77,7 @@ def download(url: str, *, timeout: float | None = None, allow_private: bool) -> 
             return fetch.read(url)
         except (OSError, http.client.HTTPException) as error:
             if time.monotonic() >= fetch.deadline:
-                raise DownloadError(f"it was not there after {timeout:g} seconds") from error
+                raise DownloadError(f"it was not downloaded within {timeout:g} seconds") from error
             refused = isinstance(error, HTTPError) and error.code < 500 and error.code != HTTPStatus.TOO_MANY_REQUESTS
             if attempt == ATTEMPTS or refused:
                 raise
@@ -87,12 +87,12 @@ def download(url: str, *, timeout: float | None = None, allow_private: bool) -> 
 
 
 def private_addresses_allowed() -> bool:
-    """Whether the user lets the addresses of a data set be private ones."""
+    """Whether the user allows private addresses in data sets."""
     return os.environ.get(ALLOW_PRIVATE, "").lower() in ("1", "true", "yes")
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one that anybody reaches, however it is written (IPv4 inside IPv6 too)."""
+    """Whether an IP address is public; IPv4 addresses inside IPv6 are checked too."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
@@ -106,11 +106,11 @@ def is_public(address: str) -> bool:
 
 
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
-"""IPv6 addresses that a gateway turns into the IPv4 address in their last 32 bits (RFC 6052, section 2.1)."""
+"""IPv6 addresses that a gateway translates to the IPv4 address in their last 32 bits (RFC 6052, section 2.1)."""
 
 
 class _Fetch:
-    """One picture's attempts: how long they may still take, and which addresses they may connect to."""
+    """The download of one picture, with its deadline and the addresses it may connect to."""
 
     def __init__(self, deadline: float, allow_private: bool) -> None:
         self.deadline = deadline
@@ -131,16 +131,16 @@ class _Fetch:
         return bytes(content)
 
     def seconds_left(self) -> float:
-        """Until the deadline; a moment, once it has passed."""
+        """Seconds until the deadline, at least 0.01."""
         return max(0.01, self.deadline - time.monotonic())
 
     def connect(self, address: tuple[str, int], *_: Any) -> socket.socket:
-        """A connection to the first of a host's addresses that answers; all of them must be allowed."""
+        """Connect to the first address of a host that answers. All its addresses must be allowed."""
         host, port = address
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except UnicodeError as error:
-            raise DownloadError(f"{host!r} is no name of a machine") from error
+            raise DownloadError(f"{host!r} is not a valid host name") from error
         addresses = [str(info[4][0]) for info in found]
         self.check(host, addresses)
         for each in addresses[:-1]:
@@ -149,37 +149,37 @@ class _Fetch:
         return self.keep(socket.create_connection((addresses[-1], port), self.seconds_left()))
 
     def connect_proxy(self, address: tuple[str, int], *_: Any) -> socket.socket:
-        """A connection to the proxy that this machine's user has set."""
+        """Connect to the proxy of the environment."""
         return self.keep(socket.create_connection(address, self.seconds_left()))
 
     def check(self, host: str, addresses: list[str]) -> None:
-        """Refuse private addresses of `host`; once a public one was asked, none may follow."""
+        """Refuse private addresses of `host`. After a public address, no private one is allowed."""
         private = [each for each in addresses if not is_public(each)]
         if private and not self.allow_private:
             raise DownloadError(
-                f"{host} is the private address {private[0]}. If the data may make this machine ask its own network, "
-                f"set {ALLOW_PRIVATE}=1"
+                f"{host} is the private address {private[0]}. To allow private addresses in data sets, set "
+                f"{ALLOW_PRIVATE}=1"
             )
         self.allow_private = bool(private)
 
     def check_proxied(self, host: str) -> None:
-        """Refuse what can be told of a host that only a proxy looks up: private addresses, and this machine's name."""
+        """Refuse localhost and private addresses as a proxied host. The proxy resolves other names."""
         if host == "localhost" or host.endswith(".localhost"):
             self.check(host, ["127.0.0.1"])
         elif ":" in host:
             self.check(host, [host])
         else:
-            with suppress(OSError):  # a name
+            with suppress(OSError):  # a host name
                 self.check(host, [socket.inet_ntoa(socket.inet_aton(host))])
 
     def keep(self, connection: socket.socket) -> socket.socket:
-        """Remember `connection`, so that it can be cut off."""
-        self.connection = connection.dup()  # TLS takes the other
+        """Keep a duplicate of `connection`, to shut it down at the deadline."""
+        self.connection = connection.dup()  # TLS takes over the other
         return connection
 
     @contextmanager
     def _close_at_deadline(self) -> Iterator[None]:
-        """Cut the connection off at the deadline, in whatever it waits for: a server may send a byte now and then."""
+        """Shut the connection down at the deadline: a slow server could keep every single read below its timeout."""
         timer = threading.Timer(self.seconds_left(), self._cut)
         timer.daemon = True
         timer.start()
@@ -194,12 +194,12 @@ class _Fetch:
         if self.connection is not None:
             try:
                 self.connection.shutdown(socket.SHUT_RDWR)
-            except OSError as error:  # it has ended by itself
-                logger.debug("Nothing to cut off: %s", error)
+            except OSError as error:  # it is closed already
+                logger.debug("The connection was closed already: %s", error)
 
 
 def _request(url: str) -> Request:
-    # Some image hosts refuse the libraries' own name; addresses may hold spaces and letters beyond ASCII.
+    # Some image hosts refuse urllib's user agent. URLs may contain spaces and non-ASCII letters.
     try:
         parts = urlsplit(url)
         if not parts.netloc.isascii():
@@ -207,14 +207,14 @@ def _request(url: str) -> Request:
         request = Request(quote(url, safe=string.punctuation), headers={"User-Agent": "blip_recipe"})
         host = urlsplit(request.full_url).hostname
     except ValueError as error:
-        raise DownloadError(f"it is no URL ({error})") from error
+        raise DownloadError(f"it is not a valid URL ({error})") from error
     if request.type not in SCHEMES or not host:
-        raise DownloadError("it is no http or https URL")
+        raise DownloadError("it is not an http or https URL")
     return request
 
 
 def _opener(fetch: _Fetch) -> OpenerDirector:
-    """http and https alone, through the proxies of the environment where there are some."""
+    """An opener for http and https only, which uses the proxies of the environment."""
     opener = OpenerDirector()
     plain = (ProxyHandler(), _Redirects(), HTTPErrorProcessor(), HTTPDefaultErrorHandler())
     for handler in (*plain, _Connections(fetch)):
@@ -223,17 +223,17 @@ def _opener(fetch: _Fetch) -> OpenerDirector:
 
 
 class _Redirects(HTTPRedirectHandler):
-    """Redirects to http and https; `_Fetch.connect` checks where they lead."""
+    """Follow redirects to http and https only. `_Fetch.connect` checks their addresses."""
 
     def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
         if urlsplit(newurl).scheme not in SCHEMES:
-            raise DownloadError(f"it leads to {newurl[:100]!r}, which is no http or https URL")
-        fp.close()  # urllib would read all of it, of any size
+            raise DownloadError(f"it redirects to {newurl[:100]!r}, which is not an http or https URL")
+        fp.close()  # urllib would read the whole body, of any size
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 class _Connections(HTTPHandler, HTTPSHandler):
-    """Connections of a fetch: to a host itself, by an address that was checked, or to a proxy."""
+    """Open connections to a checked address or to a proxy."""
 
     def __init__(self, fetch: _Fetch) -> None:
         super().__init__()

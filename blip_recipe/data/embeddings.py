@@ -1,7 +1,7 @@
-"""Encoded pictures kept on disk: with a frozen image encoder and no augmentation, no epoch needs to encode one again.
+"""Cache image embeddings on disk, for training with a frozen image encoder and no augmentation.
 
-One file a picture, named by what the picture is, in a folder named by what encodes it: rows may come in any order, in
-any split, from several processes at once, and a run that dies leaves what it has encoded to the next.
+Each picture has one file, named by a hash of the picture, in a folder named by a hash of the encoder. So splits,
+processes and runs can share the cache, and an interrupted run keeps its work.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ if TYPE_CHECKING:
 
 
 class EmbeddingStore:
-    """What one image encoder, with one preprocessing and in one precision, makes of pictures.
+    """The cache of one image encoder with one image processor and one dtype.
 
     Args:
         vision_model: The frozen image encoder.
-        image_processor: What prepares pictures for it.
-        dtype: In which numbers are kept: bfloat16 loses nothing where the decoder computes in it.
+        image_processor: Its image processor.
+        dtype: The dtype of stored embeddings. bfloat16 loses nothing if the decoder computes in bfloat16.
     """
 
     def __init__(self, vision_model: nn.Module, image_processor: BlipImageProcessor, dtype: torch.dtype) -> None:
@@ -50,54 +50,55 @@ class EmbeddingStore:
 
     @property
     def bytes_per_image(self) -> int:
-        """Size of a kept picture."""
+        """Size of the embeddings of one picture in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def path(self, key: str) -> Path:
-        """Where the picture `key` is kept."""
+        """The file of the picture `key`."""
         return self.folder / key[:2] / key
 
     def load(self, key: str) -> torch.Tensor:
-        """Embeddings `(patches, width)` of a kept picture, mapped from its file."""
+        """Memory-map the embeddings `(patches, width)` of a stored picture."""
         flat = torch.from_file(str(self.path(key)), size=math.prod(self.shape), dtype=self.dtype)
         return flat.view(self.shape)
 
     def save(self, key: str, embeds: torch.Tensor) -> None:
-        """Keep the embeddings `(patches, width)` of a picture, whole or not at all.
+        """Write the embeddings `(patches, width)` of a picture atomically.
 
         Raises:
-            RecipeError: The disk is full, or cannot be written.
+            RecipeError: The disk is full or not writable.
         """
         path = self.path(key)
         try:
             write_atomically(path, embeds.to(self.dtype).contiguous().view(torch.uint8).numpy().tobytes())
         except OSError as error:
             raise RecipeError(
-                f"cache_image_embeds: {path.parent} cannot be written ({error}). Set BLIP_RECIPE_CACHE to another, "
-                "or leave the key out; what is kept already is used again."
+                f"cache_image_embeds: {path.parent} cannot be written ({error}). Set BLIP_RECIPE_CACHE to another "
+                "folder, or turn cache_image_embeds off. Embeddings that are cached already are used again."
             ) from error
 
     def holds(self, key: str) -> bool:
-        """Whether the picture `key` is kept, whole: a machine that lost its power may leave an empty file."""
+        """Whether the picture `key` is stored with the right size; a power failure may leave an empty file."""
         path = self.path(key)
         return path.exists() and path.stat().st_size == self.bytes_per_image
 
     def check_space(self, images: int) -> None:
-        """Refuse to begin what the disk cannot hold, where nothing is kept yet.
+        """Check that the disk has room for `images` pictures, unless the cache has files already.
 
         Raises:
-            RecipeError: `images` do not fit.
+            RecipeError: The disk is too small.
         """
         needed, free = images * self.bytes_per_image, shutil.disk_usage(self.folder).free
         if needed > free and not any(self.folder.iterdir()):
             raise RecipeError(
                 f"cache_image_embeds needs {needed / 2**30:.1f} GiB for {images:,} pictures, but {self.folder} has "
-                f"{free / 2**30:.1f} GiB left: set BLIP_RECIPE_CACHE to a larger disk, or leave the key out."
+                f"{free / 2**30:.1f} GiB left: set BLIP_RECIPE_CACHE to a folder on a larger disk, or turn "
+                "cache_image_embeds off."
             )
 
 
 class Unencoded(NamedTuple):
-    """A row's picture: its key, and its resized bytes `(3, height, width)` unless it is kept already."""
+    """A row's picture: its key, and its resized pixels `(3, height, width)`, or None if it is stored already."""
 
     row: int
     key: str
@@ -105,7 +106,7 @@ class Unencoded(NamedTuple):
 
 
 class PicturesToEncode(Dataset[Unencoded]):
-    """The pictures of `rows` numbered `numbers`, read by the workers of a loader."""
+    """Data set of the pictures to encode: the rows `numbers` of `rows`."""
 
     def __init__(self, rows: Any, numbers: range, store: EmbeddingStore, image_processor: BlipImageProcessor) -> None:
         self.rows, self.numbers, self.store, self.image_processor = rows, numbers, store, image_processor
@@ -123,7 +124,7 @@ class PicturesToEncode(Dataset[Unencoded]):
 
 
 def picture_key(image: Picture) -> str:
-    """A name for what the picture is: the hash of its file, or of its pixels where there is no file."""
+    """The hash of a picture's file, or of its pixels if there is no file."""
     if isinstance(image, Mapping) and image.get("bytes") is not None:
         return hashlib.sha256(image["bytes"]).hexdigest()
     path = image.get("path") if isinstance(image, Mapping) else image

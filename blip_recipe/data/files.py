@@ -1,4 +1,4 @@
-"""Captions files: COCO's JSON, which has no splits, and Karpathy's, which names a split for each image."""
+"""Read captions files: COCO JSON (no splits) and Karpathy JSON (a split for each image)."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 Record = dict[str, Any]
 
 PROBED = 100
-"""How many pictures are looked for before image_root is thought wrong."""
+"""How many paths are checked before the error that `image_root` is wrong."""
 
 
 def read_captions_file(arguments: CaptionDataArguments, split: str) -> SplitColumns:
-    """The pictures and captions that a COCO captions JSON (all of it) or a Karpathy JSON (the split) lists.
+    """Read a COCO captions JSON (all of it) or one split of a Karpathy JSON.
 
     Paths are relative to `image_root`, else to the file's folder. Ids are COCO's `id`, Karpathy's `cocoid` or `imgid`,
     unless `image_id_column` names another field.
 
     Raises:
-        RecipeError: The file is not of these formats, has no such split or field, or no picture is where it says.
+        RecipeError: The file has another format, no such split or field, or its picture paths do not exist.
     """
     file = Path(str(arguments.dataset_name)).expanduser()
     content = _load_json(file)
@@ -59,10 +59,10 @@ def _load_json(file: Path) -> Record:
 
 
 def load_json(file: Path, expected: str) -> Any:
-    """What a JSON file holds.
+    """Read a JSON file.
 
     Raises:
-        RecipeError: It cannot be read; ends with what was `expected`.
+        RecipeError: It cannot be read. The message ends with `expected`.
     """
     try:
         return json.loads(file.read_text(encoding="utf-8-sig"))
@@ -80,7 +80,7 @@ def _read_coco(content: Record, arguments: CaptionDataArguments, file: Path) -> 
     captions: defaultdict[int | str, list[str]] = defaultdict(list)
     for annotation in annotations:
         captions[annotation["image_id"]] += _captions_of(annotation, names, file)
-    # Annotations call `image_id` what images call `id`.
+    # The `id` of images is the `image_id` of annotations.
     id_column = "id" if arguments.image_id_column in (None, "image_id") else arguments.image_id_column
     return SplitColumns(
         _images_of(images, arguments, ("file_name",), file),
@@ -106,12 +106,12 @@ def _read_karpathy(images: list[Record], arguments: CaptionDataArguments, split:
 
 
 def _path_fields(arguments: CaptionDataArguments, default: str) -> dict[str, tuple[type, ...]]:
-    """The field of paths that records must have, where the recipe names no other."""
+    """The path field that records must have, unless the recipe names another one."""
     return {default: (str,)} if arguments.image_column is None else {}
 
 
 def _check_records(records: Any, fields: dict[str, tuple[type, ...]], name: str, file: Path) -> None:
-    """Make sure that all `records` are objects with `fields` of these types; name the first ten that are not."""
+    """Check that all `records` are objects with `fields` of these types, and name the first ten that are not."""
     if not isinstance(records, list):
         raise RecipeError(f"{file} has no list of {name!r}. {EXPECTED}")
     broken = [
@@ -121,7 +121,7 @@ def _check_records(records: Any, fields: dict[str, tuple[type, ...]], name: str,
     ]
     if broken:
         raise RecipeError(
-            f"{file}: {len(broken):,} of {len(records):,} {name} are broken, lacking {' or '.join(fields)} (numbers "
+            f"{file}: {len(broken):,} of {len(records):,} {name} have no valid {' or '.join(fields)} (numbers "
             f"{join_first(broken)}): the first is {json.dumps(records[broken[0]])[:100]}. {EXPECTED}"
         )
 
@@ -129,7 +129,7 @@ def _check_records(records: Any, fields: dict[str, tuple[type, ...]], name: str,
 def _captions_of(record: Record, names: Sequence[str], file: Path) -> list[str]:
     for name in names:
         check_column(record, name, "caption_column", str(file))
-    # As a list: a line break inside a sentence does not make it two.
+    # Pass a list, so that a line break does not split a caption.
     return read_captions([record[name] for name in names])
 
 
@@ -140,11 +140,11 @@ def _ids_of(images: list[Record], column: str, file: Path) -> list[int | str]:
 
 
 def _images_of(images: list[Record], arguments: CaptionDataArguments, default: tuple[str, ...], file: Path) -> Dataset:
-    """The column of paths; those in the fields `default` are joined, where the recipe names no other field."""
+    """The column of paths: the field that the recipe names, else the fields `default` joined."""
     root = Path(arguments.image_root).expanduser() if arguments.image_root else file.parent
     if arguments.image_column is None:
         parts = [[image[field] for field in default if isinstance(image.get(field), str)] for image in images]
-        # A single one may be a URL, whose slashes stay two.
+        # A single part may be a URL: Path would merge its double slashes.
         paths = [each[0] if len(each) == 1 else str(Path(*each)) for each in parts]
     else:
         for image in images:
@@ -155,17 +155,17 @@ def _images_of(images: list[Record], arguments: CaptionDataArguments, default: t
 
 
 def find_pictures(paths: Sequence[str | None], root: Path, arguments: DataArguments, file: Path) -> Dataset:
-    """The column `image` of the pictures at `paths` below `root`, which `file` lists; some of the first must be there.
+    """Resolve the `paths` listed in `file` below `root`, as the column `image`.
 
     Raises:
-        RecipeError: Paths lead elsewhere, or nowhere.
+        RecipeError: Paths lead outside of `root`, or none of the first pictures exists.
     """
-    # In a person's own file absolute paths are that person's word, unless image_root says where all pictures are.
+    # Absolute paths in the user's own file are allowed, unless image_root is set.
     places = PathRoot(root, absolute=arguments.image_root is None).resolve(paths, str(file))
     probed = list(filter(None, places[:PROBED]))
     if probed and not any("://" in place or os.path.exists(place) for place in probed):  # noqa: PTH110 - any name
         raise RecipeError(
-            f"None of the pictures that {file} lists is there, such as {probed[0]}: set image_root to the directory "
-            "that their paths start at."
+            f"None of the pictures listed in {file} exists, such as {probed[0]}: set image_root to the base directory "
+            "of their paths."
         )
     return images_from_paths(places)

@@ -1,4 +1,4 @@
-"""Pictures: opened from any source and mode as upright 8-bit RGB."""
+"""Open pictures from any source and in any mode as upright 8-bit RGB."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from blip_recipe.data.downloads import download, private_addresses_allowed
 from blip_recipe.errors import RecipeError
 
 Picture: TypeAlias = Union[str, "PathLike[str]", bytes, Mapping[str, Any], Image.Image, np.ndarray, None]
-"""A path, a URL, an encoded file, `{"bytes", "path"}` as `datasets` stores it, or a picture that is open already."""
+"""A path, a URL, an encoded file, `{"bytes", "path"}` as `datasets` stores it, or an opened picture."""
 
 MAX_PIXELS = 2 * 89_478_485
-"""Larger pictures are refused: Pillow's own limit (twice its `MAX_IMAGE_PIXELS`), whoever has changed that."""
+"""Maximum pixels of a picture: Pillow's default limit, twice `MAX_IMAGE_PIXELS`. It holds even if that was changed."""
 
 RANGES: dict[str, list[tuple[float, float]]] = {"I": [(0, 65535)], "F": [(0.0, 1.0), (0.0, 255.0), (0.0, 65535.0)]}
-"""Ranges of grey values that files of 32-bit integers and floats are known to use, narrowest first."""
+"""Common ranges of grey values in files of 32-bit integers and floats, narrowest first."""
 
 
 class BadImageError(RecipeError):
@@ -30,27 +30,27 @@ class BadImageError(RecipeError):
 
 
 def open_image(image: Picture, *, timeout: float | None = None) -> Image.Image:
-    """A picture as upright 8-bit RGB.
+    """Open a picture as upright 8-bit RGB.
 
-    EXIF orientation is applied. Of animations the first frame is taken. Transparency is dropped, not composed, as
-    transformers' own processors do, so that published pipelines see the same pixels. Grey values of 16 bits and more
-    are scaled to 8 bits, where Pillow would clip them to white.
+    EXIF orientation is applied. Animations give their first frame. Transparency is dropped, not composed, as in
+    transformers' processors, so published pipelines see the same pixels. Grey values of 16 bits and more are scaled to
+    8 bits; Pillow would clip them to white.
 
     Args:
-        image: A path, an http or https URL, an encoded file, a struct `{"bytes", "path"}`, an array
-            `(height, width[, 3])` of bytes, or a picture that is open already. A URL in a struct is a data set's: it
-            may not lead into a private network (`downloads.py`).
-        timeout: Seconds that fetching a URL may take; default 30.
+        image: A path, an http or https URL, an encoded file, a struct `{"bytes", "path"}`, a uint8 array
+            `(height, width[, 3])`, or an opened picture. A URL in a struct comes from a data set, so it may not have a
+            private address (`downloads.py`).
+        timeout: Maximum seconds for a download. Default: 30.
 
     Raises:
-        BadImageError: There is no such picture, it is broken, or it has more than 179 megapixels.
+        BadImageError: The picture does not exist, is broken, or has more than 179 megapixels.
     """
     with wrap_image_errors(image):
         return to_upright_rgb(open_lazily(image, timeout))
 
 
 def describe(image: Picture) -> str:
-    """A short name of `image` for messages: its path or URL where it has one."""
+    """Name `image` in error messages: by its path or URL if it has one."""
     if isinstance(image, Mapping):
         return str(image["path"]) if image.get("path") else describe(image.get("bytes"))
     if isinstance(image, (str, PathLike)):
@@ -62,7 +62,7 @@ def describe(image: Picture) -> str:
 
 @contextmanager
 def wrap_image_errors(image: Picture) -> Iterator[None]:
-    """Turn whatever the parsers of broken files raise into an error that names the picture."""
+    """Turn any exception of an image parser into a `BadImageError` that names the picture."""
     try:
         yield
     except BadImageError:
@@ -72,10 +72,10 @@ def wrap_image_errors(image: Picture) -> Iterator[None]:
 
 
 def open_lazily(image: Picture, timeout: float | None = None) -> Image.Image:
-    """The picture as Pillow opens it: its header is read, its pixels are not.
+    """Open a picture with Pillow, which reads its header but does not decode it.
 
     Raises:
-        BadImageError: The header says that it has more than 179 megapixels.
+        BadImageError: According to its header, it has more than 179 megapixels.
     """
     if isinstance(image, Image.Image):
         return image
@@ -91,16 +91,16 @@ def open_lazily(image: Picture, timeout: float | None = None) -> Image.Image:
 
 
 def is_url(image: Picture) -> bool:
-    """Whether `image` must be fetched."""
+    """Whether `image` must be downloaded."""
     source = image["path"] if isinstance(image, Mapping) and image.get("bytes") is None else image
     return isinstance(source, str) and "://" in source
 
 
 def read_content(image: Picture) -> bytes:
-    """The encoded file of a picture that is none in memory.
+    """Read the encoded file of a picture from bytes, a path or a URL.
 
     Raises:
-        BadImageError: There is no such picture.
+        BadImageError: The picture cannot be read.
     """
     with wrap_image_errors(image):
         source = _readable(image, None)
@@ -108,7 +108,7 @@ def read_content(image: Picture) -> bytes:
 
 
 def _readable(image: Picture, timeout: float | None) -> io.BytesIO | Path:
-    named = isinstance(image, str)  # by the caller; a struct is a row of a data set
+    named = isinstance(image, str)  # named by the caller; a struct comes from a data set
     if isinstance(image, Mapping):
         image = image["path"] if image.get("bytes") is None else image["bytes"]
     if isinstance(image, bytes):
@@ -118,13 +118,13 @@ def _readable(image: Picture, timeout: float | None) -> io.BytesIO | Path:
     if isinstance(image, (str, PathLike)):
         path = Path(image)
         if path.exists() and not path.is_file():
-            raise BadImageError(f"{path} is no file: expected a picture.")  # of a pipe, reading might never end
+            raise BadImageError(f"{path} is not a file: expected a picture.")  # reading a pipe might never end
         return path
     raise BadImageError("There is no picture: the image is empty.")
 
 
 def to_upright_rgb(image: Image.Image) -> Image.Image:
-    """What `open_image` makes of an opened picture."""
+    """Convert an opened picture to upright 8-bit RGB."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         image = Image.fromarray(np.asarray(image).astype(np.int32))
@@ -132,7 +132,7 @@ def to_upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def _scale_to_8_bits(image: Image.Image) -> Image.Image:
-    """Grey values of a known range scaled by that range, others from the darkest to the brightest."""
+    """Scale grey values from the narrowest known range that fits, else from their minimum and maximum, to 0..255."""
     values = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0, neginf=0)
     darkest, brightest = float(values.min()), float(values.max())
     known = [(low, high) for low, high in RANGES[image.mode] if low <= darkest and brightest <= high]
@@ -141,20 +141,20 @@ def _scale_to_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _reason(error: Exception) -> str:
-    """What an exception says, in words for the end of a sentence."""
+    """The reason of an exception, as the end of a sentence."""
     if isinstance(error, FileNotFoundError):
         return "there is no such file (relative paths start at image_root)"
     if isinstance(error, Image.UnidentifiedImageError):
-        return "it is in no known format"
+        return "its format is unknown"
     if isinstance(error, Image.DecompressionBombError):
         return f"it has more than {MAX_PIXELS:,} pixels"
     return str(error) or type(error).__name__
 
 
 def check_picture(image: Picture) -> str | None:
-    """What is wrong with a picture of a data set; None where it can be read.
+    """Decode a picture, and return what is wrong with it, or None.
 
-    It is decoded and forgotten; a JPEG at an eighth of its size, which still reads the file to its end.
+    A JPEG is decoded at an eighth of its size, which still reads the whole file.
     """
     try:
         with wrap_image_errors(image):

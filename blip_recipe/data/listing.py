@@ -1,4 +1,4 @@
-"""Pictures by name: files, folders, globs and URLs, read ahead by threads."""
+"""List pictures from files, folders, globs and URLs, and read them ahead in threads."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ IMAGE_EXTENSIONS = (
 )
 URL = re.compile("https?://", re.IGNORECASE)
 READERS = 4
-"""Threads that open pictures: decoding holds no lock, and more of them would hold more large pictures at once."""
+"""Number of threads that open pictures. Decoding releases the GIL; more threads would need more memory."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def list_images(paths: Iterable[str], stdin: IO[str]) -> Iterator[str]:
-    """File names and URLs that `paths` stand for, in order; names that are no file are kept, to be reported."""
+    """List the files and URLs of `paths` in order. `-` reads names from `stdin`. Missing files stay, to be reported."""
     for path in paths:
         if path == "-":
             yield from list_images((line.rstrip("\r\n") for line in stdin if line.strip() not in ("", "-")), stdin)
@@ -33,14 +33,14 @@ def list_images(paths: Iterable[str], stdin: IO[str]) -> Iterator[str]:
         elif os.path.isdir(path):  # noqa: PTH112
             yield from list_folder(path)
         else:
-            # A file of that very name would have been taken above: a name is never a pattern when the file exists.
+            # A name is a pattern only if no file has this name (checked above).
             yield from list(_list_glob(path)) or [path]
 
 
 def list_folder(folder: str) -> Iterator[str]:
-    """Pictures below `folder` by extension, in the order of their names; hidden files and folders are left out.
+    """List the pictures below `folder` by extension, sorted by name, without hidden files and folders.
 
-    A folder that cannot be listed is given itself, to be reported. Of a folder's files, only names are held.
+    A folder that cannot be listed is returned itself, to be reported. Only names are held in memory.
     """
     try:
         names = sorted(os.listdir(folder))  # noqa: PTH208 - a Path for each would be held with it
@@ -65,7 +65,7 @@ def _list_glob(pattern: str) -> Iterator[str]:
 
 
 def read_ahead(function: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[tuple[Item, Result]]:
-    """`(item, function(item))` in order, while threads work on the next `ahead` items; takes `items` as it goes."""
+    """Yield `(item, function(item))` in order, while threads process the next `ahead` items. `items` is read lazily."""
     pending: deque[tuple[Item, Future[Result]]] = deque()
     pool = ThreadPoolExecutor(READERS)
     try:
@@ -81,5 +81,5 @@ def read_ahead(function: Callable[[Item], Result], items: Iterable[Item], ahead:
 
 
 def printable(text: str) -> str:
-    """`text` on one line and without what a terminal would obey: a file name may hold anything."""
+    """Escape line breaks and control characters in `text`, for safe printing of file names to a terminal."""
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

@@ -1,4 +1,4 @@
-"""A split of any source, as rows of `image`, `image_id` and `captions`."""
+"""Load a split of any source as rows of `image`, `image_id` and `captions`."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
 
 
 def load_split(arguments: CaptionDataArguments, split: str, *, max_samples: int | None = None) -> Dataset:
-    """A split of the recipe's data set.
+    """Load a split of the recipe's data set.
 
     Args:
         arguments: The recipe's data keys. `dataset_name` is `shapes`, a Hub id, a directory, or a captions file.
-        split: The split, or a sum of them (`train+restval`).
-        max_samples: Only the first images; with `streaming`, the images of as many rows.
+        split: The split, or a sum of splits (`train+restval`).
+        max_samples: Load only the first images; with `streaming` from the Hub, the images of that many rows.
 
     Returns:
-        `image`: `{"bytes", "path"}` (`datasets.Image(decode=False)`), where `path` may be a URL; `open_image` opens it.
-        `image_id`: the data's own (int or str), else the row number.
-        `captions`: as written but stripped. What is wrong with single rows (no caption, no picture) is found by
-        `check_splits`.
+        `image`: `{"bytes", "path"}` (`datasets.Image(decode=False)`) for `open_image`. `path` may be a URL.
+        `image_id`: the id in the data set (int or str), else the row number.
+        `captions`: stripped strings. Single rows are not checked here, but by `check_splits`.
 
     Raises:
-        RecipeError: There is no such data set, split or column, the split is empty, or paths lead out of their folder.
+        RecipeError: The data set, split or column does not exist, the split is empty, or paths lead out of their
+            folder.
     """
     columns = _read_columns(arguments, split, max_samples)
     rows = join_columns(columns, f"{arguments.dataset_name}, split {split!r},")
@@ -46,12 +46,14 @@ def load_split(arguments: CaptionDataArguments, split: str, *, max_samples: int 
 
 
 def load_splits(arguments: DataArguments, load: Callable[..., Dataset] = load_split) -> dict[str, Dataset]:
-    """The splits of the recipe by role, `train` and, where the recipe names them, `eval` and `test`; not checked yet.
+    """Load the recipe's splits by role: `train` unless it is streamed, and `eval` and `test` if the recipe names them.
 
-    `train` is left out where it is streamed. Each is read by `load`, in place of `load_split`.
+    Args:
+        arguments: The recipe's data keys.
+        load: The function that loads a split.
 
     Raises:
-        RecipeError: As `load_split`.
+        RecipeError: A split cannot be loaded (see `load_split`).
     """
     return {
         role: load(arguments, split, max_samples=max_samples)
@@ -61,13 +63,13 @@ def load_splits(arguments: DataArguments, load: Callable[..., Dataset] = load_sp
 
 
 def vocabulary_texts(rows: Dataset, *, normalize: bool, prompt: str = "", drawn: bool = False) -> Iterable[str]:
-    """Texts with every word that a tokenizer for `rows` must know.
+    """Collect the texts that a tokenizer for `rows` is built from.
 
     Args:
-        rows: With `captions`.
-        normalize: Whether captions are trained on as `normalize_caption` gives them.
-        prompt: Words every caption starts with.
-        drawn: Whether all words of drawn scenes are known.
+        rows: Rows with `captions`.
+        normalize: Whether to clean captions with `normalize_caption`.
+        prompt: The prompt of all captions.
+        drawn: Whether to add all words of the drawn scenes.
     """
     captions: Iterable[str] = chain.from_iterable(rows["captions"])
     words = shapes_vocabulary() if drawn else []
@@ -81,7 +83,7 @@ def _read_columns(arguments: CaptionDataArguments, split: str, max_samples: int 
     if file.is_file():
         return read_captions_file(arguments, split)
     if arguments.streaming and is_directory(arguments):
-        # Of a directory, `datasets` alone would copy all splits first.
+        # `datasets` alone would copy all splits of a directory first.
         return read_directory(arguments, split, max_samples)
     return read_table(arguments, split, max_samples)
 

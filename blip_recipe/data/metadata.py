@@ -1,7 +1,7 @@
-"""`metadata.jsonl` of an imagefolder, looked at line by line before `datasets` reads it.
+"""Check each line of an imagefolder's `metadata.jsonl` before `datasets` reads it.
 
-The JSON reader of pyarrow, which `datasets` uses, ends the process (a segmentation fault) on some broken lines, and
-names no line where it does not.
+`datasets` uses the JSON reader of pyarrow. It crashes on some broken lines (a segmentation fault), and does not name
+the line of others.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def check_metadata(folder: Path) -> None:
-    """Make sure that every line of every `metadata.jsonl` below `folder` is a JSON object with a file's name.
+    """Check that every line of every `metadata.jsonl` below `folder` is a JSON object with a file name.
 
     Raises:
-        RecipeError: Names the file and the first ten lines that are not.
+        RecipeError: Some lines are not. The message names the file and the first ten lines.
     """
     for path in sorted(folder.rglob("metadata.jsonl")):
         if not path.is_file():
@@ -47,25 +47,25 @@ def _line_error(line: bytes) -> str | None:
             line.decode("utf-8"), object_pairs_hook=_reject_duplicate_keys, parse_constant=_reject_constant
         )
     except (ValueError, RecursionError) as error:
-        return f"is no JSON ({error})"
+        return f"is not valid JSON ({error})"
     if not isinstance(record, dict):
-        return "is no JSON object"
+        return "is not a JSON object"
     if not any(key.endswith(("file_name", "file_names")) for key in record):
         return "has no file_name"
-    return "has a text that is no Unicode" if _has_surrogate(record) else None
+    return "has a text that is not valid Unicode" if _has_surrogate(record) else None
 
 
 def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     record = dict(pairs)
     if len(record) < len(pairs):
-        raise ValueError("a key stands there twice")
+        raise ValueError("it has a duplicate key")
     return record
 
 
 def _reject_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number that JSON knows")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _has_surrogate(value: Any) -> bool:
-    """Whether a text in `value` holds half of a UTF-16 pair, which no UTF-8 can say."""
+    """Whether a text in `value` holds a lone surrogate, which UTF-8 cannot encode."""
     return any(0xD800 <= ord(character) <= 0xDFFF for character in json.dumps(value, ensure_ascii=False))

@@ -1,13 +1,12 @@
-"""Large pictures made small once, so that epochs do not decode a camera's megapixels again and again.
+"""Cache resized copies of large pictures, so that epochs do not decode full-size photographs again.
 
-A picture whose shorter side is over `shorter_side(image_size)` is kept as a JPEG of that shorter side, upright, under
-the hash of its file's content; one behind a URL under the hash of the URL, unchanged where it is no larger. All other
-pictures are read where they are.
+A picture with a shorter side above `shorter_side(image_size)` is cached as an upright JPEG of that shorter side, named
+by the hash of its file. A picture from a URL is cached under the hash of the URL, unchanged if it is small. All other
+pictures are read from their source.
 
-What that changes: a picture is resized twice and goes through JPEG (quality 95, 4:2:0) once more. Over those 73 of 86
-photographs that are large enough for 224 pixels, what a model sees differs by 1.2 of 255 levels on average, and by more
-than 6 in one pixel of a hundred; half of it is from the second resizing. Only training reads the cache: what is scored
-is never resized beforehand.
+A cached picture is resized twice and encoded as JPEG (quality 95, 4:2:0) once more. For the 73 of 86 photographs that
+are large enough at 224 pixels, the model's input differs by 1.2 of 255 levels on average, and by more than 6 in one of
+100 pixels; the second resizing causes half of it. Only training uses the cache, evaluation does not.
 """
 
 from __future__ import annotations
@@ -42,16 +41,16 @@ logger = logging.getLogger(__name__)
 
 QUALITY = 95
 RESERVE = 2**30
-"""Bytes of the disk that are left free."""
+"""Bytes of disk space to leave free."""
 
 
 def shorter_side(image_size: int) -> int:
-    """Pixels that a kept picture has along its shorter side: the smallest square crop of training is not enlarged."""
+    """Shorter side of a cached picture in pixels. With it, the smallest square crop of training is not enlarged."""
     return math.ceil(image_size / math.sqrt(CROP_SCALE[0]))
 
 
 def cache_folder(image_cache: str | None) -> Path | None:
-    """Where the recipe's `image_cache` is: a directory; for `true` one in the cache of Hugging Face; nowhere."""
+    """The folder of the recipe's `image_cache`: a directory, for `true` one in the Hugging Face cache, or None."""
     if image_cache is None or image_cache.lower() == "false":
         return None
     if image_cache.lower() == "true":
@@ -60,14 +59,14 @@ def cache_folder(image_cache: str | None) -> Path | None:
 
 
 def cache_resized_pictures(rows: Dataset, image_size: int, folder: Path) -> dict[int, str]:
-    """Keep large and remote pictures of `rows` in `folder`; of several processes one works and the others wait.
+    """Cache the large and remote pictures of `rows` in `folder`. One process works while the others wait.
 
     Returns:
-        Kept files by row number.
+        The cached files by row number.
 
     Raises:
         BadImageError: A picture cannot be read.
-        RecipeError: The disk is full or cannot be written.
+        RecipeError: The disk is full or not writable.
     """
     side = shorter_side(image_size)
     folder = folder / f"{side}-jpeg{QUALITY}"
@@ -82,12 +81,12 @@ def cache_resized_pictures(rows: Dataset, image_size: int, folder: Path) -> dict
             kept = {row: str(file) for row, file in enumerate(bar) if file}
     except OSError as error:
         raise RecipeError(
-            f"image_cache: pictures cannot be kept in {folder} ({error}). Name a directory that can be written, or "
-            "leave image_cache out."
+            f"image_cache: pictures cannot be written to {folder} ({error}). Choose a writable directory, or leave "
+            "image_cache out."
         ) from error
     size = sum(Path(file).stat().st_size for file in set(kept.values()))
     logger.info(
-        "%d of %d pictures are read from %s (%.1f MiB), the others where they are.",
+        "%d of %d pictures are read from %s (%.1f MiB), the others from their source.",
         len(kept),
         len(rows),
         folder,
@@ -97,7 +96,7 @@ def cache_resized_pictures(rows: Dataset, image_size: int, folder: Path) -> dict
 
 
 def _cache_picture(image: Picture, side: int, folder: Path) -> Path | None:
-    """The kept file of a picture; None where the picture is better read as it is."""
+    """Cache a picture and return its file, or None if it is small enough to be read from its source."""
     url = is_url(image)
     if not url and min(_size(image)) <= side:
         return None
@@ -116,7 +115,7 @@ def _size(image: Picture) -> tuple[int, int]:
 
 
 def _shrink(content: bytes, side: int, image: Picture) -> bytes:
-    """A JPEG of the picture in `content`, upright, whose shorter side has `side` pixels."""
+    """Encode the picture in `content` as an upright JPEG with a shorter side of `side` pixels."""
     with wrap_image_errors(image):
         pixels = read_pixels(content)
     height, width = (round(length * side / min(pixels.shape[1:])) for length in pixels.shape[1:])
@@ -127,7 +126,7 @@ def _shrink(content: bytes, side: int, image: Picture) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """`content` under its name at once, so that a run that is killed leaves no half of a picture.
+    """Write `content` atomically, so a killed run leaves no partial file.
 
     Raises:
         RecipeError: The disk would have less than `RESERVE` left.
@@ -135,7 +134,7 @@ def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(exist_ok=True)
     if shutil.disk_usage(path.parent).free < len(content) + RESERVE:
         raise RecipeError(
-            f"image_cache: the disk of {path.parents[1]} has less than {RESERVE / 2**30:.1f} GiB left, which are not "
-            "for pictures. Free some, name a directory on another disk, or leave image_cache out."
+            f"image_cache: the disk of {path.parents[1]} would have less than {RESERVE / 2**30:.1f} GiB left. Free "
+            "some space, choose a directory on another disk, or leave image_cache out."
         )
     write_atomically(path, content)

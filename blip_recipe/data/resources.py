@@ -1,4 +1,4 @@
-"""Where the files that travel with the package lie: `recipes/` and `model_cards/`."""
+"""Find the packaged files of `recipes/` and `model_cards/`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,6 @@ PACKAGE = Path(__file__).parents[1]
 
 
 def resource_folder(name: str) -> Path:
-    """The folder `name` of the installed package, or of the checkout that the package is used from."""
+    """The folder `name` of the installed package, or of the checkout."""
     installed = PACKAGE / name
     return installed if installed.is_dir() else PACKAGE.parent / name

@@ -1,4 +1,4 @@
-"""What every source gives, and how it becomes rows of `image`, `image_id` and `captions`."""
+"""Join the columns that a source returns into rows of `image`, `image_id` and `captions`."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
 MAX_LISTED = 10
-"""How many offenders a message names."""
+"""Maximum number of items that an error message lists."""
 
 
 @dataclass
 class SplitColumns:
-    """A split as its source has it, row by row; rows may share an image.
+    """The columns of a split, row by row. Several rows may belong to one image.
 
     Args:
         images: One column `image`, not decoded (`datasets.Image(decode=False)`).
-        captions: Captions of each row.
-        image_ids: Ids of each row; None where the source has none.
+        captions: The captions of each row.
+        image_ids: The image id of each row, or None if the source has no ids.
     """
 
     images: Dataset
@@ -34,12 +34,12 @@ class SplitColumns:
 
 
 def join_columns(columns: SplitColumns, where: str) -> Dataset:
-    """Rows of `image`, `image_id` and `captions`, an image a row, in the order in which images first appear.
+    """Join columns into rows of `image`, `image_id` and `captions`, one image per row, in order of first appearance.
 
-    Pictures are neither decoded nor copied: 20 GB of them stay where they are.
+    Pictures are neither decoded nor copied.
 
     Raises:
-        RecipeError: There are no rows, or ids are too large.
+        RecipeError: There are no rows, or ids have the wrong type.
     """
     if len(columns.images) == 0:
         raise RecipeError(f"{where} is empty: expected at least one picture with captions.")
@@ -54,60 +54,59 @@ def join_columns(columns: SplitColumns, where: str) -> Dataset:
         {"image_id": list(image_ids), "captions": [captions[image_id] for image_id in image_ids]},
         features=Features({"image_id": Value(id_type), "captions": List(Value("string"))}),
     )
-    # Joined before rows are chosen: joining chosen rows would copy their pictures.
+    # Join before selecting rows: joining selected rows would copy their pictures.
     rows = concatenate_datasets([columns.images, facts], axis=1)
     return rows if len(first_rows) == len(rows) else rows.select(list(first_rows.values()))
 
 
 def infer_id_type(image_ids: Sequence[object], where: str) -> str:
-    """The column type of ids, which must be all integers or all text."""
+    """Infer the column type of ids: `int64` if all are integers, `string` if all are strings."""
     if all(type(each) is str for each in image_ids):
         return "string"
     for each in image_ids:
         if type(each) is not int or not -(2**63) <= each < 2**63:
             raise RecipeError(
-                f"{where}: there is an image with the id {each!r:.50}. Expected either integers of 64 bits or text as "
-                "ids of all images."
+                f"{where} has the image id {each!r:.50}: expected 64-bit integers for all images, or text for all."
             )
     return "int64"
 
 
 def images_from_paths(paths: Sequence[str | None]) -> Dataset:
-    """Files and URLs as the column `image`."""
+    """Put paths and URLs into a column `image`."""
     return Dataset.from_dict({"image": list(paths)}, features=Features({"image": Image(decode=False)}))
 
 
 def absolute(path: Path | str) -> str:
-    """`path` from the root on, without `..`, and with its links as they are written."""
+    """Make `path` absolute and remove `..`, without resolving links."""
     return os.path.abspath(path)  # noqa: PTH100 - `Path.resolve` follows links
 
 
 @dataclass(frozen=True)
 class PathRoot:
-    """Where the paths of a data set may lead.
+    """The folder that the paths of a data set may not leave.
 
     Args:
-        folder: Relative paths start here and may not leave it by `..`; None where no path of this machine is allowed.
-        absolute: Whether absolute paths may lie elsewhere: in a user's own file they are the user's word.
+        folder: Base directory of relative paths, which may not leave it by `..`. None allows no local paths at all.
+        absolute: Whether absolute paths may lead anywhere, as in the user's own file.
     """
 
     folder: Path | None
     absolute: bool = False
 
     def resolve(self, paths: Sequence[str | None], where: str) -> list[str | None]:
-        """Paths as they are opened; URLs and None stay as they are.
+        """Make paths absolute; URLs and None stay unchanged.
 
-        Links are followed: whoever made the folder made them, a list of names cannot.
+        Links are allowed: only the owner of the folder can create them, not a list of paths.
 
         Raises:
-            RecipeError: Paths lead elsewhere; names the first ten.
+            RecipeError: Paths lead out of the folder. The message names the first ten.
         """
         found = [path if path is None or "://" in path else self._place(path) for path in paths]
         outside = [path for path, place in zip(paths, found, strict=True) if path is not None and place is None]
         if outside:
             allowed = f"paths below {self.folder}" if self.folder else "embedded pictures or URLs, or image_root"
             raise RecipeError(
-                f"{where}: {len(outside):,} of {len(paths):,} paths lead to files that this data set may not name: "
+                f"{where}: {len(outside):,} of {len(paths):,} paths are not allowed in this data set: "
                 f"{join_first(list(map(repr, outside)))}. Expected {allowed}."
             )
         return found
@@ -122,10 +121,10 @@ class PathRoot:
 
 
 def parse_split(split: str, known: Collection[str], where: str) -> list[str]:
-    """The names in a split or sum of splits (`train+restval`).
+    """Split a sum of splits (`train+restval`) into names.
 
     Raises:
-        RecipeError: One is not among `known`.
+        RecipeError: A name is not in `known`.
     """
     names = [name.strip() for name in split.split("+")]
     for name in names:
@@ -135,6 +134,6 @@ def parse_split(split: str, known: Collection[str], where: str) -> list[str]:
 
 
 def join_first(names: Sequence[object]) -> str:
-    """The first ten of `names`, for a message."""
+    """Join the first ten of `names` for an error message."""
     more = ", …" if len(names) > MAX_LISTED else ""
     return ", ".join(map(str, names[:MAX_LISTED])) + more

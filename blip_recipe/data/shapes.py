@@ -1,8 +1,8 @@
-"""The embedded data set: drawn scenes with five true captions each, and combinations that training never shows.
+"""The embedded data set: drawn scenes with five captions each, and held-out combinations for validation and test.
 
-A scene is one to `MAX_OBJECTS` objects, each a colour, a form, a size and one of four places, on a dark background.
-Some pairs of objects (`is_held_out`) stand together only in validation and test: a model that describes them has
-learnt to look at each object, and not scenes by heart. The constants below set how hard it is.
+A scene has one to `MAX_OBJECTS` objects on a dark background. Each object has a colour, a form, a size and one of four
+places. Some pairs of objects (`is_held_out`) appear together only in validation and test, to measure generalisation
+instead of memorised scenes. The constants below set the difficulty.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ Style = Literal["plain", "telegraph"]
 SHAPES_STYLES: tuple[Style, ...] = get_args(Style)
 
 SHAPES_SPLITS = {"train": 16000, "validation": 200, "test": 400}
-"""Scenes in each split."""
+"""Number of scenes in each split."""
 
 SIZE = 96
 """Side of a picture in pixels."""
 SUPERSAMPLING = 2
-"""Scenes are drawn this many times larger and shrunk, for smooth edges."""
+"""Factor by which scenes are drawn larger and then shrunk, for smooth edges."""
 CELL = SIZE / 2
 """Side in pixels of the four places."""
 
 MAX_OBJECTS = 2
 OBJECTS_WEIGHTS = (1, 3)
-"""How often a scene has one object, two, ..."""
+"""Relative frequency of scenes with one object, two objects, ..."""
 COLOURS = {
     "red": (230, 40, 40),
     "green": (40, 200, 40),
@@ -47,18 +47,18 @@ FORMS = ("circle", "square", "triangle", "cross")
 SIZES = {"small": 10.0, "large": 18.0}
 """Half an object's width in pixels."""
 MAX_SHIFT = 4
-"""How far in pixels an object may be from the middle of its place."""
+"""Maximum distance in pixels of an object from the middle of its place."""
 PLACES = ("top left", "top right", "bottom left", "bottom right")
 """In reading order."""
 KINDS = tuple(product(COLOURS, FORMS))
-"""Objects by colour and form, of which held-out pairs are made."""
+"""Combinations of colour and form."""
 HELD_OUT_SHARE = 5
-"""One pair of kinds in so many is held out."""
+"""One in this many pairs of kinds is held out."""
 BACKGROUNDS = (0, 40)
-"""Darkest and brightest grey of the background."""
+"""Range of the background's grey value."""
 
 SENTENCES: dict[Style, tuple[tuple[str, str, str], ...]] = {
-    # What begins the caption, an object, what stands between objects.
+    # Beginning of the caption, template of an object, separator of objects.
     "plain": (
         ("", "a {size} {colour} {form} in the {place}", " and "),
         ("there is ", "a {size} {colour} {form} in the {place}", " and "),
@@ -74,12 +74,12 @@ SENTENCES: dict[Style, tuple[tuple[str, str, str], ...]] = {
         ("object ", "{colour} {form} {size} {place}", " then "),
     ),
 }
-"""Five wordings of a scene in each style; every one of them says all there is."""
+"""Five caption templates for each style. Each one describes the scene completely."""
 
 
 @dataclass(frozen=True)
 class Thing:
-    """An object of a scene; `shift` is its distance in pixels from the middle of its place."""
+    """An object of a scene. `shift` is its offset in pixels from the middle of its place."""
 
     colour: str
     form: str
@@ -90,20 +90,20 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """Things in reading order of their places, and the grey they stand on."""
+    """Things in reading order, and the grey value of the background."""
 
     things: tuple[Thing, ...]
     background: int
 
     @property
     def is_held_out(self) -> bool:
-        """Whether training never shows its things together, wherever they stand: a fifth of all pairs of kinds."""
+        """Whether the scene has a held-out pair of kinds. A fifth of all pairs is held out of training."""
         first, *others = sorted(KINDS.index((thing.colour, thing.form)) for thing in self.things)
         return any((7 * first + 3 * other) % HELD_OUT_SHARE == 0 for other in others)
 
 
 def make_scene(rng: random.Random, held_out: bool) -> Scene:
-    """A random scene, of things that are held out together or of others."""
+    """Make a random scene, with a held-out pair of things or without."""
     while True:
         count = rng.choices(range(1, MAX_OBJECTS + 1), weights=OBJECTS_WEIGHTS)[0]
         places = sorted(rng.sample(PLACES, count), key=PLACES.index)
@@ -121,7 +121,7 @@ def _make_thing(rng: random.Random, colour: str, form: str, place: str) -> Thing
 
 
 def draw_scene(scene: Scene) -> Image.Image:
-    """The picture of a scene, `(SIZE, SIZE)` in RGB."""
+    """Draw a scene as an RGB picture of `SIZE` x `SIZE` pixels."""
     side = SIZE * SUPERSAMPLING
     image = Image.new("RGB", (side, side), (scene.background,) * 3)
     canvas = ImageDraw.Draw(image)
@@ -136,7 +136,7 @@ def draw_scene(scene: Scene) -> Image.Image:
 def _draw_form(
     canvas: ImageDraw.ImageDraw, form: str, x: float, y: float, radius: float, colour: tuple[int, int, int]
 ) -> None:
-    """Draw a form of half-width `radius` around `(x, y)`."""
+    """Draw a form with half-width `radius` and center `(x, y)`."""
     box = (x - radius, y - radius, x + radius, y + radius)
     if form == "circle":
         canvas.ellipse(box, colour)
@@ -151,7 +151,7 @@ def _draw_form(
 
 
 def describe_scene(scene: Scene, style: Style = "plain") -> list[str]:
-    """Five captions of a scene, in lower case and without punctuation."""
+    """Describe a scene in five captions, in lower case and without punctuation."""
     return [
         opening
         + between.join(
@@ -163,7 +163,7 @@ def describe_scene(scene: Scene, style: Style = "plain") -> list[str]:
 
 
 def shapes_vocabulary() -> list[str]:
-    """Every word of every style, so that one tokenizer serves all."""
+    """All words of all styles, so one tokenizer fits every style."""
     scenes = [
         Scene((Thing(colour, form, size, place, (0, 0)),) * 2, 0)
         for colour, form, size, place in product(COLOURS, FORMS, SIZES, PLACES)
@@ -174,9 +174,9 @@ def shapes_vocabulary() -> list[str]:
 
 @lru_cache
 def make_scenes(split: str) -> tuple[Scene, ...]:
-    """The scenes of a split, no two equal within or between splits.
+    """Make the scenes of a split. All scenes of all splits differ.
 
-    Training has no held-out pair; of validation every second scene has one, and every scene of test.
+    No training scene has a held-out pair, every second validation scene has one, and every test scene has one.
     """
     taken = set[Scene]() if split == "train" else {scene for other in _before(split) for scene in make_scenes(other)}
     rng = random.Random(f"shapes {split}")
@@ -198,7 +198,10 @@ def _before(split: str) -> Iterator[str]:
 
 
 def load_shapes(splits: list[str], style: Style = "plain", max_samples: int | None = None) -> Dataset:
-    """Splits of the drawn scenes, one after the other, as `image` (PNG) and `captions`; only the first are drawn."""
+    """Load splits of the drawn scenes, concatenated, as `image` (PNG) and `captions`.
+
+    With `max_samples`, only the first scenes are drawn.
+    """
     scenes = [scene for split in splits for scene in make_scenes(split)][:max_samples]
     return Dataset.from_dict(
         {
@@ -210,7 +213,7 @@ def load_shapes(splits: list[str], style: Style = "plain", max_samples: int | No
 
 
 def encode_picture(image: Image.Image) -> bytes:
-    """A picture as PNG."""
+    """Encode a picture as PNG."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return buffer.getvalue()

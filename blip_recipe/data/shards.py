@@ -1,4 +1,4 @@
-"""A split as shards (parquet files, webdataset tars, an imagefolder) that `datasets` reads lazily, from any row on."""
+"""Read a split lazily from shards (parquet files, webdataset tars or an imagefolder), starting at any row."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from blip_recipe.data.arguments import CaptionDataArguments
 
 SAMPLE = 1000
-"""Images whose captions are looked at before training."""
+"""Number of images that `ShardedSplit.sample` reads before training."""
 
 READ_AT_ONCE = 16
-"""Rows that are taken from a shard at once."""
+"""Number of rows read from a shard at once."""
 
 
 class StreamedImage(NamedTuple):
-    """An image of a shard: number of its first row, its id, its picture as it is stored, and its captions."""
+    """An image of a shard: its first row, its id, its picture as stored, and its captions."""
 
     row: int
     image_id: int | str | None
@@ -46,14 +46,14 @@ class ShardedSplit:
     """A split as shards that can be read from any row on.
 
     Args:
-        tables: What `datasets` streams: one for each part of a sum of splits.
+        tables: The streams of `datasets`, one for each part of a sum of splits.
         arguments: The recipe's data keys.
-        image_column: Where the pictures are.
-        caption_columns: Where the captions are.
-        images: How many there are, where the source tells.
-        title: What it is called in messages.
-        trusted: What addresses of the data set's own files begin with.
-        name: What the only shard is called in messages, where it has a name.
+        image_column: The column of pictures.
+        caption_columns: The columns of captions.
+        images: The number of images, if the source tells it.
+        title: Name of the split in error messages.
+        trusted: Prefix of the paths of the data set's own files.
+        name: Name of the only shard in error messages, if it has one.
     """
 
     tables: list[IterableDataset]
@@ -67,14 +67,14 @@ class ShardedSplit:
 
     @property
     def shards(self) -> int:
-        """How many there are."""
+        """The number of shards."""
         return sum(table.num_shards for table in self.tables)
 
     def read(self, shard: int, first_row: int = 0) -> Iterator[StreamedImage]:
-        """The images of a shard, in their order; adjacent rows that share an id are one image.
+        """Read the images of a shard in order. Adjacent rows with the same id are one image.
 
         Raises:
-            RecipeError: Rows of an image are not adjacent, or captions are no text.
+            RecipeError: The shard is broken, rows of an image are not adjacent, or captions are not text.
         """
         column = self.arguments.image_id_column
         seen: set[int | str] = set()
@@ -88,13 +88,13 @@ class ShardedSplit:
             yield StreamedImage(row, None if column is None else image_id, first[self.image_column], captions)
 
     def _check_id(self, image_id: Any, column: str, seen: set[int | str], where: str) -> None:
-        """Note that an image was seen in its shard; shards are small enough to remember their ids."""
+        """Check that the id is new in its shard, and remember it."""
         if image_id is None:
             raise RecipeError(f"{where}, has no {column!r}: expected an id in each row.")
         if image_id in seen:
             raise RecipeError(
-                f"{where}, has the {column} {image_id!r} of rows before it that are not beside it: a stream joins only "
-                "adjacent rows of an image. Sort the data by that column, or leave streaming out."
+                f"{where}, has the same {column} {image_id!r} as an earlier row that is not adjacent: a stream joins "
+                "only adjacent rows of an image. Sort the data by that column, or read it without streaming."
             )
         seen.add(image_id)
 
@@ -105,24 +105,24 @@ class ShardedSplit:
                 break
             shard -= table.num_shards
         rows = table.shard(num_shards=table.num_shards, index=shard).skip(first_row)
-        # Iterated row by row, a table would leave shards to the other workers of a loader.
+        # `iter` reads the whole shard. Iterating over rows would split shards among the workers of a DataLoader.
         batches = rows.iter(READ_AT_ONCE)
         while batch := self._read_batch(batches, number):
             names = list(batch)
             yield from (dict(zip(names, cells, strict=True)) for cells in zip(*batch.values(), strict=True))
 
     def _read_batch(self, batches: Iterator[dict[str, list[Any]]], shard: int) -> dict[str, list[Any]] | None:
-        """The next of `batches`, or nothing behind the last.
+        """Read the next batch, or None at the end.
 
         Raises:
-            RecipeError: The shard is broken, or was out of reach for too long.
+            RecipeError: The shard is broken, or cannot be reached.
         """
         try:
             return next(batches, None)
         except (OSError, ValueError, tarfile.TarError, DatasetsError) as error:
             raise RecipeError(
-                f"{self._where(shard)}, cannot be read ({type(error).__name__}: {error}): expected whole parquet "
-                "files, webdataset tars or an imagefolder."
+                f"{self._where(shard)}, cannot be read ({type(error).__name__}: {error}): expected complete parquet "
+                "files, webdataset tars or an imagefolder. Repair or replace it."
             ) from error
 
     def _captions(self, row: dict[str, Any], shard: int, number: int) -> list[str]:
@@ -133,11 +133,11 @@ class ShardedSplit:
             raise RecipeError(f"{self.where(shard, number)} holds {error}: expected captions as text.") from error
 
     def picture(self, cell: Any) -> Any:
-        """A stored picture as `open_image` takes it; files of the data set itself are fetched.
+        """Convert a stored picture for `open_image`; the data set's own files are read.
 
         Raises:
-            BadImageError: Such a file cannot be read.
-            RecipeError: A path leads where the data set may not.
+            BadImageError: A file of the data set cannot be read.
+            RecipeError: A path is not allowed in this data set.
         """
         if isinstance(cell, bytes):
             return {"bytes": cell, "path": None}
@@ -152,12 +152,12 @@ class ShardedSplit:
         return {"bytes": None, "path": place}
 
     def describe(self) -> str:
-        """How large it is, as far as that is known."""
+        """Describe the number of shards and images."""
         images = f"{self.images:,}" if self.images else "an unknown number of"
         return f"{self.shards:,} shards with {images} images"
 
     def where(self, shard: int, row: int) -> str:
-        """A row's name for messages."""
+        """Name a row in error messages."""
         return f"{self._where(shard)}, row {row}"
 
     def _where(self, shard: int) -> str:
@@ -166,10 +166,10 @@ class ShardedSplit:
         return f"{self.title}, shard {shard}"
 
     def sample(self) -> Dataset:
-        """Some images with their captions, as `load_split` gives them; the first opens, and alone has its picture.
+        """Read some images with captions, in the format of `load_split`. Only the first row has a (readable) picture.
 
         Raises:
-            RecipeError: There are none, or what is read of them is wrong.
+            RecipeError: The split is empty, or its rows are wrong.
         """
         found = list(islice((image for shard in range(self.shards) for image in self.read(shard)), SAMPLE))
         if not found:
@@ -189,10 +189,10 @@ class ShardedSplit:
 
 
 def open_stream(arguments: CaptionDataArguments) -> ShardedSplit:
-    """The training split as shards; nothing is read but what tells its columns.
+    """Open the training split as shards. Only what is needed to know the columns is read.
 
     Raises:
-        RecipeError: There is no such data set, split or column.
+        RecipeError: The data set, split or column does not exist.
     """
     return choose_columns([_open(arguments, name.strip()) for name in arguments.train_split.split("+")], arguments)
 
@@ -200,16 +200,16 @@ def open_stream(arguments: CaptionDataArguments) -> ShardedSplit:
 def choose_columns(
     streams: list[IterableDataset], arguments: CaptionDataArguments, name: str | None = None, title: str | None = None
 ) -> ShardedSplit:
-    """Streams, whose pictures are not decoded, as the shards of a split.
+    """Choose the columns of streams with undecoded pictures, and combine them into one split.
 
     Args:
-        streams: Of its parts.
+        streams: The streams of the parts of a sum of splits.
         arguments: The recipe's data keys.
-        name: What the only shard is called in messages, where it has a name.
-        title: What a data set of the caller's own is called in messages; what it takes from the Hub is trusted.
+        name: Name of the only shard in error messages, if it has one.
+        title: Name of a data set passed by the caller, in error messages. Its files on the Hub are trusted.
 
     Raises:
-        RecipeError: A column is missing or holds something else.
+        RecipeError: A column is missing or has the wrong type.
     """
     features = streams[0].features
     trusted = "hf://datasets/" if title else _own_files(arguments)
@@ -226,8 +226,11 @@ def choose_columns(
         check_column(features, id_column, "image_id_column", where)
     columns = list(dict.fromkeys([image_column, *caption_columns, *([id_column] if id_column else [])]))
     for stream in streams:
-        for column in columns:
-            check_column(stream.features, column, "a part of train_split", where)
+        if missing := [column for column in columns if column not in stream.features]:
+            raise RecipeError(
+                f"{where} has parts with different columns: one has no {missing[0]!r}. Expected the same columns in "
+                "all parts of a sum of splits."
+            )
     return ShardedSplit(
         [stream.select_columns(columns) for stream in streams],
         arguments,
@@ -241,7 +244,7 @@ def choose_columns(
 
 
 def _own_files(arguments: CaptionDataArguments) -> str:
-    """What addresses of the files of a directory or Hub data set begin with."""
+    """The prefix of the paths of a data set's own files."""
     directory = Path(str(arguments.dataset_name)).expanduser()
     return f"{directory.resolve()}/" if directory.is_dir() else f"hf://datasets/{arguments.dataset_name}@"
 
@@ -261,7 +264,7 @@ def _open(arguments: CaptionDataArguments, split: str) -> IterableDataset:
 
 
 def _count(streams: list[IterableDataset]) -> int | None:
-    """The rows of all `streams`, where the data set's card tells them."""
+    """The number of rows of all `streams`, if the data set's metadata has it."""
     counts = [
         stream.info.splits[stream.split].num_examples if stream.info.splits and stream.split else 0
         for stream in streams
@@ -270,15 +273,15 @@ def _count(streams: list[IterableDataset]) -> int | None:
 
 
 def read_directory(arguments: CaptionDataArguments, split: str, max_images: int | None) -> SplitColumns:
-    """The images of one split of a directory, written down without those of the others.
+    """Read one split of a directory into the cache of `datasets`, without the other splits.
 
     Raises:
-        RecipeError: As `open_stream`, and where rows of an image are not adjacent.
+        RecipeError: The split cannot be opened (see `open_stream`), or rows of an image are not adjacent.
     """
     source = open_stream(replace(arguments, train_split=split))
     directory = Path(str(arguments.dataset_name)).expanduser()
     files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(directory.rglob("*"))]
-    # Named by what it is made of: `datasets` would give the rows of changed files from its cache.
+    # Part of the cache key: otherwise `datasets` would return old rows after files have changed.
     stamp = hashlib.sha256(repr(files).encode()).hexdigest()
     id_column = arguments.image_id_column
     features = {"image": Image(decode=False), "captions": List(Value("string"))}

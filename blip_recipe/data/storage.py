@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and those in which a run keeps what it measured."""
+"""Write files atomically, and read and write the JSON files of a run."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import Any, BinaryIO
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write `content` as readable JSON; the file is never half written, nor empty after a power failure."""
+    """Write `content` as indented JSON, atomically and flushed to disk."""
     write_atomically(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode(), flush=True)
 
 
 def write_atomically(path: Path, content: bytes, *, flush: bool = False) -> None:
-    """Put `content` under its name at once, so that a process that dies leaves no half of it.
+    """Write a file atomically: a killed process leaves the complete file or none.
 
     Args:
-        path: Where; its directory is made where needed.
-        content: What.
-        flush: Wait until the disk has it, for what must outlast a power failure.
+        path: The file. Its directory is created if needed.
+        content: The bytes to write.
+        flush: Whether to flush to disk first, so the file survives a power failure.
     """
     with atomic_file(path, flush=flush) as file:
         file.write(content)
@@ -30,7 +30,7 @@ def write_atomically(path: Path, content: bytes, *, flush: bool = False) -> None
 
 @contextmanager
 def atomic_file(path: Path, *, flush: bool = False) -> Iterator[BinaryIO]:
-    """A file to write that gets its name when it is done; as `write_atomically`, for what is written bit by bit."""
+    """Open a file for writing that appears under its name when the block ends. See `write_atomically`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
@@ -45,12 +45,12 @@ def atomic_file(path: Path, *, flush: bool = False) -> Iterator[BinaryIO]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The content of a JSON file; empty where there is none yet."""
+    """Read a JSON file, or return an empty dictionary if it does not exist."""
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
 def write_predictions(path: Path, records: list[dict[str, Any]]) -> None:
-    """Write one line an image: `image_id`, `caption`, `references`, `scores`."""
+    """Write one JSON line per image: `image_id`, `caption`, `references`, `scores`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)

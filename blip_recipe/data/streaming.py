@@ -1,14 +1,13 @@
-"""Data larger than the disk: a split read from its shards while it is trained on, and never kept.
+"""Stream training rows from shards, for data sets larger than the disk.
 
-Shards (parquet files, webdataset tars, an imagefolder) are read lazily by `datasets`, from the Hub or from a directory.
-Every process and every worker of its loader reads a stream of its own. A pass takes the shards in an order drawn from
-the seed, and a stream takes every n-th of that endless sequence of passes: in a pass each row is read once, by one
-stream, whatever their number, and no stream runs dry. Where there are fewer shards than streams, each is cut into
-parts; a part costs reading its shard. A stream reads `shuffle_buffer_size` images, gives them in random order, and
-reads on.
+`datasets` reads shards (parquet files, webdataset tars, an imagefolder) lazily from the Hub or a directory. Each worker
+of each process reads its own stream. A pass visits all shards in random order, and n streams share the endless sequence
+of passes: each stream takes every n-th shard. So a pass reads each row once, and no stream ends before the others. If
+there are fewer shards than streams, each shard is divided into parts, and each part reads the whole shard. A stream
+shuffles `shuffle_buffer_size` images at a time.
 
-All random choices come from (seed, pass, shard, row), and a stream that goes on needs four numbers (`Position`) and
-reads no more again than the shard it stopped in.
+Random choices are seeded with (seed, pass, shard, row). A stream resumes from four numbers (`Position`), and reads at
+most the shard again in which it stopped.
 """
 
 from __future__ import annotations
@@ -36,17 +35,17 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 SHARD_BITS = 32
-"""A row's number in a batch is that of its shard, shifted by these bits, and that within its shard."""
+"""The number of a row is its shard shifted by this many bits, plus its row in the shard."""
 
 
 class Position(NamedTuple):
-    """Where a stream stands.
+    """The position of a stream.
 
     Attributes:
-        turn: The shard, counted over all passes and streams.
-        row: The row in it that the shuffled images begin with.
-        image: The number of that image in its shard.
-        taken: How many of the shuffled images were taken.
+        turn: Index of the shard in the sequence of all passes.
+        row: First row of the current shuffle buffer in its shard.
+        image: Index of that row's image in its shard.
+        taken: Number of images taken from the buffer.
     """
 
     turn: int
@@ -57,14 +56,14 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True)
 class Progress:
-    """What a row, or a batch, tells of its stream.
+    """The progress of a stream, attached to each row and batch.
 
     Attributes:
-        worker: Which of the process's streams it is.
-        position: Where that stands behind the row.
-        images, captions: How many there are of the first pass, captions drawn or not.
-        skipped: Rows that were left out on the way.
-        fault: Why the stream ends here.
+        worker: The worker that reads the stream.
+        position: Position of the stream after the row.
+        images, captions: Number of images and of all their captions, counted in the first pass only.
+        skipped: Rows skipped since the previous row.
+        fault: The error that ends the stream, if any.
     """
 
     worker: int
@@ -76,14 +75,14 @@ class Progress:
 
 
 class CaptionStream(torch.utils.data.IterableDataset):
-    """The rows of a `ShardedSplit` without end, as `CaptionDataset` gives them, each with its `progress`.
+    """An endless stream of the rows of a `ShardedSplit`, in the format of `CaptionDataset` plus `progress`.
 
     Args:
-        split: Where the rows come from.
+        split: The shards.
         image_size, captions_per_image, normalize_captions, augmentation, seed: As for `CaptionDataset`.
-        shuffle_buffer_size: How many images are read before one of them is given.
-        on_bad_image: Whether a picture that cannot be read ends the stream or is left out.
-        process, processes: Which process of how many this is.
+        shuffle_buffer_size: Number of images to shuffle at a time.
+        on_bad_image: Whether to stop at a picture that cannot be read (`"fail"`) or to skip it (`"skip"`).
+        process, processes: Rank of this process, and number of processes.
     """
 
     def __init__(
@@ -114,28 +113,28 @@ class CaptionStream(torch.utils.data.IterableDataset):
         self.first_worker = 0
 
     def parts(self, workers: int) -> int:
-        """Into how many parts each shard is cut, so that there is one for each stream of all processes."""
+        """Number of parts of each shard, so that every stream of all processes gets at least one."""
         return -(-self.processes * max(1, workers) // self.shards)
 
     def turns(self, workers: int) -> int:
-        """How many shards, or parts of them, make a pass."""
+        """Number of shards (or parts of shards) in a pass."""
         return self.shards * self.parts(workers)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Rows `{"row", "image", "captions", "progress"}`, or `{"progress"}` alone with the fault that ends them."""
+        """Yield rows `{"row", "image", "captions", "progress"}`, and after an error `{"progress"}` with its fault."""
         info = torch.utils.data.get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        # A loader asks its workers in turn, beginning with the first: it has to be the one whose turn it was.
+        # A DataLoader always starts with worker 0. On resuming, it must read the stream whose turn it was.
         worker = (worker + self.first_worker) % workers
         if info:
-            # A lock that the parent held when it forked would never be released here.
+            # A lock that the parent held while forking would never be released here.
             fsspec.asyn.reset_lock()
         stream, streams = self.process * workers + worker, self.processes * workers
         start = self.positions.get(worker, Position(stream))
         try:
             yield from self._prepare(start, worker, _Layout(streams, self.parts(workers), self.turns(workers)))
         except RecipeError as error:
-            # Raised in a worker, it would arrive as a traceback, and before anything could be saved.
+            # Pass the error on as a row: raised in a worker, it would end the run before anything is saved.
             yield {"progress": Progress(worker, start, fault=str(error))}
 
     def _prepare(self, start: Position, worker: int, layout: _Layout) -> Iterator[dict[str, Any]]:
@@ -148,7 +147,7 @@ class CaptionStream(torch.utils.data.IterableDataset):
                 skipped.append(self._skip_or_raise(image, place.shard, fault))
                 if position.turn - last > (layout.parts + 1) * layout.turns:
                     raise RecipeError(
-                        f"None of the rows of a pass can be used; the last, {skipped[-1].image_id}: {fault}"
+                        f"No row of a whole pass can be used. The last one, {skipped[-1].image_id}: {fault}"
                     )
                 continue
             captions = draw_captions(image.captions, self.captions_per_image, self.normalize_captions, rng)
@@ -161,7 +160,7 @@ class CaptionStream(torch.utils.data.IterableDataset):
             skipped, last = [], position.turn
 
     def _open(self, image: StreamedImage) -> tuple[torch.Tensor | None, str]:
-        """The pixels of an image, or what is wrong with it."""
+        """Read the pixels of an image, or return None and what is wrong with it."""
         if fault := validate_captions(image.captions):
             return None, fault
         try:
@@ -170,28 +169,29 @@ class CaptionStream(torch.utils.data.IterableDataset):
             return None, str(error)
 
     def _skip_or_raise(self, image: StreamedImage, shard: int, fault: str) -> SkippedRow:
-        """A row that cannot be used, where it may be skipped.
+        """Record a row that cannot be used, if rows may be skipped.
 
         Raises:
-            RecipeError: It may not.
+            RecipeError: `on_bad_image` is `"fail"`.
         """
         where = self.split.where(shard, image.row)
         if self.on_bad_image == "fail":
             raise RecipeError(
-                f"{where} cannot be used: {fault}\nRepair or remove it, or set on_bad_image to 'skip' to go on without."
+                f"{where} cannot be used: {fault}\nRepair or remove it. To leave it out, set on_bad_image to 'skip' in "
+                "a recipe, or filter the stream in a script (`dataset.filter`)."
             )
         logger.warning("Skipped %s: %s", where, fault)
         image_id = f"shard {shard}, row {image.row}" if image.image_id is None else image.image_id
         return SkippedRow(image.row, image_id, self.split.arguments.train_split, fault)
 
     def _shuffled(self, start: Position, layout: _Layout) -> Iterator[tuple[Position, _Place, StreamedImage]]:
-        """Images in random order, each with the stream's position behind it and its place."""
+        """Yield images in random order, each with the position after it and its place."""
         taken = start.taken
         for _, images in groupby(self._read(start, layout), lambda each: each[1].number):
             while block := list(islice(images, self.shuffle_buffer_size)):
                 begin = block[0][0]
                 order = np.random.default_rng([self.seed, *begin[:3]]).permutation(len(block)).tolist()
-                # Those that were taken go at once, to make room for what workers prepare of them.
+                # Free images as soon as they are taken, to save memory.
                 waiting = [block[index] for index in reversed(order[taken:])]
                 block.clear()
                 for count in range(taken + 1, len(order) + 1):
@@ -200,7 +200,7 @@ class CaptionStream(torch.utils.data.IterableDataset):
                 taken = 0
 
     def _read(self, start: Position, layout: _Layout) -> Iterator[tuple[Position, _Place, StreamedImage]]:
-        """The images of the stream's shards from `start` on, without end."""
+        """Yield the images of the stream's shards from `start` on, endlessly."""
         turn, row, number, last = start.turn, start.row, start.image, start.turn
         while True:
             place = self._locate(turn, layout)
@@ -210,26 +210,26 @@ class CaptionStream(torch.utils.data.IterableDataset):
                     yield Position(turn, image.row, image_number), place, image
             turn, row, number = turn + layout.streams, 0, 0
             if turn - last > (layout.parts + 1) * layout.turns:
-                raise RecipeError(f"{self.split.where(0, 0)} and all others hold no image: expected at least one.")
+                raise RecipeError(f"{self.split.title} has no image in any shard: expected at least one.")
 
     def _locate(self, turn: int, layout: _Layout) -> _Place:
         number, within = divmod(turn, layout.turns)
         order = np.random.default_rng([self.seed, number]).permutation(self.shards)
-        # Parts go round, so that no stream is left with one that has no images.
+        # Rotate parts from pass to pass, so no stream always gets a part without images.
         return _Place(number, int(order[within % self.shards]), (within // self.shards + number) % layout.parts)
 
 
 class _Place(NamedTuple):
-    """What a turn stands for."""
+    """The pass, shard and part of a turn."""
 
     number: int
-    """Of the pass."""
+    """Index of the pass."""
     shard: int
     part: int
 
 
 class _Layout(NamedTuple):
-    """How the shards of a pass are dealt out."""
+    """Number of streams, of parts per shard, and of turns in a pass."""
 
     streams: int
     parts: int
@@ -238,12 +238,12 @@ class _Layout(NamedTuple):
 
 @dataclass(frozen=True)
 class StreamCollator:
-    """Batches rows of a `CaptionStream`: those of `collator`, and the `progress` of the batch."""
+    """Collate rows of a `CaptionStream` with `collator`, and add the `progress` of the batch."""
 
     collator: Any
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """The batch of `rows`; nothing but `progress` where the stream ended in it."""
+        """Collate `rows`. If the stream ended in them, return only `progress`."""
         progress = [row["progress"] for row in rows]
         skipped = tuple(each for one in progress for each in one.skipped)
         images, captions = sum(each.images for each in progress), sum(each.captions for each in progress)

@@ -1,4 +1,4 @@
-"""What Hugging Face's `datasets` reads: Hub ids and directories (imagefolder, parquet, webdataset tars)."""
+"""Read Hub data sets and directories (imagefolder, parquet, webdataset tars) with Hugging Face's `datasets`."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 
 
 def read_table(arguments: CaptionDataArguments, split: str, max_rows: int | None = None) -> SplitColumns:
-    """The pictures, captions and ids of a split of a Hub data set or a directory.
+    """Read the pictures, captions and ids of a split of a Hub data set or directory.
 
     Args:
         arguments: The recipe's data keys.
-        split: The split, or a sum of them.
-        max_rows: How many rows are fetched where `streaming` is on.
+        split: The split, or a sum of splits.
+        max_rows: Maximum number of rows to fetch with `streaming`.
 
     Raises:
-        RecipeError: There is no such data set, split or column, or the columns hold something else.
+        RecipeError: The data set, split or column does not exist, or a column has the wrong type.
     """
     table = load_table(arguments, split, max_rows)
     where = f"{arguments.dataset_name}, split {split!r},"
@@ -50,17 +50,17 @@ def read_table(arguments: CaptionDataArguments, split: str, max_rows: int | None
 
 
 def is_directory(arguments: DataArguments) -> bool:
-    """Whether the data set is a directory on this machine, and not a Hub id."""
+    """Whether the data set is a local directory and not a Hub id."""
     return Path(str(arguments.dataset_name)).expanduser().is_dir()
 
 
 def load_table(arguments: DataArguments, split: str, max_rows: int | None = None) -> Dataset:
-    """A split with all its columns, as `datasets` reads it.
+    """Load a split with all its columns.
 
-    With `streaming`, only the first `max_rows` rows of this split are fetched from the Hub, and no other split.
+    With `streaming`, only the first `max_rows` rows of this split are fetched from the Hub.
 
     Raises:
-        RecipeError: It cannot be found or read; says which splits, configurations or neighbours there are.
+        RecipeError: The split cannot be found or read. The message names similar paths, or the reason of `datasets`.
     """
     name = str(arguments.dataset_name)
     if is_directory(arguments):
@@ -75,12 +75,12 @@ def load_table(arguments: DataArguments, split: str, max_rows: int | None = None
             name, arguments.dataset_config_name, split=split, revision=arguments.dataset_revision
         )
     except (OSError, ValueError, TypeError, RuntimeError, LookupError, AttributeError, DatasetsError) as error:
-        # Its readers of broken files raise what their code happens to run into.
+        # Its parsers raise many exception types for broken files.
         raise RecipeError(explain_load_error(error, arguments, split)) from error
 
 
 def _fetch_rows(arguments: DataArguments, split: str, max_rows: int | None) -> Dataset:
-    """The first rows of a split, written down once as they arrive; pictures are not decoded."""
+    """Fetch the first rows of a split into the cache of `datasets`, without decoding pictures."""
     streams = [
         datasets.load_dataset(
             arguments.dataset_name,
@@ -98,14 +98,14 @@ def _fetch_rows(arguments: DataArguments, split: str, max_rows: int | None) -> D
 
 
 def fetch_stream(stream: IterableDataset, source: str = "hf://datasets/") -> Dataset:
-    """All rows of a stream, written down once as they arrive; pictures that are files of `source` are embedded."""
+    """Write all rows of a stream to the cache of `datasets`, and embed pictures that are files of `source`."""
     return Dataset.from_generator(
         _yield_rows, features=stream.features, gen_kwargs={"stream": stream, "source": source}
     )
 
 
 def _yield_rows(stream: IterableDataset, source: str) -> Iterator[dict[str, Any]]:
-    """Rows of `stream`; pictures that are files of the repository `source` are embedded, other paths stay paths."""
+    """Yield the rows of `stream`. Pictures that are files of the repository `source` are embedded; other paths stay."""
     images = [name for name, feature in (stream.features or {}).items() if isinstance(feature, Image)]
     for row in stream:
         for name in images:
@@ -121,7 +121,7 @@ def _looks_like_path(name: str) -> bool:
 
 
 def _nearest(path: Path) -> str:
-    """The end of a message about a missing path: what is there of a similar name."""
+    """The end of an error message about a missing path: suggest a similar name."""
     while not path.parent.exists():
         path = path.parent
     neighbours = [each.name for each in path.parent.iterdir()]
@@ -130,7 +130,7 @@ def _nearest(path: Path) -> str:
 
 
 def explain_load_error(error: Exception, arguments: DataArguments, split: str) -> str:
-    """What to do about an error of `datasets.load_dataset`."""
+    """Turn an error of `datasets.load_dataset` into a message that says what to do."""
     name, reason = arguments.dataset_name, str(error.__cause__ or error)
     if "corresponds to no data" in reason:
         return f"{name}, split {split!r}, is empty: expected at least one picture with captions."
@@ -141,15 +141,15 @@ def explain_load_error(error: Exception, arguments: DataArguments, split: str) -
         )
     if isinstance(error, DatasetNotFoundError):
         return (
-            f"{name} is neither a directory here nor a data set on the Hub that you may read: {reason} If it is "
-            "private or gated, ask for access on its page and log in with `hf auth login`."
+            f"{name} is neither a local directory nor a data set on the Hub that you can access: {reason} If it is "
+            "private or gated, request access on its page and log in with `hf auth login`."
         )
     expected = "an imagefolder (pictures and metadata.jsonl), parquet files or webdataset tars"
     return f"{name}, split {split!r}, cannot be read: {reason} Expected {expected}."
 
 
 def path_root(arguments: DataArguments) -> PathRoot:
-    """Where paths in columns may lead: below `image_root`; else anywhere for a directory here, nowhere for a Hub id."""
+    """The allowed paths: below `image_root`; without it, anywhere for a local directory and nowhere for a Hub id."""
     if arguments.image_root is not None:
         return PathRoot(Path(arguments.image_root).expanduser())
     if is_directory(arguments):
@@ -158,9 +158,9 @@ def path_root(arguments: DataArguments) -> PathRoot:
 
 
 def images_of(table: Dataset, column: str, arguments: DataArguments | None, where: str) -> Dataset:
-    """The column of pictures as `image`, not decoded; its paths lead where they may.
+    """The column of pictures as `image`, not decoded, with paths checked and resolved.
 
-    `arguments` say where that is; without them paths are the caller's own word, and stay as they are.
+    `arguments` tell which paths are allowed. Without them, paths come from the caller and stay unchanged.
     """
     feature = table.features[column]
     images = table.select_columns([column])
@@ -176,14 +176,14 @@ def images_of(table: Dataset, column: str, arguments: DataArguments | None, wher
 
 
 def _resolve_structs(images: Dataset, arguments: DataArguments, where: str) -> Dataset:
-    """Structs of `bytes` and `path`: where there are no bytes, the path leads where it may."""
+    """Check and resolve the paths of structs of `bytes` and `path` that have no bytes."""
     column = images.data.column("image")
     embedded = pc.is_valid(pc.struct_field(column, "bytes"))
     if pc.all(embedded).as_py():
         return images
     paths = pc.if_else(embedded, None, pc.struct_field(column, "path")).to_pylist()
     root = path_root(arguments)
-    # Of an imagefolder on the Hub, `datasets` gives the places of its own downloads, which are no words of the data.
+    # For an imagefolder on the Hub, `datasets` returns paths of its own downloads. They are not part of the data.
     ours = () if root.folder else _downloads_of(str(arguments.dataset_name))
     foreign = [None if path and absolute(path).startswith(ours) else path for path in paths]
     resolved = [new or old for new, old in zip(root.resolve(foreign, where), paths, strict=True)]
@@ -195,23 +195,23 @@ def _resolve_structs(images: Dataset, arguments: DataArguments, where: str) -> D
 
 
 def _downloads_of(dataset_name: str) -> tuple[str, ...]:
-    """The folders, with a slash at the end, that `datasets` downloads and unpacks files of a Hub data set into."""
+    """The folders of `datasets` for downloaded and extracted files of a Hub data set, with a slash at the end."""
     repository = Path(HF_HUB_CACHE) / repo_folder_name(repo_id=dataset_name, repo_type="dataset")
     folders = (repository, datasets.config.EXTRACTED_DATASETS_PATH, datasets.config.DOWNLOADED_DATASETS_PATH)
     return tuple(absolute(folder) + "/" for folder in folders)
 
 
 def captions_of(table: Dataset, columns: list[str], where: str) -> list[list[str]]:
-    """The captions of each row, in one column or in several.
+    """Read the captions of each row from one or several columns.
 
     Raises:
-        RecipeError: A cell holds something else.
+        RecipeError: A cell holds another type.
     """
     cells = table.select_columns(columns).to_list()
     captions: list[list[str]] = []
     for row, cell in enumerate(cells):
         try:
-            # Of one column, text may have a caption a line; of several, each is one caption.
+            # A string in a single column holds one caption per line. With several columns, each cell is one caption.
             captions.append(read_captions(cell[columns[0]] if len(columns) == 1 else list(cell.values())))
         except TypeError as error:
             raise RecipeError(f"{where} row {row} holds {error}: expected captions as text.") from error
@@ -219,10 +219,15 @@ def captions_of(table: Dataset, columns: list[str], where: str) -> list[list[str
 
 
 def ids_of(table: Dataset, column: str, where: str) -> list[Any]:
+    """The values of a column of ids.
+
+    Raises:
+        RecipeError: The column is missing, has another type than integers or text, or has empty cells.
+    """
     check_column(table.features, column, "image_id_column", where)
     feature = table.features[column]
     if not (isinstance(feature, Value) and ("int" in feature.dtype or "string" in feature.dtype)):
-        raise RecipeError(f"{where} image_id_column {column!r} holds {feature}: expected integers or text.")
+        raise RecipeError(f"{where} column {column!r} holds {feature}: expected integers or text as ids.")
     image_ids = table.select_columns([column]).to_dict()[column]
     if None in image_ids:
         raise RecipeError(f"{where} row {image_ids.index(None)} has no {column!r}: expected an id in each row.")

@@ -67,7 +67,7 @@ def test_bad_rows_are_skipped_with_one_warning_and_one_note_each(caplog: pytest.
         splits, skipped = check_splits({"train": make_rows(pictures, captions=captions)}, SKIP)
     assert splits["train"]["image_id"][:] == [0, 5]
     assert [(each.row, each.image_id, each.split) for each in skipped] == [(n, n, "train") for n in (1, 2, 3, 4)]
-    reasons = ["in no known format", "There is no picture", "has no caption", "200,000 characters"]
+    reasons = ["its format is unknown", "There is no picture", "has no caption", "200,000 characters"]
     assert all(word in each.reason for word, each in zip(reasons, skipped, strict=True))
     assert [record.getMessage().split(":")[0] for record in caplog.records] == [
         f"Skipped split 'train', image_id {number}" for number in (1, 2, 3, 4)

@@ -118,7 +118,7 @@ def in_forms(server: str) -> list[str]:
 
 def test_a_data_set_cannot_make_this_machine_ask_its_own_network(server: str) -> None:
     for address in in_forms(server):
-        with pytest.raises(BadImageError, match=r"private address|no name of a machine"):
+        with pytest.raises(BadImageError, match=r"private address|not a valid host name"):
             open_image(of_data(f"{address}/picture.png"), timeout=3)
     with pytest.raises(BadImageError, match=f"169.254.169.254.*{ALLOW_PRIVATE}=1"):
         open_image(of_data("http://169.254.169.254/latest/meta-data"))
@@ -181,7 +181,7 @@ def test_redirects_are_checked_like_the_first_address(
 def test_redirects_lead_to_http_alone_and_not_for_ever(server: str, tmp_path: Any) -> None:
     (tmp_path / "secret.png").write_bytes(picture())
     for target in (f"file://{tmp_path}/secret.png", "ftp://127.0.0.1/x", "data:image/png;base64,AAAA"):
-        with pytest.raises(BadImageError, match=r"no http or https URL|not allowed"):
+        with pytest.raises(BadImageError, match=r"not an http or https URL|not allowed"):
             open_image(f"{server}/to/{target}")
     with pytest.raises(BadImageError, match="infinite loop"):
         open_image(f"{server}/to/")
@@ -197,14 +197,14 @@ def test_what_a_redirect_brings_beside_its_address_is_not_read(server: str) -> N
 def test_other_schemes_are_refused_wherever_they_stand(scheme: str, tmp_path: Any) -> None:
     (tmp_path / "secret.png").write_bytes(picture())
     for image in (f"{scheme}{tmp_path}/secret.png", of_data(f"{scheme}{tmp_path}/secret.png")):
-        with pytest.raises(BadImageError, match="no http or https URL"):
+        with pytest.raises(BadImageError, match="not an http or https URL"):
             open_image(image)
 
 
 @pytest.mark.parametrize("path", ["/drip", "/drip-header"])
 def test_the_time_limit_is_for_all_of_it(server: str, path: str) -> None:
     start = time.monotonic()
-    with pytest.raises(DownloadError, match=r"not there after 0\.3 seconds"):
+    with pytest.raises(DownloadError, match=r"not downloaded within 0\.3 seconds"):
         download(f"{server}{path}", timeout=0.3, allow_private=True)
     assert time.monotonic() - start < 2
 

@@ -82,7 +82,7 @@ def test_streaming_fetches_the_rows_that_are_used_and_no_other_split(hub: HubSer
 def test_what_is_wrong_with_a_data_set_on_the_hub_is_said(hub: HubServer) -> None:
     wrong = {
         ("lab/coco", "test"): r"Should be one of ['train', 'restval', 'val']",
-        ("lab/none", "train"): "neither a directory here nor a data set on the Hub",
+        ("lab/none", "train"): "neither a local directory nor a data set on the Hub",
         ("lab/secret", "train"): "hf auth login",
         ("lab/gated", "train"): "hf auth login",
         ("lab/script", "train"): "loading script",

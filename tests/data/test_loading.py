@@ -237,7 +237,7 @@ def test_a_full_disk_is_said_and_nothing_half_written_stays(tmp_path: Path, monk
 
 def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(RecipeError, match=r"image_cache: pictures cannot be kept in .*file"):
+    with pytest.raises(RecipeError, match=r"image_cache: pictures cannot be written to .*file"):
         cache_resized_pictures(make_rows(encode(photograph())), SIZE, tmp_path / "file")
 
 

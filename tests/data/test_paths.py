@@ -131,7 +131,7 @@ def test_a_data_set_on_the_hub_reads_its_own_files_and_none_of_this_machine(
     *allowed, one, two, three, four, five = read_from_hub(hub, *requests, home=tmp_path / "home")
     assert [answer.get("sizes", answer) for answer in allowed] == [[[40, 40]]] * 3
     for answer in (one, two, three, four, five):
-        assert "1 of 1 paths lead to files that this data set may not name" in answer["error"]
+        assert "1 of 1 paths are not allowed in this data set" in answer["error"]
         assert "private/0000.png" in answer["error"]
 
 

@@ -501,7 +501,7 @@ WRONG_FILES: dict[str, tuple[str, dict[str, Any], dict[str, Any], str, str]] = {
         {"images": [{"filename": "000.png", "filepath": "some2014", "split": "train", "cocoid": [], "sentences": []}]},
         {},
         "train",
-        r"the id \[\]",
+        r"the image id \[\]",
     ),
 }
 

@@ -221,13 +221,14 @@ def test_bad_rows_are_skipped_and_told_of_or_end_the_stream(with_bad_rows: Path)
     assert "no caption" in skipped[4].reason
     *_, end = stream(with_bad_rows)
     assert "shard 0, row " in end["progress"].fault
-    assert "on_bad_image" in end["progress"].fault
+    assert "on_bad_image to 'skip' in a recipe" in end["progress"].fault
+    assert "dataset.filter" in end["progress"].fault
 
 
 def test_a_stream_of_bad_rows_alone_ends(tmp_path: Path) -> None:
     folder = write_parquet(tmp_path / "bad", [[{"image": {"bytes": b"no", "path": None}, "text": "a"}]])
     (end,) = stream(folder, on_bad_image="skip")
-    assert "None of the rows" in end["progress"].fault
+    assert "No row of a whole pass" in end["progress"].fault
 
 
 def test_paths_of_a_stream_lead_nowhere_but_below_their_root(tmp_path: Path) -> None:
@@ -235,7 +236,7 @@ def test_paths_of_a_stream_lead_nowhere_but_below_their_root(tmp_path: Path) -> 
     folder.mkdir()
     (tmp_path / "secret.png").write_bytes(png(1))
     (folder / "mine.png").write_bytes(png(3))
-    for name, fault in (("mine.png", None), ("../secret.png", "may not name")):
+    for name, fault in (("mine.png", None), ("../secret.png", "not allowed")):
         (folder / "train.jsonl").write_text(json.dumps({"image": name, "text": "a"}) + "\n")
         row = next(iter(stream(folder, image_column="image", image_root=str(folder))))
         assert (fault is None) == ("image" in row)
