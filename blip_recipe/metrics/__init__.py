@@ -1,8 +1,8 @@
-"""Caption scores equal to those of the COCO caption tools, installed by pip alone.
+"""Score captions with the same values as the COCO caption tools; everything installs with pip.
 
     scores = score_captions({7: "a dog"}, {7: ["a dog runs", "a brown dog"]}, metrics=["bleu", "cider"])
 
-`CaptionScorer` keeps everything that a second evaluation can use again.
+`CaptionScorer` caches the references for repeated evaluations.
 """
 
 from __future__ import annotations

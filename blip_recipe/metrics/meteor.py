@@ -14,7 +14,7 @@ from blip_recipe.metrics.scores import ImageId, Values
 
 logger = logging.getLogger(__name__)
 
-# Its tables take 600 MB and stay: told so, the simplest collector loads them quickest and in half the usual memory.
+# METEOR's tables take 600 MB. With these settings they load fastest, and in half the memory of Java's defaults.
 OPTIONS = ("-Xms1G", "-Xmx2G", "-XX:+UseSerialGC", "-XX:MaxTenuringThreshold=0")
 SECONDS_TO_START, SECONDS_A_CAPTION = 180, 60
 FIELD = " ||| "
@@ -22,11 +22,11 @@ NUMBERS = re.compile(r"[-+.\deE ]+")
 
 
 class Meteor:
-    """Scores with one METEOR process, which lives from the first call to `close` or the end of the run.
+    """METEOR in one Java process, which runs from the first call to `close`, or to the end of the run.
 
     Args:
-        java: The `java` to use.
-        patience: Factor on the minute that a caption may take: METEOR's time grows with the square of its length.
+        java: The `java` executable.
+        patience: Factor on the time limit of one minute per caption. METEOR's time is quadratic in the length.
     """
 
     def __init__(self, java: str, patience: float = 1.0) -> None:
@@ -34,7 +34,7 @@ class Meteor:
         self._process: JavaProcess | None = None
 
     def start(self) -> JavaProcess:
-        """Start METEOR if it is not running, without waiting until it is ready (it loads for several seconds)."""
+        """Start METEOR if it is not running, without waiting for it to load (several seconds)."""
         if self._process is None or not self._process.alive:
             jar = str(pycocoevalcap_file("meteor", "meteor-1.5.jar"))
             arguments = ["-jar", jar, "-", "-", "-stdio", "-l", "en", "-norm"]
@@ -42,7 +42,7 @@ class Meteor:
         return self._process
 
     def close(self) -> None:
-        """End METEOR; a next call starts it again."""
+        """End METEOR. The next call starts it again."""
         if self._process is not None:
             self._process.close()
             self._process = None
@@ -50,12 +50,12 @@ class Meteor:
     def score(
         self, image_ids: Sequence[ImageId], captions: Sequence[str], references: Sequence[Sequence[str]]
     ) -> Values:
-        """METEOR of the tokenized `captions`, one an image.
+        """Compute METEOR of the tokenized `captions`, one per image.
 
         Raises:
-            JavaEndedError: METEOR ended by itself, or was killed twice; the message names the caption.
-            MeteorError: METEOR answered something else than numbers.
-            MetricTimeoutError: A caption took over `patience` minutes; the message names it.
+            JavaEndedError: METEOR crashed, or was killed twice. The message names the caption.
+            MeteorError: METEOR returned something else than numbers.
+            MetricTimeoutError: A caption took more than `patience` minutes. The message names it.
         """
         lines = [score_line(caption, known) for caption, known in zip(captions, references, strict=True)]
         names = [f"image {each!r} ({caption[:80]!r})" for each, caption in zip(image_ids, captions, strict=True)]
@@ -76,7 +76,7 @@ class Meteor:
             values = [float(self._receive(process, name)) for name in names]
             corpus = float(self._receive(process, "the whole set"))
         except BaseException:
-            # What is left of the answer would be taken for the answer to the next call.
+            # Otherwise the next call would read the rest of this answer.
             self.close()
             raise
         return Values({"meteor": corpus}, {"meteor": values})
@@ -90,10 +90,10 @@ class Meteor:
         except JavaEndedError as error:
             raise JavaEndedError(f"METEOR did not get past {name}: {error}", error.killed) from error
         if not NUMBERS.fullmatch(line):
-            raise MeteorError(f"METEOR answered {line!r} for {name}: expected numbers.")
+            raise MeteorError(f"METEOR returned {line!r} for {name}: expected numbers.")
         return line
 
 
 def score_line(caption: str, references: Sequence[str]) -> str:
-    """What METEOR is asked: all references, then the caption, as `meteor.py` of pycocoevalcap does."""
+    """Build METEOR's input line: all references, then the caption, as in `meteor.py` of pycocoevalcap."""
     return FIELD.join(["SCORE", *references, caption.replace("|||", "").replace("  ", " ")])

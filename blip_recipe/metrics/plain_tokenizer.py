@@ -1,7 +1,7 @@
-"""A tokenizer for where there is no Java: equal to PTB's on all but one of 3,000 captions of COCO.
+"""A tokenizer in Python for machines without Java; it equals the PTB tokenizer on all but one of 3,000 COCO captions.
 
-It knows words, numbers, contractions, possessives, hyphens, abbreviations and punctuation of English. It does not know
-what PTB's lexer has beyond that: addresses, telephone numbers, fractions, smileys, markup.
+It handles English words, numbers, contractions, possessives, hyphens, abbreviations and punctuation. It does not handle
+the addresses, telephone numbers, fractions, smileys and markup of PTB's lexer.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SPELLED = BRACKETS | {'"': "''", "’": "'", "’s": "'s"}
 
 
 def tokenize_without_java(captions: Sequence[str]) -> list[str]:
-    """Tokenize `captions` (each of one line): lower case, punctuation dropped, words joined by single spaces."""
+    """Tokenize `captions` (one line each): lower case, no punctuation, words joined by single spaces."""
     return [
         " ".join(
             word

@@ -1,6 +1,6 @@
-"""ROUGE-L (Lin, 2004, https://aclanthology.org/W04-1013) as the COCO caption tools compute it.
+"""ROUGE-L (Lin, 2004, https://aclanthology.org/W04-1013) as in the COCO caption tools.
 
-Precision and recall are each the best over the references, and meet in an F-measure with beta 1.2.
+It is an F-measure with beta 1.2 of the best precision and the best recall over the references.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ BETA = 1.2
 
 
 class RougeL:
-    """ROUGE-L against fixed references, kept as words.
+    """ROUGE-L against fixed references.
 
     Args:
         references: The tokenized references of each image.
     """
 
     def __init__(self, references: Sequence[Sequence[str]]) -> None:
-        # Words are cut at single spaces, as the tools do: an empty caption is one empty word.
+        # Split at single spaces like the COCO tools: an empty caption is one empty word.
         self.references = [[caption.split(" ") for caption in captions] for captions in references]
 
     def score(self, captions: Sequence[str]) -> Values:
-        """ROUGE-L of the tokenized `captions`, one an image."""
+        """Compute ROUGE-L of the tokenized `captions`, one per image."""
         values = [
             f_measure(caption.split(" "), words) for caption, words in zip(captions, self.references, strict=True)
         ]
@@ -44,7 +44,7 @@ def f_measure(words: list[str], references: list[list[str]]) -> float:
 
 
 def word_positions(words: list[str]) -> dict[str, int]:
-    """For each word the positions where it stands, as the bits of a number."""
+    """The positions of each word as the bits of an integer."""
     positions: dict[str, int] = {}
     for index, word in enumerate(words):
         positions[word] = positions.get(word, 0) | 1 << index
@@ -52,10 +52,10 @@ def word_positions(words: list[str]) -> dict[str, int]:
 
 
 def longest_common_subsequence(positions: dict[str, int], length: int, other: list[str]) -> int:
-    """The number of words that two captions share in order.
+    """The length of the longest common subsequence of two captions, in words.
 
-    Bit-parallel (Hyyrö, 2004, "Bit-parallel LCS-length computation revisited"): a row of the usual table is one
-    integer, so captions of tens of thousands of words take a fraction of a second.
+    The algorithm is bit-parallel (Hyyrö, 2004, "Bit-parallel LCS-length computation revisited"): one integer holds a
+    row of the dynamic programming table, so captions of tens of thousands of words take a fraction of a second.
 
     Args:
         positions: `word_positions` of the first caption.

