@@ -75,7 +75,7 @@ def test_what_a_run_meant_to_keep_private_is_pushed_so_from_anywhere(
         (["FOLDER", "--repo_id", "a/b/c"], 2, "--repo_id is 'a/b/c'"),
         (["FOLDER"], 2, "required: --repo_id"),
         (["FOLDER", "--repo_id", "lab/x", "--tag", "version 1"], 2, "--tag is 'version 1'"),
-        (["FOLDER", "--repo_id", "strangers/x"], 3, "is no member of strangers"),
+        (["FOLDER", "--repo_id", "strangers/x"], 3, "is not a member of strangers"),
     ],
 )
 def test_wrong_arguments_end_with_2_and_a_push_that_failed_with_3(
@@ -102,7 +102,7 @@ def test_a_token_that_may_only_read_changes_nothing(hub: HubServer, folder: Path
     before = (folder / "README.md").read_bytes()
     done = run_module("blip_recipe.push", folder, "--repo_id", "lab/other", env=hub.environment(READ_TOKEN))
     assert done.returncode == 3
-    assert "may only read" in done.stderr
+    assert "has only read access" in done.stderr
     assert (folder / "README.md").read_bytes() == before
 
 

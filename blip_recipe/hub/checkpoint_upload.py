@@ -1,4 +1,4 @@
-"""Checkpoints on their way to a branch of the repository, while the training goes on."""
+"""Upload checkpoints to a branch of the Hub repository during training."""
 
 from __future__ import annotations
 
@@ -25,26 +25,25 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BRANCH = "checkpoints"
-"""The branch that checkpoints are committed to; `main` holds finished models alone."""
+"""The branch for checkpoints. `main` holds only finished models."""
 
 WAITING = 2
-"""Copies of checkpoints on the disk at a time; with more to upload, the training waits."""
+"""Maximum number of checkpoint copies waiting for upload. Training waits if there are more."""
 
 
 class CheckpointUploader(TrainerCallback):
-    """Commits each saved checkpoint to the branch `checkpoints`, one commit each, from a thread beside the training.
+    """Commit each saved checkpoint to the branch `checkpoints`, from a background thread.
 
-    A commit holds the weights, the processor, the recipe and Trainer's state, and replaces the one before it: the top
-    of the branch is the newest checkpoint, its history has them all. What would be needed to resume (optimizer and
-    random states) are pickles, and never published. A checkpoint that does not arrive is a warning, and is counted in
-    the line at the end; it does not end the training.
+    Each commit has the weights, the processor, the recipe and Trainer's state of one checkpoint, and replaces the files
+    of the previous one. The branch's history keeps all checkpoints. Optimizer and random states are pickles and never
+    published. A failed upload is logged as a warning and does not stop the training.
 
     Args:
-        output_dir: Where Trainer saves its checkpoints.
+        output_dir: The directory with Trainer's checkpoints.
         repo_id: `namespace/name`.
-        recipe: The recipe to run again.
-        private: Whether a repository that is made now is private; `None` is the namespace's default.
-        api: The client.
+        recipe: The recipe of the run.
+        private: Whether to create the repository as private; `None` uses the namespace's default.
+        api: The Hub client.
         waits: Seconds between attempts to upload a checkpoint.
     """
 
@@ -65,13 +64,13 @@ class CheckpointUploader(TrainerCallback):
         self.uploads: set[Future[None]] = set()
 
     def __enter__(self) -> CheckpointUploader:
-        # What a run that was killed had not uploaded yet.
+        # Copies left over from a killed run.
         shutil.rmtree(self.copies, ignore_errors=True)
         self.executor = ThreadPoolExecutor(max_workers=1)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Wait for the uploads, or after an error for the current one alone, and say how many arrived."""
+        """Wait for all uploads (after an error, only for the current one), and log how many succeeded."""
         self.executor.shutdown(cancel_futures=kind is not None)
         shutil.rmtree(self.copies, ignore_errors=True)
         where = f"the branch {BRANCH} of {self.api.endpoint}/{self.repo_id}"
@@ -83,16 +82,16 @@ class CheckpointUploader(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Have the checkpoint that is resumed from uploaded, if the run that saved it died before."""
+        """Upload the checkpoint that the run resumes from, in case the previous run did not."""
         if state.global_step and (self.output_dir / f"checkpoint-{state.global_step}").is_dir():
             self._submit(state.global_step)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Have the new checkpoint uploaded."""
+        """Upload the new checkpoint."""
         self._submit(state.global_step)
 
     def _submit(self, step: int) -> None:
-        """Copy a checkpoint, which Trainer may delete at any later save, and let the thread upload the copy."""
+        """Copy a checkpoint and upload the copy in the background. Trainer may delete the original at the next save."""
         self.saved += 1
         while len(self.uploads) >= WAITING:
             self.uploads -= wait(self.uploads, return_when=FIRST_COMPLETED).done
@@ -107,7 +106,7 @@ class CheckpointUploader(TrainerCallback):
         self.uploads.add(upload)
 
     def _copy(self, step: int) -> Path:
-        """Copy what is published of a checkpoint, with the recipe."""
+        """Copy the published files of a checkpoint, and add the recipe."""
         name = f"checkpoint-{step}"
         copy = self.copies / name
         copy.mkdir(parents=True)
@@ -116,7 +115,7 @@ class CheckpointUploader(TrainerCallback):
                 shutil.copyfile(path, copy / path.name)
         state = read_json(self.output_dir / name / TRAINER_STATE_NAME)
         if best := state.get("best_model_checkpoint"):
-            # Where the run was written is nobody's business but the user's.
+            # Do not publish the local path.
             state["best_model_checkpoint"] = Path(best).name
         write_json(copy / TRAINER_STATE_NAME, state)
         write_json(copy / "recipe.json", self.recipe)
@@ -141,7 +140,7 @@ class CheckpointUploader(TrainerCallback):
 
     def _note(self, step: int, upload: Future[None]) -> None:
         if upload.cancelled():
-            self._report(step, "The training ended before.")
+            self._report(step, "The training ended first.")
         elif error := upload.exception():
             self._report(step, explain(error, self.api))
 

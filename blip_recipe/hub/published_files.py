@@ -1,4 +1,4 @@
-"""What of an output directory is published, and what never is: pickles, the token, a base that nobody else has."""
+"""Select and check the files of an output directory that are published."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ MODEL_FILES = (
     "training_curves.png",
     "all_results.json",
 )
-"""Patterns of the files that a run makes anew, and that are deleted from a repository when a new run lacks them."""
+"""Patterns of the files of a run. A push deletes them from the repository if the new run does not have them."""
 
 PUBLISHED_FILES = (*MODEL_FILES, "README.md")
-"""Patterns of the files of an output directory that are published; nothing else ever is."""
+"""Patterns of all files that are ever published."""
 
 
 def published_files(folder: Path) -> dict[str, Path]:
-    """The files of an output directory that are published, by name.
+    """Find the files of an output directory that are published, by name.
 
     Raises:
-        RecipeError: The directory is no finished output directory: it has no weights, or nothing that says of what.
+        RecipeError: The directory has no finished model (weights and configuration), or an adapter of a local model.
     """
     found = sorted(path for pattern in PUBLISHED_FILES for path in folder.glob(pattern) if path.is_file())
     files = {path.relative_to(folder).as_posix(): path for path in found}
@@ -59,7 +59,7 @@ def published_files(folder: Path) -> dict[str, Path]:
     ):
         raise RecipeError(
             f"{folder} holds no finished model: expected model.safetensors and config.json, or "
-            "adapter_model.safetensors and adapter_config.json, as a run leaves them in its output_dir."
+            "adapter_model.safetensors and adapter_config.json, as in the output_dir of a finished run."
         )
     if "adapter_config.json" in files:
         _check_base(json.loads(files["adapter_config.json"].read_text(encoding="utf-8")), folder)
@@ -67,28 +67,32 @@ def published_files(folder: Path) -> dict[str, Path]:
 
 
 def _check_base(adapter: dict[str, Any], folder: Path) -> None:
-    """Refuse an adapter whose base model nobody else can load."""
+    """Refuse an adapter whose base model is not on the Hub."""
     base = adapter.get("base_model_name_or_path")
     if not base or Path(base).expanduser().exists() or Path(base).is_absolute():
         raise RecipeError(
-            f"{folder} is an adapter of {base!r}, which is not on the Hub, so nobody else could load it: fold it into "
-            f"a plain model with `python -m blip_recipe.merge {folder} OUT`, and push OUT."
+            f"{folder} is an adapter of {base!r}, which is not on the Hub, so nobody else could load it: merge it into "
+            f"a full model with `python -m blip_recipe.merge {folder} OUT`, and push OUT."
         )
 
 
 def matches_any(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a file has a name of one of the patterns, in whose folder it must be: `*` stands for no `/`."""
+    """Whether a file name matches one of the patterns. `*` does not match `/`."""
     return any(fnmatchcase(name, each) and name.count("/") == each.count("/") for each in patterns)
 
 
 def check_contents(files: Mapping[str, Path], api: HfApi) -> None:
-    """Refuse to publish the token, a pickle under another name, or a card that the Hub would refuse."""
+    """Check files before publishing.
+
+    Raises:
+        PushError: A file contains the Hub token or is a pickle, or the Hub would reject the card.
+    """
     token = api.token if isinstance(api.token, str) else get_token()
     for name, path in files.items():
         if token and _contains(path, token.encode()):
-            raise PushError(f"{name} contains the Hub token of this session: remove it, and have the token replaced.")
+            raise PushError(f"{name} contains your Hub token: remove it, and replace the token on the Hub.")
         if _is_pickle(path):
-            raise PushError(f"{name} is not the file its name says, but a pickle or damaged: save the model again.")
+            raise PushError(f"{name} is a pickle or a damaged file: save the model again.")
     if "README.md" in files:
         try:
             ModelCard.load(files["README.md"])
@@ -97,7 +101,7 @@ def check_contents(files: Mapping[str, Path], api: HfApi) -> None:
 
 
 def _contains(path: Path, secret: bytes) -> bool:
-    """Whether the bytes stand anywhere in a file, weights of any size included."""
+    """Whether a file of any size contains the bytes `secret`."""
     if path.stat().st_size == 0:
         return False
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -105,10 +109,10 @@ def _contains(path: Path, secret: bytes) -> bool:
 
 
 def _is_pickle(path: Path) -> bool:
-    """Whether a file is a pickle (protocol 2 and later) or the zip archive of `torch.save`, whatever its name."""
+    """Whether a file is a pickle (protocol 2 or later), a zip archive of `torch.save` or invalid safetensors."""
     with path.open("rb") as file:
         head = file.read(9)
     if path.suffix == ".safetensors":
-        # Eight bytes of length, any of them, then a JSON object.
+        # A safetensors file starts with eight bytes of length and a JSON object.
         return head[8:] != b"{"
     return head.startswith(b"PK\x03\x04") or (head[:1] == b"\x80" and head[1:2] <= b"\x05")

@@ -1,4 +1,4 @@
-"""The Hub: what is checked before training, and one commit with everything after it."""
+"""Check access to the Hub before training, and push the results in one commit afterwards."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 TAG = re.compile(r"\w([\w.+/-]*\w)?")
-"""Names of tags, more narrowly than `git check-ref-format`."""
+"""Allowed tag names, stricter than `git check-ref-format`."""
 
 COMMIT_MESSAGE = "Upload a BLIP fine-tuned with blip_recipe"
 
@@ -41,7 +41,7 @@ WRITER_ROLES = ("admin", "write", "contributor")
 
 @dataclass(frozen=True)
 class PushResult:
-    """Where a folder was pushed: the repository's URL, the commit it is at, and whether this push made that commit."""
+    """The result of a push: the repository's URL, its commit, and whether this push created the commit."""
 
     url: str
     revision: str
@@ -55,21 +55,21 @@ def preflight(
     api: HfApi,
     waits: Sequence[float] = WAITS_BEFORE,
 ) -> str:
-    """Check, without creating anything, that the result of a run can be pushed.
+    """Check that the result of a run can be pushed, without creating anything.
 
     Args:
-        repo_id: `namespace/name`, or a name alone, which goes to the token's user; default: `default_name`.
+        repo_id: `namespace/name`, or a name in the user's namespace. Default: `default_name`.
         default_name: The repository's name if the recipe gives none (the last part of `output_dir`).
-        private: Whether the repository must be private; `None` leaves it as it is, or to the namespace's default.
-        api: The client, with the token if it is not the one of the environment.
+        private: Whether the repository must be private; `None` uses its visibility, or the namespace's default.
+        api: The Hub client, with a token unless it is the one of the environment.
         waits: Seconds between attempts to reach the Hub.
 
     Returns:
-        The full `namespace/name` as the Hub writes it: renamed repositories by their new name, and in its own capitals,
-        because uploads do not find a name in others'.
+        The full `namespace/name` as on the Hub: the new name of a renamed repository, and with the Hub's upper and
+        lower case, which uploads need.
 
     Raises:
-        RecipeError: The name is invalid, there is no valid token, it may not write there, or the Hub is out of reach.
+        RecipeError: The name is invalid, the token is missing or may not write there, or the Hub cannot be reached.
     """
     check_repo_id(
         repo_id or default_name, "hub_model_id" if repo_id else "hub_model_id is not given; output_dir's name"
@@ -79,30 +79,30 @@ def preflight(
         full_name = _with_namespace(repo_id or default_name, me)
         existing = with_retries(lambda: _find_model(full_name, api), waits)
     except LocalTokenNotFoundError as error:
-        raise RecipeError(f"{repo_id or default_name} is to be pushed, but there is no Hub token: {LOG_IN}.") from error
+        raise RecipeError(f"{repo_id or default_name} cannot be pushed without a Hub token: {LOG_IN}.") from error
     except HUB_ERRORS as error:
         raise RecipeError(explain(error, api)) from error
     if existing and existing.id != full_name:
-        logger.warning("%s is called %s on the Hub, and is pushed there", full_name, existing.id)
+        logger.warning("%s is named %s on the Hub; the model will be pushed there", full_name, existing.id)
         full_name = existing.id
     _check_write_access(full_name, me, exists=existing is not None)
     if existing and private and not existing.private:
         raise RecipeError(
-            f"{full_name} is to be private, but it exists and is public: make it private in its settings on the Hub, "
-            "or choose another name."
+            f"{full_name} should be private, but exists and is public: make it private in its settings on the Hub, or "
+            "choose another name."
         )
     return full_name
 
 
 def _with_namespace(repo_id: str, me: dict[str, Any]) -> str:
-    """`namespace/name`, with the namespaces that `whoami` tells in their own capitals."""
+    """Complete `namespace/name`, with the upper and lower case of the namespaces from `whoami`."""
     namespace, _, name = repo_id.rpartition("/")
     known = {each["name"].lower(): each["name"] for each in (*me.get("orgs", []), me)}
     return f"{known.get(namespace.lower(), namespace) or me['name']}/{name}"
 
 
 def check_repo_id(repo_id: str, key: str) -> None:
-    """Refuse what the Hub takes for no name of a repository.
+    """Check that the Hub accepts a repository name.
 
     Raises:
         RecipeError: It is not `NAME` or `ORG/NAME` of letters, digits, `-`, `_` and `.`.
@@ -111,40 +111,42 @@ def check_repo_id(repo_id: str, key: str) -> None:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise RecipeError(
-            f"{key} is {repo_id!r}: expected ORG/NAME or NAME, of letters, digits, '-', '_' and '.', at most 96 long."
+            f"{key} is {repo_id!r}: expected ORG/NAME or NAME of letters, digits, '-', '_' and '.', with at most 96 "
+            "characters."
         ) from error
 
 
 def check_tag(tag: str | None, key: str) -> None:
-    """Refuse what git takes for no name of a tag, before there is anything to tag.
+    """Check a tag name early.
 
     Raises:
-        RecipeError: It is not made of letters, digits, `.`, `_`, `-`, `+` and `/`, beginning with one of the first two.
+        RecipeError: It has other characters than letters, digits, `.`, `_`, `-`, `+` and `/`, or does not start and
+            end with a letter, digit or `_`.
     """
     if tag is not None and (not TAG.fullmatch(tag) or ".." in tag):
         raise RecipeError(
-            f"{key} is {tag!r}: expected a name such as 'v1.0', of letters, digits, '.', '_', '-' and '+'."
+            f"{key} is {tag!r}: expected a name such as 'v1.0' of letters, digits, '.', '_', '-' and '+'."
         )
 
 
 def _check_write_access(repo_id: str, me: dict[str, Any], *, exists: bool) -> None:
-    """Compare the namespace with what `whoami` tells of user, organisations and token."""
+    """Check that the user and token from `whoami` may write to the namespace."""
     namespace = repo_id.split("/")[0]
     roles = {org["name"].lower(): org.get("roleInOrg", "write") for org in me.get("orgs", [])}
     roles[me["name"].lower()] = "admin"
     role = roles.get(namespace.lower())
     if role not in WRITER_ROLES:
-        standing = f"has the role {role!r} in" if role else "is no member of"
+        standing = f"has the role {role!r} in" if role else "is not a member of"
         writable = ", ".join(sorted(name for name, role in roles.items() if role in WRITER_ROLES))
         raise RecipeError(
-            f"The repository is to be {repo_id}, but the Hub user {me['name']} {standing} {namespace}: choose a "
-            f"namespace you may write to ({writable}), or log in as somebody else (`hf auth login`)."
+            f"The repository is {repo_id}, but the Hub user {me['name']} {standing} {namespace}: choose a namespace "
+            f"you can write to ({writable}), or log in as another user (`hf auth login`)."
         )
     token = me.get("auth", {}).get("accessToken", {})
     if token.get("role") == "read":
-        raise RecipeError(f"The Hub token of {me['name']} may only read: {LOG_IN}.")
+        raise RecipeError(f"The Hub token of {me['name']} has only read access: {LOG_IN}.")
     if token.get("role") == "fineGrained" and "fineGrained" in token:
-        # A scope on one repository lets it be changed, not made.
+        # A scope on a repository allows to change it, but not to create it.
         names = {namespace.lower(), repo_id.lower()} if exists else {namespace.lower()}
         scopes = [
             scope["permissions"] for scope in token["fineGrained"]["scoped"] if scope["entity"]["name"].lower() in names
@@ -166,25 +168,28 @@ def push_folder(
     api: HfApi,
     waits: Sequence[float] = WAITS_PUSH,
 ) -> PushResult:
-    """Make a repository hold exactly what a run left, in one commit, or in none where it does already.
+    """Push the output directory of a run in one commit, or in none if the repository has these files already.
 
-    The repository is made if needed. Model files of an earlier run that this one lacks (an adapter's, say, now that a
-    full model is pushed) are deleted in the same commit; other files are left alone. Connection errors, server errors
-    and rate limits are tried again, and so is a commit that somebody else's forestalled; each attempt first compares
-    the hashes of what is there, so that a lost reply never makes a second commit.
+    The repository is created if needed. Model files that this run does not have (such as an adapter's, when a full
+    model is pushed) are deleted in the same commit. Other files are not touched. Connection errors, server errors, rate
+    limits and conflicts with another commit are retried. Each attempt first compares hashes with the Hub, so a lost
+    reply never leads to a second commit.
 
     Args:
         folder: The output directory.
         repo_id: `namespace/name`.
-        private: Whether a repository that is made now is private; `None` is the namespace's default.
+        private: Whether to create the repository as private; `None` uses the namespace's default.
         message: The commit message.
-        tag: A tag for the commit; one that stands elsewhere is refused before anything is pushed.
-        api: The client, with the token if it is not the one of the environment.
+        tag: A tag for the commit. A tag that exists with other files is refused before the push.
+        api: The Hub client, with a token unless it is the one of the environment.
         waits: Seconds between attempts.
 
+    Returns:
+        The URL of the repository, its commit, and whether this push created it.
+
     Raises:
-        RecipeError: The directory holds no finished model.
-        PushError: The files may not be published, or the Hub did not take them; says how to finish.
+        RecipeError: The directory has no finished model.
+        PushError: The files may not be published, or the push failed. The message says how to finish.
     """
     files = published_files(folder)
     finish = push_command(folder, repo_id, private=private, tag=tag)
@@ -204,23 +209,24 @@ def push_folder(
 
 
 def push_command(folder: Path, repo_id: str, *, private: bool | None = None, tag: str | None = None) -> str:
-    """The command line that pushes (again) a finished output directory."""
+    """Build the command line that pushes a finished output directory."""
     options = [*(["--private"] if private else []), *(["--tag", tag] if tag else [])]
     return shlex.join(["python", "-m", "blip_recipe.push", str(folder), "--repo_id", repo_id, *options])
 
 
 def push_failed(what: str, error: Exception, finish: str, api: HfApi) -> PushError:
-    """The one message of a push that failed: what did not happen, why, and the command that finishes the job."""
-    return PushError(f"{what} {explain(error, api)}\nThe model is saved; when that is put right, finish with: {finish}")
+    """Build the error of a failed push: what failed, why, and the command that finishes the job."""
+    return PushError(
+        f"{what} {explain(error, api)}\nThe model is saved. When the problem is solved, finish with: {finish}"
+    )
 
 
 def commit_to_branch(
     files: Mapping[str, Path], repo_id: str, branch: str, *, private: bool | None, message: str, api: HfApi
 ) -> str:
-    """Make the top of a branch hold `files`, and no other published file, by one commit on it; returns the commit.
+    """Commit `files` to a branch in one commit, and delete its other published files. Returns the commit.
 
-    Repository and branch are made where they are missing, the branch from the head of `main`. One attempt: see
-    `with_retries`.
+    Repository and branch are created if needed, the branch from `main`. There is one attempt; see `with_retries`.
     """
     repo_id = _find_or_create(repo_id, private, api).id
     try:
@@ -233,7 +239,7 @@ def commit_to_branch(
 
 
 def published_revision(repo_id: str, api: HfApi) -> str | None:
-    """The commit that a model repository's main branch is at; `None` where there is no such repository."""
+    """The commit of a model repository's main branch, or `None` if the repository does not exist."""
     info = _find_model(repo_id, api)
     return info.sha if info else None
 
@@ -241,9 +247,9 @@ def published_revision(repo_id: str, api: HfApi) -> str | None:
 def _push_once(
     files: Mapping[str, Path], repo_id: str, private: bool | None, message: str, tag: str | None, api: HfApi
 ) -> str:
-    """Compare, and commit the difference if there is one; returns the commit that holds the files."""
+    """Commit the difference to the Hub, if there is one. Returns the commit that has the files."""
     info = _find_or_create(repo_id, private, api)
-    # Uploads, unlike other requests, do not follow a repository that was renamed, or is written in other capitals.
+    # Unlike other requests, uploads do not follow renamed repositories or names in another upper and lower case.
     repo_id = info.id
     if tag:
         _is_tagged(files, repo_id, tag, api)
@@ -252,48 +258,48 @@ def _push_once(
 
 
 def _tag_once(files: Mapping[str, Path], repo_id: str, revision: str, tag: str, api: HfApi) -> None:
-    """Tag a commit, unless the tag is there."""
+    """Tag a commit, unless the tag exists."""
     if not _is_tagged(files, repo_id, tag, api):
         api.create_tag(repo_id, tag=tag, revision=revision)
 
 
 def _is_tagged(files: Mapping[str, Path], repo_id: str, tag: str, api: HfApi) -> bool:
-    """Whether the tag is there and holds the files.
+    """Whether the tag exists with these files.
 
     Raises:
-        PushError: It holds others, or is a branch.
+        PushError: The tag has other files, or is the name of a branch.
     """
     references = api.list_repo_refs(repo_id)
     if tag in [branch.name for branch in references.branches]:
-        raise PushError(f"{tag} is a branch of {repo_id}, and cannot be a tag too: choose another name.")
+        raise PushError(f"{tag} is a branch of {repo_id}, so it cannot be a tag: choose another name.")
     if tag not in [each.name for each in references.tags]:
         return False
     tagged = api.model_info(repo_id, revision=tag)
     if _difference(files, repo_id, tagged, MODEL_FILES, api):
         raise PushError(
-            f"The tag {tag} stands at commit {tagged.sha}, which holds other files: choose another name for it, or "
-            "delete that tag on the Hub."
+            f"The tag {tag} exists at commit {tagged.sha} with other files: choose another name, or delete the tag on "
+            "the Hub."
         )
     return True
 
 
 def _find_or_create(repo_id: str, private: bool | None, api: HfApi) -> ModelInfo:
-    """What the Hub knows of a model, which is made now where there is none.
+    """Get the repository of a model, and create it if needed.
 
     Raises:
-        PushError: It is to be private, but it is there and public.
+        PushError: It should be private, but exists and is public.
     """
     info = _find_model(repo_id, api)
     if info is None:
         api.create_repo(repo_id, private=private, exist_ok=True)
         return api.model_info(repo_id)
     if private and not info.private:
-        raise PushError("A private repository was asked for, but it exists and is public.")
+        raise PushError("The repository should be private, but exists and is public.")
     return info
 
 
 def _find_model(repo_id: str, api: HfApi) -> ModelInfo | None:
-    """What the Hub knows of a model; `None` where it does not exist, or not for this token."""
+    """Get the repository of a model, or `None` if it does not exist or the token cannot see it."""
     try:
         return api.model_info(repo_id)
     except RepositoryNotFoundError:
@@ -303,7 +309,7 @@ def _find_model(repo_id: str, api: HfApi) -> ModelInfo | None:
 def _difference(
     files: Mapping[str, Path], repo_id: str, info: ModelInfo, managed: Sequence[str], api: HfApi
 ) -> list[CommitOperationAdd | CommitOperationDelete]:
-    """What makes a revision hold `files`, and nothing else of the patterns in `managed`."""
+    """The operations that add changed `files` to a revision, and delete other files that match `managed`."""
     tree = api.list_repo_tree(repo_id, recursive=True, revision=info.sha) if info.sha else ()
     there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
     added = [CommitOperationAdd(name, path) for name, path in files.items() if not _is_same(path, there.get(name))]
@@ -319,7 +325,7 @@ def _commit(
     message: str,
     api: HfApi,
 ) -> str:
-    """One commit on top of `info`, or none where there is nothing to do; returns the commit that holds the files."""
+    """Commit `operations` on top of `info`, if there are any. Returns the commit that has the files."""
     if not operations and info.sha:
         return info.sha
     logger.info("Pushing %d files to %s", len(operations), repo_id)
@@ -328,7 +334,7 @@ def _commit(
 
 
 def _is_same(path: Path, there: RepoFile | None) -> bool:
-    """Whether the Hub's file has the bytes of the local one."""
+    """Whether the Hub's file equals the local one, by size and hash."""
     if there is None or there.size != path.stat().st_size:
         return False
     if there.lfs is None:

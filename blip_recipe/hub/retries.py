@@ -1,8 +1,8 @@
 """Retry policy and error messages for Hub requests.
 
-`huggingface_hub` retries listings and uploads by itself, but not `whoami`, `model_info`, `create_repo`, `create_tag` or
-`create_commit`: a commit whose reply was lost would be made twice. So callers retry a whole step, which first compares
-what the Hub has.
+`huggingface_hub` retries listings and uploads, but not `whoami`, `model_info`, `create_repo`, `create_tag` and
+`create_commit`: after a lost reply, a second commit would be created. So callers retry a whole step, which first checks
+the state of the Hub.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 WAITS_BEFORE = (0.5, 1.0, 2.0)
-"""Seconds between attempts before training, when a person is waiting and nothing is lost."""
+"""Seconds between attempts before training. They are short, because the user is waiting."""
 
 WAITS_CHECKPOINT = (1.0, 2.0, 4.0, 8.0)
-"""Seconds between attempts to upload a checkpoint: another one follows."""
+"""Seconds between attempts to upload a checkpoint."""
 
 WAITS_PUSH = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
-"""Seconds between attempts to push, unless the Hub names its own (`Retry-After`)."""
+"""Seconds between attempts to push, unless the Hub sends `Retry-After`."""
 
 LONGEST_WAIT = 300.0
-"""Seconds after which we ask again whatever the Hub says: its rate limits are counted in windows of five minutes."""
+"""Maximum seconds between attempts. The Hub counts its rate limits in windows of five minutes."""
 
 HUB_ERRORS = (OSError, httpx2.HTTPError, RuntimeError, ValueError)
-"""What the client raises: `HfHubHTTPError` is an `OSError`, the transfer library raises `RuntimeError`, an invalid card
-or an answer that is no JSON is a `ValueError`."""
+"""Exceptions of the client: `HfHubHTTPError` is an `OSError`, the transfer library raises `RuntimeError`, and an
+invalid card or a reply that is not JSON raises `ValueError`."""
 
 LOG_IN = "run `hf auth login` or set HF_TOKEN to a token with write access"
 
 XET_STATUS = re.compile(r"HTTP status \w+ error \((\d{3}) ")
-"""How Xet, which raises `ConnectionError` for any answer that it did not want, tells the status."""
+"""The HTTP status in a `ConnectionError` of Xet, which raises it for every error status."""
 
 
 def with_retries(call: Callable[[], T], waits: Sequence[float]) -> T:
-    """Call until it succeeds, fails for good, or failed once more than there are waits."""
+    """Call a function, and retry after transient Hub errors, at most `len(waits)` times."""
     for wait in waits:
         try:
             return call()
@@ -58,31 +58,29 @@ def with_retries(call: Callable[[], T], waits: Sequence[float]) -> T:
             if not _is_transient(error):
                 raise
             seconds = min(LONGEST_WAIT, _requested_wait(error) or wait)
-            logger.warning(
-                "The Hub did not answer as it should (%s); trying again in %g s", error_summary(error), seconds
-            )
+            logger.warning("The Hub request failed (%s); retrying in %g s", error_summary(error), seconds)
             time.sleep(seconds)
     return call()
 
 
 def explain(error: BaseException, api: HfApi) -> str:
-    """An error of the client, or of ours, as a sentence that says what to do."""
+    """Turn an exception of the Hub client or of this package into a message that says what to do."""
     if isinstance(error, (PushError, RecipeError)):
         return str(error)
     if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE is set, so nothing can be pushed: unset it, or do not push."
+        return "HF_HUB_OFFLINE is set, so nothing can be pushed: unset it, or turn pushing off."
     status = _status(error)
     if status == 401:
         return f"{api.endpoint} does not accept the Hub token (it is wrong, or has expired): {LOG_IN}."
     if status == 403:
-        return f"{api.endpoint} refuses it ({error_summary(error)}): {LOG_IN}, or choose a repository you may write to."
+        return f"{api.endpoint} denies access ({error_summary(error)}): {LOG_IN}, or choose another repository."
     if status is None and isinstance(error, (httpx2.TransportError, ConnectionError, TimeoutError)):
         return f"{api.endpoint} cannot be reached ({error_summary(error)}): check the network and HF_ENDPOINT."
-    return f"{api.endpoint} answered with an error: {error_summary(error)}."
+    return f"{api.endpoint} returned an error: {error_summary(error)}."
 
 
 def error_summary(error: BaseException) -> str:
-    """What an error says in one line, with the status where the Hub gave one."""
+    """Summarise an error in one line, with the HTTP status if there is one."""
     answer = _answer(error)
     if answer and answer.server_message:
         return f"{answer.response.status_code}: {answer.server_message.splitlines()[0].rstrip('.')}"
@@ -91,19 +89,19 @@ def error_summary(error: BaseException) -> str:
 
 
 def _is_transient(error: Exception) -> bool:
-    """Whether trying again may help: the network, the server, a rate limit, or a commit that came in between."""
+    """Whether a retry may help: after network and server errors, rate limits and conflicting commits."""
     if status := _status(error):
         return status in (408, 409, 412, 429) or status >= 500
     if isinstance(error, OfflineModeIsEnabled):
         return False
-    # A gateway's error page instead of JSON is the network's fault too.
+    # A gateway may return an error page instead of JSON.
     return isinstance(error, (httpx2.TransportError, ConnectionError, TimeoutError, RuntimeError, JSONDecodeError))
 
 
 def _requested_wait(error: Exception) -> float | None:
-    """The seconds that the Hub asks us to wait: `Retry-After` in seconds, or its own `ratelimit` header.
+    """The wait that the Hub requests in seconds: `Retry-After`, or its own `ratelimit` header.
 
-    A `Retry-After` that is a date is ignored, as `huggingface_hub` itself ignores it.
+    A date in `Retry-After` is ignored, as in `huggingface_hub`.
     """
     answer = _answer(error)
     if answer is None:
@@ -117,7 +115,7 @@ def _requested_wait(error: Exception) -> float | None:
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status that an error comes from, if the Hub answered at all."""
+    """The HTTP status of an error, if the Hub sent a response."""
     if answer := _answer(error):
         return answer.response.status_code
     found = XET_STATUS.search(str(error)) if isinstance(error, ConnectionError) else None
@@ -125,6 +123,6 @@ def _status(error: BaseException) -> int | None:
 
 
 def _answer(error: BaseException) -> HfHubHTTPError | None:
-    """The Hub's answer behind an error: the client wraps the one to an upload in a `RuntimeError`."""
+    """The HTTP error of the Hub behind an exception. The client wraps errors of uploads in a `RuntimeError`."""
     source = error.__cause__ if isinstance(error, RuntimeError) else error
     return source if isinstance(source, HfHubHTTPError) else None

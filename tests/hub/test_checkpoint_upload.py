@@ -134,7 +134,7 @@ def test_what_does_not_arrive_is_a_warning_and_is_counted_at_the_end(
         uploader.on_save(TrainingArguments(), TrainerState(global_step=30), TrainerControl())
         save(uploader, 40)
     told = "\n".join(messages(caplog, logging.WARNING))
-    assert re.search(r"checkpoint at step 10 was not uploaded\. .*refuses it.*403", told)
+    assert re.search(r"checkpoint at step 10 was not uploaded\. .*denies access.*403", told)
     assert re.search(r"checkpoint at step 30 was not uploaded\. It cannot be copied: .*checkpoint-30", told)
     assert told.splitlines()[-1].startswith("2 of 4 checkpoints did not reach the branch checkpoints of ")
     titles = [commit.title for commit in hub.commits("lab/flowers", revision="checkpoints")]

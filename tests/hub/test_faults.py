@@ -138,13 +138,13 @@ def test_though_every_request_fails_once_the_push_arrives_in_one_commit(
 )
 def test_a_refusal_is_final_wherever_it_comes(hub: HubServer, api: HfApi, folder: Path, request_: str) -> None:
     hub.inject(request_, status=403, times=10, headers={"X-Error-Message": "Only with a pull request."})
-    with pytest.raises(PushError, match=r"refuses it.*403: Only with a pull request") as refused:
+    with pytest.raises(PushError, match=r"denies access.*403: Only with a pull request") as refused:
         push(folder, api, "lab/tulips")
     assert len(hub.requested(request_)) == 1
     assert finishing_command(str(refused.value)) == [str(folder), "--repo_id", "lab/tulips"]
 
 
-@pytest.mark.parametrize(("status", "expected"), [(403, "refuses it"), (401, "does not accept the Hub token")])
+@pytest.mark.parametrize(("status", "expected"), [(403, "denies access"), (401, "does not accept the Hub token")])
 def test_a_refusal_of_the_xet_storage_is_final_too(
     hub: HubServer, api: HfApi, folder: Path, monkeypatch: pytest.MonkeyPatch, status: int, expected: str
 ) -> None:
@@ -233,7 +233,7 @@ def test_a_renamed_repository_is_pushed_to_under_its_new_name(hub: HubServer, fo
     hub.rename("lab/tulips", "lab/narcissi")
     done = run_module("blip_recipe.push", folder, *PUSH, env=hub.environment())
     assert done.stdout == f"{hub.url}/lab/narcissi\n", done.stderr
-    assert "lab/tulips is called lab/narcissi on the Hub" in done.stderr
+    assert "lab/tulips is named lab/narcissi on the Hub" in done.stderr
     assert b'model="lab/narcissi"' in hub.files("lab/narcissi")["README.md"]
     assert not hub.requested("POST .*tulips")
 
@@ -268,7 +268,7 @@ def test_a_tag_names_the_published_commit_and_stays_there(hub: HubServer, api: H
     assert not push_folder(folder, "lab/tulips", **options).committed
     (folder / "all_results.json").write_text("{}")
     commits = hub.commits("lab/tulips")
-    with pytest.raises(PushError, match=rf"tag v1 stands at commit {commits[1].oid}, which holds other files"):
+    with pytest.raises(PushError, match=rf"tag v1 exists at commit {commits[1].oid} with other files"):
         push_folder(folder, "lab/tulips", **options)
     assert hub.commits("lab/tulips") == commits
     push_folder(folder, "lab/tulips", **(options | {"tag": "v2"}))
