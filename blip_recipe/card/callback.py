@@ -1,4 +1,4 @@
-"""What only a trainer knows of a run: machine, time, memory, parameters and curves."""
+"""A Trainer callback that records hardware, time, memory, parameters and curves for the model card."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
 
 
 class CardCallback(TrainerCallback, ExportableState):
-    """Notes what only a trainer knows; time, memory and energy survive in checkpoints, so that all sessions count.
+    """Record facts of a training for the model card. Checkpoints save time, memory and energy across sessions.
 
     Attributes:
-        seconds: Wall-clock time of the training, evaluations within included.
-        peak_memory: Most bytes this process held: of CUDA memory if it trained there, else of main memory.
-        energy: What the machine used meanwhile; None where nobody asked (see `card_energy`).
-        hardware: What it ran on.
-        parameters, trained_parameters: Of the model that was trained.
-        image_size: Side of the pictures it saw, in pixels.
-        lora: The adapter, if one was trained.
-        quantization: Precision of the frozen base, if it was quantised.
-        has_frozen_vision: Whether the image encoder stayed as it was.
-        log_history: Trainer's at the end of training, without what is scored afterwards.
-        steps, epochs: How long it was trained.
-        best_step: Step of the best checkpoint, if one was chosen.
+        seconds: Wall-clock time of the training, including evaluations during training.
+        peak_memory: Peak memory of this process in bytes: CUDA memory if it trained on a GPU, else main memory.
+        energy: Energy use of the machine, or None if it is not measured (see `energy.py`).
+        hardware: The GPUs or the processor.
+        parameters, trained_parameters: Number of parameters of the model.
+        image_size: Side of the model's input pictures in pixels.
+        lora: The LoRA configuration, if an adapter was trained.
+        quantization: Quantisation of the frozen base, if any.
+        has_frozen_vision: Whether the image encoder was frozen.
+        log_history: Trainer's log history at the end of training, without later evaluations.
+        steps, epochs: Length of the training.
+        best_step: Step of the best checkpoint, if it was loaded.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class CardCallback(TrainerCallback, ExportableState):
         self._meter = energy_meter()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """The state to save in a checkpoint."""
         self._count()
         kept = {"seconds": self.seconds, "peak_memory": self.peak_memory, "energy": self.energy and asdict(self.energy)}
         return {"args": {}, "attributes": kept}
@@ -69,7 +69,7 @@ class CardCallback(TrainerCallback, ExportableState):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Note the model and the machine, and go on counting where the checkpoint stopped."""
+        """Record the model and the hardware, and restore the counters of the checkpoint."""
         model = kwargs["model"]
         self.trained_parameters, self.parameters = count_parameters(model)
         self.image_size = model.config.vision_config.image_size
@@ -81,7 +81,7 @@ class CardCallback(TrainerCallback, ExportableState):
         before = saved.get("attributes", {})
         self.seconds, self.peak_memory = before.get("seconds", 0.0), before.get("peak_memory")
         energy = before.get("energy")
-        # Of a training that was measured in part, the card could only tell a part.
+        # Do not measure the rest of a training whose beginning was not measured.
         if self._meter and state.is_world_process_zero and (energy or not before):
             self._meter.start(EnergyFacts(**energy) if energy else None)
         self._resumed_at = time.monotonic()
@@ -91,14 +91,14 @@ class CardCallback(TrainerCallback, ExportableState):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Note how long it was trained, and the curves."""
+        """Record the length of the training and the curves."""
         self._count()
         self.log_history = list(state.log_history)
         self.steps, self.epochs = state.global_step, state.epoch
         self.best_step = state.best_global_step if args.load_best_model_at_end else None
 
     def speed(self, args: TrainingArguments) -> dict[str, float]:
-        """Trainer's figures of time, over all sessions of the run: its own begin anew with each."""
+        """Trainer's speed metrics over all sessions of the run. Trainer's own cover only the last session."""
         images = self.steps * args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         return {
             "train_runtime": self.seconds,
@@ -115,7 +115,7 @@ class CardCallback(TrainerCallback, ExportableState):
 
 
 def describe_hardware(device: torch.device, processes: int) -> str:
-    """The GPUs, or the processor and its cores."""
+    """Describe the GPUs, or the processor and its cores."""
     if device.type == "cuda":
         return f"{processes} × {torch.cuda.get_device_name(device)}"
     if device.type != "cpu":
@@ -125,7 +125,7 @@ def describe_hardware(device: torch.device, processes: int) -> str:
 
 
 def processor_name() -> str:
-    """The processor's name as the system tells it."""
+    """The name of the processor."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
     names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
@@ -133,7 +133,7 @@ def processor_name() -> str:
 
 
 def peak_memory() -> int | None:
-    """Most bytes this process has held: of CUDA memory where there is some, else of main memory; None on Windows."""
+    """Peak memory of this process in bytes: CUDA memory if available, else main memory; None on Windows."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     if sys.platform == "win32":

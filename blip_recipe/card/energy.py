@@ -1,8 +1,8 @@
-"""Measure the electricity of a training with codecarbon, if the environment names the country of the machine.
+"""Measure the energy of a training with codecarbon, if the environment variable of the country is set.
 
-Install the extra `energy` and set `CODECARBON_COUNTRY_ISO_CODE` (three letters, such as `DEU`), codecarbon's own
-variable: the place of a machine is not part of a recipe. Nothing is asked of any network. Transformers' own
-`CodeCarbonCallback` looks the place up online, leaves `emissions.csv` behind, and counts one session only.
+Install the extra `energy` and set codecarbon's variable `CODECARBON_COUNTRY_ISO_CODE` to three letters, such as `DEU`.
+It is not a recipe key, because it depends on the machine. Nothing is looked up online. The `CodeCarbonCallback` of
+transformers looks up the country online, writes `emissions.csv`, and counts only one session.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ COUNTRY = "CODECARBON_COUNTRY_ISO_CODE"
 
 
 class EnergyMeter:
-    """Measures the whole machine from `start` on.
+    """Measure the energy of the whole machine from `start` on.
 
     Args:
-        country: Its three-letter code, which tells how much CO2 a kWh stands for.
+        country: Three-letter code of the country, for the CO2 per kWh.
 
     Raises:
-        RecipeError: codecarbon is not installed, or knows no such country.
+        RecipeError: codecarbon is not installed, or does not know the country.
     """
 
     def __init__(self, country: str) -> None:
         if find_spec("codecarbon") is None:
             raise RecipeError(
-                f"{COUNTRY} asks for the energy to be measured, but codecarbon is not installed: run "
-                "`pip install codecarbon`, or unset it."
+                f"{COUNTRY} turns on the measurement of energy, but codecarbon is not installed: run "
+                "`pip install codecarbon`, or unset the variable."
             )
         from codecarbon.input import DataSource
 
@@ -42,13 +42,13 @@ class EnergyMeter:
         self._total: Any = None
 
     def start(self, before: EnergyFacts | None) -> None:
-        """Begin to measure; `before` is what earlier sessions of the training used."""
+        """Start measuring. `before` is the energy of earlier sessions of the training."""
         from codecarbon import OfflineEmissionsTracker
 
         self._before = before or EnergyFacts(0.0, 0.0, self.country)
         self._tracker = OfflineEmissionsTracker(
             country_iso_code=self.country,
-            # Over codecarbon's own configuration: no file, no server, no lock on the machine.
+            # Override codecarbon's configuration: no file, no server, no lock.
             output_methods=[],
             emissions_endpoint=None,
             electricitymaps_api_token="",
@@ -59,11 +59,11 @@ class EnergyMeter:
         self._tracker.start()
 
     def out(self, total: Any, delta: Any) -> None:
-        """Take what codecarbon has measured since the start; called by its tracker."""
+        """Receive the total since the start. codecarbon's tracker calls this."""
         self._total = total
 
     def read(self) -> EnergyFacts | None:
-        """What all sessions used so far; None where this one was not measured, or codecarbon failed."""
+        """The energy of all sessions so far, or None if this session was not measured or codecarbon failed."""
         if self._tracker:
             self._tracker.flush()
         if self._total is None:
@@ -73,6 +73,6 @@ class EnergyMeter:
 
 
 def energy_meter() -> EnergyMeter | None:
-    """The meter, if the environment asks for one."""
+    """Create the meter, if the environment variable is set."""
     country = os.environ.get(COUNTRY)
     return EnergyMeter(country.upper()) if country else None

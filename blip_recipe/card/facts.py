@@ -1,4 +1,4 @@
-"""The facts that a model card may state. Plain values, each measured or read in the run."""
+"""The facts of a model card: plain values that were measured or read in the run."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TaskWords:
-    """A task, and how it is spoken of.
+    """The names of a task and its parts in texts.
 
     Attributes:
-        name: As recipes name it.
-        row, text: What a row of data is, and what is learnt of it, in the singular.
-        output: What the model gives, in the singular.
-        title: What a card's title begins with.
-        label: The task as the Hub's leaderboards name it.
-        pipeline_tag: The Hub's own name for it, where it has one.
-        tag: What people look for.
-        command: The command line that uses a finished model, after `python -m blip_recipe.` and with `{model}` in it.
-        lora_layers: The layers that LoRA adapts by default.
-        key: The column of rows that names them in predictions.
-        texts: The column of rows with what is learnt, a list in each.
+        name: The task in recipes.
+        row, text: Singular nouns for a row of data and for a target text.
+        output: Singular noun for an output of the model.
+        title: First words of the card's title.
+        label: The task on the Hub's leaderboards.
+        pipeline_tag: The Hub's pipeline tag, if it has one.
+        tag: A tag for search.
+        command: The command line that uses a finished model, after `python -m blip_recipe.`, with `{model}` in it.
+        lora_layers: Description of the default layers for LoRA.
+        key: The column with the id of a row in predictions.
+        texts: The column with the list of target texts.
     """
 
     name: str
@@ -49,12 +49,12 @@ class TaskWords:
 
 
 EMBEDDED: dict[str, dict[str, str]] = {"tiny": {}, "shapes": {"language": "en"}}
-"""The model and the data set that come with the package, with what a card would say of them."""
+"""The embedded model and data set, with their card metadata."""
 
 Kind = Literal["full", "lora", "merged"]
 
 PLACEHOLDER = "ORG/NAME"
-"""The repository that the card of a run without `push_to_hub` speaks of; `push` puts the real one in."""
+"""Repository name in the card of a run without `push_to_hub`. `push` replaces it by the real one."""
 
 UNKNOWN = "unknown"
 
@@ -64,10 +64,10 @@ class OriginFacts:
     """A base model or a data set.
 
     Attributes:
-        name: Hub id; without `on_hub` the last name of a local one, or `tiny` or `shapes`, which come with the package.
-        on_hub: Whether everybody can get it by that name.
-        revision: Its commit, where it is known.
-        license: As its own card names it, or `unknown`.
+        name: The Hub id, the last part of a local path, or an embedded name (`tiny`, `shapes`).
+        on_hub: Whether `name` is a Hub id.
+        revision: The commit, if it is known.
+        license: The licence in its card, or `unknown`.
     """
 
     name: str
@@ -78,13 +78,13 @@ class OriginFacts:
 
 @dataclass(frozen=True)
 class SplitFacts:
-    """A split that the run read.
+    """A split of the run.
 
     Attributes:
         role: `train`, `eval` or `test`.
         name: Its name in the data set.
-        images, captions: How many were read.
-        limited: Whether the recipe asked for the first ones only.
+        images, captions: Number of images and captions read.
+        limited: Whether the recipe uses only the first images.
     """
 
     role: str
@@ -96,7 +96,7 @@ class SplitFacts:
 
 @dataclass(frozen=True)
 class ScoreFacts:
-    """A score of the finished model: its name in results, its label, its value and the untouched base model's value."""
+    """A score: its name in results, its label, its value, and the value of the base model before training."""
 
     name: str
     label: str
@@ -106,7 +106,7 @@ class ScoreFacts:
 
 @dataclass(frozen=True)
 class SampleFacts:
-    """A scored caption: `title` is `best`, `median` or `worst`; its picture is in `SAMPLE_FILES`."""
+    """A scored caption. `title` is `best`, `median` or `worst`, the key of its picture in `SAMPLE_FILES`."""
 
     title: str
     score: str
@@ -116,16 +116,16 @@ class SampleFacts:
 
 @dataclass(frozen=True)
 class ResultFacts:
-    """What was measured of the finished model.
+    """The measured results of the finished model.
 
     Attributes:
-        scored: The split with the role whose scores follow; None where the recipe names neither `test` nor `eval`.
+        scored: The split of the scores, or None without an `eval` and `test` split.
         scores: Loss and scores.
-        tokenization: How captions were tokenized before they were scored.
-        distinct_captions: How many different captions the model gave for the images of `scored`.
+        tokenization: How captions were tokenized for scoring.
+        distinct_captions: Number of different captions for the images of `scored`.
         samples: Best, median and worst caption.
-        ranked_by: Label of the score that they were ranked by; None where no image has a score.
-        habits: What self-critical training may spoil, measured as the scores are; empty after any other.
+        ranked_by: Label of the score that ranks the samples, or None if images have no scores.
+        habits: Properties of captions that self-critical training may degrade; empty for other trainings.
     """
 
     scored: SplitFacts | None
@@ -139,7 +139,7 @@ class ResultFacts:
 
 @dataclass(frozen=True)
 class EnergyFacts:
-    """Electricity of the training as codecarbon measured it: kWh, kg of CO2-equivalent, the country of the mix."""
+    """Energy of the training, measured by codecarbon: kWh, kg of CO2-equivalent, and the country of the energy mix."""
 
     kwh: float
     co2_kg: float
@@ -148,20 +148,20 @@ class EnergyFacts:
 
 @dataclass(frozen=True)
 class TrainingFacts:
-    """How the weights came about.
+    """The training of the weights.
 
     Attributes:
-        parameters, trained_parameters: How many there are, and how many were trained.
-        quantization: Precision of the frozen base while training, `8bit` or `4bit`; None is full.
-        selected_by: What the best checkpoint was chosen by; None where the last one was kept.
-        selected_step, steps: The step of the published weights, and how many there were.
-        settings: What the training depended on, by label.
-        hardware: What it ran on.
-        seconds: Wall-clock time, evaluations within included, over all its sessions.
-        peak_memory: Most bytes that one process held: of the accelerator, or else of main memory.
-        energy: What it used; None where that was not measured.
-        date: The day it was finished (`2026-01-31`).
-        versions: Version by package.
+        parameters, trained_parameters: Number of all parameters, and of the trained ones.
+        quantization: Quantisation of the frozen base in training, `8bit` or `4bit`, or None.
+        selected_by: The metric that chose the best checkpoint, or None if the last one was kept.
+        selected_step, steps: The step of the published weights, and the number of steps.
+        settings: Training settings by label.
+        hardware: The GPUs or the processor.
+        seconds: Wall-clock time of all sessions, including evaluations during training.
+        peak_memory: Peak memory of a process in bytes, on the accelerator if there is one.
+        energy: The energy used, or None if it was not measured.
+        date: The last day of the training (`2026-01-31`).
+        versions: Versions of packages.
     """
 
     parameters: int
@@ -181,18 +181,18 @@ class TrainingFacts:
 
 @dataclass(frozen=True)
 class CardFacts:
-    """Everything that a card may say. Plain values, each measured or read in the run; no local path, no secret.
+    """All facts of a model card, without local paths and secrets.
 
     Attributes:
-        kind: All weights, an adapter, or an adapter merged into its base.
-        repo_id: `namespace/name` that the card speaks of, or `PLACEHOLDER`.
-        base, dataset: What the model was made from.
-        dataset_config: The data set's configuration, where there is one.
-        language: ISO code of the captions; None where nothing tells.
-        splits: What was read, by role.
-        decoding: How texts are generated; None where none are.
-        skipped_rows: How many rows could not be used, and were left out as the recipe asked.
-        task: What the model learnt, and how it is spoken of.
+        kind: `full` (all weights), `lora` (an adapter) or `merged` (an adapter merged into its base).
+        repo_id: The repository's `namespace/name`, or `PLACEHOLDER`.
+        base, dataset: The base model and the data set.
+        dataset_config: The data set's configuration, if any.
+        language: ISO code of the captions, or None if it is unknown.
+        splits: The splits of the run.
+        decoding: Settings of generation, or None if the model generates no text.
+        skipped_rows: Number of rows that were skipped because they could not be used.
+        task: The task and its names.
     """
 
     kind: Kind
@@ -209,19 +209,19 @@ class CardFacts:
     task: TaskWords
 
     def score(self, name: str) -> ScoreFacts | None:
-        """The score of this name, if the run has it."""
+        """The score with this name, or None."""
         return next((each for each in self.results.scores if each.name == name), None)
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a base model or a data set comes from.
+    """The source of a base model or a data set.
 
     Attributes:
-        name: As the recipe names it: a Hub id, a local path, or what is embedded.
-        revision: The commit that was read, where it is known.
-        card: Metadata of its own card on the Hub (`license`, `language`, ...); empty where there is none.
-        is_own: Whether it is the user's own, by a name that leads nowhere.
+        name: The name in the recipe: a Hub id, a local path or an embedded name.
+        revision: The commit, if it is known.
+        card: Metadata of its card on the Hub (`license`, `language`, ...), if any.
+        is_own: Whether the caller passed it as an object, so `name` cannot be loaded.
     """
 
     name: str
@@ -231,26 +231,25 @@ class Source:
 
     @property
     def on_hub(self) -> bool:
-        """Whether everybody can get it by this name."""
+        """Whether `name` is a Hub id."""
         return not self.is_own and self.name not in EMBEDDED and not Path(self.name).expanduser().exists()
 
     @property
     def license(self) -> str:
-        """The licence that its card names."""
+        """The licence in its card, or `unknown`."""
         named = self.card.get("license") or UNKNOWN
         return named if isinstance(named, str) else ", ".join(named)
 
     def facts(self) -> OriginFacts:
-        """What a card says of it: not the directory that a local one lies in, which is nobody's business."""
+        """The facts for a card. Only the last part of a local path is shown."""
         shown = self.name if self.on_hub else Path(self.name).expanduser().resolve().name
         return OriginFacts(shown, self.on_hub, self.revision, self.license)
 
 
 def read_source(name: str, kind: Literal["model", "dataset"], revision: str | None = None) -> Source:
-    """Look up the commit and the card of a Hub repository; a local or embedded name is taken as it is.
+    """Look up the commit and the card of a Hub repository. Local and embedded names need no look-up.
 
-    A repository that cannot be asked is a `Source` without them, and a warning says so: a finished training is worth a
-    card that names no licence.
+    If the look-up fails, a warning is logged and the card names no licence: the training must not be lost.
     """
 
     source = Source(name, revision, EMBEDDED.get(name, {}))
@@ -259,24 +258,24 @@ def read_source(name: str, kind: Literal["model", "dataset"], revision: str | No
     try:
         info = HfApi().repo_info(name, repo_type=kind, revision=revision)
     except HUB_ERRORS as error:
-        logger.warning("The card of %s cannot be read, so ours names no licence for it: %s", name, error)
+        logger.warning("The card of %s cannot be read, so the new card names no licence for it: %s", name, error)
         return source
     return Source(name, info.sha or revision, info.card_data.to_dict() if info.card_data else {})
 
 
 @dataclass(frozen=True)
 class Sources:
-    """What a run was made from.
+    """The base model and the data of a run.
 
     Attributes:
         base: The model that was fine-tuned.
-        dataset: The data.
-        dataset_config: The data set's configuration, where there is one.
+        dataset: The data set.
+        dataset_config: The data set's configuration, if any.
         splits: Names of splits by role (`train`, `eval`, `test`).
-        limited: Roles of which only the first rows were read.
-        columns: The columns of texts, where they were named.
-        skipped_rows: How many rows could not be used.
-        counts: Rows and texts of splits by role, where they are known already.
+        limited: Roles of splits that were limited to their first rows.
+        columns: The columns of texts, if the recipe names them.
+        skipped_rows: Number of rows that could not be used.
+        counts: Numbers of rows and texts by role, if they are known already.
     """
 
     base: Source

@@ -1,4 +1,4 @@
-"""Parts of a model card's facts that are read off results, predictions and installed packages."""
+"""Build facts of a model card from results, predictions and installed packages."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ SCORE_ORDER = (
     *(f"{direction}_recall_{rank}" for direction in ("text", "image") for rank in (1, 5, 10)),
     "recall_mean",
 )
-"""As papers list them."""
+"""Order of the scores in the card, as in papers."""
 
 ENGLISH = {"the", "and", "with", "of"}
 ENGLISH_SHARE = 0.25
-"""Captions are taken for English if this share has one of these words; of COCO's it is well over half."""
+"""Captions count as English if at least this share has one of these words. For COCO it is well over half."""
 
 PTB = "the PTB tokenizer of the COCO caption tools"
 LIKE_PTB = "in Python, as the COCO caption tools' PTB tokenizer does on ordinary captions (no Java was found)"
@@ -33,7 +33,7 @@ HABIT_LABELS = {
     "repeated_ngrams": "repeated 4-grams, share",
     "bad_endings": "captions ending within a phrase, share",
 }
-"""What self-critical training is known to spoil, as it is scored beside captions."""
+"""Labels of the caption properties that self-critical training may degrade."""
 
 PACKAGES = ("blip-recipe", "transformers", "torch", "datasets", "peft", "bitsandbytes")
 
@@ -45,12 +45,12 @@ def result_facts(
     *,
     tokenized_with_java: bool,
 ) -> ResultFacts:
-    """The scores of the last of `splits` that `results` has any for, and its captions."""
+    """Build the results of the last of `splits` that has scores."""
     measured = [
         split for split in splits if split.role != "train" and any(key.startswith(f"{split.role}_") for key in results)
     ]
     scored = measured[-1] if measured else None
-    # Samples without the scores of their split would speak of another model.
+    # Without scores of this split, the predictions belong to another model.
     shown = predictions if scored else []
     name = ranking_score(shown) if shown else None
     samples = [sample_facts(title, each, name) for title, each in choose_samples(shown).items()]
@@ -66,7 +66,7 @@ def result_facts(
 
 
 def score_facts(results: Mapping[str, float], role: str) -> list[ScoreFacts]:
-    """The scores of a role in `all_results.json`, each beside the base model's."""
+    """The scores of a role in `all_results.json`, with those of the base model."""
     labels = {name: SCORE_LABELS[name] for name in SCORE_ORDER} | {"loss": "Loss"}
     return [
         ScoreFacts(name, label, results[f"{role}_{name}"], results.get(f"baseline_{name}"))
@@ -76,7 +76,7 @@ def score_facts(results: Mapping[str, float], role: str) -> list[ScoreFacts]:
 
 
 def habit_facts(results: Mapping[str, float], role: str) -> list[ScoreFacts]:
-    """The habits of the captions of a role, each beside the base model's; self-critical training asks for them."""
+    """The caption properties of a role, with those of the base model. Only self-critical training measures them."""
     return [
         ScoreFacts(name, label, results[f"{role}_{name}"], results.get(f"baseline_{name}"))
         for name, label in HABIT_LABELS.items()
@@ -85,7 +85,7 @@ def habit_facts(results: Mapping[str, float], role: str) -> list[ScoreFacts]:
 
 
 def sample_facts(title: str, prediction: Mapping[str, Any], score: str | None) -> SampleFacts:
-    """A prediction in words."""
+    """Build a sample of the card from a prediction."""
     value = f"{prediction['scores'][score]:.3f}" if score else ""
     return SampleFacts(title, value, prediction["caption"], list(prediction["references"]))
 
@@ -93,7 +93,7 @@ def sample_facts(title: str, prediction: Mapping[str, Any], score: str | None) -
 def find_language(
     columns: Sequence[str] | None, card: Mapping[str, Any], predictions: Sequence[Mapping[str, Any]]
 ) -> str | None:
-    """The ISO code of the captions: of a column named by it, of a data set of one language, or read off the words."""
+    """Find the ISO code of the captions from a column's name, the data set's only language, or common English words."""
     listed = card.get("language") or []
     languages = [listed] if isinstance(listed, str) else listed
     for column in columns or []:
@@ -107,9 +107,9 @@ def find_language(
 
 
 def installed_versions(packages: Sequence[str]) -> dict[str, str]:
-    """Version by package, of those that are installed."""
+    """The versions of the installed ones of `packages`."""
     versions: dict[str, str] = {}
     for package in packages:
-        with suppress(PackageNotFoundError):  # this package itself may be used from its checkout
+        with suppress(PackageNotFoundError):  # blip_recipe may be used from a checkout
             versions[package] = version(package)
     return versions

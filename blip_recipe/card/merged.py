@@ -1,4 +1,4 @@
-"""The card of a model that `merge` made: new on top, and below it what the adapter's own card says."""
+"""Write the card of a merged model: a new summary and usage, followed by the adapter's own card."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def merge_card(
     decoding: DecodingSettings | None,
     out: Path,
 ) -> None:
-    """Write the card of a merged model, and copy the scores and pictures that it shows from the adapter.
+    """Write the card of a merged model, and copy the scores and pictures of the adapter's card.
 
     Args:
-        adapter: Directory or Hub id.
+        adapter: Directory or Hub id of the adapter.
         adapter_config: Its `adapter_config.json`.
-        recipe: Its `recipe.json`; empty where it has none.
-        task: What it learnt.
-        decoding: How its texts were generated.
+        recipe: Its `recipe.json`, or an empty dictionary.
+        task: Its task.
+        decoding: Its settings of generation.
         out: The directory of the merged model.
     """
     readme = repository_file(adapter, "README.md")
@@ -62,17 +62,17 @@ def merged_card(
     decoding: DecodingSettings | None,
     templates: Path | None = None,
 ) -> str:
-    """The card of a merged model.
+    """Build the card of a merged model.
 
     Args:
-        card: The adapter's; one that `blip_recipe` did not write has nothing to carry over.
+        card: The adapter's card. It is ignored if `blip_recipe` did not write it.
         adapter: The adapter's name.
         adapter_config, recipe, task, decoding: As for `merge_card`.
         templates: As for `render_card`.
     """
     tag = f"pipeline_tag: {task.pipeline_tag}\n" if task.pipeline_tag else ""
     old = ModelCard(card if is_ours(card) else f"---\n{tag}---\n")
-    metadata: Any = old.data  # base_model_relation is one of the keys that its class does not declare
+    metadata: Any = old.data  # its class does not declare base_model_relation
     base = Source(adapter_config["base_model_name_or_path"], adapter_config.get("revision")).facts()
     facts = {
         "task": task.name,
@@ -96,24 +96,24 @@ def merged_card(
 
 
 def is_ours(card: str) -> bool:
-    """Whether a run of `blip_recipe` wrote a card, by its tag: peft leaves one too, which has nothing to say."""
+    """Whether `blip_recipe` wrote a card, by its tag. peft writes an empty template."""
     return f"\n- {OUR_TAG}\n" in card.partition("\n---\n")[0]
 
 
 def repository_file(name: str, filename: str) -> Path | None:
-    """The path of a file of a directory or Hub repository, which is there; None where it has no such file."""
+    """The local path of a file of a directory or Hub repository, or None if it has no such file."""
     path = cached_file(name, filename, _raise_exceptions_for_missing_entries=False)
     return Path(path) if path else None
 
 
 def find_title(text: str) -> str | None:
-    """The title of an adapter's card, if it has one, without the words that say what it is."""
+    """The title of an adapter's card without the suffix "(LoRA adapter)", or None."""
     title = re.search(r"^# (.+)$", text, re.MULTILINE)
     return title[1].removesuffix(" (LoRA adapter)") if title else None
 
 
 def drop_section(text: str, title: str) -> str:
-    """The sections of a card, from the first heading of second level on, without the one of this title."""
+    """The sections of a card from the first second-level heading on, without the section `title`."""
     code = [block.span() for block in FENCE.finditer(text)]
     headings = [each for each in SECTION.finditer(text) if not any(start <= each.start() < end for start, end in code)]
     ends = [*(each.start() for each in headings), len(text)][1:]

@@ -1,7 +1,7 @@
-"""Pictures of a model card: some that were captioned, and the curves of the training.
+"""Draw the pictures of a model card: captioned samples and training curves.
 
-Curves are drawn on an opaque light panel with rounded corners, so that they read on light and dark pages alike. Drawing
-goes through matplotlib's own canvas, without pyplot: nothing global is touched, and no display is needed.
+Curves are drawn on an opaque light panel, readable on light and dark pages. matplotlib is used without pyplot, so no
+global state changes and no display is needed.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SAMPLE_FILES = {title: f"samples/{title}.jpg" for title in ("best", "median", "worst")}
-"""Files of an output directory with the pictures of samples, by title."""
+"""Picture files of the samples in the output directory, by title."""
 
 SAMPLE_SIZE = 384
-"""Pixels of the longer side of a sample's picture, at most."""
+"""Maximum longer side of a sample's picture in pixels."""
 
 WIDTH = 1800
-"""Pixels across a picture of full width: twice the text column of a card, for screens of high density."""
+"""Width of the curves in pixels: twice the text column of a card, for high-density screens."""
 
 INK, GREY, LINE, PANEL = "#1f2328", "#59636e", "#d1d9e0", "#ffffff"
 TRAINING, EVALUATION, SCORE = "#0969da", "#bc4c00", "#1a7f37"
@@ -43,7 +43,7 @@ SAMPLE_CURVES = {
     "repeated_ngrams": "Repeated 4-grams, share",
     "bad_endings": "Bad endings, share",
 }
-"""What self-critical training logs of its samples, two curves a row below the losses."""
+"""Labels of the values that self-critical training logs. They are drawn below the losses, two per row."""
 
 SCORE_LABELS = {
     "vqa_accuracy": "VQA accuracy",
@@ -61,22 +61,22 @@ SCORE_LABELS = {
     **{f"text_recall_{rank}": f"Text recall at {rank}" for rank in (1, 5, 10)},
     **{f"image_recall_{rank}": f"Image recall at {rank}" for rank in (1, 5, 10)},
 }
-"""Names of scores as people write them; the first that a run has ranks its captions and is drawn as a curve."""
+"""Labels of scores. The first one that a run has ranks its captions and is drawn as a curve."""
 
 
 def ranking_score(predictions: Sequence[Mapping[str, Any]]) -> str | None:
-    """The score that captions are ranked by: CIDEr, or the next best that each image has; None where there is none."""
+    """The score that ranks captions: the first of `SCORE_LABELS` that all images have, or None."""
     return next((name for name in SCORE_LABELS if all(name in each["scores"] for each in predictions)), None)
 
 
 def choose_samples(predictions: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """The best, the median and the worst of scored captions by CIDEr, so that nobody is fooled by picked ones.
+    """Choose the best, the median and the worst caption by `ranking_score`, instead of hand-picked ones.
 
     Args:
         predictions: Lines of `predictions.jsonl`.
 
     Returns:
-        Predictions by title; of two images there is no median, and one is the best.
+        Predictions by title. Two images have no median, one image has only a best one.
     """
     name = ranking_score(predictions)
     ranked = sorted(predictions, key=lambda each: -each["scores"][name]) if name else list(predictions)
@@ -90,16 +90,16 @@ def choose_samples(predictions: Sequence[Mapping[str, Any]]) -> dict[str, Mappin
 def write_samples(
     predictions: Sequence[Mapping[str, Any]], rows: Dataset, output_dir: Path, key: str = "image_id"
 ) -> None:
-    """Write the pictures of the samples that `choose_samples` names, in place of those of an earlier run.
+    """Write the pictures of the samples from `choose_samples`, and delete those of an earlier run.
 
     Args:
         predictions: Lines of `predictions.jsonl`.
-        rows: The split that they were made for, as `load_split` gives it.
-        output_dir: Where `SAMPLE_FILES` are written.
-        key: The column that names rows in predictions.
+        rows: The split of the predictions, from `load_split`.
+        output_dir: The directory of `SAMPLE_FILES`.
+        key: The column with the id of a row in predictions.
 
     Raises:
-        BadImageError: A picture cannot be read any more.
+        BadImageError: A picture cannot be read.
     """
     for file in SAMPLE_FILES.values():
         (output_dir / file).unlink(missing_ok=True)
@@ -110,7 +110,7 @@ def write_samples(
 
 
 def encode_sample(image: Image) -> bytes:
-    """Encode a picture as a small JPEG without metadata: a photo may tell where it was taken."""
+    """Encode a picture as a small JPEG without metadata, which may contain the place of a photo."""
     small = image.copy()
     small.thumbnail((SAMPLE_SIZE, SAMPLE_SIZE))
     small.info.clear()
@@ -120,11 +120,12 @@ def encode_sample(image: Image) -> bytes:
 
 
 def draw_training_curves(log_history: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw the losses and, beside them, the score of the evaluation split over the steps of a training, as a PNG.
+    """Draw the losses and the evaluation score over the training steps as a PNG.
 
     Args:
-        log_history: Trainer's, with `step` and any of `loss`, `eval_loss`, `eval_cider` an entry. A run so short that
-            it logged no `loss` has the mean of the run at its end (`train_loss`). Self-critical training adds rows.
+        log_history: Trainer's log history: entries with `step` and any of `loss`, `eval_loss` and scores such as
+            `eval_cider`. Without a `loss`, as in a very short run, the mean `train_loss` is drawn. Self-critical
+            training adds rows.
         path: The file.
     """
     curves = {
@@ -159,7 +160,7 @@ def draw_training_curves(log_history: Sequence[Mapping[str, Any]], path: Path) -
 
 @contextmanager
 def _plain_style() -> Iterator[None]:
-    """matplotlib's own style, whatever a `matplotlibrc` of the user says, and theirs again afterwards."""
+    """Use matplotlib's default style instead of the user's `matplotlibrc`, and restore it afterwards."""
     import matplotlib
 
     with matplotlib.rc_context():
@@ -168,7 +169,7 @@ def _plain_style() -> Iterator[None]:
 
 
 def _panel(width: int, height: int) -> Figure:
-    """A figure of `width` x `height` pixels, with a light panel on it."""
+    """Create a figure of `width` x `height` pixels with a light panel."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import FancyBboxPatch
@@ -187,12 +188,12 @@ def _panel(width: int, height: int) -> Figure:
 
 def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # No version of matplotlib in the file: the same run gives the same bytes.
+    # Leave out matplotlib's version, so the same run writes the same bytes.
     figure.savefig(path, format="png", dpi=72, metadata={"Software": None})
 
 
 def _points(log_history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-    """(step, value) of each entry that has the value."""
+    """Pairs (step, value) of the entries with the value."""
     return [(entry["step"], entry[key]) for entry in log_history if key in entry]
 
 
@@ -218,7 +219,7 @@ def _curve_axes(
 
 
 def _draw_curve(axes: Axes, points: list[tuple[float, float]], label: str, colour: str) -> None:
-    """A line, with markers where points are few; where they are many, a running mean on top of a pale one."""
+    """Draw a line: with markers for few points, with a running mean over a pale line for many."""
     steps, values = zip(*points, strict=True)
     reach = len(points) // 80
     if reach:

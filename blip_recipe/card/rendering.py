@@ -1,7 +1,6 @@
-"""The model card: facts of a run, rendered with the template of its kind of model.
+"""Render the model card from the facts of a run with a Jinja template.
 
-`CardFacts` is all that a template may use. A template that asks for anything else is an error, so that no card is ever
-published with a hole in it.
+Templates may use only `CardFacts`. An unknown variable is an error, so no card is published with gaps.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ if TYPE_CHECKING:
     from blip_recipe.card.facts import CardFacts, TrainingFacts
 
 FACTS = "card_facts.json"
-"""The file of an output directory that holds the facts of its card; it is not published."""
+"""File in the output directory with the facts of the card. It is not published."""
 
 
 def write_card(facts: CardFacts, output_dir: Path) -> Path:
-    """Write `README.md` into an output directory, over one that another tool may have left there.
+    """Write the card as `README.md` into an output directory, replacing any other one.
 
-    Its facts are left beside it in `FACTS`, so that the card of a run can be written anew with another template.
+    The facts are written to the file `FACTS`, so the card can be rendered again with another template.
     """
     write_json(output_dir / FACTS, asdict(facts))
     path = output_dir / "README.md"
@@ -41,14 +40,14 @@ def write_card(facts: CardFacts, output_dir: Path) -> Path:
 
 
 def render_card(facts: CardFacts, templates: Path | None = None) -> str:
-    """The whole card: a block of metadata, and the text of the template `<kind>.md.jinja`, or `<task>.md.jinja`.
+    """Render a card: the metadata, then the template `<kind>.md.jinja` (captioning) or `<task>.md.jinja`.
 
     Args:
-        facts: Of the run.
-        templates: The folder of templates; default: `model_cards` of the package.
+        facts: The facts of the run.
+        templates: The folder of templates. Default: the packaged `model_cards`.
 
     Raises:
-        jinja2.UndefinedError: The template uses what is not among the facts.
+        jinja2.UndefinedError: The template uses an unknown variable.
     """
     task = facts.task
     template = facts.kind if task.name == "captioning" else task.name
@@ -58,11 +57,11 @@ def render_card(facts: CardFacts, templates: Path | None = None) -> str:
 
 
 def render_template(name: str, facts: Mapping[str, Any], templates: Path | None = None) -> str:
-    """A template of `model_cards`, filled with `facts`, which must have all that it asks for."""
+    """Render a template of `model_cards` with `facts`. Unknown variables raise an error."""
     environment = Environment(
         loader=FileSystemLoader(templates or resource_folder("model_cards")),
         undefined=StrictUndefined,
-        autoescape=False,  # it is Markdown: what people wrote goes through the filter `text`
+        autoescape=False,  # it is Markdown; the filter `text` escapes foreign texts
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -71,12 +70,12 @@ def render_template(name: str, facts: Mapping[str, Any], templates: Path | None 
 
 
 def assemble_card(metadata: ModelCardData, text: str) -> str:
-    """A card of its block of metadata and its text."""
+    """Join the metadata and the text of a card."""
     return f"---\n{metadata.to_yaml()}\n---\n\n{text.strip()}\n"
 
 
 def build_metadata(facts: CardFacts) -> ModelCardData:
-    """What the Hub reads of a card: task, library, base, data and, in `model-index`, every score unrounded."""
+    """Build the metadata for the Hub: task, library, base model, data and, in `model-index`, unrounded scores."""
     words = facts.task
     base, dataset, scored, scores = facts.base, facts.dataset, facts.results.scored, facts.results.scores
     results = [
@@ -115,7 +114,7 @@ def build_metadata(facts: CardFacts) -> ModelCardData:
 
 
 def _emissions(training: TrainingFacts) -> dict[str, Any] | None:
-    """The Hub's `co2_eq_emissions`, in grams, with what was measured, in kWh, under codecarbon's name for it."""
+    """Build the Hub's `co2_eq_emissions` in grams, with the energy in kWh under codecarbon's name."""
     energy = training.energy
     if energy is None:
         return None
@@ -130,18 +129,18 @@ def _emissions(training: TrainingFacts) -> dict[str, Any] | None:
 
 
 def _hub_metric(score: str) -> str:
-    """The Hub's name for the metric that a score belongs to."""
+    """The Hub's name of a score's metric."""
     return "recall" if "recall" in score else re.sub("_.$", "", score)
 
 
 def escape_markdown(text: str) -> str:
-    """Text of people and models as one line that Markdown shows as it is, in tables too."""
+    """Put a text on one line, and escape it for Markdown and its tables."""
     folded = " ".join(text.encode("utf-8", "replace").decode().split())
     return "".join(f"\\{c}" if c in r"\`*_{}[]()#|~$!" else c for c in html.escape(folded, quote=False))
 
 
 def format_code(text: str) -> str:
-    """Text as inline code, with its spaces at the ends, in a fence longer than any run of backticks in it."""
+    """Format a text as inline code. Backticks and spaces at the ends are preserved."""
     text = " ".join(text.splitlines())
     fence = "`"
     while fence in text:
@@ -152,12 +151,12 @@ def format_code(text: str) -> str:
 
 
 def quote(text: str) -> str:
-    """Text as a Python string literal, in double quotes."""
+    """Format a text as a Python string literal in double quotes."""
     return json.dumps(text, ensure_ascii=False)
 
 
 def format_duration(seconds: float) -> str:
-    """`2 h 05 min`, `3 min 20 s` or `12.3 s`."""
+    """Format seconds as `2 h 05 min`, `3 min 20 s` or `12.3 s`."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
