@@ -1,13 +1,14 @@
-"""CapFilt (arXiv 2201.12086, section 3.3): a captioner writes texts for web pictures, a filter keeps those that match.
+"""CapFilt (arXiv 2201.12086, section 3.3): clean web data with a captioner and a filter.
 
-| module | what lives there |
+| module | contents |
 |---|---|
 | `__main__.py` | the command |
 | `arguments.py` | the keys of its recipe |
-| `source.py` | a data set of any kind as shards with names |
-| `sampling.py` | captions by nucleus sampling, of random numbers that belong to the picture |
-| `judging.py` | captioner and filter: a picture becomes judged texts |
-| `shard_output.py` | what is written for a shard, whole or not at all |
-| `run.py` | whose output directory it is, and what is left to do |
+| `source.py` | a data set of any kind as named shards |
+| `sampling.py` | nucleus sampling of captions with random numbers for each picture |
+| `judging.py` | the captioner and the filter: write captions, and score all texts |
+| `shard_output.py` | write the results of a shard atomically |
+| `run.py` | resume a run, or refuse another recipe's output directory |
+| `tally.py` | counts and examples of a shard |
 | `report.py` | rates and examples of all shards |
 """

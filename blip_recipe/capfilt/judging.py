@@ -1,4 +1,4 @@
-"""Captioner and filter: pictures with their texts become pictures with judged texts, found and written."""
+"""Write captions for pictures with the captioner, and score them and the web texts with the filter."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
 Kind = Literal["web", "synthetic"]
 KINDS: tuple[Kind, ...] = ("web", "synthetic")
-"""Texts that were found with a picture, and those that the captioner wrote."""
+"""Texts from the web, and captions from the captioner."""
 
 DIGITS = 6
-"""Decimals that scores are kept with, and compared with the threshold."""
+"""Decimals of scores. Rounded scores are compared with the threshold."""
 
 
 class Text(NamedTuple):
-    """A judged text: its kind, the text itself, its probability of matching and whether it is kept."""
+    """A scored text: its kind, the text, its probability of matching, and whether it is kept."""
 
     kind: Kind
     text: str
@@ -52,14 +52,14 @@ class Text(NamedTuple):
 
 @dataclass(frozen=True)
 class JudgedImage:
-    """A picture with its judged texts.
+    """A picture with its scored texts.
 
     Attributes:
-        row: Its place in the shard.
-        image_id: The data's own, if there is one.
-        name: What its file is called in the source, if it is known.
-        content: Its file.
-        texts: Found ones first.
+        row: Its row in the shard.
+        image_id: Its id in the data set, if any.
+        name: Its file name in the source, if known.
+        content: Its encoded file.
+        texts: Its texts, web texts first.
     """
 
     row: int
@@ -76,7 +76,7 @@ class JudgedImage:
 
 @dataclass(frozen=True)
 class BadImage:
-    """A picture that cannot be used: its place in the shard and what is wrong with it."""
+    """A picture that cannot be used: its row in the shard, and the reason."""
 
     row: int
     fault: str
@@ -84,7 +84,7 @@ class BadImage:
 
 @dataclass(frozen=True)
 class _ReadImage:
-    """A picture as it is stored, and its pixels in the sizes of captioner and filter."""
+    """The encoded file of a picture, and its pixels resized for the captioner and the filter."""
 
     content: bytes
     for_captioner: torch.Tensor
@@ -92,7 +92,7 @@ class _ReadImage:
 
 
 class Judge:
-    """A captioner, unless nothing is to be written, and a filter, on the device of this process."""
+    """The filter and, with `num_generations` above 0, the captioner on the device of this process."""
 
     def __init__(self, arguments: CapFiltArguments, device: torch.device) -> None:
         self.arguments, self.device = arguments, device
@@ -122,7 +122,7 @@ class Judge:
             check_lengths(arguments, self.captioner_processor, self.prompt)
 
     def judge(self, split: ShardedSplit, images: Iterable[StreamedImage]) -> Iterator[JudgedImage | BadImage]:
-        """The images of a shard in their order, judged; pictures are opened while others are captioned."""
+        """Caption and score the images of a shard in order. Threads read the next pictures meanwhile."""
         opened = read_ahead(partial(self._read, split), images, ahead=2 * self.arguments.batch_size)
         while batch := list(islice(opened, self.arguments.batch_size)):
             good = [(image, read) for image, read in batch if isinstance(read, _ReadImage)]
@@ -131,14 +131,14 @@ class Judge:
                 yield next(judged) if isinstance(read, _ReadImage) else BadImage(image.row, read)
 
     def _read(self, split: ShardedSplit, image: StreamedImage) -> _ReadImage | str:
-        """A picture and its pixels, or what is wrong with it."""
-        # An image without a text is welcome: one will be written.
+        """Read a picture and its pixels, or return what is wrong with it."""
+        # An image without a text is fine: the captioner writes one.
         if image.captions and (fault := validate_captions(image.captions)):
             return fault
         try:
             content = read_content(split.picture(image.picture))
             pixels = read_pixels(content)
-        except RecipeError as error:  # of a picture, or of a path that leads where it may not
+        except RecipeError as error:  # a bad picture, or a path that is not allowed
             return str(error)
         for_captioner, for_filter = (
             resize_pixels(pixels, processor.image_processor)
@@ -176,7 +176,7 @@ class Judge:
         ]
 
     def _write(self, pictures: Sequence[_ReadImage]) -> list[list[str]]:
-        """The captions of each picture, none of them twice."""
+        """Write captions for each picture, without duplicates."""
         if self.captioner is None:
             return [[] for _ in pictures]
         captions = sample_captions(
@@ -194,10 +194,10 @@ class Judge:
 
 
 def load_model(key: str, name: str, model_class: type[StockModel], **load: Any) -> tuple[Any, BlipProcessor, str]:
-    """A saved BLIP, full or adapter, in evaluation mode, with its processor and the prompt it was scored with.
+    """Load a saved BLIP (full or adapter) in evaluation mode, with its processor and its prompt.
 
     Raises:
-        RecipeError: It cannot be loaded, or is of another kind; names the recipe's `key`.
+        RecipeError: It cannot be loaded, or is of another kind. The message names the recipe's `key`.
     """
     try:
         model, processor, settings = load_finished(name, model_class, **load)
@@ -207,30 +207,30 @@ def load_model(key: str, name: str, model_class: type[StockModel], **load: Any) 
 
 
 def check_lengths(arguments: CapFiltArguments, processor: BlipProcessor, prompt: str) -> None:
-    """Find a prompt that leaves a caption no room.
+    """Check that the prompt leaves room for a caption.
 
     Raises:
-        RecipeError: It is as long as `max_length`.
+        RecipeError: The prompt has `max_length` or more tokens.
     """
     length = len(processor.tokenizer(prompt).input_ids) - 1
     if length >= arguments.max_length:
         raise RecipeError(
-            f"max_length is {arguments.max_length}, but the prompt {prompt!r:.60} alone is {length} tokens, which "
-            "count: raise it, or shorten the prompt."
+            f"max_length is {arguments.max_length}, but the prompt {prompt!r:.60} alone has {length} tokens, which "
+            "count too: raise max_length, or shorten the prompt."
         )
 
 
 def score_texts(
     model: Any, processor: BlipProcessor, pixel_values: torch.Tensor, texts: Sequence[Sequence[str]], *, normalize: bool
 ) -> list[list[float]]:
-    """The probability that each text belongs to its picture, of any number of texts each.
+    """Compute the probability that each text matches its picture.
 
     Args:
         model: `BlipForRetrieval` in evaluation mode.
         processor: Its processor.
         pixel_values: `(images, 3, height, width)`, normalised.
-        texts: Those of each image.
-        normalize: Whether texts are cleaned as BLIP's authors do.
+        texts: Any number of texts for each image.
+        normalize: Whether to clean texts with `normalize_caption`.
     """
     scores: list[list[float]] = [[] for _ in texts]
     images_by_count: defaultdict[int, list[int]] = defaultdict(list)
@@ -246,12 +246,12 @@ def score_texts(
 
 
 def unique_texts(texts: Iterable[str]) -> list[str]:
-    """`texts` with runs of white space folded, none of them twice, without those that have no word."""
+    """Merge runs of white space in `texts`, and drop duplicates and texts without a word."""
     folded = (" ".join(text.split()) for text in texts)
     return list(dict.fromkeys(text for text in folded if normalize_caption(text)))
 
 
 def file_name(picture: Any) -> str | None:
-    """What the file of a stored picture is called, without its folders, which are nobody's business."""
+    """The file name of a stored picture, without its local folders."""
     path = picture if isinstance(picture, str) else picture.get("path") if isinstance(picture, dict) else None
     return None if path is None else path if "://" in path else PurePosixPath(path).name

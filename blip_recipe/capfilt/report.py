@@ -1,7 +1,7 @@
-"""The results of a run: numbers in `all_results.json`, and a page that a person can look through, `report.html`.
+"""Write the results of a run: `all_results.json` with numbers, and `report.html` with examples.
 
-The page needs nothing but itself. Captions of the web are hostile: all text is escaped, and the page forbids its reader
-to run or fetch anything.
+The page is self-contained. Web captions may be hostile, so all text is escaped, and the page's content security policy
+blocks scripts and requests.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ logger = logging.getLogger(__name__)
 REPORT = "report.html"
 
 MAX_ERRORS_SHOWN = 50
-"""Shards and pictures that the page names of those that could not be read."""
+"""Maximum number of unreadable shards and pictures on the page."""
 
 DISTANCES = {"near": "nearest to the threshold", "far": "farthest from it"}
-"""From the threshold, which examples are chosen by."""
+"""Examples are chosen by their distance from the threshold."""
 
 KIND_NAMES = {"web": "Found texts", "synthetic": "Written captions"}
 
 
 def report(arguments: CapFiltArguments, source: Source) -> None:
-    """Sum up all shards, write the results, and say where they are.
+    """Combine the counts of all shards, write the results, and print where they are.
 
     Raises:
         RecipeError: No shard could be read.
@@ -67,7 +67,7 @@ def report(arguments: CapFiltArguments, source: Source) -> None:
 
 
 def render(arguments: CapFiltArguments, notes: Sequence[Mapping[str, Any]], totals: Mapping[str, Any]) -> str:
-    """The page."""
+    """Render the page."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -107,7 +107,7 @@ def render(arguments: CapFiltArguments, notes: Sequence[Mapping[str, Any]], tota
 
 
 def bars(histograms: Iterable[Sequence[int]]) -> list[dict[str, Any]]:
-    """The bars of a histogram, for scores from 0 to 1 in equal parts; heights are shares of the highest."""
+    """Compute the bars of a histogram of scores from 0 to 1. Heights are relative to the highest bar."""
     counts = [sum(column) for column in zip(*histograms, strict=True)]
     highest = max(1, *counts)
     return [
@@ -117,7 +117,7 @@ def bars(histograms: Iterable[Sequence[int]]) -> list[dict[str, Any]]:
 
 
 def choose_examples(notes: Iterable[Mapping[str, Any]], sort: str, threshold: float) -> list[dict[str, Any]]:
-    """The examples of a sort among those of all shards, nearest to the threshold first, or farthest from it."""
+    """Choose the examples of a sort from all shards, nearest to the threshold first, or farthest first."""
     found = ({"shard": note["shard"], **each} for note in notes for each in note["examples"].get(sort, ()))
     choose = heapq.nsmallest if sort.endswith("near") else heapq.nlargest
     return choose(EXAMPLES_PER_SORT, found, key=lambda each: abs(each["score"] - threshold))

@@ -1,7 +1,7 @@
-"""Whose output directory it is, which shards are done, and what was found in them.
+"""Record which recipe owns an output directory, and which shards are done.
 
-A shard is done when its note is there, which is written last. One that could not be read has a note too, which says
-why; it is tried again.
+A shard is done when its note exists; the note is written last. An unreadable shard has a note with the reason, and the
+next run tries it again.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     from blip_recipe.capfilt.source import Shard, Source
 
 RUN = "capfilt.json"
-"""The file of an output directory that tells which recipe and data it belongs to."""
+"""File in the output directory with the recipe and the shards of the run."""
 
 NOTES = "shards"
-"""The folder with a note of each shard."""
+"""Folder with a note for each shard."""
 
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}")
-"""Names of files that are being written (`storage.atomic_file`)."""
+"""Names of temporary files (`storage.atomic_file`)."""
 
 MAY_CHANGE = ("output_dir", "on_bad_image", "batch_size")
-"""Keys that change no score beyond rounding: where a run stopped, they may be what it needs to go on."""
+"""Keys that may change when a run is resumed, because they change no score beyond rounding."""
 
 
 def claim_output_dir(arguments: CapFiltArguments, source: Source) -> None:
-    """Note whose the output directory is, and remove what a run that died left half written.
+    """Record the recipe of the output directory, and delete temporary files of a killed run.
 
     Raises:
-        RecipeError: It belongs to another recipe, or the data set has changed since.
+        RecipeError: The directory belongs to another recipe, or the data set has changed.
     """
     output_dir = Path(arguments.output_dir)
     recipe = {key: value for key, value in dataclasses.asdict(arguments).items() if key not in MAY_CHANGE}
@@ -48,12 +48,12 @@ def claim_output_dir(arguments: CapFiltArguments, source: Source) -> None:
         _check_recipe(output_dir, before["recipe"], recipe)
         if before["shards"] != shards:
             raise RecipeError(
-                f"{output_dir} holds {len(before['shards']):,} shards of {arguments.dataset_name}, which has others "
-                f"now ({len(shards):,}): choose another output_dir."
+                f"{output_dir} has results for {len(before['shards']):,} shards of {arguments.dataset_name}, but its "
+                f"shards have changed (now {len(shards):,}): choose another output_dir."
             )
     else:
         if any((output_dir / folder).exists() for folder in (DATA, JUDGED, NOTES)):
-            raise RecipeError(f"{output_dir} holds files that are of no CapFilt run: choose another output_dir.")
+            raise RecipeError(f"{output_dir} has files that are not from a CapFilt run: choose another output_dir.")
         write_json(output_dir / RUN, {"recipe": recipe, "shards": shards})
     for folder in (DATA, JUDGED, NOTES):
         for leftover in (output_dir / folder).glob(".*"):
@@ -69,28 +69,28 @@ def _check_recipe(output_dir: Path, before: dict[str, Any], recipe: dict[str, An
     ]
     if changed:
         raise RecipeError(
-            f"{output_dir} holds the run of another recipe, which differs in {', '.join(changed)}. Choose another "
-            "output_dir, or undo that to resume the run."
+            f"{output_dir} has the run of another recipe, which differs in {', '.join(changed)}. Choose another "
+            "output_dir, or undo the change to resume the run."
         )
 
 
 def find_pending(output_dir: Path, shards: Sequence[Shard]) -> list[Shard]:
-    """The shards that are not done, among them those that could not be read."""
+    """The shards that are not done, including unreadable ones."""
     return [shard for shard in shards if "images" not in read_note(output_dir, shard)]
 
 
 def read_note(output_dir: Path, shard: Shard) -> dict[str, Any]:
-    """What was noted of a shard; empty if it is not done."""
+    """Read the note of a shard; empty if there is none."""
     return read_json(_note_path(output_dir, shard))
 
 
 def write_note(output_dir: Path, shard: Shard, note: dict[str, Any]) -> None:
-    """Note that a shard is done."""
+    """Write the note of a shard that is done."""
     write_json(_note_path(output_dir, shard), {"shard": shard.name} | note)
 
 
 def write_fault(output_dir: Path, shard: Shard, source: Source, fault: str) -> None:
-    """Note that a shard could not be read, of which nothing is left then."""
+    """Write the note of an unreadable shard, and delete its results."""
     data_path(output_dir, shard.number, source.kind).unlink(missing_ok=True)
     judged_path(output_dir, shard.number).unlink(missing_ok=True)
     write_note(output_dir, shard, {"fault": fault})

@@ -1,7 +1,7 @@
-"""Captions by nucleus sampling (arXiv 1904.09751), whose random numbers belong to the picture and not to the batch.
+"""Nucleus sampling of captions (arXiv 1904.09751) with random numbers that depend only on the picture and the seed.
 
-The captions of a picture are then the same whatever process draws them, before or after whatever else: a run that was
-stopped goes on as if it had not been, and shards may be dealt out in any way.
+So the captions of a picture do not depend on the batch, the process or the order of shards, and a resumed run gives the
+same captions.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 
 class NucleusSampler(LogitsProcessor):
-    """Chooses each row's next token from its nucleus by a random number of its own.
+    """Sample each row's next token from its nucleus with given random numbers.
 
     Args:
-        uniforms: `(rows, steps)`, numbers from 0 to below 1.
-        top_k: Likeliest tokens that the nucleus is cut from; 0 for all.
-        top_p: The least probability of the nucleus: the likeliest tokens that have it together.
+        uniforms: Random numbers `(rows, steps)` in [0, 1).
+        top_k: Use only this many most probable tokens; 0 for all.
+        top_p: Use the smallest set of most probable tokens with at least this total probability.
     """
 
     def __init__(self, uniforms: np.ndarray, *, top_k: int, top_p: float) -> None:
@@ -37,10 +37,10 @@ class NucleusSampler(LogitsProcessor):
         self.step = 0
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        """`scores` `(rows, vocabulary)`, minus infinity for all but the chosen token of each row."""
+        """Set `scores` `(rows, vocabulary)` to minus infinity, except for the sampled token of each row."""
         vocabulary = scores.shape[1]
         logits, tokens = scores.float().topk(min(self.top_k or vocabulary, vocabulary))
-        # In double precision on the CPU: sums of a GPU need not be the same twice.
+        # Use double precision on the CPU, because sums on a GPU are not deterministic.
         probabilities = logits.cpu().double().softmax(1)
         before = probabilities.cumsum(1) - probabilities
         nucleus = probabilities.masked_fill(before >= self.top_p, 0)
@@ -52,9 +52,9 @@ class NucleusSampler(LogitsProcessor):
 
 
 def picture_uniforms(content: bytes, seed: int, count: int, steps: int) -> np.ndarray:
-    """Random numbers `(count, steps)` from 0 to below 1, drawn from the seed and the file of a picture.
+    """Draw random numbers `(count, steps)` in [0, 1), seeded with the seed and the file of a picture.
 
-    The first captions of a picture do not depend on how many there are.
+    The first rows do not depend on `count`.
     """
     picture = np.frombuffer(hashlib.sha256(content).digest(), dtype="<u4").tolist()
     drawn = [np.random.default_rng([seed, number, *picture]).random(steps, dtype=np.float32) for number in range(count)]
@@ -69,16 +69,16 @@ def sample_captions(
     prompt: str,
     arguments: CapFiltArguments,
 ) -> list[list[str]]:
-    """`num_generations` captions of each picture, without the prompt.
+    """Sample `num_generations` captions of each picture, without the prompt.
 
     Args:
         model: A captioner in evaluation mode.
-        tokenizer: Its own.
+        tokenizer: Its tokenizer.
         pixel_values: `(images, 3, height, width)`, normalised.
-        contents: The files of the pictures.
-        prompt: What captions begin with.
-        arguments: How captions are drawn. Penalty, top-k and lengths are those of the original repository
-            (`models/blip.py`, `generate` with `sample`; `top_k` was the default of its transformers).
+        contents: The encoded files of the pictures.
+        prompt: The prompt of all captions.
+        arguments: The settings of sampling. The defaults of penalty, top-k and lengths are those of the original
+            repository (`models/blip.py`, `generate` with `sample`; `top_k` was the default of its transformers).
     """
     count = arguments.num_generations
     uniforms = [picture_uniforms(content, arguments.seed, count, arguments.max_length) for content in contents]
@@ -88,7 +88,7 @@ def sample_captions(
         tokenizer,
         pixel_values,
         prompt=prompt,
-        # The sampler leaves one token: drawing from it is choosing it.
+        # The sampler leaves one token, so sampling always takes it.
         do_sample=True,
         top_k=0,
         top_p=1.0,

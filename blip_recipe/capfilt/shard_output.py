@@ -1,7 +1,7 @@
-"""What is written for a shard: the pictures with their kept texts, and a table of all that was judged.
+"""Write the results of a shard: pictures with their kept texts, and a table of all scored texts.
 
-Of tars come tars, of all else parquet: an imagefolder has no shards that could be written whole. Both are read by
-`dataset_name` without further keys, an image a row with all texts that were kept of it.
+Tars give tars; all other formats give parquet files. Both have one row per image with all its kept texts, and can be
+used as `dataset_name` without further keys.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DATA, JUDGED = "data", "judged"
 """Folders of the output directory."""
 
 ROW_GROUP = {DATA: 100, JUDGED: 10_000}
-"""Rows that are held before they are written: pictures are large."""
+"""Rows per parquet row group. It is small for pictures, because rows are held in memory."""
 
 DATA_FEATURES = Features(
     {
@@ -59,7 +59,7 @@ JUDGED_FEATURES = Features(
 
 
 class ParquetWriter:
-    """Rows into a parquet file that `datasets` reads with `features`, the same bytes for the same rows."""
+    """Write rows to a parquet file for `datasets`. The same rows give the same bytes."""
 
     def __init__(self, file: BinaryIO, features: Features, row_group: int) -> None:
         self.schema, self.row_group = features.arrow_schema, row_group
@@ -73,7 +73,7 @@ class ParquetWriter:
             self._flush()
 
     def close(self) -> None:
-        """Write what is left, and the end."""
+        """Write the remaining rows, and close the file."""
         try:
             self._flush()
         finally:
@@ -86,14 +86,14 @@ class ParquetWriter:
 
 
 class TarWriter:
-    """Rows of `DATA_FEATURES` into a webdataset tar: the picture, its captions a line each, and the rest as JSON."""
+    """Write rows of `DATA_FEATURES` to a webdataset tar: a picture, its captions line by line, and the rest as JSON."""
 
     def __init__(self, file: BinaryIO, shard: Shard, extension: str) -> None:
         self.tar = tarfile.open(fileobj=file, mode="w")  # noqa: SIM115 - closed by `close`
         self.shard, self.extension = shard, extension
 
     def write(self, row: dict[str, Any]) -> None:
-        """Add a row; its members are named by its place in the source."""
+        """Add a row. Its files are named by its shard and row in the source."""
         key = f"{self.shard.number:05}_{row['source_row']:08}"
         facts = {name: value for name, value in row.items() if name != "image" and value is not None}
         self._add(f"{key}.{self.extension}", row["image"]["bytes"])
@@ -101,7 +101,7 @@ class TarWriter:
         self._add(f"{key}.json", json.dumps(facts, ensure_ascii=False).encode())
 
     def close(self) -> None:
-        """Write the end."""
+        """Close the tar."""
         self.tar.close()
 
     def _add(self, name: str, content: bytes) -> None:
@@ -111,14 +111,14 @@ class TarWriter:
 
 
 class ShardOutput:
-    """Writes the images of a shard; nothing is there before all of them are."""
+    """Write the images of a shard."""
 
     def __init__(self, data: ParquetWriter | TarWriter, judged: ParquetWriter, shard: Shard) -> None:
         self.data, self.judged, self.shard = data, judged, shard
         self.images = 0
 
     def write(self, image: JudgedImage) -> None:
-        """Add an image, if any of its texts is kept, and everything that was judged of it."""
+        """Add all scored texts of an image, and the image itself if any text is kept."""
         source = {
             "source_shard": self.shard.name,
             "source_row": image.row,
@@ -138,18 +138,18 @@ class ShardOutput:
 
 
 def extension_of(rows: ShardedSplit) -> str:
-    """What pictures of a tar are called: as in the source, unless it has only their places."""
+    """The extension of pictures in a tar: that of the source, or `jpg` if the source has paths or URLs."""
     is_picture = isinstance(rows.tables[0].features[rows.image_column], Image)
     return rows.image_column if is_picture else "jpg"
 
 
 def data_path(output_dir: Path, number: int, kind: Literal["webdataset", "parquet"]) -> Path:
-    """Where the kept images of a shard are."""
+    """The file of the kept images of a shard."""
     return output_dir / DATA / f"train-{number:05}.{'tar' if kind == 'webdataset' else 'parquet'}"
 
 
 def judged_path(output_dir: Path, number: int) -> Path:
-    """Where all that was judged of a shard is."""
+    """The file of all scored texts of a shard."""
     return output_dir / JUDGED / f"train-{number:05}.parquet"
 
 
@@ -157,15 +157,15 @@ def judged_path(output_dir: Path, number: int) -> Path:
 def write_shard(
     output_dir: Path, shard: Shard, kind: Literal["webdataset", "parquet"], extension: str
 ) -> Iterator[ShardOutput]:
-    """What takes the images of a shard; their files get their names when all went well.
+    """Open the output of a shard. Its files appear under their names only if the block ends without an error.
 
-    A shard of which nothing is kept has no file of images: `datasets` takes no empty tars.
+    A shard without kept images has no file of images, because `datasets` does not read empty tars.
 
     Args:
-        output_dir: Of the run.
-        shard: Which it is.
-        kind: Of its file of images.
-        extension: Of pictures in a tar.
+        output_dir: The output directory of the run.
+        shard: The shard.
+        kind: The format of the file of images.
+        extension: The extension of pictures in a tar.
     """
     images = data_path(output_dir, shard.number, kind)
     with ExitStack() as stack:
@@ -185,7 +185,7 @@ def write_shard(
 
 
 def read_judged(output_dir: Path, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
-    """All that was judged of these shards, a row a text."""
+    """Read all scored texts of these shards, one row per text."""
     for number in numbers:
         for batch in pq.ParquetFile(judged_path(output_dir, number)).iter_batches():
             yield from batch.to_pylist()

@@ -1,4 +1,4 @@
-"""A data set of any kind as shards with names, each of which is opened alone: a broken one spoils no other."""
+"""Read a data set of any kind as named shards that are opened one by one, so a broken shard does not affect others."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ if TYPE_CHECKING:
     from blip_recipe.data.arguments import CaptionDataArguments
 
 FOLDER_SHARD = 1000
-"""Images of an imagefolder, which has no shards, that are taken for one."""
+"""Number of images per shard of an imagefolder, which has no shards of its own."""
 
 
 READ_FAULTS = (
     *(OSError, ValueError, TypeError, LookupError, RuntimeError, EOFError),
     *(tarfile.TarError, zlib.error, DatasetsError),
 )
-"""What readers of broken files raise: whatever their code happens to run into."""
+"""Exceptions that parsers raise for broken files."""
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A part of the data set that is done as one.
+    """A part of the data set that is processed as a unit.
 
     Attributes:
-        number: Its place among all.
-        name: Its file, from the data set's directory on; of an imagefolder, the images it has.
-        images: How many of its images are taken; None for all.
+        number: Its index.
+        name: Its file, relative to the data set; for an imagefolder, its range of images.
+        images: Number of images to use; None for all.
     """
 
     number: int
@@ -54,22 +54,22 @@ class Shard:
 
 
 class BadShardError(RecipeError):
-    """A shard cannot be read. The message names it and says why."""
+    """A shard cannot be read. The message says why."""
 
 
 class Source:
-    """A split of a Hub data set or directory, shard by shard.
+    """A split of a Hub data set or directory as shards.
 
     Args:
-        arguments: Data keys; `train_split` is the split.
-        max_samples: Only the first images.
+        arguments: The data keys. `train_split` is the split.
+        max_samples: Use only the first images.
 
     Attributes:
-        kind: What the result is written as: tars for tars, parquet for all else.
-        shards: All of them, in their order.
+        kind: The output format: tars for tars, parquet for all other formats.
+        shards: All shards in order.
 
     Raises:
-        RecipeError: There is no such data set or split.
+        RecipeError: The data set or split does not exist.
     """
 
     def __init__(self, arguments: CaptionDataArguments, max_samples: int | None = None) -> None:
@@ -85,10 +85,10 @@ class Source:
             self.shards = self._first(max_samples)
 
     def open(self, shard: Shard) -> ShardedSplit:
-        """The rows of `shard`; nothing is read but what tells its columns.
+        """Open a shard. Only what is needed to know its columns is read.
 
         Raises:
-            BadShardError: It is broken, or has not the columns that are asked for.
+            BadShardError: The shard is broken, or lacks the columns of the recipe.
         """
         try:
             if self.is_folder:
@@ -107,17 +107,21 @@ class Source:
             raise BadShardError(f"{shard.name} cannot be read ({type(error).__name__}: {error}).") from error
 
     def read(self, shard: Shard, rows: ShardedSplit) -> Iterator[StreamedImage]:
-        """The images of `shard`, whose rows are `rows`, in their order.
+        """Read the images of a shard in order.
+
+        Args:
+            shard: The shard.
+            rows: The opened shard.
 
         Raises:
-            BadShardError: It is broken.
+            BadShardError: The shard is broken.
         """
         images = chain.from_iterable(map(rows.read, range(rows.shards)))
         first = shard.number * FOLDER_SHARD if self.is_folder else 0
         count = FOLDER_SHARD if self.is_folder and shard.images is None else shard.images
         chosen = enumerate(islice(images, first, None if count is None else first + count), first)
         try:
-            # An imagefolder may have several lists of its rows; an image's place among all names it.
+            # An imagefolder may have several metadata files, so an image is named by its index among all.
             yield from (image._replace(row=row) if self.is_folder else image for row, image in chosen)
         except (RecipeError, *READ_FAULTS) as error:
             raise BadShardError(str(error) or type(error).__name__) from error
@@ -128,7 +132,7 @@ class Source:
         return (stream if stream.features else stream._resolve_features()).decode(False)
 
     def _list_files(self) -> list[tuple[str, str, list[Any]]]:
-        """Split, place and version of each file."""
+        """The split, path and version of each file."""
         files = self.builder.config.data_files
         return [
             (split, str(file), [origin])
@@ -139,7 +143,7 @@ class Source:
     def _list_names(self) -> list[Shard]:
         base = f"{self.builder.base_path or ''}".rstrip("/") + "/"
         names = [file.removeprefix(base) for _, file, _ in self._files]
-        # Of a Hub data set, the file's place in the repository, whatever its revision.
+        # For a Hub data set: the path in the repository, without the revision.
         names = [name.split("@", 1)[-1].split("/", 1)[-1] if "://" in name else name for name in names]
         return [Shard(number, str(PurePosixPath(name))) for number, name in enumerate(names)]
 
@@ -153,7 +157,7 @@ class Source:
         ]
 
     def _first(self, max_samples: int) -> list[Shard]:
-        """The shards of the first images: those before are counted, so that any process may do any of them."""
+        """The shards of the first images, with the number of images to use from each."""
         chosen: list[Shard] = []
         left = max_samples
         for shard in self.shards:
@@ -162,30 +166,30 @@ class Source:
             try:
                 images = sum(1 for _ in islice(self.read(shard, self.open(shard)), left))
             except BadShardError:
-                images = 0  # it is reported when its turn comes
+                images = 0  # the error is reported when the shard is processed
             chosen.append(Shard(shard.number, shard.name, min(images, left) or None))
             left -= images
         return chosen
 
 
 def check_end_of_tar(file: str) -> None:
-    """Make sure that a tar was not cut off: readers take one that ends in or before a header for a shorter one.
+    """Check that a tar is not truncated. Readers do not notice it if the file ends at a header.
 
     Raises:
-        tarfile.ReadError: It has not the empty block that tars end with.
+        tarfile.ReadError: The empty block at the end is missing.
     """
     with fsspec.open(file, "rb") as opened:
         opened.seek(0, os.SEEK_END)
         opened.seek(max(0, opened.tell() - tarfile.BLOCKSIZE))
         if opened.read() != tarfile.NUL * tarfile.BLOCKSIZE:
-            raise tarfile.ReadError("it is cut off: expected the empty blocks that a tar ends with")
+            raise tarfile.ReadError("it is truncated: expected empty blocks at the end")
 
 
 def open_builder(arguments: CaptionDataArguments) -> DatasetBuilder:
-    """What `datasets` reads the data set with.
+    """Get the builder of the data set from `datasets`.
 
     Raises:
-        RecipeError: There is no such data set.
+        RecipeError: The data set does not exist.
     """
     name = str(arguments.dataset_name)
     if tables.is_directory(arguments):

@@ -1,4 +1,4 @@
-"""What is counted of a shard while it is judged, and the examples that the report shows of it."""
+"""Count the texts of a shard, and collect examples for the report."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 BINS = 20
-"""Equal parts of the scores from 0 to 1 that are counted."""
+"""Number of histogram bins for scores from 0 to 1."""
 
 EXAMPLES_PER_SORT = 12
-"""Examples of each sort that the report has."""
+"""Maximum number of examples of each sort in the report."""
 
 THUMBNAIL = 160
-"""Longest side in pixels of an example's picture."""
+"""Longer side of an example's picture in pixels."""
 
 Candidate = tuple[float, int, int, JudgedImage, Text]
-"""How much it is wanted, its place (negative, so that the first wins), the image and its text."""
+"""Priority, negative row and text index (the first one wins a tie), image and text."""
 
 
 class Tally:
-    """Counts of a shard, and its best examples of each sort: of which kind, kept or not, near the threshold or far."""
+    """Counts and examples of a shard. Examples are sorted by kind, kept or dropped, near or far from the threshold."""
 
     def __init__(self, threshold: float, shards: int) -> None:
         self.threshold = threshold
@@ -59,7 +59,7 @@ class Tally:
                 heapq.heappop(heap)
 
     def note(self) -> dict[str, Any]:
-        """All of it as JSON."""
+        """All counts and examples, for JSON."""
         return {
             "images": self.images,
             "images_kept": self.images_kept,
@@ -83,7 +83,7 @@ def _as_example(image: JudgedImage, text: Text) -> dict[str, Any]:
 
 
 def thumbnail(content: bytes) -> str:
-    """A picture's file as a small JPEG in base64."""
+    """Encode a picture as a small JPEG in base64."""
     picture = open_image(content)
     picture.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
@@ -92,7 +92,7 @@ def thumbnail(content: bytes) -> str:
 
 
 def add_counts(notes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """The counts of all shards together: a flat table of numbers, as `all_results.json` has it."""
+    """Add the counts of all shards, as a flat dictionary for `all_results.json`."""
     notes = list(notes)
     done = [note for note in notes if "images" in note]
     totals: dict[str, Any] = {
