@@ -1,14 +1,14 @@
-"""CapFilt on drawn scenes, with the real commands: does the filter find wrong texts, and do captions get better?
+"""Run CapFilt on drawn scenes with the real commands, to see whether it finds wrong texts and improves captions.
 
 python -m benchmarks.capfilt                          # four trainings: minutes on free cores, 40 on busy ones
-python -m benchmarks.capfilt --place build/capfilt    # keeps what was trained, and goes on with it
+python -m benchmarks.capfilt --place build/capfilt    # keep the trained models, and resume
 
-A captioner is trained from nothing on a small clean set, and a filter from its weights. Of a larger set of other scenes
-with one text each, 40% of the texts are made wrong: they are of other scenes. CapFilt cleans that set. Then a captioner
-is trained from nothing on the noisy texts and another one on what CapFilt kept, for as many steps of as many pictures,
-and both are scored on the test split, whose combinations no training has shown.
+A captioner is trained from scratch on a small clean set, and a filter is trained from the captioner's weights. A larger
+set has one text per scene, and 40% of the texts are wrong (they belong to other scenes). CapFilt cleans this set. Then
+one captioner is trained from scratch on the noisy texts and one on the output of CapFilt, with the same number of steps
+and pictures. Both are scored on the test split, which has only held-out combinations.
 
-Ends with 1 when the filter's AUC is under 0.95 or CapFilt's captioner is not the better one.
+The exit code is 1 if the filter's AUC is below 0.95, or if CapFilt does not improve the captioner.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ Row = dict[str, Any]
 
 
 def main() -> None:
-    """Train, clean, train again, score; print the table and write the JSON."""
+    """Train, clean, train again and score; print the table and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clean", type=int, default=4000, help="Scenes that captioner and filter learn from.")
+    parser.add_argument("--clean", type=int, default=4000, help="Scenes to train the captioner and the filter on.")
     parser.add_argument("--web", type=int, default=8000, help="Scenes with one text each.")
     parser.add_argument("--wrong", type=float, default=0.4, help="Share of wrong texts.")
-    parser.add_argument("--steps", type=int, default=700, help="Of each captioner, of 32 pictures.")
-    parser.add_argument("--filter_steps", type=int, default=400, help="Of the filter, of 32 pictures.")
+    parser.add_argument("--steps", type=int, default=700, help="Steps of each captioner, with 32 pictures.")
+    parser.add_argument("--filter_steps", type=int, default=400, help="Steps of the filter, with 32 pictures.")
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--place", type=Path, help="Where all is kept; default: a folder that is deleted.")
+    parser.add_argument("--place", type=Path, help="Folder for models and data. Default: a temporary one.")
     parser.add_argument("--output", type=Path, default=RESULTS / "capfilt_shapes_cpu.json")
     options = parser.parse_args()
     about = machine(["torch", "transformers", "datasets"])
@@ -61,11 +61,11 @@ def main() -> None:
     row = demonstration.results | ({"minutes": round(seconds / 60, 1)} if is_new else {})
     write_results(options.output, about, [row])
     if row["AUC of the filter"] < LEAST_AUC or row["CIDEr, CapFilt"] <= row["CIDEr, noisy texts"]:
-        sys.exit("CapFilt has not done what it is to do")
+        sys.exit(f"expected a filter AUC of at least {LEAST_AUC} and a higher CIDEr with CapFilt")
 
 
 class Demonstration:
-    """The runs, which lie in one folder, and what came of them."""
+    """The runs in one folder, and their results."""
 
     def __init__(self, options: argparse.Namespace, place: Path) -> None:
         self.options, self.place = options, place
@@ -74,7 +74,7 @@ class Demonstration:
         }
 
     def run(self) -> None:
-        """All of it, in order; what is finished already is not done again."""
+        """Run all steps in order, except those that are finished."""
         options, place = self.options, self.place
         clean = {"dataset_name": "shapes", "max_train_samples": options.clean}
         self.train("captioner", "shapes_tiny", clean, options.steps)
@@ -100,14 +100,14 @@ class Demonstration:
         self.results |= {f"CIDEr, {name}": self.score(model) for name, model in names.items()}
 
     def train(self, name: str, recipe: str, keys: Row, steps: int) -> None:
-        """Train a model from nothing."""
-        # The last step counts: validation would choose among the models by clean captions.
+        """Train a model with a packaged recipe."""
+        # Keep the last step: a validation split would choose the best step by clean captions.
         whole = {"max_steps": steps, "seed": self.options.seed, "save_strategy": "no", "eval_strategy": "no"}
         drop = ("eval_split", "test_split", "load_best_model_at_end", "metric_for_best_model", "num_train_epochs")
         self.command("finetune", recipe, name, keys | whole | {"dataloader_num_workers": 0}, drop)
 
     def score(self, model: str) -> float:
-        """The test CIDEr of a captioner."""
+        """Compute the test CIDEr of a captioner."""
         folder = self.place / f"{model}_scores"
         if not (folder / "all_results.json").exists():
             keys: Row = {
@@ -121,7 +121,7 @@ class Demonstration:
         return round(json.loads((folder / "all_results.json").read_text())["eval_cider"], 4)
 
     def command(self, command: str, recipe: str, name: str, keys: Row, drop: tuple[str, ...] = ()) -> None:
-        """Run a command with a recipe of the package, some of whose keys are others."""
+        """Run a command with a packaged recipe and some other keys, unless it is finished already."""
         if (self.place / name / "all_results.json").exists():
             return
         content = json.loads((CHECKOUT / "recipes" / f"{recipe}.json").read_text())
@@ -134,9 +134,9 @@ class Demonstration:
 
 
 def start_filter(captioner: Path, folder: Path) -> None:
-    """A filter that begins with the captioner's weights, as both of BLIP's begin with those of one model.
+    """Save a filter with the captioner's weights, as BLIP's captioner and filter start from the same model.
 
-    The two have an image encoder of one kind, and BERTs that differ in what their self-attention is for.
+    Both have the same image encoder. Their BERTs have the same layers, but another attention mask.
     """
     torch.manual_seed(0)
     model, processor, _ = load_captioner(str(captioner))
@@ -151,7 +151,7 @@ def start_filter(captioner: Path, folder: Path) -> None:
 
 
 def compare_texts(judged: list[Row], found: list[Found]) -> Row:
-    """How well found texts were told apart, and how many of the written ones are true."""
+    """Measure how well the filter separates right and wrong web texts, and how many written captions are true."""
     web = [row for row in judged if row["kind"] == "web"]
     wrong = {row["place"]: found[row["place"]].is_wrong for row in web}
     scores: dict[bool, list[float]] = {
@@ -171,20 +171,20 @@ def compare_texts(judged: list[Row], found: list[Found]) -> Row:
 
 
 def area_under_curve(right: list[float], wrong: list[float]) -> float:
-    """How often a right text has a higher score than a wrong one; ties count half (ROC AUC)."""
+    """The ROC AUC: how often a right text has a higher score than a wrong one; ties count half."""
     ordered = sorted(wrong)
     below = [bisect_left(ordered, score) + bisect_right(ordered, score) for score in right]
     return sum(below) / (2 * len(right) * len(wrong))
 
 
 def share(values: Iterable[bool]) -> float:
-    """How many of `values` are true, from 0 to 1."""
+    """The share of `values` that are true, from 0 to 1."""
     found = list(values)
     return round(sum(found) / max(1, len(found)), 4)
 
 
 def run_command(command: str, words: list[str]) -> None:
-    """Run one of the package's commands to its good end."""
+    """Run one of the package's commands, which must succeed."""
     print(f"python -m blip_recipe.{command} {' '.join(words)}", file=sys.stderr)
     subprocess.run([sys.executable, "-m", f"blip_recipe.{command}", *words], check=True, cwd=CHECKOUT)
 

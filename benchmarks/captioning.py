@@ -1,11 +1,11 @@
-"""Caption a large folder with one command: what memory it takes, and what is left of it when it is killed.
+"""Caption a large folder, measure the memory, and check that the command resumes after it is killed.
 
 python -m benchmarks.captioning                      # 2,000 pictures, killed three times
 python -m benchmarks.captioning --pictures 20000
 
-A tiny model with random weights captions drawn JPEG files, some of them broken, in nested folders: once in one go, and
-once with SIGKILL in between, gone on with by the same command. Ends with 1 when a line is missing, comes twice or
-differs, or when memory grows.
+A tiny model with random weights captions JPEG files in nested folders, some of them broken: once without interruption,
+and once with SIGKILL in between and resumed by the same command. The exit code is 1 if a line is missing, duplicate or
+different, or if memory grows.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from blip_recipe.data.listing import list_folder
 
 CHECKOUT = Path(__file__).parents[1]
 GROWTH_LIMIT = 40.0
-"""MiB that the median of the last quarter may lie above that of the second. With pictures of all sizes, what the
-allocators of the reading threads keep settles late: after 2,000 pictures or so; with small ones it never moves."""
+"""Maximum growth in MiB of the median memory from the second quarter to the last. With pictures of all sizes, the
+memory of the reading threads becomes constant after about 2,000 pictures; with small ones it does not grow."""
 
 Sample = tuple[float, int, float]
 """Seconds since the start, lines written, resident memory in MiB."""
 
 
 def main() -> None:
-    """Draw, caption, kill, go on, compare; print the table and write the JSON."""
+    """Draw, caption, kill, resume and compare; print the table and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=2000)
     parser.add_argument("--kills", type=int, default=3)
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def build_model(folder: Path) -> None:
-    """A tiny captioner with random weights."""
+    """Save a tiny captioner with random weights."""
     import torch
 
     from blip_recipe.captioning.tiny import build_tiny_captioner
@@ -72,7 +72,7 @@ def build_model(folder: Path) -> None:
 
 
 def draw_pictures(folder: Path, count: int) -> None:
-    """`count` JPEG files of 240 to 1,200 pixels in folders of 100; one in fifty is cut off in the middle."""
+    """Write `count` JPEG files of 240 to 1,200 pixels in folders of 100. One in fifty is truncated."""
     import numpy as np
     from PIL import Image
 
@@ -88,9 +88,9 @@ def draw_pictures(folder: Path, count: int) -> None:
 
 
 def caption_with_kills(command: list[str], output: Path, kills: int, count: int) -> list[list[Sample]]:
-    """Run `command` into `output`, killed `kills` times on the way to `count` lines and resumed each time.
+    """Run `command` into `output` until it has `count` lines, killing and resuming it `kills` times.
 
-    Gives the samples of each of the `kills + 1` runs.
+    Returns the samples of each of the `kills + 1` runs.
     """
     runs = []
     for kill in range(1, kills + 1):
@@ -103,7 +103,7 @@ def caption_with_kills(command: list[str], output: Path, kills: int, count: int)
 
 
 def watch(command: list[str], output: Path, kill_at: int | None = None) -> list[Sample]:
-    """Run `command` with `--output` and sample it twenty times a second; SIGKILL once `output` has `kill_at` lines."""
+    """Run `command` with `--output`, sample it 20 times a second, and kill it once `output` has `kill_at` lines."""
     environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
     began = time.monotonic()
     process = subprocess.Popen([*command, "--output", str(output)], env=environment, stderr=subprocess.PIPE)
@@ -129,7 +129,7 @@ def watch(command: list[str], output: Path, kill_at: int | None = None) -> list[
 
 
 def compare(whole: Path, pieces: Path, pictures: list[str]) -> None:
-    """End when not every one of `pictures` has one line, in order, in both files, or the lines differ."""
+    """Exit with an error unless both files have the same line for each of `pictures`, in order."""
     rows: dict[Path, list[dict[str, str]]] = {}
     for path in (whole, pieces):
         rows[path] = [json.loads(line) for line in path.read_bytes().splitlines()]
@@ -140,7 +140,7 @@ def compare(whole: Path, pieces: Path, pictures: list[str]) -> None:
 
 
 def describe(name: str, number: int, samples: list[Sample]) -> dict[str, Any]:
-    """A row of the table: lines, seconds and memory of a run; growth is from the second quarter to the last."""
+    """Build a row of the table: lines, seconds and memory of a run. Growth is from the second quarter to the last."""
     first, last = samples[0][1], samples[-1][1]
     started = next((seconds for seconds, lines, _ in samples if lines > first), samples[-1][0])
     working = [sample for sample in samples if sample[0] >= started]

@@ -1,4 +1,4 @@
-"""What the benchmarks share: seconds, the machine they were taken on, and the table and JSON that they leave."""
+"""Shared code of the benchmarks: timing, a description of the machine, and output as table and JSON."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def seconds_of(work: Callable[[], object]) -> float:
-    """Wall-clock seconds of a call."""
+    """Measure the wall-clock seconds of a call."""
     began = time.perf_counter()
     work()
     return time.perf_counter() - began
 
 
 def machine(packages: Iterable[str], **more: Any) -> dict[str, Any]:
-    """What the times were taken on, with the versions of `packages`."""
+    """Describe the machine, with the versions of `packages`."""
     return {
         "system": platform.system(),
         "processor": platform.machine(),
@@ -35,7 +35,7 @@ def machine(packages: Iterable[str], **more: Any) -> dict[str, Any]:
 
 
 def installed_version(package: str) -> str | None:
-    """The version of `package`, if it is installed."""
+    """The version of `package`, or None if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
@@ -43,7 +43,7 @@ def installed_version(package: str) -> str | None:
 
 
 def write_results(path: Path, machine: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
-    """The results as JSON, and as a table on the terminal."""
+    """Write the results as JSON, and print them as a table."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"machine": machine, "results": rows}, indent=1) + "\n", encoding="utf-8")
     print(" | ".join(rows[0]))

@@ -1,10 +1,10 @@
-"""How fast captions are generated, next to the stock class, in the same run. From the checkout:
+"""Compare the speed of caption generation with the stock class in the same run. From the checkout:
 
 python -m benchmarks.generation                                 # CPU: base width, 4+4 layers, 384 pixels
 python -m benchmarks.generation --size base --images 5000       # one GPU: ViT-B, bf16
 
-Weights are random and pictures made, so that every caption runs to its full length; both sides must write the same
-captions. They take turns; the median of their turns counts. Times are from pixels to token ids.
+Weights are random and pictures are synthetic, so every caption has the maximum length. Both sides must write the same
+captions. They take turns, and the median turn counts. Times are from pixels to token ids.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def main() -> None:
     """Time both sides for each number of beams, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="small", help="small is base width with 4+4 layers.")
-    parser.add_argument("--images", type=int, default=8, help="Pictures of a turn.")
-    parser.add_argument("--batch_size", type=int, default=None, help="Pictures at once: 8 on a CPU, 64 on a GPU.")
+    parser.add_argument("--images", type=int, default=8, help="Pictures per turn.")
+    parser.add_argument("--batch_size", type=int, default=None, help="Default: 8 on a CPU, 64 on a GPU.")
     parser.add_argument("--beams", type=int, nargs="+", default=[1, 3])
     parser.add_argument("--turns", type=int, default=3, help="Turns of each side.")
     parser.add_argument("--output", type=Path)
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def build(size: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any]:
-    """The stock class and ours, with the same random weights."""
+    """Build the stock model and ours with the same random weights."""
     torch.manual_seed(0)
     config = SIZES[size].config()
     stock = BlipForConditionalGeneration(config).eval().to(device, dtype)
@@ -61,7 +61,7 @@ def build(size: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any
 
 
 def compare(stock: Any, ours: Any, batch: torch.Tensor, beams: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Captions a second of both."""
+    """Measure captions per second of both sides."""
     batches = -(-options.images // len(batch))
     written: dict[str, torch.Tensor] = {}
     seconds: dict[str, list[float]] = {"stock": [], "ours": []}

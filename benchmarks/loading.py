@@ -1,13 +1,12 @@
-"""How many pictures a core reads and prepares in a second, next to what transformers alone gives, in the same run. From
-the folder of the checkout:
+"""Compare how many pictures per second a core loads with transformers alone in the same run. From the checkout:
 
-python -m benchmarks.loading                                # photographs where there are some, and made ones
+python -m benchmarks.loading                                # synthetic photographs, and real ones if there are some
 python -m benchmarks.loading --photographs FOLDER           # your own JPEGs
 
-Times are those of one core, for 384 pixels, in batches. On the other side is what a user of transformers writes: Pillow
-opens a picture and the stock image processor makes `pixel_values` of it; for training, torchvision's crop and flip come
-between them, whereas ours applies all of BLIP's augmentation. Ours gives bytes, which are normalised on the device; one
-column counts that in. The floor is decoding alone. All take turns, and the median of their turns counts.
+Times are for one core, 384 pixels, in batches. The other side is a common script: Pillow opens a picture, and the stock
+image processor computes `pixel_values`. For training, the script adds torchvision's crop and flip; our side applies all
+of BLIP's augmentation. Our side returns uint8 pixels, which the device normalises; one column includes that. The lower
+bound is decoding alone. All sides take turns, and the median turn counts.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from blip_recipe.errors import run_command
 IMAGE_SIZE, BATCH = 384, 16
 SHARED = Path(os.environ.get("BLIP_RECIPE_SHARED", Path(__file__).parents[2] / "shared"))
 MADE = {"made, 640 x 480": (32, 640, 480), "made, 3000 x 2000": (8, 3000, 2000)}
-"""Sets of made pictures: how many, width and height."""
+"""Sets of synthetic pictures: number, width and height."""
 
 Pictures = Sequence[Any]
 Side = Callable[[Pictures], object]
@@ -64,7 +63,7 @@ def main() -> None:
 
 
 def made_photograph(seed: int, width: int, height: int) -> bytes:
-    """A JPEG with structure of every size, as photographs have it: noise of all octaves, the finer the fainter."""
+    """Make a JPEG with structure at all scales, like a photograph: noise of all octaves, weaker for fine scales."""
     rng, pixels = np.random.default_rng(seed), np.full((height, width, 3), 128.0)
     cells = 4
     while cells < width:
@@ -78,7 +77,7 @@ def made_photograph(seed: int, width: int, height: int) -> bytes:
 
 
 def compare(name: str, contents: list[bytes], turns: int) -> list[dict[str, Any]]:
-    """Pictures a second of each side, without augmentation and with it."""
+    """Measure pictures per second of each side, without augmentation and with it."""
     with tempfile.TemporaryDirectory() as folder:
         rows = Dataset.from_dict({"image": [{"bytes": each, "path": None} for each in contents]})
         kept = cache_resized_pictures(rows.cast_column("image", ImageFeature(decode=False)), IMAGE_SIZE, Path(folder))
@@ -93,11 +92,11 @@ def compare(name: str, contents: list[bytes], turns: int) -> list[dict[str, Any]
 def rates(
     sides: dict[str, Side], contents: list[bytes], inputs: dict[str, Pictures], turns: int
 ) -> dict[str, float | None]:
-    """Pictures a second of each side (`inputs`: what it reads in place of `contents`), and their ratios."""
+    """Measure pictures per second of each side, and their ratios. `inputs` replace `contents` for some sides."""
     seconds: dict[str, list[float]] = {name: [] for name in sides if name != "ours, cached" or inputs}
     for _ in range(turns):
         for name, times in seconds.items():
-            # Of the core alone: others that use the machine do not count.
+            # CPU time of this process only, so other processes do not matter.
             began = time.process_time()
             sides[name](inputs.get(name, contents))
             times.append(time.process_time() - began)
@@ -109,7 +108,7 @@ def rates(
 
 
 def scoring_sides() -> dict[str, Side]:
-    """Pictures as they are."""
+    """The sides for scoring, without augmentation."""
     size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     stock, with_pillow = BlipImageProcessor(size=size), BlipImageProcessorPil(size=size)
     resize = partial(resize_pixels, image_processor=stock)
@@ -154,13 +153,13 @@ def training_sides() -> dict[str, Side]:
 
 
 def in_batches(prepare: Side, contents: Pictures) -> None:
-    """`prepare` on `BATCH` pictures after another."""
+    """Call `prepare` on batches of `BATCH` pictures."""
     for start in range(0, len(contents), BATCH):
         prepare(contents[start : start + BATCH])
 
 
 def open_with_pillow(content: bytes) -> Image.Image:
-    """What everybody does first."""
+    """Open a picture as common scripts do."""
     return Image.open(io.BytesIO(content)).convert("RGB")
 
 
@@ -169,7 +168,7 @@ def with_stock(
     image_processor: BlipImageProcessor | BlipImageProcessorPil,
     transform: Callable[[Image.Image], Image.Image] | None = None,
 ) -> torch.Tensor:
-    """`pixel_values` as a user of transformers makes them."""
+    """Compute `pixel_values` as common transformers scripts do."""
     pictures = [open_with_pillow(content) for content in contents]
     pictures = [transform(picture) for picture in pictures] if transform else pictures
     return image_processor(pictures, return_tensors="pt").pixel_values

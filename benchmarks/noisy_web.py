@@ -1,4 +1,4 @@
-"""Drawn scenes as the web would have them: one text a picture, and many of the texts are of another picture.
+"""Make noisy web data from drawn scenes: one text per picture, and many texts belong to another picture.
 
 python -m benchmarks.noisy_web outputs/noisy_web      # 8,000 pictures, 40% of their texts wrong
 """
@@ -15,7 +15,7 @@ from datasets import Dataset, Features, Image, Value
 from blip_recipe.data.shapes import Scene, describe_scene, draw_scene, encode_picture, make_scene, make_scenes
 
 SHARD = 1000
-"""Pictures of a shard."""
+"""Pictures per shard."""
 
 
 def main() -> None:
@@ -30,7 +30,7 @@ def main() -> None:
 
 
 class Found(NamedTuple):
-    """A scene, the text that was found with it, and whether that is of another scene."""
+    """A scene, its text, and whether the text belongs to another scene."""
 
     scene: Scene
     text: str
@@ -38,12 +38,12 @@ class Found(NamedTuple):
 
 
 def find_texts(count: int, wrong: float, seed: int = 0) -> list[Found]:
-    """`count` scenes that no split of the embedded data set has, a share `wrong` of them with a text of another."""
+    """Make `count` scenes that are in no split of the embedded data set; a share `wrong` gets wrong texts."""
     rng = random.Random(f"web {seed}")
     taken = {scene for split in ("train", "validation") for scene in make_scenes(split)}
     scenes: list[Scene] = []
     while len(scenes) < count:
-        # Those of the test split are all held out.
+        # All scenes of the test split are held out, so they cannot occur here.
         scene = make_scene(rng, held_out=False)
         if scene not in taken:
             taken.add(scene)
@@ -60,14 +60,14 @@ def find_texts(count: int, wrong: float, seed: int = 0) -> list[Found]:
 
 
 def _another(scene: Scene, scenes: list[Scene], rng: random.Random) -> Scene:
-    """A scene that is described in other words."""
+    """Choose a scene with other captions."""
     while describe_scene(other := rng.choice(scenes)) == describe_scene(scene):
         pass
     return other
 
 
 def write_shards(folder: Path, found: list[Found]) -> None:
-    """Parquet shards of `image` and `caption`; `is_wrong` is there to be compared with, and nobody else reads it."""
+    """Write parquet shards of `image` and `caption`. The column `is_wrong` is only for evaluation."""
     folder.mkdir(parents=True)
     features = Features({"image": Image(), "caption": Value("string"), "is_wrong": Value("bool")})
     for number, first in enumerate(range(0, len(found), SHARD)):

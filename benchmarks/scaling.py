@@ -1,10 +1,10 @@
-"""How time and memory grow with the number of images, from reading the data to the last batch of an epoch.
+"""Measure how time and memory grow with the number of images, from reading the data to the end of an epoch.
 
-python -m benchmarks.scaling                              # 1,000, 10,000 and 100,000 made rows
+python -m benchmarks.scaling                              # 1,000, 10,000 and 100,000 synthetic rows
 python -m benchmarks.scaling --images 1000 1000000
 
-Rows are made: parquet shards of small pictures, each with five captions. Every number is measured in a process of its
-own: reading the split, looking at every row as training does before it begins, and one pass of the loader's work.
+The data are parquet shards of small synthetic pictures with five captions each. Each number of images is measured in
+its own process: reading the split (`read`), checking every row (`look`), and one epoch of data loading (`epoch`).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def make_rows(folder: Path, images: int) -> None:
-    """Parquet shards with `images` rows."""
+    """Write parquet shards with `images` rows."""
     (folder / "data").mkdir()
     for shard, start in enumerate(range(0, images, SHARD)):
         count = min(SHARD, images - start)
@@ -67,7 +67,7 @@ def make_rows(folder: Path, images: int) -> None:
 
 
 def picture(number: int) -> bytes:
-    """A small JPEG, another one for each number."""
+    """A small JPEG that depends on the number."""
     pixels = np.random.default_rng(number).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).resize((SIDE, SIDE)).save(file, format="JPEG")
@@ -75,7 +75,7 @@ def picture(number: int) -> bytes:
 
 
 def measure(folder: str, images: int) -> dict[str, Any]:
-    """Seconds and memory of everything that depends on the number of images, a step apart."""
+    """Measure the seconds of each step, and the peak memory of all."""
     torch.set_num_threads(1)
     arguments = CaptionDataArguments(dataset_name=folder)
     training = CaptionTrainingArguments(folder, augmentation="none", seed=0)

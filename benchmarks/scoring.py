@@ -1,11 +1,11 @@
-"""How long it takes to score captions, next to pycocoevalcap in the same run. From the folder of the checkout:
+"""Compare the time for scoring captions with pycocoevalcap in the same run. From the checkout:
 
 python -m benchmarks.scoring                                   # 1,000 and 5,000 images of COCO
 python -m benchmarks.scoring --predictions P --references R    # your own captions
 
-Every time includes tokenization, and METEOR's its start. The captions of COCO are those that pycocoevalcap carries for
-SPICE: an image's first caption, less one word that changes from evaluation to evaluation, is scored against the others.
-pycocoevalcap is run before and after ours, and the mean of its two runs counts.
+All times include tokenization; METEOR's include its start. The COCO captions come from pycocoevalcap's SPICE jar. The
+first caption of an image is scored against the others, without one word that changes with each evaluation.
+pycocoevalcap runs before and after our scorer, and the mean of its two runs counts.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ EVALUATIONS = 3
 
 
 def main() -> None:
-    """Time both, print the table, write the JSON."""
+    """Time both sides, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, nargs="+", default=[1000, 5000], help="Sizes of the sets of COCO.")
+    parser.add_argument("--images", type=int, nargs="+", default=[1000, 5000], help="Numbers of COCO images.")
     parser.add_argument("--predictions", type=Path, help="Your captions, instead of COCO's.")
-    parser.add_argument("--references", type=Path, help="Their references; by default in the file of predictions.")
+    parser.add_argument("--references", type=Path, help="Their references. Default: the file of predictions.")
     parser.add_argument("--output", type=Path, default=RESULTS / "scoring_cpu.json")
     options = parser.parse_args()
     if options.predictions:
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def coco_set(count: int) -> tuple[Captions, References]:
-    """The first captions of `count` images of COCO's validation set of 2014, and the others as references."""
+    """The first captions of `count` images of COCO val2014, and their other captions as references."""
     with zipfile.ZipFile(pycocoevalcap_file("spice", "spice-1.0.jar")) as jar:
         annotations = json.loads(jar.read("coco/annotations/captions_val2014.json"))["annotations"]
     captions: References = {}
@@ -65,7 +65,7 @@ def coco_set(count: int) -> tuple[Captions, References]:
 
 
 def compare(captions: Captions, references: References) -> list[dict[str, float | int | str]]:
-    """Seconds of both for each group of metrics."""
+    """Measure the seconds of both sides for each group of metrics."""
     rows: list[dict[str, float | int | str]] = []
     for name, metrics in GROUPS.items():
         before = seconds_of(partial(score_with_pycocoevalcap, captions, references, metrics))
@@ -91,7 +91,7 @@ def compare(captions: Captions, references: References) -> list[dict[str, float 
 
 
 def without_word(captions: Captions, number: int) -> Captions:
-    """The captions less a word each, so that no evaluation repeats another."""
+    """Remove the word `number` of each caption, so all evaluations differ."""
     changed = {}
     for image_id, caption in captions.items():
         words = caption.split()
@@ -101,7 +101,7 @@ def without_word(captions: Captions, number: int) -> Captions:
 
 
 def score_with_pycocoevalcap(captions: Captions, references: References, metrics: list[str]) -> None:
-    """What a script that uses pycocoevalcap does at every evaluation."""
+    """Score as common scripts with pycocoevalcap do."""
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.meteor.meteor import Meteor
@@ -109,11 +109,11 @@ def score_with_pycocoevalcap(captions: Captions, references: References, metrics
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
     known = PTBTokenizer().tokenize({key: [{"caption": text} for text in texts] for key, texts in references.items()})
-    told = PTBTokenizer().tokenize({key: [{"caption": text}] for key, text in captions.items()})
+    tokenized = PTBTokenizer().tokenize({key: [{"caption": text}] for key, text in captions.items()})
     scorers = {"bleu": Bleu, "rouge_l": Rouge, "cider": Cider, "meteor": Meteor}
     with contextlib.redirect_stdout(sys.stderr):
         for metric in metrics:
-            scorers[metric]().compute_score(known, told)
+            scorers[metric]().compute_score(known, tokenized)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What a step of self-critical training costs next to one of cross entropy on the same images. From the checkout:
+"""Compare the time of a self-critical training step with a cross-entropy step on the same images. From the checkout:
 
 python -m benchmarks.scst                                   # CPU: base width, 4+4 layers, 384 pixels, fp32
 python -m benchmarks.scst --size base --images 32           # one GPU: ViT-B, bf16
 
-Weights are random, pictures made, and every picture has five captions and five samples. A model with random weights
-hardly ever ends a caption, so every sample has all of `--max_length` tokens: 14 by default, as long as COCO's longer
-ones. Both sides take turns; the median of their steps counts. The seconds of scoring are those that the thread took,
-and those that the step waited for it.
+Weights are random, pictures are synthetic, and every picture has five captions and five samples. A model with random
+weights rarely ends a caption, so samples have the full `--max_length` tokens: 14 by default, like COCO's longer
+captions. Both sides take turns, and the median step counts. For scoring, the time of its thread and the time that the
+step waits for it are measured.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def main() -> None:
     """Time both sides, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--images", type=int, default=2, help="Images a step.")
-    parser.add_argument("--steps", type=int, default=2, help="Timed steps of a turn, after one that warms up.")
+    parser.add_argument("--images", type=int, default=2, help="Images per step.")
+    parser.add_argument("--steps", type=int, default=2, help="Timed steps per turn, after one warm-up step.")
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--max_length", type=int, default=14, help="Tokens of every sample, [DEC] included.")
     parser.add_argument("--output", type=Path)
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 class TimedTrainer(ScstTrainer):
-    """Notes how long scores take, and how long the step waits for them."""
+    """Record how long scoring takes, and how long the step waits for it."""
 
     times: list[tuple[float, float]]
 
@@ -96,7 +96,7 @@ SIDES: dict[str, tuple[Any, Any]] = {
 def run_turn(
     side: str, folder: str, options: argparse.Namespace, device: torch.device, scoring: list[tuple[float, float]]
 ) -> list[float]:
-    """Seconds of the timed steps of a side."""
+    """Measure the seconds of the timed steps of a side."""
     torch.manual_seed(0)
     config = SIZES[options.size].config()
     model = BlipForCaptioning(config).use_sdpa()
@@ -129,7 +129,7 @@ def run_turn(
 
 
 class MadeRows(CaptionDataset):
-    """Made pictures with five captions each, as the collator lays them out."""
+    """Synthetic pictures with five captions each, in the layout of the collator."""
 
     def __init__(self, images: int) -> None:
         self.captions = made_captions(images)
@@ -152,7 +152,7 @@ class MadeRows(CaptionDataset):
         }
 
     def set_epoch(self, epoch: int) -> None:
-        """The same in all."""
+        """Do nothing: all epochs are equal."""
 
 
 if __name__ == "__main__":

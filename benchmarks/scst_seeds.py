@@ -1,11 +1,11 @@
-"""What self-critical training does for captions: both stages on drawn scenes, with several seeds. From the checkout:
+"""Measure the gain of self-critical training on drawn scenes with several seeds. From the checkout:
 
 python -m benchmarks.scst_seeds                          # seeds 1, 2 and 3: two commands each
-python -m benchmarks.scst_seeds --seeds 7 --folder kept  # runs are kept there, and resumed
+python -m benchmarks.scst_seeds --seeds 7 --folder kept  # keep the runs there, and resume them
 
-Each seed trains a model of its own by `recipes/shapes_early.json`, which stops early, and goes on with it by
-`recipes/shapes_scst.json`. Both models caption the test split in the second command, with the same settings. Ends with
-1 when CIDEr rises by less than `LEAST_GAIN` with any seed, or captions repeat themselves more than before.
+Each seed trains a model with `recipes/shapes_early.json`, which stops early, and continues it with
+`recipes/shapes_scst.json`. The second command scores both models on the test split with the same settings. The exit
+code is 1 if CIDEr rises by less than `LEAST_GAIN` for any seed, or if captions have more repetitions than before.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def main() -> None:
     """Train with every seed, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--folder", type=Path, help="Where the runs are kept; a temporary one by default.")
+    parser.add_argument("--folder", type=Path, help="Folder of the runs. Default: a temporary one.")
     parser.add_argument("--output", type=Path, default=RESULTS / "scst_seeds_cpu.json")
     options = parser.parse_args()
     about = machine(["torch", "transformers"])
@@ -52,11 +52,11 @@ def main() -> None:
     if smallest < LEAST_GAIN:
         sys.exit(f"CIDEr rose by {smallest:.1%}: expected at least {LEAST_GAIN:.0%} with every seed")
     if any(row["repeated 4-grams: after"] > row["repeated 4-grams: before"] for row in rows):
-        sys.exit("captions repeat themselves more than before: expected no rise with any seed")
+        sys.exit("captions have more repetitions than before: expected no rise with any seed")
 
 
 def run_seed(seed: int, folder: Path) -> dict[str, Any]:
-    """Both stages with `seed`; the scores of the test split before and after the second one."""
+    """Run both stages with `seed`, and return the test scores before and after the second one."""
     first, second = folder / f"early_{seed}", folder / f"scst_{seed}"
     finetune("shapes_early", seed, first)
     finetune("shapes_scst", seed, second, "--model_name_or_path", str(first))
@@ -82,20 +82,20 @@ def run_seed(seed: int, folder: Path) -> dict[str, Any]:
 
 
 def share_named_correctly(predictions: Path, names: Iterable[str]) -> float:
-    """Of the `names` in the references, the share that the captions have too, whichever object they give them to."""
-    said = rightly = 0
+    """The share of `names` in the references that the captions have too, for any object."""
+    total = correct = 0
     for line in predictions.read_text(encoding="utf-8").splitlines():
         record = json.loads(line)
         true, found = (
             Counter({name: text.count(name) for name in names}) for text in (record["references"][0], record["caption"])
         )
-        said += true.total()
-        rightly += (true & found).total()
-    return round(rightly / said, 4)
+        total += true.total()
+        correct += (true & found).total()
+    return round(correct / total, 4)
 
 
 def finetune(recipe: str, seed: int, output_dir: Path, *words: str) -> None:
-    """One recipe on the CPU, in a process of its own."""
+    """Run a recipe on the CPU in its own process."""
     command = [sys.executable, "-m", "blip_recipe.finetune", f"recipes/{recipe}.json", "--use_cpu", "true"]
     subprocess.run([*command, "--seed", str(seed), "--output_dir", str(output_dir), *words], cwd=CHECKOUT, check=True)
 

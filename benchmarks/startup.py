@@ -1,9 +1,9 @@
-"""How long it takes from the command line to the end of the first step, next to a script with transformers alone.
+"""Measure the time from the command line to the end of the first step, compared with a plain transformers script.
 
 python -m benchmarks.startup
 
-Both train the same tiny model on drawn scenes that lie in memory. Ours also reads and checks the recipe and every
-picture, plans the memory, and writes down whose output directory it is; the untouched model is not scored.
+Both train the same tiny model on pictures in memory. Our command also checks the recipe and every picture, plans the
+memory, and claims the output directory. It does not score the base model.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def save_tiny_model(folder: str) -> None:
-    """The embedded model, for the script."""
+    """Save the embedded model for the script."""
     from blip_recipe.captioning.tiny import build_tiny_captioner
     from blip_recipe.models.processors import save_processor
 
@@ -93,18 +93,18 @@ def save_tiny_model(folder: str) -> None:
 
 
 def seconds_until_output(command: list[str], word: str) -> float:
-    """Seconds from the start of a command until it says `word`; it then runs to its end."""
+    """Seconds from the start of a command until its output has `word`. The command then runs to its end."""
     began = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ)
-    said, when = b"", 0.0
+    output, when = b"", 0.0
     stream = process.stdout
     assert stream is not None
     while piece := os.read(stream.fileno(), 4096):
-        said += piece
-        if not when and word.encode() in said:
+        output += piece
+        if not when and word.encode() in output:
             when = time.perf_counter() - began
     if process.wait() or not when:
-        raise RuntimeError(f"{command[:4]} ended with {process.returncode}:\n{said.decode()[-2000:]}")
+        raise RuntimeError(f"{command[:4]} ended with {process.returncode}:\n{output.decode()[-2000:]}")
     return when
 
 

@@ -1,11 +1,11 @@
-"""Memory and speed of a stream over a million rows. From the folder of the checkout:
+"""Measure memory and speed of a stream over a million rows. From the checkout:
 
-python -m benchmarks.streaming                 # a million rows of parquet, a hundred thousand of tars
+python -m benchmarks.streaming                 # a million rows of parquet, 100,000 rows of tars
 python -m benchmarks.streaming --rows 20000    # fewer
 
-Shards of a thousand tiny pictures are hard links of a few real files, so that they take no room. One process without
-workers reads them as training would, shuffling and decoding included. The resident memory is that of the process at the
-given row; going on is the time from a position in the middle of them to its next row, with everything opened anew.
+Shards of 1,000 tiny pictures are hard links to a few real files, so they take no disk space. One process without
+workers reads them as training does, with shuffling and decoding. The resident memory is that of the process at the
+given row. The time to resume is from a saved position to its next row, with all files opened again.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MIB = 2**20
 def main() -> None:
     """Stream shards of each kind, print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=max(ROWS.values()), help="Most rows of a kind of shards.")
+    parser.add_argument("--rows", type=int, default=max(ROWS.values()), help="Maximum rows per kind of shards.")
     parser.add_argument("--kinds", nargs="+", default=list(WRITERS), choices=list(WRITERS))
     parser.add_argument("--output", type=Path, default=RESULTS / "streaming_cpu.json")
     options = parser.parse_args()
@@ -85,7 +85,7 @@ ROWS = {"parquet": 1_000_000, "tar": 100_000}
 
 
 def make_shards(kind: str, folder: Path, shards: int) -> int:
-    """Write a few shards and link the others to them; returns the bytes on the disk."""
+    """Write a few shards, and link the others to them. Returns the bytes on disk."""
     folder.mkdir()
     real: list[Path] = []
     for number in range(shards):
@@ -99,7 +99,7 @@ def make_shards(kind: str, folder: Path, shards: int) -> int:
 
 
 def stream_of(folder: Path) -> CaptionStream:
-    """The stream as a recipe without augmentation has it."""
+    """Open the stream as a recipe without augmentation does."""
     arguments = CaptionDataArguments(dataset_name=str(folder), streaming=True)
     return CaptionStream(
         open_stream(arguments),
@@ -114,7 +114,7 @@ def stream_of(folder: Path) -> CaptionStream:
 
 
 def measure(kind: str, folder: Path, rows: int) -> list[dict[str, Any]]:
-    """Resident memory and rate at 10,000, 100,000 and 1,000,000 rows, as far as there are `rows`."""
+    """Measure resident memory and rate at 10,000, 100,000 and 1,000,000 rows, up to `rows`."""
     size = make_shards(kind, folder, rows // ROWS_A_SHARD)
     process, results = psutil.Process(os.getpid()), []
     stream, middle = stream_of(folder), Position(0)
@@ -143,7 +143,7 @@ def measure(kind: str, folder: Path, rows: int) -> list[dict[str, Any]]:
 
 
 def seconds_to_resume(folder: Path, position: Position) -> float:
-    """From nothing to the row behind `position`."""
+    """Seconds from opening the stream to the row after `position`."""
     began = time.perf_counter()
     stream = stream_of(folder)
     stream.positions = {0: position}

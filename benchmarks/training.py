@@ -1,13 +1,13 @@
-"""How fast BLIP is trained, next to what a user of transformers writes alone, in the same run. From the checkout:
+"""Compare the training speed with a plain transformers script in the same run. From the checkout:
 
 python -m benchmarks.training                                        # CPU: base width, 4+4 layers, 384 pixels, fp32
 python -m benchmarks.training --size base --batch_sizes 32 64 128    # one GPU: ViT-B, bf16
 python -m benchmarks.training --size large --batch_sizes 16 32 64    # one GPU: ViT-L, bf16
 
-Weights are random, pictures made, and every picture has five captions. On the other side is `Seq2SeqTrainer` with the
-stock class, every caption a row and padding masked. Both sides take turns with the same pairs; the median of their
-steps counts. The floor is the arithmetic that cannot be saved (`workload.Size.step_flop`) at the rate of a large matrix
-product, measured in the same run.
+Weights are random, pictures are synthetic, and every picture has five captions. The other side is `Seq2SeqTrainer` with
+the stock class, one caption per row and padding masked. Both sides take turns with the same pairs, and the median step
+counts. The lower bound ("floor") is the time of the necessary arithmetic (`workload.Size.step_flop`) at the rate of a
+large matrix product, measured in the same run.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def main() -> None:
     parser.add_argument(
         "--modes", nargs="+", choices=get_args(Mode), default=["full", "frozen", "lora"], help="The first is full."
     )
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[2], help="Images a step; the best one counts.")
-    parser.add_argument("--steps", type=int, default=3, help="Timed steps of a turn.")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[2], help="Images per step; the best one counts.")
+    parser.add_argument("--steps", type=int, default=3, help="Timed steps per turn.")
     parser.add_argument("--turns", type=int, default=2, help="Turns of each side.")
     parser.add_argument("--torch_compile", action="store_true", help="Compile the model, on both sides.")
     parser.add_argument("--output", type=Path)
@@ -93,13 +93,13 @@ def main() -> None:
 
 
 def compare(mode: Mode, folder: str, options: argparse.Namespace, device: torch.device, rate: float) -> dict[str, Any]:
-    """Both sides, each at its best batch size."""
+    """Compare both sides, each at its best batch size."""
     measured: dict[str, list[Measured]] = {side: [] for side in SIDES}
     for images in options.batch_sizes:
         turns: dict[str, list[Measured]] = defaultdict(list)
         for _ in range(options.turns):
             for side in SIDES:
-                # In a process of its own, or its memory would be what the one before has left.
+                # Use a new process for each turn, so memory of earlier turns does not count.
                 with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
                     turns[side] += fresh.submit(run_turn, side, mode, folder, images, options, device).result()
         for side, each in turns.items():
@@ -131,7 +131,7 @@ def compare(mode: Mode, folder: str, options: argparse.Namespace, device: torch.
 def run_turn(
     side: str, mode: Mode, folder: str, images: int, options: argparse.Namespace, device: torch.device
 ) -> list[Measured]:
-    """What is measured of one side; nothing where it does not fit."""
+    """Measure one side. The result is empty if it runs out of memory."""
     arguments: dict[str, Any] = {
         "output_dir": folder,
         "max_steps": WARM_UP_STEPS + options.steps,
@@ -152,14 +152,14 @@ def run_turn(
 
 
 def warm_up(device: torch.device) -> None:
-    """Load what torch loads at its first step, which is no memory of the model's."""
+    """Run a small step, so the memory of torch's own libraries does not count as the model's."""
     layer = torch.nn.Linear(64, 64).to(device)
     layer(torch.randn(64, 64, device=device)).sum().backward()
     torch.optim.AdamW(layer.parameters()).step()
 
 
 def measure(trainer: Trainer, memory: PeakMemory) -> Measured:
-    """Median seconds of a step, bytes at its peak, as estimated and as measured, and bytes of activations."""
+    """Measure the median seconds of a step, its peak memory (also as estimated), and the bytes of activations."""
     times = StepTimes(memory.device)
     trainer.add_callback(times)
     trainer.train()
@@ -178,7 +178,7 @@ def measure(trainer: Trainer, memory: PeakMemory) -> Measured:
 
 
 def stock_trainer(mode: Mode, folder: str, images: int, arguments: dict[str, Any]) -> Trainer:
-    """What a user of transformers writes: every caption a row, `[DEC]` first, padding masked."""
+    """Build the trainer of a plain transformers script: one caption per row, `[DEC]` first, padding masked."""
     model = prepare(BlipForConditionalGeneration, mode, folder)
     length = max(CAPTION_LENGTHS)
     rows = []
@@ -197,7 +197,7 @@ def stock_trainer(mode: Mode, folder: str, images: int, arguments: dict[str, Any
 
 
 def our_trainer(mode: Mode, folder: str, images: int, arguments: dict[str, Any]) -> Trainer:
-    """`CaptionTrainer` as `blip_recipe.finetune` builds it, on batches as its collator lays them out."""
+    """Build a `CaptionTrainer` as `blip_recipe.finetune` does, with batches in the layout of its collator."""
     model = prepare(BlipForCaptioning, mode, folder)
     model.use_sdpa()
     return CaptionTrainer(
@@ -210,7 +210,7 @@ def our_trainer(mode: Mode, folder: str, images: int, arguments: dict[str, Any])
 
 
 class MadeRows(PictureDataset):
-    """Made pictures with five captions each, as the collator lays them out."""
+    """Synthetic pictures with five captions each, in the layout of the collator."""
 
     def __init__(self, images: int) -> None:
         self.pictures, self.captions = made_images(images), made_captions(images)
@@ -229,14 +229,14 @@ class MadeRows(PictureDataset):
         }
 
     def set_epoch(self, epoch: int) -> None:
-        """The same in all."""
+        """Do nothing: all epochs are equal."""
 
 
 SIDES = {"stock": stock_trainer, "ours": our_trainer}
 
 
 def prepare(model_class: Any, mode: Mode, folder: str) -> Any:
-    """The model of a mode, as a user would prepare it with either class."""
+    """Prepare the model of a mode with either class."""
     quantized = mode == "8bit"
     place: dict[str, Any] = {"device_map": {"": "cuda" if torch.cuda.is_available() else "cpu"}} if quantized else {}
     model = model_class.from_pretrained(
@@ -252,7 +252,7 @@ def prepare(model_class: Any, mode: Mode, folder: str) -> Any:
 
 
 class StepTimes(TrainerCallback):
-    """Seconds of each step, from the batch on the device to the updated weights."""
+    """Record the seconds of each step, from the batch on the device to the updated weights."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.began = device, 0.0

@@ -1,4 +1,4 @@
-"""BLIP at full and at small size, made pictures and captions for it, and the arithmetic that a step needs at least."""
+"""BLIP configurations of several sizes, synthetic pictures and captions, and the minimum arithmetic of a step."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from blip_recipe.models.tiny import tiny_processor
 Mode = Literal["full", "frozen", "lora", "8bit"]
 IMAGE_SIZE, PATCH, VOCABULARY = 384, 16, 30524
 PIECES = {0: "[PAD]", 100: "[UNK]", 101: "[CLS]", 102: "[SEP]", 103: "[MASK]", VOCABULARY - 2: "[DEC]"}
-"""Those that are no words, where BLIP has them."""
+"""Special tokens at BLIP's ids."""
 PATCHES = (IMAGE_SIZE // PATCH) ** 2 + 1
 TEXT_WIDTH = 768
 CAPTION_LENGTHS = (11, 12, 13, 13, 14)
-"""Tokens of the five captions of a made picture, `[DEC]` and `[SEP]` included; COCO's median is 13."""
+"""Tokens of the five captions of a synthetic picture, including `[DEC]` and `[SEP]`. COCO's median is 13."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """Layers and width of the image encoder, layers of the text decoder."""
+    """Layers and width of the image encoder, and layers of the text decoder."""
 
     vision_layers: int
     vision_width: int
     text_layers: int
 
     def config(self) -> BlipConfig:
-        """The configuration of the original with ViT-B or ViT-L, at this size (`configs/med_config.json`)."""
+        """The original's configuration with ViT-B or ViT-L at this size (`configs/med_config.json`)."""
         ids = {"bos_token_id": 30522, "eos_token_id": 102, "sep_token_id": 102, "pad_token_id": 0}
         return BlipConfig(
             text_config={
@@ -61,10 +61,10 @@ class Size:
         )
 
     def step_flop(self, mode: Mode, images: int) -> float:
-        """Floating-point operations that a training step on `images` cannot do without: an image once, no padding.
+        """The minimum floating-point operations of a training step: each image is encoded once, without padding.
 
-        Two for each weight and token, forwards; as many again for the gradient of a layer's input, and for that of its
-        weights, where they are asked for.
+        The forward pass takes two operations per weight and token. The gradient of a layer's input and the gradient of
+        its weights take as many each, if they are needed.
         """
         vision_back, keys_back, text_back = {
             "full": (3, 3, 3),
@@ -78,7 +78,7 @@ class Size:
         )
 
     def forward_flop(self) -> dict[str, float]:
-        """Floating-point operations of one image with its five captions, forwards, attention included."""
+        """Floating-point operations of the forward pass for one image with five captions, including attention."""
         wide, text = self.vision_width, TEXT_WIDTH
         tokens = sum(CAPTION_LENGTHS)
         within = sum(length**2 for length in CAPTION_LENGTHS)
@@ -96,12 +96,12 @@ SIZES = {"small": Size(4, 768, 4), "base": Size(12, 768, 12), "large": Size(24, 
 
 
 def made_images(images: int, size: int = IMAGE_SIZE) -> torch.Tensor:
-    """`(images, 3, size, size)` numbers of about the spread of normalised pictures."""
+    """Random `(images, 3, size, size)` with about the variance of normalised pictures."""
     return torch.randn(images, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
 def made_processor() -> BlipProcessor:
-    """A processor of as many words as BLIP has pieces, for pictures of its size."""
+    """A processor with BLIP's vocabulary size and image size."""
     pieces = [PIECES.get(number, f"w{number}") for number in range(VOCABULARY)]
     tokenizer = BertTokenizer(
         vocab={piece: number for number, piece in enumerate(pieces)}, bos_token=PIECES[VOCABULARY - 2]
@@ -128,7 +128,7 @@ def made_captions(images: int) -> list[list[torch.Tensor]]:
 
 
 def matmul_flop_rate(device: torch.device, dtype: torch.dtype, width: int = 4096) -> float:
-    """Floating-point operations a second of a large matrix product: the best of several."""
+    """Floating-point operations per second of a large matrix product, the best of several."""
     width = width if device.type == "cuda" else 2048
     left, right = (torch.randn(width, width, device=device).to(dtype) for _ in range(2))
     best = float("inf")
@@ -148,7 +148,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def saved_bytes(model: nn.Module, loss: Any) -> int:
-    """Bytes of what `loss()` keeps for its gradient, weights not counted: the activations at their peak."""
+    """Bytes of the activations that `loss()` saves for its gradient, without weights."""
     own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
     kept: dict[int, int] = {}
 
@@ -166,7 +166,7 @@ def saved_bytes(model: nn.Module, loss: Any) -> int:
 
 
 class PeakMemory:
-    """Bytes that come on top, at the most, from here on; 0 where neither a GPU nor Linux tells."""
+    """The peak increase of memory in bytes from here on; 0 without a GPU and without Linux's `/proc`."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -177,7 +177,7 @@ class PeakMemory:
         self.before = self._read("VmRSS", torch.cuda.memory_allocated)
 
     def increase(self) -> int:
-        """The peak so far, less what there was before."""
+        """The peak so far minus the memory at the start."""
         return self._read("VmHWM", torch.cuda.max_memory_allocated) - self.before
 
     def _read(self, name: str, of_gpu: Callable[[torch.device], int]) -> int:
