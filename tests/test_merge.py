@@ -58,7 +58,7 @@ def test_a_merged_model_has_a_card_with_the_scores_and_pictures_of_an_adapter_on
     results = json.loads((adapter / "all_results.json").read_text())
     assert {f"test_{each.metric_type}": each.metric_value for each in data.eval_results} == results
     assert data.model_name == "ORG/NAME"
-    assert "was not measured anew" in text
+    assert "was not measured again" in text
     assert 'model="ORG/NAME"' in text
     assert 'model="lab/blip-coco"' not in text
 

@@ -215,13 +215,13 @@ def test_without_a_test_split_the_card_shows_the_evaluation_split_and_says_so() 
 
 def test_a_run_without_any_split_to_score_claims_nothing() -> None:
     card = render_card(make_facts("coco_full", results={}, counts={"train": (10, 50)}, predictions=[]))
-    assert "nothing is known of the quality" in card
+    assert "the quality of the model is unknown" in card
     assert "samples/" not in card
     assert metadata(card).eval_results is None
 
 
 def test_a_model_whose_captions_all_agree_is_called_out() -> None:
-    warning = "the same caption, “a dog”: it does not describe what it sees"
+    warning = "the same caption, “a dog”: it does not describe the picture"
     same = [each | {"caption": "a dog"} for each in PREDICTIONS]
     assert warning in render_card(make_facts("coco_full", predictions=same))
     assert "the same caption" not in render_card(make_facts("coco_full"))
@@ -229,8 +229,8 @@ def test_a_model_whose_captions_all_agree_is_called_out() -> None:
 
 def test_a_model_worse_than_its_base_is_called_out() -> None:
     results = {f"{role}_cider": value for role, value in (("test", 0.5), ("baseline", 0.6))}
-    assert "worse than the base model" in render_card(make_facts("coco_full", results=results))
-    assert "worse than the base model" not in render_card(make_facts("coco_full"))
+    assert "is lower than that of the base model" in render_card(make_facts("coco_full", results=results))
+    assert "is lower than that of the base model" not in render_card(make_facts("coco_full"))
 
 
 def test_local_names_are_shown_without_their_place(tmp_path: Path) -> None:
