@@ -79,7 +79,7 @@ def preflight(
         full_name = _with_namespace(repo_id or default_name, me)
         existing = with_retries(lambda: _find_model(full_name, api), waits)
     except LocalTokenNotFoundError as error:
-        raise RecipeError(f"{repo_id or default_name} cannot be pushed without a Hub token: {LOG_IN}.") from error
+        raise RecipeError(f"{repo_id or default_name} cannot be pushed: no Hub token found, {LOG_IN}.") from error
     except HUB_ERRORS as error:
         raise RecipeError(explain(error, api)) from error
     if existing and existing.id != full_name:

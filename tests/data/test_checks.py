@@ -130,7 +130,9 @@ def test_a_run_that_skips_notes_what_it_left_out(recipe: Path) -> None:
     notes = [json.loads(line) for line in (recipe.parent / "out/skipped_rows.jsonl").read_text().splitlines()]
     assert [(note["row"], note["image_id"], note["split"]) for note in notes] == [(n, n, "train") for n in (2, 5, 6)]
     assert all(note["reason"] for note in notes)
-    assert "3 rows more could not be used" in (recipe.parent / "out/README.md").read_text()
+    assert (
+        "3 rows with no readable picture or no caption were left out" in (recipe.parent / "out/README.md").read_text()
+    )
 
 
 SHARES = """
