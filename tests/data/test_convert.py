@@ -15,6 +15,7 @@ from blip_recipe.data.arguments import CaptionDataArguments
 from blip_recipe.data.convert import caption_rows, shard_stream
 from blip_recipe.data.images import open_image
 from blip_recipe.data.load import load_split
+from blip_recipe.data.shards import choose_columns
 from blip_recipe.errors import RecipeError
 
 PICTURE = {"bytes": b"", "path": None}
@@ -139,3 +140,11 @@ def test_tensors_that_are_scaled_already_are_refused() -> None:
 def test_formatted_streams_are_read_plainly() -> None:
     stream = make_table([["a"]], image_id=[4]).to_iterable_dataset().with_format("torch")
     assert caption_rows(stream, "data")[0] == {"image": PICTURE, "image_id": 4, "captions": ["a"]}
+
+
+def test_parts_of_a_sum_of_splits_need_the_same_columns() -> None:
+    rows = Dataset.from_dict({"image": ["a.png"], "text": ["a dog"]})
+    streams = [each.to_iterable_dataset() for each in (rows, rows.rename_column("text", "caption"))]
+    arguments = CaptionDataArguments(dataset_name=".", train_split="train+restval")
+    with pytest.raises(RecipeError, match=r"'train\+restval', has parts with different columns: one has no 'text'"):
+        choose_columns(streams, arguments)
