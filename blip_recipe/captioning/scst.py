@@ -377,10 +377,10 @@ class ScstTrainer(CaptionTrainer):
         return {
             "objective": "expected reward of sampled captions (self-critical sequence training), without dropout",
             "reward": " + ".join(f"{weight:g} × {name}" for name, weight in rewards if weight) + ", end token included",
-            "samples a step": f"{images * args.num_generations:,} ({args.num_generations} an image)",
+            "samples per step": f"{images * args.num_generations:,} ({args.num_generations} per image)",
             "baseline of a sample": baselines[args.scst_baseline],
-            "pull to the starting model": f"{args.kl_coef:g} a nat" if args.kl_coef else "none",
-            "share of cross entropy": f"{args.xe_weight:g}",
+            "KL coefficient": f"{args.kl_coef:g}",
+            "weight of cross entropy": f"{args.xe_weight:g}",
             "training captions": settings["training captions"],
             "prompt": settings["prompt"],
         }

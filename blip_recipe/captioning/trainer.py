@@ -277,8 +277,8 @@ class CaptionTrainer(BlipTrainer):
         """The settings of captions and prompt."""
         per_image = min(args.captions_per_image or texts_per_image, texts_per_image)
         return {
-            "image-caption pairs a step": f"about {images * per_image:,.0f}",
-            "captions of an image a step": str(args.captions_per_image or "all"),
+            "image-caption pairs per step": f"about {images * per_image:,.0f}",
+            "captions per image and step": str(args.captions_per_image or "all"),
             "label smoothing": f"{args.label_smoothing_factor:g}",
             "training captions": ("cleaned as BLIP's authors do" if args.normalize_captions else "as written")
             + f", at most {args.max_caption_length} tokens",

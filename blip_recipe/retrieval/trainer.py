@@ -302,11 +302,11 @@ class RetrievalTrainer(BlipTrainer):
     def describe_settings(cls, args: Any, images: int, texts_per_image: float) -> dict[str, str]:
         """The settings of ITC and ITM."""
         return {
-            "image-caption pairs a step": f"about {images:,}",
-            "captions of an image a step": "1",
+            "image-caption pairs per step": f"about {images:,}",
+            "captions per image and step": "1",
             "queue": f"{args.queue_size:,} pairs",
-            "momentum encoders": f"keep {args.momentum:g} of their weights in a step",
-            "soft targets": f"a share of {args.alpha:g}, which grows over the first epoch",
+            "momentum of the encoders": f"{args.momentum:g}",
+            "weight of soft targets": f"{args.alpha:g}, ramped up over the first epoch",
             "hard negatives": "of all processes" if args.negative_all_rank else "of the process's own batch",
         }
 

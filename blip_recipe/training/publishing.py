@@ -404,9 +404,8 @@ def describe_training(
     """The training settings for the card, as texts by label; `train` is (rows, texts) of the training split."""
     parts = (args.train_batch_size, args.gradient_accumulation_steps, args.world_size)
     images = math.prod(parts)
-    settings = {
-        f"{trainer.task.row}s a step": f"{images:,} (batch {parts[0]} × accumulation {parts[1]} × processes {parts[2]})"
-    }
+    factors = f"batch {parts[0]} × accumulation {parts[1]} × processes {parts[2]}"
+    settings = {f"{trainer.task.row}s per step": f"{images:,} ({factors})"}
     settings |= trainer.describe_settings(args, images, train[1] / max(1, train[0]))
     return settings | {
         "epochs, steps": f"{callback.epochs:g}, {callback.steps:,}",

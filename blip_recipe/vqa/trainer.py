@@ -238,7 +238,7 @@ class VqaTrainer(BlipTrainer):
     def describe_settings(cls, args: Any, images: int, texts_per_image: float) -> dict[str, str]:
         """The number of question-answer pairs per step and the label smoothing."""
         return {
-            "question-answer pairs a step": f"about {images * texts_per_image:,.0f}",
+            "question-answer pairs per step": f"about {images * texts_per_image:,.0f}",
             "label smoothing": f"{args.label_smoothing_factor:g}",
         }
 
