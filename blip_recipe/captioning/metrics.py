@@ -30,8 +30,8 @@ class CaptionMetrics:
         processor (`BlipProcessor`): The processor of the model.
         dataset (`Dataset` or `torch.utils.data.Dataset`): Rows with a picture and captions, as [`CaptionTrainer`] takes
             them.
-        metrics (`Sequence[str]`, defaults to `("bleu", "cider")`): Of `bleu`, `meteor`, `rouge_l`, `cider`, `spice`,
-            `exact_match`.
+        metrics (`Sequence[str]`, defaults to `("bleu", "cider")`): Any of `bleu`, `meteor`, `rouge_l`, `cider`,
+            `spice`, `exact_match`.
         prompt (`str`, defaults to `""`): Text that every caption starts with.
         num_beams (`int`, defaults to 3): Number of beams; 1 is greedy search.
         max_length (`int`, defaults to 20): Maximum length in tokens, prompt included.

@@ -22,7 +22,7 @@ class CaptionTrainingArguments(CaptionArguments, BlipTrainingArguments):  # type
         normalize_captions (`bool`, defaults to `True`): Whether to clean training captions as the original does: lower
             case, less punctuation, at most 30 words.
         augmentation (`str`, defaults to `"blip"`): `"blip"` (random crop, flip and RandAugment) or `"none"`.
-        metrics (`list[str]`, defaults to `["bleu", "cider"]`): Of `bleu`, `meteor`, `rouge_l`, `cider`, `spice`,
+        metrics (`list[str]`, defaults to `["bleu", "cider"]`): Any of `bleu`, `meteor`, `rouge_l`, `cider`, `spice`,
             `exact_match`.
         eval_metrics (`list[str]`, *optional*): Metrics during training; by default `metrics` without `spice`.
         generation_num_beams (`int`, defaults to 3): Number of beams; 1 is greedy search.

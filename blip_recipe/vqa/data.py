@@ -115,7 +115,9 @@ def _read_columns(table: Dataset, arguments: VqaDataArguments, where: str, advic
     answer_column = _choose(table, ANSWER_NAMES, arguments.answer_column, "answer_column", where, advice)
     feature = table.features[question_column]
     if not (isinstance(feature, Value) and ("string" in feature.dtype or feature.dtype == "null")):
-        raise RecipeError(f"{where} column {question_column!r} holds {feature}: expected questions as text, one a row.")
+        raise RecipeError(
+            f"{where} column {question_column!r} holds {feature}: expected one question per row, as text."
+        )
     image_ids = arguments.image_id_column or ("image_id" if "image_id" in table.features else None)
     question_ids = "question_id" if "question_id" in table.features else None
     return QuestionColumns(

@@ -21,7 +21,7 @@ class VqaTrainingArguments(VqaArguments, BlipTrainingArguments):  # type: ignore
         max_caption_length (`int`, defaults to 40): Maximum answer length in tokens.
         normalize_captions (`bool`, defaults to `True`): Whether to clean questions as the original does.
         augmentation (`str`, defaults to `"blip"`): `"blip"` (random crop, flip and RandAugment) or `"none"`.
-        metrics (`list[str]`, defaults to `["vqa_accuracy"]`): Of `vqa_accuracy`, `exact_match`.
+        metrics (`list[str]`, defaults to `["vqa_accuracy"]`): Any of `vqa_accuracy`, `exact_match`.
         generation_num_beams (`int`, defaults to 3): Number of beams; 1 is greedy search.
         generation_max_length (`int`, defaults to 10): Maximum length of generated answers in tokens.
         generation_min_length (`int`, defaults to 1): Minimum length of generated answers in tokens.
