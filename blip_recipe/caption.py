@@ -1,4 +1,4 @@
-"""Caption files, folders and URLs with a trained BLIP, one line a picture.
+"""Caption files, folders and URLs with a trained BLIP, one line for each picture.
 
 python -m blip_recipe.caption outputs/my_captioner photos/ --output captions.jsonl
 find photos -name '*.jpg' | python -m blip_recipe.caption lab/my-captioner - --sidecar
@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,19 +27,27 @@ if TYPE_CHECKING:
     from blip_recipe.captioning.pipeline import ImageToTextPipeline
 
 
-def main() -> None:
-    """List, read, caption, write: in the order of the input and with the memory of a few batches."""
-    arguments = build_parser().parse_args()
+PROG = "python -m blip_recipe.caption"
+
+
+def main(argv: list[str] | None = None, prog: str = PROG) -> None:
+    """Caption the pictures in the order of the input; memory holds a few batches."""
+    with exit_on_interrupt():
+        caption_all(build_parser(prog).parse_args(argv))
+
+
+def caption_all(arguments: argparse.Namespace) -> None:
+    """List, read and caption the pictures, and write a line for each."""
     if "-" in arguments.paths:
         # A file name need not be UTF-8, and may hold a carriage return.
         sys.stdin.reconfigure(errors="surrogateescape", newline="\n")  # type: ignore[union-attr]
     row_format = arguments.format or ("csv" if (arguments.output or Path()).suffix.lower() == ".csv" else "jsonl")
     done = finished_images(arguments.output, row_format) if arguments.output else set()
     if done:
-        print(f"{arguments.output} has {len(done):,} pictures already, which stay as they are.", file=sys.stderr)
+        print(f"{arguments.output} already has {len(done):,} pictures; their lines stay as they are.", file=sys.stderr)
     total = None if "-" in arguments.paths else sum(1 for _ in images_to_caption(arguments, set(done)))
     if total == 0:
-        print("There is nothing to caption: no pictures, or all of them have their captions.", file=sys.stderr)
+        print("There is nothing to caption: there are no pictures, or all of them have captions.", file=sys.stderr)
         return
 
     from tqdm import tqdm
@@ -57,11 +66,11 @@ def main() -> None:
             bar.update()
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
+def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
+    """The parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m blip_recipe.caption",
-        description="Caption pictures: a JSON line (or CSV row) each, with its caption or what is wrong with it.",
+        prog=prog,
+        description="Caption pictures: one JSON line (or CSV row) for each, with its caption or its error.",
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help="directory or Hub id of a BLIP captioner, full or LoRA")
@@ -74,18 +83,20 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         "--output",
         type=Path,
-        help="append to this file; a picture that it has a line for, of whichever model, is skipped; default stdout",
+        help="append to this file, and skip the pictures that have a line in it; default: standard output",
     )
     add("--format", choices=("jsonl", "csv"), help="default: csv for an --output that ends in .csv, else jsonl")
     add(
         "--sidecar",
         action="store_true",
-        help="also write each caption to a .txt beside its file; without --output, files that have one are skipped",
+        help="also write each caption to a .txt file beside its picture; without --output, skip pictures that have one",
     )
-    add("--overwrite_sidecars", action="store_true", help="replace a .txt that is there, instead of keeping it")
-    add("--batch_size", type=positive, default=8, help="pictures a step (default 8)")
-    add("--prompt", help="words every caption starts with; default the model's own, which are left out of its captions")
-    add("--num_beams", type=positive, help="default: as the model was scored; so the lengths")
+    add("--overwrite_sidecars", action="store_true", help="replace .txt files that exist")
+    add("--batch_size", type=positive, default=8, help="pictures in a batch (default 8)")
+    add(
+        "--prompt", help="words every caption starts with; default: the model's own, which are left out of its captions"
+    )
+    add("--num_beams", type=positive, help="beams; default, as for the lengths: those that the model was scored with")
     add("--max_length", type=positive, help="longest caption in tokens, prompt included")
     add("--min_length", type=int, help="shortest caption in tokens, prompt included")
     add_model_options(parser)
@@ -93,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def images_to_caption(arguments: argparse.Namespace, done: set[str]) -> Iterator[str]:
-    """Names of the pictures that have no line in `--output`, or no sidecar where that is the only file asked for."""
+    """Names of the pictures without a line in `--output`, or without a sidecar if only sidecars are asked for."""
     keep_sidecars = arguments.sidecar and not arguments.overwrite_sidecars
     for name in list_images(arguments.paths, sys.stdin):
         if arguments.output:
@@ -105,23 +116,23 @@ def images_to_caption(arguments: argparse.Namespace, done: set[str]) -> Iterator
 
 
 def load_pipeline(arguments: argparse.Namespace) -> ImageToTextPipeline:
-    """The captioner that the arguments name, with the decoding that they ask for.
+    """Load the captioner with the decoding options of the command line.
 
     Raises:
-        RecipeError: It cannot be loaded, or its captions would not fit the lengths asked for.
+        RecipeError: It cannot be loaded, or the lengths do not fit the model or its prompt.
     """
     from blip_recipe.captioning.pipeline import caption_pipeline
     from blip_recipe.models.pipeline import decoding_arguments
 
-    wishes = decoding_options(arguments, ("prompt", "num_beams", "max_length", "min_length"))
+    decoding = decoding_options(arguments, ("prompt", "num_beams", "max_length", "min_length"))
     pipeline = caption_pipeline(
         arguments.model,
         **load_options(arguments),
-        **wishes,
+        **decoding,
     )
-    prompt = wishes.pop("prompt", pipeline.settings.prompt)
-    lengths = decoding_arguments(pipeline.settings, wishes)
-    prompt_length = len(pipeline.tokenizer(prompt).input_ids) - 1  # the end of a text is no part of a prompt
+    prompt = decoding.pop("prompt", pipeline.settings.prompt)
+    lengths = decoding_arguments(pipeline.settings, decoding)
+    prompt_length = len(pipeline.tokenizer(prompt).input_ids) - 1  # without the end token
     positions = pipeline.model.config.text_config.max_position_embeddings
     if not max(prompt_length + 1, lengths["min_length"]) <= lengths["max_length"] <= positions:
         raise RecipeError(
@@ -135,16 +146,16 @@ def load_pipeline(arguments: argparse.Namespace) -> ImageToTextPipeline:
 def caption_images(pipeline: ImageToTextPipeline, names: Iterable[str], batch_size: int) -> Iterator[dict[str, str]]:
     """A row `{"image", "caption"}` or `{"image", "error"}` for each of `names`, in order.
 
-    Pictures are opened while others are captioned; three batches of them are held at most.
+    Pictures are opened while others are captioned; memory holds at most three batches.
     """
     import torch
 
     def read(name: str) -> torch.Tensor | Exception:
         try:
             if not URL.match(name) and os.path.exists(name) and not os.path.isfile(name):  # noqa: PTH110, PTH113
-                raise RecipeError("it is no file, and no folder that can be listed")  # a pipe would never end
+                raise RecipeError("it is neither a file nor a folder that can be listed")  # a pipe would never end
             return pipeline.preprocess(name)["pixel_values"]
-        except Exception as error:  # whatever a file holds, it is its own line and not the end
+        except Exception as error:  # a file may hold anything: the error becomes its line
             return error
 
     opened = read_ahead(read, names, ahead=2 * batch_size)
@@ -159,13 +170,23 @@ def caption_images(pipeline: ImageToTextPipeline, names: Iterable[str], batch_si
                 yield {"image": name, "caption": next(captions)}
 
 
-def end_at_once(*_: object) -> None:
-    """End an interrupted run as a kill would: written lines are whole, and threads may wait for a server for long."""
-    os.write(sys.stderr.fileno(), b"\nerror: interrupted; with --output, the same command resumes\n")
-    os._exit(130)
+@contextmanager
+def exit_on_interrupt() -> Iterator[None]:
+    """Exit at once on Ctrl+C: the written lines are complete, and threads may wait a long time for a server."""
+
+    def exit_now(*_: object) -> None:
+        os.write(sys.stderr.fileno(), b"\nerror: interrupted; with --output, run the same command again to resume\n")
+        os._exit(130)
+
+    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # whoever started this wants it ignored
+        yield
+        return
+    signal.signal(signal.SIGINT, exit_now)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 if __name__ == "__main__":
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else whoever started this wants it ignored
-        signal.signal(signal.SIGINT, end_at_once)
     run_command(main)

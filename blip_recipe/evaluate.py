@@ -1,4 +1,4 @@
-"""Score a model on a split, or captions that are already there.
+"""Score a model on a split, or score a file of captions.
 
 python -m blip_recipe.evaluate --model outputs/coco_lora --dataset_name jxie/flickr8k --eval_split test
 python -m blip_recipe.evaluate --predictions captions.json --references captions_val2014.json
@@ -16,18 +16,20 @@ from blip_recipe.recipe.parsing import read_recipe
 if TYPE_CHECKING:
     from blip_recipe.recipe.recipe import Recipe
 
+PROG = "python -m blip_recipe.evaluate"
+
 RECORDED = (
     *("task", "prompt", "normalize_captions", "max_caption_length", "rerank_top_k", "label_smoothing_factor"),
     *("generation_num_beams", "generation_max_length", "generation_min_length"),
 )
-"""Keys of a model's own recipe that its scores depend on."""
+"""Keys of a model's `recipe.json` that its scores depend on."""
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     """Score a model on a split, or a file of captions."""
     recipe = read_recipe(
         EvaluateOptions,
-        prog="python -m blip_recipe.evaluate",
+        prog=prog,
         description="Score a model on a split of a data set, or a file of captions against their references.",
         recipe_needed=False,
         argv=argv,
@@ -40,10 +42,10 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def read_recorded(given: dict[str, str]) -> dict[str, Any]:
-    """The keys of a model's own `recipe.json`: it is scored as it was scored, in whatever is left open.
+    """The keys of a model's `recipe.json` that apply unless others are given, so that scores are comparable.
 
     Raises:
-        RecipeError: There is no such model, or its task is not known.
+        RecipeError: There is no such model, or its task is unknown.
     """
     if "model_name_or_path" not in given:
         return {}
@@ -69,9 +71,9 @@ def score_file(recipe: Recipe[EvaluateOptions]) -> None:
 
 
 def score_model(recipe: Recipe[EvaluateOptions]) -> None:
-    """Score what a model directory or Hub id gives for `--eval_split`."""
+    """Generate with a model directory or Hub id on `--eval_split`, and score the result."""
     if recipe.data.dataset_name is None or recipe.data.eval_split is None:
-        raise RecipeError("dataset_name and eval_split say what to score; --predictions scores a file instead.")
+        raise RecipeError("Set dataset_name and eval_split to score a model, or --predictions to score a file.")
 
     from blip_recipe.data.checks import SKIPPED_FILE, check_splits, write_skipped_rows
     from blip_recipe.models.loading import load_finished
@@ -97,7 +99,7 @@ def score_model(recipe: Recipe[EvaluateOptions]) -> None:
 
 
 def report(recipe: Recipe[EvaluateOptions], results: dict[str, float], records: list[dict[str, Any]]) -> None:
-    """Write `all_results.json` and `predictions.jsonl` into `output_dir`, and the scores on stdout."""
+    """Write `all_results.json` and `predictions.jsonl` to `output_dir`, and print the scores."""
     from blip_recipe.data.storage import write_json, write_predictions
 
     write_json(recipe.output_dir / "all_results.json", dict(sorted(results.items())))

@@ -1,4 +1,4 @@
-"""Fine-tune BLIP from one recipe: read, train, score, save, describe, push.
+"""Fine-tune BLIP from one recipe: train, score, save, describe and push.
 
 python -m blip_recipe.finetune recipes/shapes_tiny.json
 accelerate launch -m blip_recipe.finetune recipes/coco_lora.json --num_train_epochs 3
@@ -10,12 +10,14 @@ from blip_recipe.errors import run_command
 from blip_recipe.recipe.arguments import FinetuneOptions
 from blip_recipe.recipe.parsing import read_recipe
 
+PROG = "python -m blip_recipe.finetune"
 
-def main(argv: list[str] | None = None) -> None:
-    """Do the main job, in order; what can be wrong is found before the first step."""
+
+def main(argv: list[str] | None = None, prog: str = PROG) -> None:
+    """Run the recipe; every error in the recipe or the data is found before the first training step."""
     recipe = read_recipe(
         FinetuneOptions,
-        prog="python -m blip_recipe.finetune",
+        prog=prog,
         description="Fine-tune BLIP for captions, answers or retrieval from one recipe, and publish the result.",
         recipe_needed=True,
         argv=argv,

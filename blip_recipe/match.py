@@ -1,4 +1,4 @@
-"""Say how well texts match a picture, or write the embeddings of many pictures and texts.
+"""Score how well texts match a picture, or write the embeddings of pictures and texts.
 
 python -m blip_recipe.match outputs/my_retriever dog.jpg "a dog on a beach" "two cats"
 python -m blip_recipe.match Salesforce/blip-itm-base-coco photos/ queries.txt --embeddings index.parquet
@@ -27,13 +27,16 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
+PROG = "python -m blip_recipe.match"
+
 TEXTS_AT_A_TIME = 256
-"""Texts that are read together."""
+"""Texts in a batch."""
 
 
-def main() -> None:
-    """Load the model, then match, or embed and write."""
-    arguments = build_parser().parse_args()
+def main(argv: list[str] | None = None, prog: str = PROG) -> None:
+    """Load the model, then print matches or write embeddings."""
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    arguments = build_parser(prog).parse_args(argv)
     if arguments.embeddings is None and len(arguments.inputs) < 2:
         raise RecipeError(f"There is {arguments.inputs[0]!r} and no text: expected a picture, then texts in quotes.")
     if arguments.embeddings:
@@ -49,12 +52,12 @@ def main() -> None:
         print(json.dumps(row, ensure_ascii=False))
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
+def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
+    """The parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m blip_recipe.match",
-        description="How well texts match a picture: a JSON line each, with the probability that they belong together "
-        "(ITM) and the cosine of their embeddings (ITC).",
+        prog=prog,
+        description="Score how well texts match a picture: one JSON line for each, with the probability of a match "
+        "(ITM) and the cosine of the embeddings (ITC).",
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help="directory or Hub id of a BLIP for image-text retrieval, full or LoRA")
@@ -69,18 +72,18 @@ def build_parser() -> argparse.ArgumentParser:
         "--embeddings",
         type=Path,
         metavar="OUT",
-        help="write unit vectors of all inputs to this .parquet, .npz or .safetensors, with their ids",
+        help="write the unit vectors and ids of all inputs to this .parquet, .npz or .safetensors file",
     )
-    add("--batch_size", type=positive, default=8, help="pictures a step (default 8)")
+    add("--batch_size", type=positive, default=8, help="pictures in a batch (default 8)")
     add_model_options(parser)
     return parser
 
 
 def load_matcher(arguments: argparse.Namespace) -> tuple[BlipForRetrieval, BlipProcessor]:
-    """The model that the arguments name, and its processor.
+    """Load the model and its processor.
 
     Raises:
-        RecipeError: It cannot be loaded, or is no BLIP of this kind.
+        RecipeError: The model cannot be loaded, or is not a BLIP for retrieval.
     """
     from blip_recipe.models.loading import load_finished
     from blip_recipe.models.pipeline import first_device, usable_device
@@ -111,7 +114,7 @@ def match_texts(
     with torch.no_grad():
         embeds = model.encode_images(pixels.to(model.device, model.dtype))
         features = model.image_features(embeds)
-        for part in parts(texts):
+        for part in batches(texts):
             tokens = tokenize_texts(processor.tokenizer, part)
             tokens = {name: values.to(model.device) for name, values in tokens.items()}
             matches = model.match_logits(embeds, **tokens).float().softmax(1)[:, MATCHING]
@@ -120,26 +123,26 @@ def match_texts(
                 yield {"image": image, "text": text, "probability": round(probability, 6), "cosine": round(cosine, 6)}
 
 
-def parts(items: list[Item]) -> Iterator[list[Item]]:
-    """`TEXTS_AT_A_TIME` of the items, and so on."""
+def batches(items: list[Item]) -> Iterator[list[Item]]:
+    """Lists of up to `TEXTS_AT_A_TIME` items."""
     return (items[start : start + TEXTS_AT_A_TIME] for start in range(0, len(items), TEXTS_AT_A_TIME))
 
 
 def read_picture(processor: BlipProcessor, name: str) -> torch.Tensor | Exception:
-    """`pixel_values` `(1, 3, height, width)` of a file or URL, or what is wrong with it."""
+    """`pixel_values` `(1, 3, height, width)` of a file or URL, or the error of reading it."""
     from blip_recipe.data.images import open_image
 
     try:
         return processor.image_processor(open_image(name), return_tensors="pt").pixel_values
-    except Exception as error:  # whatever a file holds, it is its own line and not the end
+    except Exception as error:  # a file may hold anything: the caller reports the error
         return error
 
 
 def write_all_embeddings(model: BlipForRetrieval, processor: BlipProcessor, arguments: argparse.Namespace) -> None:
-    """Embed pictures, then the lines of text files, and write all of them; what cannot be read is said on stderr.
+    """Embed the pictures, then the lines of text files, and write them; name unreadable pictures on stderr.
 
     Raises:
-        RecipeError: Nothing could be read, or a text file could not.
+        RecipeError: A text file cannot be read, or nothing can.
     """
     import torch
 
@@ -158,7 +161,7 @@ def write_all_embeddings(model: BlipForRetrieval, processor: BlipProcessor, argu
         if readable:
             pixel_values = torch.cat([pixels for _, pixels in readable]).to(model.device, model.dtype)
             found.add("image", [name for name, _ in readable], [""] * len(readable), embed_images(model, pixel_values))
-    for part in parts(lines):
+    for part in batches(lines):
         texts = [text for _, text in part]
         found.add("text", [name for name, _ in part], texts, embed_texts(model, processor, texts))
     write_embeddings(arguments.embeddings, found)
@@ -168,18 +171,17 @@ def write_all_embeddings(model: BlipForRetrieval, processor: BlipProcessor, argu
 
 
 def read_texts(name: str) -> list[tuple[str, str]]:
-    """`(FILE:LINE, text)` of the lines of a file that are not empty.
+    """The lines of a file that are not empty, as `(FILE:LINE, text)`.
 
     Raises:
-        RecipeError: It is no UTF-8 text.
+        RecipeError: The file is not UTF-8 text.
     """
     try:
         lines = Path(name).read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{name} cannot be read: {error}. Expected UTF-8 with a text a line.") from error
+        raise RecipeError(f"{name} cannot be read: {error}. Expected UTF-8 with one text a line.") from error
     return [(f"{name}:{number}", line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     run_command(main)

@@ -1,4 +1,4 @@
-"""Merge a LoRA adapter into its base, with a card that carries over what the adapter's says.
+"""Merge a LoRA adapter into its base model, and carry its model card over.
 
 python -m blip_recipe.merge outputs/coco_lora outputs/coco_lora_merged
 """
@@ -11,15 +11,12 @@ from pathlib import Path
 from blip_recipe.errors import RecipeError, run_command
 from blip_recipe.recipe.arguments import recorded_task
 
+PROG = "python -m blip_recipe.merge"
 
-def main(argv: list[str] | None = None) -> None:
-    """Read the command line, merge, save."""
-    parser = argparse.ArgumentParser(
-        prog="python -m blip_recipe.merge", description="Merge LoRA weights into a plain model."
-    )
-    parser.add_argument("adapter", metavar="ADAPTER_DIR", help="output directory of a LoRA run, or its Hub id")
-    parser.add_argument("out", metavar="OUT", type=Path, help="directory of the merged model; must not exist yet")
-    arguments = parser.parse_args(argv)
+
+def main(argv: list[str] | None = None, prog: str = PROG) -> None:
+    """Merge the adapter, and save the model with its card and recipe."""
+    arguments = build_parser(prog).parse_args(argv)
     if arguments.out.is_file() or (arguments.out.exists() and any(arguments.out.iterdir())):
         raise RecipeError(f"{arguments.out} is not empty: name a directory that does not exist yet.")
 
@@ -36,10 +33,18 @@ def main(argv: list[str] | None = None) -> None:
     model.save_pretrained(out)
     save_processor(processor, out)
     if recipe:
-        # Run again, it gives a merged model; where that is published is for the next push to say.
+        # Running this recipe gives the merged model; the next push names its repository.
         write_json(out / "recipe.json", recipe | {"merge_adapter": True, "hub_model_id": None})
     merge_card(adapter, read_repository_json(adapter, "adapter_config.json"), recipe, trainer.task, decoding, out)
     print(arguments.out)
+
+
+def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    parser = argparse.ArgumentParser(prog=prog, description="Merge LoRA weights into a plain model.")
+    parser.add_argument("adapter", metavar="ADAPTER_DIR", help="output directory of a LoRA run, or its Hub id")
+    parser.add_argument("out", metavar="OUT", type=Path, help="directory of the merged model; must not exist yet")
+    return parser
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Push a finished output directory to the Hub, from any machine and as often as you like: nothing is pushed twice.
+"""Push a finished output directory to the Hub; files that are there already are not pushed again.
 
 python -m blip_recipe.push outputs/shapes_tiny --repo_id ORG/NAME
 """
@@ -10,10 +10,12 @@ from pathlib import Path
 
 from blip_recipe.errors import RecipeError, run_command
 
+PROG = "python -m blip_recipe.push"
 
-def main() -> None:
-    """Read the command line, let card and recipe speak of the repository, push, print its URL."""
-    arguments = parse_arguments()
+
+def main(argv: list[str] | None = None, prog: str = PROG) -> None:
+    """Name the repository in card and recipe, push, and print the URL."""
+    arguments = build_parser(prog).parse_args(argv)
 
     from huggingface_hub import HfApi
 
@@ -34,14 +36,15 @@ def main() -> None:
     check_repo_id(arguments.repo_id, "--repo_id")
     check_tag(tag, "--tag")
     published_files(folder)
-    # What a run meant to keep private is not made public on another machine.
-    asked = arguments.private
-    private = read_json(folder / "recipe.json").get("hub_private_repo") if asked is None else asked
+    # A run that was to be private stays so when another machine pushes it.
+    private = arguments.private
+    if private is None:
+        private = read_json(folder / "recipe.json").get("hub_private_repo")
     api = HfApi()
     try:
         repo_id = preflight(arguments.repo_id, folder.name, private, api)
     except RecipeError as error:
-        # The directory is sound and the name is one: what is in the way is on the Hub's side.
+        # Directory and name are valid: the obstacle is on the Hub's side.
         finish = push_command(folder, arguments.repo_id, private=private, tag=tag)
         raise push_failed(f"{folder} was not pushed to {arguments.repo_id}.", error, finish, api) from error
     retarget(folder, repo_id)
@@ -52,24 +55,22 @@ def main() -> None:
     )
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line; a missing directory or name ends with code 2."""
+def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
+    """The parser of the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m blip_recipe.push",
-        description="Push a finished output directory to the Hub; nothing is pushed twice.",
+        prog=prog,
+        description="Push a finished output directory to the Hub; files that are there already are not pushed again.",
     )
     parser.add_argument("folder", metavar="DIR", type=Path, help="output directory of a run")
-    parser.add_argument("--repo_id", metavar="ORG/NAME", required=True, help="repository; made if it does not exist")
+    parser.add_argument("--repo_id", metavar="ORG/NAME", required=True, help="repository; created if it does not exist")
     parser.add_argument(
         "--private",
         action=argparse.BooleanOptionalAction,
-        help="make the repository private, if it is made now; default: as the run's hub_private_repo says",
+        help="make the repository private if it is created now; default: hub_private_repo of the run",
     )
-    parser.add_argument(
-        "--tag", help="tag for the published commit; the same files may have it already, others may not"
-    )
+    parser.add_argument("--tag", help="tag of the published commit; it may exist already on the same files only")
     parser.add_argument("--commit_message", help="default: names blip_recipe")
-    return parser.parse_args()
+    return parser
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("blip_recipe.capfilt")
 
 
-def main(argv: list[str] | None = None) -> None:
-    """List the shards, do those of this process, sum up all of them."""
-    arguments = read_arguments(argv)
+def main(argv: list[str] | None = None, prog: str = "python -m blip_recipe.capfilt") -> None:
+    """List the shards, clean those of this process, and report on all of them."""
+    arguments = read_arguments(argv, prog)
 
     from blip_recipe.capfilt.judging import Judge
     from blip_recipe.capfilt.report import report
@@ -39,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
     source = Source(arguments.data_arguments(), arguments.max_samples)
     if state.is_main_process:
         claim_output_dir(arguments, source)
-    mine = share_out(state, arguments, source)
+    mine = assign_shards(state, arguments, source)
     if mine:
         judge_shards(mine, source, Judge(arguments, state.device), arguments)
     state.wait_for_everyone()
@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def start_process() -> PartialState:
-    """This process among all; logs go to stderr, those of the first in full."""
+    """Join the other processes; logs go to stderr, in full from the first process."""
     from datetime import timedelta
 
     import datasets
@@ -56,9 +56,9 @@ def start_process() -> PartialState:
     import transformers
     from accelerate import PartialState
 
-    # Processes wait for one another at the end alone, and one may have days of work more than another.
-    patience = {"timeout": timedelta(days=365)}
-    state = PartialState(cpu=not torch.accelerator.is_available(), **patience)
+    # Processes wait for one another only at the end, and one may have days of work more than another.
+    options = {"timeout": timedelta(days=365)}
+    state = PartialState(cpu=not torch.accelerator.is_available(), **options)
     logging.basicConfig(stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("blip_recipe").setLevel(logging.INFO if state.is_main_process else logging.WARNING)
     transformers.utils.logging.set_verbosity_warning()
@@ -66,26 +66,24 @@ def start_process() -> PartialState:
     return state
 
 
-def share_out(state: PartialState, arguments: CapFiltArguments, source: Source) -> list[Shard]:
-    """The shards that this process is to do: every n-th of those that are not done."""
+def assign_shards(state: PartialState, arguments: CapFiltArguments, source: Source) -> list[Shard]:
+    """The shards of this process: every n-th of those that are not finished."""
     from accelerate.utils import broadcast_object_list
 
     from blip_recipe.capfilt.run import find_pending
 
     output_dir = Path(arguments.output_dir)
-    # As one process sees them: others may be done before the last has looked.
+    # One process lists them for all: others may finish shards before the last has looked.
     pending = broadcast_object_list([find_pending(output_dir, source.shards) if state.is_main_process else None])[0]
-    logger.info(
-        "%d of %d shards are to be done, by %d processes.", len(pending), len(source.shards), state.num_processes
-    )
+    logger.info("%d of %d shards are left, for %d processes.", len(pending), len(source.shards), state.num_processes)
     return pending[state.process_index :: state.num_processes]
 
 
 def judge_shards(shards: Sequence[Shard], source: Source, judge: Judge, arguments: CapFiltArguments) -> None:
-    """Do `shards` one after the other; each is written whole, with its note last.
+    """Clean `shards` one after the other; the note that marks a shard as finished is written last.
 
     Raises:
-        RecipeError: With `on_bad_image: fail`, a picture or a shard cannot be read.
+        RecipeError: A picture or a shard cannot be read, and `on_bad_image` is `fail`.
         SaveError: The disk is full.
     """
     from tqdm import tqdm
@@ -107,10 +105,10 @@ def judge_shards(shards: Sequence[Shard], source: Source, judge: Judge, argument
                 logger.warning("Left out %s: %s", shard.name, error)
                 write_fault(output_dir, shard, source, str(error))
             except OSError as error:
-                # What is wrong with reading is said otherwise.
+                # Errors while reading are `BadShardError`s.
                 raise SaveError(
-                    f"{shard.name} could not be written to {output_dir}: {error}. The shards that are done are whole: "
-                    "once there is room, the same command resumes."
+                    f"{shard.name} could not be written to {output_dir}: {error}. The finished shards are complete: "
+                    "make room and run the same command again to resume."
                 ) from error
             else:
                 write_note(output_dir, shard, note)
@@ -119,8 +117,8 @@ def judge_shards(shards: Sequence[Shard], source: Source, judge: Judge, argument
 
 
 ADVICE = (
-    "Repair it, or set on_bad_image to 'skip' to go on without; the same command resumes with the shards that are not "
-    "done."
+    "Repair it, or set on_bad_image to 'skip' to leave it out. Run the same command again to resume with the shards "
+    "that are not finished."
 )
 
 
@@ -128,11 +126,11 @@ def judge_shard(shard: Shard, source: Source, judge: Judge, arguments: CapFiltAr
     """Judge and write the images of a shard.
 
     Returns:
-        What was counted.
+        The counts of the shard.
 
     Raises:
-        BadShardError: It cannot be read.
-        RecipeError: With `on_bad_image: fail`, a picture cannot.
+        BadShardError: The shard cannot be read.
+        RecipeError: A picture cannot be read, and `on_bad_image` is `fail`.
     """
     from blip_recipe.capfilt.judging import BadImage
     from blip_recipe.capfilt.shard_output import extension_of, write_shard

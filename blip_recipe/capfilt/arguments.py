@@ -1,4 +1,4 @@
-"""The keys of a CapFilt recipe. Nothing here imports torch, so that `--help` answers at once."""
+"""The keys of a CapFilt recipe, and the parsing of its command line."""
 
 from __future__ import annotations
 
@@ -12,18 +12,26 @@ from transformers.hf_argparser import HfArgumentParser
 
 from blip_recipe.data.arguments import SHAPES, CaptionDataArguments
 from blip_recipe.errors import RecipeError
-from blip_recipe.recipe.file import HelpFormatter, RecipeParser, find_recipe, load_json, to_words, unknown_key
+from blip_recipe.recipe.file import find_recipe, load_recipe
+from blip_recipe.recipe.parser import (
+    HelpFormatter,
+    RecipeParser,
+    list_keys,
+    option_names,
+    to_arguments,
+    unknown_key,
+)
 
-PROG = "python -m blip_recipe.capfilt"
+# torch is not imported, so that `--help` is fast.
 
 DESCRIPTION = """\
-Clean a web data set: a captioner writes captions for its pictures, a filter keeps the texts, found or written, that
-match. The same command resumes where a run was stopped; accelerate launch or torchrun share out the shards."""
+Clean a web data set: a captioner writes captions for its pictures, and a filter keeps the texts, found or written, that
+match. Run the same command again to resume; accelerate launch or torchrun spread the shards over processes."""
 
 
 @dataclass
 class CapFiltArguments:
-    """What is read, what writes and judges, and where the result goes."""
+    """Which data are cleaned, by which models, and where the result goes."""
 
     _argument_group_name = "capfilt"
 
@@ -54,26 +62,32 @@ class CapFiltArguments:
     image_root: str | None = field(default=None, metadata={"help": "Directory that relative image paths start at."})
     max_samples: int | None = field(default=None, metadata={"help": "Only the first N images."})
     on_bad_image: Literal["fail", "skip"] = field(
-        default="fail", metadata={"help": "Stop at a picture or shard that cannot be read, or go on without it."}
+        default="fail", metadata={"help": "Stop at a picture or shard that cannot be read, or skip it."}
     )
     output_dir: str = field(default="outputs/capfilt", metadata={"help": "Where the result goes."})
     filter_threshold: float = field(
-        default=0.5, metadata={"help": "Texts whose probability of matching (ITM) is at least this are kept."}
+        default=0.5, metadata={"help": "Keep texts whose probability of matching (ITM) is at least this."}
     )
     normalize_captions: bool = field(
-        default=True, metadata={"help": "Judge texts cleaned as BLIP's authors do; they are kept as written."}
+        default=True,
+        metadata={"help": "Judge texts cleaned as BLIP's authors do; the result has them as written."},
     )
-    num_generations: int = field(default=1, metadata={"help": "Captions sampled of a picture; 0 only filters."})
+    num_generations: int = field(default=1, metadata={"help": "Captions sampled for each picture; 0 only filters."})
     prompt: str | None = field(
         default=None,
-        metadata={"help": "Words every caption starts with, which are left out; default: the captioner's own."},
+        metadata={"help": "Words every caption starts with, left out of the result; default: the captioner's own."},
     )
-    top_p: float = field(default=0.9, metadata={"help": "Nucleus that captions are sampled from (arXiv 1904.09751)."})
-    top_k: int = field(default=50, metadata={"help": "Likeliest tokens that it is cut from; 0: all."})
-    repetition_penalty: float = field(default=1.1, metadata={"help": "Penalty of tokens that stand there; 1: none."})
+    top_p: float = field(
+        default=0.9,
+        metadata={"help": "Total probability of the tokens sampled from (arXiv 1904.09751)."},
+    )
+    top_k: int = field(default=50, metadata={"help": "Sample from this many of the likeliest tokens; 0: all."})
+    repetition_penalty: float = field(
+        default=1.1, metadata={"help": "Penalty of tokens that the caption already has; 1: none."}
+    )
     min_length: int = field(default=5, metadata={"help": "Shortest caption in tokens, prompt included."})
     max_length: int = field(default=20, metadata={"help": "Longest caption in tokens, prompt included."})
-    seed: int = field(default=42, metadata={"help": "What captions are drawn from, together with the picture."})
+    seed: int = field(default=42, metadata={"help": "Seed of the sampled captions, together with the picture."})
     batch_size: int = field(default=32, metadata={"help": "Pictures captioned and judged at once."})
     bf16: bool | None = field(default=None, metadata={"help": "Compute in bfloat16; default: where the GPU has it."})
 
@@ -115,46 +129,48 @@ RANGES: dict[str, tuple[str, Any]] = {
     "batch_size": ("at least 1", lambda value: value >= 1),
     "max_samples": ("at least 1, or nothing for all", lambda value: value >= 1),
 }
-"""What keys may be that any number can be written for."""
+"""The range of each key that takes a number: its text in messages, and a test of the value."""
 
 GROUPS: list[Any] = [CapFiltArguments]
 
 
-def read_arguments(argv: list[str] | None = None) -> CapFiltArguments:
+def read_arguments(argv: list[str] | None, prog: str) -> CapFiltArguments:
     """Parse the command line: a recipe file and overrides.
 
     Args:
-        argv: The command line without the program; default: the process's own.
+        argv: The arguments of the command; `None`: those of the process.
+        prog: Name of the command in `--help`.
 
     Raises:
-        RecipeError: Something in it is unknown, of the wrong type or impossible.
+        RecipeError: A key is unknown, or a value has the wrong type or is impossible.
     """
     words = sys.argv[1:] if argv is None else argv
     if not words or "-h" in words or "--help" in words:
-        _print_help()
+        _print_help(prog)
         raise SystemExit(0 if words else 2)
     if words[0].startswith("-"):
         raise RecipeError(f"The first argument is {words[0]!r}: expected a recipe, such as recipes/capfilt_web.json.")
     file = find_recipe(words[0])
-    parser = RecipeParser(GROUPS, prog=PROG, add_help=False, allow_abbrev=False)
+    parser = RecipeParser(GROUPS, prog=prog, add_help=False, allow_abbrev=False)
     names = [each.name for each in dataclasses.fields(CapFiltArguments)]
-    lists = {action.dest for action in parser._actions if action.nargs in ("+", "*")}
-    given = [f"--output_dir=outputs/{file.stem}", *to_words(load_json(file), names, lists, words[0]), *words[1:]]
+    given = to_arguments(load_recipe(file), names, list_keys(parser), words[0])
     try:
         arguments, unknown = parser.parse_args_into_dataclasses(
-            given, return_remaining_strings=True, look_for_args_file=False
+            [f"--output_dir=outputs/{file.stem}", *given, *words[1:]],
+            return_remaining_strings=True,
+            look_for_args_file=False,
         )
     except ValueError as error:
         raise RecipeError(str(error)) from error
     if unknown:
-        known = [option.lstrip("-") for action in parser._actions for option in action.option_strings]
-        raise unknown_key(unknown[0].lstrip("-").split("=")[0].replace("-", "_"), known, "the command line")
+        key = unknown[0].lstrip("-").split("=")[0].replace("-", "_")
+        raise unknown_key(key, option_names(parser), "the command line")
     _check_places(arguments)
     return arguments
 
 
 def _check_places(arguments: CapFiltArguments) -> None:
-    """Find a missing data set, and an output directory whose files would be read as data or replace it."""
+    """Refuse a missing data set, and an output directory that holds the data or lies in it."""
     if arguments.dataset_name in (None, SHAPES):
         raise RecipeError(f"dataset_name is {arguments.dataset_name!r}: expected a Hub id or a directory.")
     data, output = (Path(str(each)).expanduser().resolve() for each in (arguments.dataset_name, arguments.output_dir))
@@ -168,11 +184,11 @@ def _check_places(arguments: CapFiltArguments) -> None:
         raise RecipeError(f"output_dir is {arguments.output_dir}, but {there} is a file: name another directory.")
 
 
-def _print_help() -> None:
+def _print_help(prog: str) -> None:
     parser = HfArgumentParser(
         GROUPS,
-        prog=PROG,
-        usage=f"{PROG} RECIPE.json [--key value ...]",
+        prog=prog,
+        usage=f"{prog} RECIPE [--key value ...]",
         description=DESCRIPTION,
         formatter_class=HelpFormatter,
     )

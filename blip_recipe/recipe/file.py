@@ -1,70 +1,94 @@
-"""The flat JSON file of a recipe: found, read, and turned into the words of a command line.
-
-Nothing here imports torch, so that `--help` answers at once.
-"""
+"""Find a recipe file, in JSON or YAML, and read its keys and values."""
 
 from __future__ import annotations
 
-import difflib
 import json
-from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from pathlib import Path
 from typing import Any, NoReturn
 
-from transformers.hf_argparser import HfArgumentParser
+import yaml
 
 from blip_recipe.data.resources import resource_folder
 from blip_recipe.errors import RecipeError
 
+SCHEMA = "recipe.schema.json"
+"""The JSON Schema of recipes, beside the packaged recipes."""
 
-class RecipeParser(HfArgumentParser):
-    """`HfArgumentParser` whose complaints are `RecipeError`s, without a usage text of two hundred lines."""
-
-    def error(self, message: str) -> NoReturn:
-        raise RecipeError(message.replace("argument --", "", 1))
+YAML_SUFFIXES = (".yaml", ".yml")
 
 
-class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
-    """Defaults beside the keys, and the epilogue as it is."""
+def packaged_recipes() -> list[Path]:
+    """The recipe files that come with the package, by name."""
+    return sorted(path for path in resource_folder("recipes").glob("*.json") if path.name != SCHEMA)
 
 
 def find_recipe(name: str) -> Path:
-    """The file `name`, or the one of that name that travels with the package.
+    """Find the file `name`, or the packaged recipe of that name.
 
     Raises:
-        RecipeError: There is none.
+        RecipeError: There is no such recipe.
     """
-    path, packaged = Path(name), resource_folder("recipes") / Path(name).name
-    if path.is_file():
-        return path
-    if path.parent in (Path(), Path("recipes")) and packaged.is_file():
-        return packaged
-    known = sorted(path.name for path in resource_folder("recipes").glob("*.json"))
-    raise RecipeError(f"There is no recipe {name!r}. The package brings: {', '.join(known)}.")
+    path = Path(name)
+    return path if path.is_file() else find_packaged_recipe(name)
 
 
-def load_json(path: Path) -> dict[str, Any]:
-    """The content of a recipe.
+def find_packaged_recipe(name: str) -> Path:
+    """Find the packaged recipe `name`: `shapes_tiny`, `shapes_tiny.json` or `recipes/shapes_tiny.json`.
 
     Raises:
-        RecipeError: It is no UTF-8, no JSON or no object of keys and values, or has a key twice.
+        RecipeError: There is no such recipe.
     """
+    path, packaged = Path(name), packaged_recipes()
+    if path.parent in (Path(), Path("recipes")):
+        for recipe in packaged:
+            if path.name in (recipe.name, recipe.stem):
+                return recipe
+    raise RecipeError(
+        f"There is no recipe {name!r}. The packaged recipes are: {', '.join(recipe.name for recipe in packaged)}."
+    )
+
+
+def load_recipe(path: Path) -> dict[str, Any]:
+    """Read a recipe: YAML if the file's name ends in `.yaml` or `.yml`, else JSON.
+
+    The key `$schema`, which tells an editor where the schema is, is left out.
+
+    Raises:
+        RecipeError: The file is not UTF-8, has a syntax error, is not one mapping of keys to values, or has a key
+            twice.
+    """
+    is_yaml = path.suffix.lower() in YAML_SUFFIXES
+    kind = "YAML" if is_yaml else "JSON"
     try:
-        content = json.loads(
-            path.read_text(encoding="utf-8-sig"), object_pairs_hook=_no_key_twice, parse_constant=_no_constant
-        )
+        text = path.read_text(encoding="utf-8-sig")
+        content = _read_yaml(text) if is_yaml else _read_json(text)
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{path} is no UTF-8 text ({error}): save it as UTF-8.") from error
+        raise RecipeError(f"{path} is not UTF-8 text ({error}): save it as UTF-8.") from error
     except RecursionError as error:
-        raise RecipeError(f"{path} cannot be read as JSON: it is nested too deeply for a flat recipe.") from error
-    except (ValueError, OSError) as error:
-        raise RecipeError(f"{path} cannot be read as JSON: {error}") from error
+        raise RecipeError(f"{path} cannot be read as {kind}: it is nested too deeply for a flat recipe.") from error
+    except (ValueError, OSError, yaml.YAMLError) as error:
+        raise RecipeError(f"{path} cannot be read as {kind}: {_describe(error)}.") from error
     if not isinstance(content, dict):
-        raise RecipeError(f"{path} holds a JSON {type(content).__name__}: expected one flat object of keys and values.")
-    return content
+        raise RecipeError(
+            f"{path} holds a {kind} {type(content).__name__}: expected one flat object of keys and values."
+        )
+    return {key: value for key, value in content.items() if key != "$schema"}
 
 
-def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _describe(error: Exception) -> str:
+    """One line about an error, with the line of the file where it is known."""
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark = error.problem_mark or error.context_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        return place + ", ".join(text for text in (error.context, error.problem) if text)
+    return str(error)
+
+
+def _read_json(text: str) -> Any:
+    return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
@@ -73,44 +97,65 @@ def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number that JSON knows")
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number in JSON")
 
 
-def to_words(recipe: dict[str, Any], names: list[str], lists: set[str], file: str) -> list[str]:
-    """The recipe as command-line words, so that JSON and command line are read, typed and refused in one way.
+def _read_yaml(text: str) -> Any:
+    """Read YAML without its surprises.
 
-    Args:
-        recipe: Its content.
-        names: The keys that there are.
-        lists: Those that take several values.
-        file: What it is called in messages.
-
-    Raises:
-        RecipeError: It has another key, or several values for one.
+    A plain value is kept as it is written, and read by the type of its key, as on the command line: `1e-5` is a number
+    where the key is one, `no` is a choice of `eval_strategy`, and `007` or `2026-01-01` is a tag. Only `null`, `~` and
+    an empty value are special.
     """
-    words: list[str] = []
-    for key, value in recipe.items():
-        if key not in names:
-            raise unknown_key(key, names, file)
-        if isinstance(value, list):
-            if key not in lists or any(isinstance(each, (dict, list)) or each is None for each in value):
-                expected = "a list of plain values" if key in lists else "one value"
-                raise RecipeError(f"{file}: {key} is {json.dumps(value):.60}: expected {expected}.")
-            words += [f"--{key}", *map(_to_word, value)]
-        elif value is not None:
-            words.append(f"--{key}={_to_word(value)}")
-    return words
+    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    if isinstance(root, yaml.MappingNode):
+        return _yaml_mapping(root, set(), typed=False)
+    return None if root is None else _yaml_value(root, set(), typed=False)
 
 
-def _to_word(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return json.dumps(value) if isinstance(value, dict) else str(value)
+PLAIN_TAGS = {
+    f"tag:yaml.org,2002:{name}"
+    for name in ("str", "int", "float", "bool", "null", "timestamp", "merge", "value", "seq", "map")
+}
+"""The tags that PyYAML gives to values that are written without one."""
 
 
-def unknown_key(key: str, names: list[str], where: str) -> RecipeError:
-    """The error that names the key which is nearest to `key` among `names`."""
-    nearest = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-    hint = f" Did you mean {nearest[0]!r}?" if nearest else " `--help` lists the keys."
-    return RecipeError(f"{where}: there is no key {key!r}.{hint}")
+def _yaml_value(node: yaml.Node, seen: set[int], *, typed: bool) -> Any:
+    """The value of a node; `typed` reads plain scalars as JSON does, for values that have no key of their own."""
+    if node.tag not in PLAIN_TAGS:
+        raise _yaml_error(node, f"the tag {node.tag!r} is not allowed: write a plain value")
+    if isinstance(node, yaml.ScalarNode):
+        if node.tag.endswith(":null"):
+            return None
+        return _json_value(node.value) if typed and node.style is None else node.value
+    if id(node) in seen:
+        raise _yaml_error(node, "an alias (*name) repeats a list or mapping: write it out")
+    seen.add(id(node))
+    if isinstance(node, yaml.MappingNode):
+        return _yaml_mapping(node, seen, typed=True)
+    return [_yaml_value(each, seen, typed=typed) for each in node.value]
+
+
+def _yaml_mapping(node: yaml.MappingNode, seen: set[int], *, typed: bool) -> dict[str, Any]:
+    content: dict[str, Any] = {}
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise _yaml_error(key, "a key must be a name")
+        if key.value in content:
+            raise _yaml_error(key, f"the key {key.value!r} stands there twice")
+        content[key.value] = _yaml_value(value, seen, typed=typed)
+    return content
+
+
+def _json_value(text: str) -> Any:
+    """The number or truth value that JSON reads in `text`, else `text`."""
+    try:
+        value = json.loads(text.lower() if text.lower() in ("true", "false") else text, parse_constant=_refuse_constant)
+    except ValueError:
+        return text
+    return value if isinstance(value, (bool, int, float)) else text
+
+
+def _yaml_error(node: yaml.Node, problem: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)

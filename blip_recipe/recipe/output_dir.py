@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from blip_recipe.data.storage import read_json, write_json
 from blip_recipe.errors import RecipeError
-from blip_recipe.recipe.recipe import OF_ONE_RUN
+from blip_recipe.recipe.recipe import ONE_START_KEYS
 from blip_recipe.training.arguments import MAY_CHANGE
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def find_run(recipe: Recipe[FinetuneOptions]) -> Run:
     changed = [
         f"{key} (was {_value(run.given, key, recipe)!r}, is {_value(recipe.given, key, recipe)!r})"
         for key in keys
-        if key not in OF_ONE_RUN
+        if key not in ONE_START_KEYS
         and not MAY_CHANGE.fullmatch(key)
         and _value(run.given, key, recipe) != _value(recipe.given, key, recipe)
     ]
@@ -71,5 +71,5 @@ def _value(given: dict[str, Any], key: str, recipe: Recipe[FinetuneOptions]) -> 
 def note_run(recipe: Recipe[FinetuneOptions], resolved: dict[str, Any], *, finished: bool) -> None:
     """Note whose the output directory is, and how far its run is."""
     revisions = {key: resolved.get(key) for key in ("model_revision", "dataset_revision")}
-    given = {key: value for key, value in recipe.given.items() if key not in OF_ONE_RUN}
+    given = {key: value for key, value in recipe.given.items() if key not in ONE_START_KEYS}
     write_json(recipe.output_dir / RUN, {"given": given, **revisions, "finished": finished})

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from blip_recipe.training.task import Task
     from blip_recipe.training.trainer import BlipTrainer
 
-OF_ONE_RUN = (
+ONE_START_KEYS = (
     "dry_run",
     "overwrite_output_dir",
     "hub_tag",
@@ -78,7 +78,7 @@ class Recipe(Generic[Options]):
 
     def to_json(self, **resolved: Any) -> dict[str, Any]:
         """The recipe to run again: what was given, with `resolved` values (pinned revisions, full repo name) put in."""
-        lasting = {key: value for key, value in self.given.items() if key not in OF_ONE_RUN}
+        lasting = {key: value for key, value in self.given.items() if key not in ONE_START_KEYS}
         recipe = lasting | {key: value for key, value in resolved.items() if value is not None}
         # Where the run was written is nobody's business but the user's; its last name is enough to run it again.
         return recipe | {"output_dir": f"outputs/{self.output_dir.name}"}
