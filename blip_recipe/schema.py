@@ -121,7 +121,7 @@ def finetune_properties() -> dict[str, Properties]:
     """The properties of a recipe of `finetune`, by task, and for the second stage of captioning."""
     from blip_recipe.recipe.training_arguments import TRAINING_ARGUMENTS
 
-    found = {}
+    found: dict[str, Properties] = {}
     for task, keys in TASKS.items():
         for stage in keys.stages:
             training = TRAINING_ARGUMENTS[task][stage]

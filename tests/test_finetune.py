@@ -22,6 +22,7 @@ from hub_server import WRITE_TOKEN, HubServer
 from huggingface_hub import ModelCard
 
 from blip_recipe.data.resources import resource_folder
+from blip_recipe.recipe.file import packaged_recipes
 
 PUBLISHED = {
     "lora": {"adapter_config.json", "adapter_model.safetensors"},
@@ -164,6 +165,7 @@ DRY_RUNS = """
 import json, sys
 from blip_recipe.finetune import main
 from blip_recipe.data.resources import resource_folder
+from blip_recipe.recipe.file import packaged_recipes
 for recipe in sys.argv[2:]:
     options = ["--max_train_samples", "64", "--max_eval_samples", "16"] if recipe.startswith("shapes") else []
     if recipe in ("my_folder", "capfilt_train"):
@@ -179,8 +181,7 @@ for recipe in sys.argv[2:]:
 
 
 def test_every_recipe_can_be_dry_run_and_writes_nothing(hub: HubServer, tmp_path: Path) -> None:
-    recipes = sorted(resource_folder("recipes").glob("*.json"))
-    names = [path.stem for path in recipes if "filter_threshold" not in json.loads(path.read_text())]
+    names = [path.stem for path in packaged_recipes() if "filter_threshold" not in json.loads(path.read_text())]
     hub.publish_model("lab/tiny", hub.files("Salesforce/blip-image-captioning-base"))
     publish_other_bases(hub, tmp_path / "bases")
     before = len(hub.repositories)

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from blip_recipe.capfilt.arguments import CapFiltArguments, read_arguments
+from blip_recipe.capfilt.arguments import PROG, CapFiltArguments, read_arguments
 from blip_recipe.errors import RecipeError, SaveError, run_command
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("blip_recipe.capfilt")
 
 
-def main(argv: list[str] | None = None, prog: str = "python -m blip_recipe.capfilt") -> None:
+def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     """List the shards, clean those of this process, and report on all of them."""
     arguments = read_arguments(argv, prog)
 

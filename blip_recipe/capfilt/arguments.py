@@ -24,6 +24,8 @@ from blip_recipe.recipe.parser import (
 
 # torch is not imported, so that `--help` is fast.
 
+PROG = "python -m blip_recipe.capfilt"
+
 DESCRIPTION = """\
 Clean a web data set: a captioner writes captions for its pictures, and a filter keeps the texts, found or written, that
 match. Run the same command again to resume; accelerate launch or torchrun spread the shards over processes."""
@@ -134,11 +136,11 @@ RANGES: dict[str, tuple[str, Any]] = {
 GROUPS: list[Any] = [CapFiltArguments]
 
 
-def read_arguments(argv: list[str] | None, prog: str) -> CapFiltArguments:
+def read_arguments(argv: list[str] | None = None, prog: str = PROG) -> CapFiltArguments:
     """Parse the command line: a recipe file and overrides.
 
     Args:
-        argv: The arguments of the command; `None`: those of the process.
+        argv: The arguments of the command; default: those of the process.
         prog: Name of the command in `--help`.
 
     Raises:

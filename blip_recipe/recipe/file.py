@@ -108,7 +108,11 @@ def _read_yaml(text: str) -> Any:
     where the key is one, `no` is a choice of `eval_strategy`, and `007` or `2026-01-01` is a tag. Only `null`, `~` and
     an empty value are special.
     """
-    root = yaml.compose(text, Loader=yaml.SafeLoader)
+    try:
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise ValueError(f"line {line}: the character {chr(error.character)!r} is not allowed") from error
     if isinstance(root, yaml.MappingNode):
         return _yaml_mapping(root, set(), typed=False)
     return None if root is None else _yaml_value(root, set(), typed=False)

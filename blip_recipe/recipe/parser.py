@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -19,7 +20,8 @@ class RecipeParser(HfArgumentParser):
     """`HfArgumentParser` that raises `RecipeError` instead of printing a usage text of two hundred lines."""
 
     def error(self, message: str) -> NoReturn:
-        raise RecipeError(message.replace("argument --", "", 1))
+        # argparse names every spelling of an option.
+        raise RecipeError(re.sub(r"^argument --(\w+)[^:]*", r"\1", message))
 
 
 class HelpFormatter(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):

@@ -81,15 +81,15 @@ def read_recipe(
     groups: list[Any] = [keys.model, keys.data, TaskArguments, options, TRAINING_ARGUMENTS[task][stage]]
     parser = RecipeParser(groups, prog=prog, add_help=False, allow_abbrev=False)
     names: list[str] = names_of(*groups)
-    lists = list_keys(parser)
+    lists: set[str] = list_keys(parser)
     chosen = f"task is {task!r}" if stage == "xe" else f"stage is {stage!r}"
-    content = _drop_other_tasks(content, names, chosen)
-    given_arguments = [*to_arguments(content, names, lists, arguments[0]), *overrides]
-    defaults = {key: value for key, value in defaults.items() if key in names}
+    own: dict[str, Any] = _drop_other_tasks(content, names, chosen)
+    given_arguments: list[str] = [*to_arguments(own, names, lists, arguments[0]), *overrides]
+    known_defaults: dict[str, Any] = {key: value for key, value in defaults.items() if key in names}
     default_dir = f"outputs/{file.stem}" if file and recipe_needed else "outputs/evaluate"
     model, data, task_arguments, command, training, unknown = _parse(
         parser,
-        [f"--output_dir={default_dir}", *to_arguments(defaults, names, lists, "recipe.json"), *given_arguments],
+        [f"--output_dir={default_dir}", *to_arguments(known_defaults, names, lists, "recipe.json"), *given_arguments],
     )
     _refuse_unknown(unknown, parser, f"task is {task!r}" if task_arguments.stage == "xe" else f"stage is {stage!r}")
     given = _given_keys(parser, given_arguments)

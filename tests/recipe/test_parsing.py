@@ -10,16 +10,16 @@ import pytest
 
 from blip_recipe.captioning.arguments import CaptionArguments
 from blip_recipe.data.arguments import CaptionDataArguments
-from blip_recipe.data.resources import resource_folder
 from blip_recipe.errors import RecipeError
 from blip_recipe.recipe.arguments import EvaluateOptions, FinetuneOptions, names_of
 from blip_recipe.recipe.checks import check_recipe
+from blip_recipe.recipe.file import packaged_recipes
 from blip_recipe.recipe.parsing import read_recipe
 from blip_recipe.recipe.recipe import Recipe
 
 RECIPES = [
     path
-    for path in sorted(resource_folder("recipes").glob("*.json"))
+    for path in packaged_recipes()
     if "filter_threshold" not in json.loads(path.read_text())  # read by another command, and in tests/test_capfilt.py
 ]
 
