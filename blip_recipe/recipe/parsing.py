@@ -87,11 +87,11 @@ def read_recipe(
     given_arguments: list[str] = [*to_arguments(own, names, lists, arguments[0]), *overrides]
     known_defaults: dict[str, Any] = {key: value for key, value in defaults.items() if key in names}
     default_dir = f"outputs/{file.stem}" if file and recipe_needed else "outputs/evaluate"
-    model, data, task_arguments, command, training, unknown = _parse(
+    model, data, _, command, training, unknown = _parse(
         parser,
         [f"--output_dir={default_dir}", *to_arguments(known_defaults, names, lists, "recipe.json"), *given_arguments],
     )
-    _refuse_unknown(unknown, parser, f"task is {task!r}" if task_arguments.stage == "xe" else f"stage is {stage!r}")
+    _refuse_unknown(unknown, parser, chosen)
     given = _given_keys(parser, given_arguments)
     # Trainer's own push ignores its failures and uploads pickles: this package pushes, once, at the end.
     push_to_hub, training.push_to_hub = training.push_to_hub, False
