@@ -179,7 +179,7 @@ def _check_places(arguments: CapFiltArguments) -> None:
     if data.is_dir() and (output == data or data in output.parents or output in data.parents):
         raise RecipeError(
             f"output_dir is {arguments.output_dir} and dataset_name {arguments.dataset_name}: one lies in the other, "
-            "and what is written would be read as data. Name another output_dir."
+            "so that the results would be read as data. Name another output_dir."
         )
     there = next(path for path in (output, *output.parents) if path.exists())
     if not there.is_dir():

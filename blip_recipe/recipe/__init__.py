@@ -1,1 +1,1 @@
-"""Recipes: the file, the command line, checks across keys, the plan."""
+"""Read recipes, check them, and run them."""

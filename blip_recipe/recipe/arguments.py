@@ -1,4 +1,4 @@
-"""The keys of recipes: which classes of arguments make up the recipe of a task. Imports no torch."""
+"""List the argument classes that make up the recipe of each task."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from blip_recipe.retrieval.arguments import RetrievalArguments, RetrievalModelAr
 from blip_recipe.training.arguments import BlipArguments
 from blip_recipe.vqa.arguments import VqaArguments, VqaDataArguments, VqaModelArguments
 
+# torch is not imported, so that `--help` is fast.
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -23,48 +25,51 @@ Stage = Literal["xe", "scst"]
 
 @dataclass
 class TaskArguments:
-    """What BLIP learns."""
+    """Which task BLIP is trained for."""
 
     _argument_group_name = "task"
 
     task: TaskName = field(
         default="captioning",
         metadata={
-            "help": "To write captions, to answer questions (vqa), or to find pictures of texts and texts of pictures "
+            "help": "Write captions (captioning), answer questions (vqa), or find texts by picture and pictures by text "
             "(retrieval). --help --task TASK shows the keys of a task."
         },
     )
     stage: Stage = field(
         default="xe",
         metadata={
-            "help": "captioning: cross entropy, or self-critical training (arXiv 1612.00563) of a model after that."
+            "help": "For captioning: train with cross entropy (xe), or continue a trained model with self-critical "
+            "training (scst, arXiv 1612.00563)."
         },
     )
 
 
 @dataclass
 class FinetuneOptions:
-    """Options of one start of `finetune`."""
+    """Options of `finetune` that are not part of the recipe it records."""
 
     _argument_group_name = "command"
 
     dry_run: bool = field(default=False, metadata={"help": "Print the plan and stop before the first step."})
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Start afresh instead of resuming."})
+    overwrite_output_dir: bool = field(
+        default=False, metadata={"help": "Delete the run in output_dir and start again, instead of resuming it."}
+    )
     hub_tag: str | None = field(default=None, metadata={"help": "Tag of the published commit, such as 'v1'."})
 
 
 @dataclass
 class EvaluateOptions:
-    """Options of one start of `evaluate`."""
+    """Options of `evaluate`."""
 
     _argument_group_name = "command"
 
-    predictions: str | None = field(default=None, metadata={"help": "Captions to score, without any model."})
-    references: str | None = field(default=None, metadata={"help": "Captions to score them against."})
+    predictions: str | None = field(default=None, metadata={"help": "File of captions to score instead of a model."})
+    references: str | None = field(default=None, metadata={"help": "File of reference captions for --predictions."})
 
 
 class TaskKeys(NamedTuple):
-    """The classes of arguments of a task, those of its trainer by stage."""
+    """The argument classes of a task; those of its trainer by stage."""
 
     model: type[ModelArguments]
     data: type[DataArguments]
@@ -79,12 +84,12 @@ TASKS: dict[TaskName, TaskKeys] = {
 
 
 def names_of(*groups: Any) -> list[str]:
-    """The keys of classes of arguments."""
+    """The keys of some argument classes."""
     return [each.name for group in groups for each in dataclasses.fields(group) if each.init]
 
 
 def owner_of(key: str) -> str | None:
-    """The task, or the stage, that a key belongs to; None where there is no such key."""
+    """The task or stage that has a key, such as `task 'vqa'`; `None` if none has it."""
     for task, keys in TASKS.items():
         for stage, arguments in keys.stages.items():
             if key in names_of(keys.model, keys.data, arguments):
@@ -93,10 +98,10 @@ def owner_of(key: str) -> str | None:
 
 
 def recorded_task(recipe: Mapping[str, Any]) -> TaskName:
-    """The task in a model's own `recipe.json`, which may be anybody's.
+    """The task that a model's `recipe.json` records; the file is not trusted.
 
     Raises:
-        RecipeError: There is no such task.
+        RecipeError: The task does not exist.
     """
     task = recipe.get("task", "captioning")
     if not isinstance(task, str) or task not in TASKS:

@@ -1,4 +1,4 @@
-"""The model of a recipe, ready to train."""
+"""Build the model of a recipe, ready to train."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 def build_model(recipe: Recipe[Any], rows: Dataset) -> tuple[Any, BlipProcessor]:
-    """The model that is trained on `rows`, and its processor, once it is sure that the recipe fits them.
+    """Load or create the model to train on `rows` and its processor, and check that the recipe fits them.
 
     Raises:
-        RecipeError: There is no such model, or it cannot do what the recipe says.
+        RecipeError: There is no such model, or it does not fit the recipe.
     """
     arguments, task = recipe.model, recipe.task
     set_seed(recipe.training.seed)

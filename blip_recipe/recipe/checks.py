@@ -1,4 +1,4 @@
-"""Checks across the keys of a recipe, and against the model that it names."""
+"""Check the values of a recipe, against each other and against the model."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ RANGES: dict[str, Range] = {
     "lora_alpha": AT_LEAST_ONE,
     "lora_dropout": SHARE,
 }
-"""Keys that any number can be written for, but not trained with."""
+"""The range of each key that takes a number: its text in messages, and a test of the value."""
 
 SPLIT_KEYS = ("train_split", "eval_split", "test_split")
 
@@ -49,10 +49,10 @@ SMALLEST_4BIT_WIDTH = 64
 
 
 def check_values(recipe: Recipe[Any]) -> None:
-    """Find numbers out of range, empty names of splits, and an `output_dir` that can be no directory.
+    """Check the ranges of numbers, the names of splits, and `output_dir`.
 
     Raises:
-        RecipeError: Names the key, its value and what it may be.
+        RecipeError: A value is wrong. The message names the key, its value and what is expected.
     """
     values = vars(recipe.training) | vars(recipe.data) | vars(recipe.model)
     for key, (expected, is_right) in RANGES.items():
@@ -68,30 +68,30 @@ def check_values(recipe: Recipe[Any]) -> None:
 
 
 def check_output_dir(recipe: Recipe[Any]) -> None:
-    """Find an `output_dir` that cannot be written, or that holds the model which is read.
+    """Check that `output_dir` can be written and does not hold the model that is trained.
 
     Raises:
-        RecipeError: It is one.
+        RecipeError: It cannot be used.
     """
     output_dir = Path(os.path.abspath(recipe.output_dir))  # noqa: PTH100 - links stay as they are
     there = next(path for path in (output_dir, *output_dir.parents) if path.exists())
     if not there.is_dir():
         raise RecipeError(f"output_dir is {recipe.output_dir}, but {there} is a file: name another directory.")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise RecipeError(f"output_dir is {recipe.output_dir}, but {there} may not be written: name another directory.")
+        raise RecipeError(f"output_dir is {recipe.output_dir}, but {there} is not writable: name another directory.")
     model = Path(recipe.model.model_name_or_path).expanduser()
     if output_dir.exists() and model.exists() and output_dir.samefile(model):
         raise RecipeError(
-            f"output_dir and model_name_or_path are both {recipe.output_dir}: what is written there would replace the "
-            "model that is read. Name another output_dir."
+            f"output_dir and model_name_or_path are both {recipe.output_dir}: the run would overwrite the "
+            "model that it reads. Name another output_dir."
         )
 
 
 def check_model(recipe: Recipe[FinetuneOptions], model: Any) -> None:
-    """Find keys of the recipe that the built model cannot keep to.
+    """Check the recipe against the model that was built.
 
     Raises:
-        RecipeError: Names the key, its value and what the model has.
+        RecipeError: A value does not fit. The message names the key, its value and what the model has.
     """
     vision = model.config.vision_config
     if recipe.model.image_size is not None and recipe.model.image_size % vision.patch_size:
@@ -111,10 +111,10 @@ def check_model(recipe: Recipe[FinetuneOptions], model: Any) -> None:
 
 
 def check_quantisable(model: ModelArguments, model_class: type[StockModel]) -> None:
-    """Find a base model whose layers are too narrow for 4 bits, before it is loaded.
+    """Check that the layers of the base model are wide enough for 4 bits, before it is loaded.
 
     Raises:
-        RecipeError: It is one, or it is no BLIP of the kind of `model_class`.
+        RecipeError: They are too narrow, or the model is not a BLIP of `model_class`.
     """
     if not model.load_in_4bit:
         return
@@ -130,16 +130,16 @@ def check_quantisable(model: ModelArguments, model_class: type[StockModel]) -> N
     width = min(config.text_config.hidden_size, config.vision_config.hidden_size)
     if width < SMALLEST_4BIT_WIDTH:
         raise RecipeError(
-            f"load_in_4bit is true, but {model.model_name_or_path} has layers of {width}: expected at least "
-            f"{SMALLEST_4BIT_WIDTH}. Use load_in_8bit or neither."
+            f"load_in_4bit is true, but {model.model_name_or_path} has layers of width {width}: expected at least "
+            f"{SMALLEST_4BIT_WIDTH}. Use load_in_8bit, or no quantisation."
         )
 
 
 def check_recipe(recipe: Recipe[FinetuneOptions]) -> None:
-    """Find what cannot be trained before anything is loaded.
+    """Check the keys against each other, before anything is loaded.
 
     Raises:
-        RecipeError: Keys that contradict each other.
+        RecipeError: Keys contradict each other, or a needed one is missing.
     """
     model, data, training = recipe.model, recipe.data, recipe.training
     if data.dataset_name is None:
@@ -156,7 +156,7 @@ def check_recipe(recipe: Recipe[FinetuneOptions]) -> None:
     recipe.task.check(model, data, training)
     if training.eval_strategy != "no" and data.eval_split is None:
         raise RecipeError(
-            f"eval_strategy is {str(training.eval_strategy)!r}, but eval_split does not say what to score."
+            f"eval_strategy is {str(training.eval_strategy)!r}, but eval_split is missing: name the split to score."
         )
     _check_push(recipe)
     _check_resumption(training)
@@ -177,26 +177,26 @@ def _check_push(recipe: Recipe[FinetuneOptions]) -> None:
         )
     if recipe.push_to_hub and training.hub_revision is not None:
         raise RecipeError(
-            f"hub_revision is {training.hub_revision!r}, but a finished model is pushed to main: leave it out; hub_tag "
-            "names what is published."
+            f"hub_revision is {training.hub_revision!r}, but a finished model is pushed to main: leave it out. hub_tag "
+            "tags the published commit."
         )
 
 
 def _check_resumption(training: BlipTrainingArguments) -> None:
     if training.resume_from_checkpoint in ("true", "True", "last", "false", "False"):
-        training.resume_from_checkpoint = None  # resuming from the newest is what a rerun does anyway
+        training.resume_from_checkpoint = None  # a rerun resumes from the newest checkpoint anyway
     if training.resume_from_checkpoint and not Path(training.resume_from_checkpoint, "trainer_state.json").is_file():
         raise RecipeError(
-            f"resume_from_checkpoint is {training.resume_from_checkpoint!r}, which is no checkpoint: expected a "
-            "directory with trainer_state.json. Leave it out to go on from the newest checkpoint in output_dir."
+            f"resume_from_checkpoint is {training.resume_from_checkpoint!r}, which is not a checkpoint: expected a "
+            "directory with trainer_state.json. Leave it out to resume from the newest checkpoint in output_dir."
         )
 
 
 def _check_sharding(recipe: Recipe[FinetuneOptions]) -> None:
-    """Find what cannot be trained with FSDP, where it is asked for.
+    """Check that nothing contradicts FSDP, if FSDP is requested.
 
     Raises:
-        RecipeError: Names what is asked for together with it.
+        RecipeError: FSDP does not work with another setting, which the message names.
     """
     from blip_recipe.training.sharding import is_env_true, is_fsdp_requested
 
@@ -205,7 +205,7 @@ def _check_sharding(recipe: Recipe[FinetuneOptions]) -> None:
         return
     if "LOCAL_RANK" not in os.environ:
         raise RecipeError(
-            "FSDP is asked for, but there is one process: start the command with `accelerate launch` or `torchrun`, or "
+            "FSDP is set, but there is one process: start the command with `accelerate launch` or `torchrun`, or "
             "leave fsdp out."
         )
     plugin: dict[str, Any] = training.fsdp_plugin_args or {"fsdp_version": int(os.environ.get("FSDP_VERSION", "1"))}
@@ -223,6 +223,6 @@ def _check_sharding(recipe: Recipe[FinetuneOptions]) -> None:
     }
     if wrong := next((name for name, is_given in asked.items() if is_given), None):
         raise RecipeError(
-            f"FSDP and {wrong} are asked for, which do not go together here: leave one of them out. BLIP has under "
+            f"FSDP and {wrong} are set, but do not work together: leave one of them out. BLIP has under "
             "half a billion parameters: without FSDP, several processes train it with DistributedDataParallel."
         )

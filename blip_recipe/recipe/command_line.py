@@ -1,4 +1,4 @@
-"""Options of the commands that use a finished model: where and how it runs."""
+"""Define the options of the commands that use a finished model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def positive(text: str) -> int:
-    """A whole number from 1 on, for `argparse`."""
+    """Parse an integer of at least 1, for `argparse`."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not positive")
@@ -15,22 +15,27 @@ def positive(text: str) -> int:
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of how a model is loaded."""
+    """Add the options for loading a model."""
     add = parser.add_argument
-    add("--device", help="such as cpu, cuda:1; default the first accelerator, else the CPU")
-    add("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"), help="default auto: as saved")
+    add("--device", help="such as cpu or cuda:1; default: the first accelerator, else the CPU")
+    add(
+        "--dtype",
+        default="auto",
+        choices=("auto", "float32", "bfloat16", "float16"),
+        help="precision; default: auto, as the weights were saved",
+    )
     add("--revision", help="branch, tag or commit of a model on the Hub")
     add("--allow_pickle", action="store_true", help="also read weights in pickle files; only tensors are unpickled")
     add("--trust_remote_code", action="store_true", help="run code that comes with the model's configuration")
 
 
 def load_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What `add_model_options` read, as arguments of a pipeline."""
+    """The options of `add_model_options` as arguments of a pipeline."""
     return {
         name: getattr(arguments, name) for name in ("device", "dtype", "revision", "allow_pickle", "trust_remote_code")
     }
 
 
 def decoding_options(arguments: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
-    """The decoding that is asked for; what is left out is the model's own."""
+    """The decoding options that were given; the model's own apply for the others."""
     return {name: value for name in names if (value := getattr(arguments, name)) is not None}

@@ -1,4 +1,4 @@
-"""The steps of the main job, in their order."""
+"""Run the steps of `finetune`, in the order of this file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from blip_recipe.models.loading import load_finished
 from blip_recipe.recipe.building import build_model
 from blip_recipe.recipe.checks import check_recipe
 from blip_recipe.recipe.logs import set_up_logs
-from blip_recipe.recipe.output_dir import RUN, Run, find_run, note_run
+from blip_recipe.recipe.output_dir import RUN, Run, find_run, record_run
 from blip_recipe.recipe.plan import format_plan
 from blip_recipe.training.checkpoints import clear_output_dir, flush_files, last_checkpoint
 from blip_recipe.training.publishing import check_published
@@ -68,12 +68,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Splits:
-    """The rows of a run.
+    """The data of a run.
 
     Attributes:
-        rows: Of each split by role, `train`, `eval` and `test`; of a stream the first ones.
+        rows: The rows of each split by role (`train`, `eval`, `test`); of a stream, the first rows.
         skipped: Rows that cannot be used.
-        stream: The training split, where it is read while training.
+        stream: The training split, if it is read while training.
     """
 
     rows: dict[str, Dataset]
@@ -82,20 +82,20 @@ class Splits:
 
     @property
     def train(self) -> Dataset | ShardedSplit:
-        """What is trained on."""
+        """The training data."""
         return self.stream or self.rows["train"]
 
     @property
     def scored_role(self) -> str | None:
-        """The split that finished models are scored on: `test`, or `eval` where there is no other."""
+        """The split that the finished model is scored on: `test`, else `eval`."""
         return next((role for role in ("test", "eval") if role in self.rows), None)
 
 
 def find_repository(recipe: Recipe[FinetuneOptions]) -> str | None:
-    """The full name of the repository that the result will be pushed to, once it is sure that it can be.
+    """Check that the result can be pushed, and return the full name of its repository; `None` without a push.
 
     Raises:
-        RecipeError: It cannot.
+        RecipeError: The result cannot be pushed.
     """
     training = recipe.training
     check_tag(recipe.options.hub_tag, "hub_tag")
@@ -105,7 +105,7 @@ def find_repository(recipe: Recipe[FinetuneOptions]) -> str | None:
 
 
 def pin_sources(recipe: Recipe[FinetuneOptions], run: Run) -> Sources:
-    """Where model and data come from; what is loaded from the Hub is loaded at the commit that the run began with."""
+    """Pin the base model and the data set to the commits that the run started with, and return them."""
     model, data = recipe.model, recipe.data
     base = read_source(model.model_name_or_path, "model", run.model_revision or model.model_revision)
     dataset = read_source(str(data.dataset_name), "dataset", run.dataset_revision or data.dataset_revision)
@@ -120,7 +120,7 @@ def pin_sources(recipe: Recipe[FinetuneOptions], run: Run) -> Sources:
 
 
 def load_dataset_splits(recipe: Recipe[FinetuneOptions]) -> Splits:
-    """The splits that the recipe names; every row of them is checked.
+    """Load the splits that the recipe names, and check every row.
 
     Raises:
         RecipeError: There is no such data set or split, or a row cannot be used.
@@ -138,13 +138,13 @@ def load_dataset_splits(recipe: Recipe[FinetuneOptions]) -> Splits:
 def plan_run(
     recipe: Recipe[FinetuneOptions], splits: Splits, model: Any, processor: BlipProcessor, repo_id: str | None
 ) -> str:
-    """What the run will do, one fact a line; chooses gradient checkpointing where a step would not fit."""
+    """Describe the run, one fact a line; turns on gradient checkpointing if a step would not fit in memory."""
     peak = recipe.trainer.estimate_memory(model, recipe.training, splits.rows["train"], processor)
     return format_plan(recipe, model, count_rows(recipe, splits), repo_id, peak, splits.stream, len(splits.skipped))
 
 
 def count_rows(recipe: Recipe[FinetuneOptions], splits: Splits) -> dict[str, tuple[int, int]]:
-    """Rows and texts of each split by role."""
+    """The numbers of rows and texts of each split, by role."""
     return {role: (len(rows), sum(map(len, rows[recipe.trainer.task.texts]))) for role, rows in splits.rows.items()}
 
 
@@ -152,17 +152,17 @@ def count_rows(recipe: Recipe[FinetuneOptions], splits: Splits) -> dict[str, tup
 def claim_output_dir(
     recipe: Recipe[FinetuneOptions], splits: Splits, sources: Sources, repo_id: str | None
 ) -> Iterator[list[TrainerCallback]]:
-    """Record which recipe owns the output directory, for the time of a run; start afresh on request.
+    """Record which recipe owns the output directory, and delete the run in it if the recipe asks for that.
 
     Yields:
-        The callbacks that publish checkpoints: none unless the recipe asks for it.
+        The callbacks that publish checkpoints, if the recipe asks for that.
     """
     resolved = resolve_recipe(recipe, sources, repo_id)
     with recipe.training.main_process_first(local=False, desc="claiming the output directory"):
         if recipe.training.process_index == 0:
             if recipe.options.overwrite_output_dir:
                 clear_output_dir(recipe.output_dir, (*PUBLISHED_FILES, RUN))
-            note_run(recipe, resolved, finished=False)
+            record_run(recipe, resolved, finished=False)
             write_skipped_rows(recipe.output_dir / SKIPPED_FILE, splits.skipped)
     if repo_id is None or not recipe.pushes_checkpoints or recipe.training.process_index != 0:
         yield []
@@ -173,14 +173,14 @@ def claim_output_dir(
 
 
 def resolve_recipe(recipe: Recipe[FinetuneOptions], sources: Sources, repo_id: str | None) -> dict[str, Any]:
-    """The recipe to run again, with what was found out for it: the repository's full name and the pinned commits."""
+    """The recipe to record: with the full name of the repository and the pinned commits."""
     return recipe.to_json(
         hub_model_id=repo_id, model_revision=sources.base.revision, dataset_revision=sources.dataset.revision
     )
 
 
 def score_baseline(trainer: BlipTrainer, recipe: Recipe[FinetuneOptions], splits: Splits, run: Run) -> None:
-    """Score the untouched base model, once a run, on the split that the finished model is scored on."""
+    """Score the base model before training, once a run, on the split that the finished model is scored on."""
     names = {f"baseline_{name}" for name in ["loss", *recipe.training.scores()]}
     done = bool(run.given) and names <= read_json(recipe.output_dir / "all_results.json").keys()
     if splits.scored_role and not done:
@@ -190,10 +190,10 @@ def score_baseline(trainer: BlipTrainer, recipe: Recipe[FinetuneOptions], splits
 
 
 def train(trainer: BlipTrainer, recipe: Recipe[FinetuneOptions]) -> None:
-    """Train, from the newest whole checkpoint where there is one.
+    """Train; resume from the newest complete checkpoint if there is one.
 
     Raises:
-        StoppedError: A batch system asked the run to stop; what was trained is in a checkpoint.
+        StoppedError: A signal asked the run to stop; a checkpoint was saved.
     """
     checkpoint: list[Any] = [recipe.training.resume_from_checkpoint]
     if not checkpoint[0] and trainer.is_world_process_zero():
@@ -223,10 +223,10 @@ def score(trainer: BlipTrainer, splits: Splits) -> None:
 
 
 def finish_run(trainer: BlipTrainer, recipe: Recipe[FinetuneOptions], splits: Splits, repo_id: str | None) -> None:
-    """Write the card, note that the run is finished, and publish it.
+    """Write the model card, record that the run is finished, and push the result.
 
     Raises:
-        PushError: It was not pushed, or gives other texts than the model that was scored.
+        PushError: The push failed, or the pushed model gives other texts than the scored one.
     """
     left_out = [*splits.skipped, *trainer.skipped]
     gather_weights(trainer.model)
@@ -245,14 +245,14 @@ def finish_run(trainer: BlipTrainer, recipe: Recipe[FinetuneOptions], splits: Sp
     )
     trainer.create_model_card(repo_id)
     flush_files(recipe.output_dir)
-    note_run(recipe, cast("dict[str, Any]", trainer.recipe), finished=True)
+    record_run(recipe, cast("dict[str, Any]", trainer.recipe), finished=True)
     print(format_next_steps(recipe, repo_id))
     if repo_id:
         print(trainer.publish(repo_id, tag=recipe.options.hub_tag))
 
 
 def format_next_steps(recipe: Recipe[FinetuneOptions], repo_id: str | None) -> str:
-    """What a person may want to do with the result, one thing a line."""
+    """Suggest what to do with the result, one command a line."""
     folder = shlex.quote(str(recipe.output_dir))
     private = recipe.training.hub_private_repo
     local_base = recipe.model.use_peft and Path(recipe.model.model_name_or_path).expanduser().exists()
@@ -263,7 +263,7 @@ def format_next_steps(recipe: Recipe[FinetuneOptions], repo_id: str | None) -> s
         "publish": push_command(recipe.output_dir, repo_id or PLACEHOLDER, private=private, tag=recipe.options.hub_tag),
     }
     if local_base and not recipe.model.merge_adapter:
-        # Only a merged model can be published: nobody else has this base.
+        # Only a merged model can be published: the base is not on the Hub.
         steps["publish"] = f"python -m blip_recipe.merge {folder} {folder}_merged, then push {folder}_merged"
     return "\n".join(
         [f"The model is in {folder}. What to do next:", *(f"  {name:<9}{what}" for name, what in steps.items())]
@@ -271,10 +271,10 @@ def format_next_steps(recipe: Recipe[FinetuneOptions], repo_id: str | None) -> s
 
 
 def republish(recipe: Recipe[FinetuneOptions], splits: Splits, repo_id: str | None) -> None:
-    """Do what a finished run may still want: name the repository in its card, and publish it.
+    """Push the result of a finished run again, with the repository named in its card.
 
     Raises:
-        PushError: It was not pushed, or gives other texts than the model that was scored.
+        PushError: The push failed, or the pushed model gives other texts than the scored one.
     """
     if recipe.training.process_index != 0:
         return

@@ -1,4 +1,4 @@
-"""Logs to stderr: this package's and the libraries', at the level that Trainer's arguments ask for."""
+"""Set up logging to stderr, at the level of Trainer's arguments."""
 
 from __future__ import annotations
 

@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from blip_recipe.recipe.recipe import Recipe
 
 RUN = "run.json"
-"""The file of an output directory that tells which run it belongs to, and whether that is finished."""
+"""The file of an output directory that records its run, and whether that is finished."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What is known of the run in an output directory.
+    """The run that an output directory holds.
 
     Attributes:
-        given: The keys it was started with; empty if there is none yet.
-        model_revision, dataset_revision: The commits that its sources were pinned to.
-        finished: Whether nothing is left to do but to push.
+        given: The keys that it was started with; empty if there is no run yet.
+        model_revision, dataset_revision: The commits that its model and data are pinned to.
+        finished: Whether only a push can be left to do.
     """
 
     given: dict[str, Any]
@@ -35,12 +35,12 @@ class Run:
 
 
 def find_run(recipe: Recipe[FinetuneOptions]) -> Run:
-    """The run that is to go on in `output_dir`, if there is one and it is not to be overwritten.
+    """Find the run to resume in `output_dir`; an empty one if there is none or it is to be overwritten.
 
-    A run without a checkpoint keeps nothing but the scores of its base model, and only from its own recipe.
+    A run without a checkpoint leaves only the scores of its base model, which another recipe does not reuse.
 
     Raises:
-        RecipeError: It is that of another recipe.
+        RecipeError: The run is that of another recipe.
     """
     before = {} if recipe.options.overwrite_output_dir else read_json(recipe.output_dir / RUN)
     run = Run(**before) if before else Run({})
@@ -53,7 +53,7 @@ def find_run(recipe: Recipe[FinetuneOptions]) -> Run:
         and _value(run.given, key, recipe) != _value(recipe.given, key, recipe)
     ]
     if changed and not (run.finished or any(recipe.output_dir.glob("checkpoint-*"))):
-        # It died before its first checkpoint, of what was changed perhaps: there is nothing to go on with.
+        # It ended before its first checkpoint, perhaps because of the changed keys: there is nothing to resume.
         return Run({})
     if changed:
         raise RecipeError(
@@ -64,12 +64,12 @@ def find_run(recipe: Recipe[FinetuneOptions]) -> Run:
 
 
 def _value(given: dict[str, Any], key: str, recipe: Recipe[FinetuneOptions]) -> Any:
-    """The value of a key; one that was not given has its default."""
+    """The value of a key; its default if it was not given."""
     return given.get(key, recipe.default_of(key))
 
 
-def note_run(recipe: Recipe[FinetuneOptions], resolved: dict[str, Any], *, finished: bool) -> None:
-    """Note whose the output directory is, and how far its run is."""
+def record_run(recipe: Recipe[FinetuneOptions], resolved: dict[str, Any], *, finished: bool) -> None:
+    """Record the run in the output directory, and whether it is finished."""
     revisions = {key: resolved.get(key) for key in ("model_revision", "dataset_revision")}
     given = {key: value for key, value in recipe.given.items() if key not in ONE_START_KEYS}
     write_json(recipe.output_dir / RUN, {"given": given, **revisions, "finished": finished})

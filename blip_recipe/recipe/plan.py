@@ -1,4 +1,4 @@
-"""The plan of a run, as `--dry_run` prints it."""
+"""Format the plan of a run, which `--dry_run` prints."""
 
 from __future__ import annotations
 
@@ -27,9 +27,16 @@ def format_plan(
     stream: ShardedSplit | None = None,
     skipped: int = 0,
 ) -> str:
-    """What the run will do, one fact a line; `peak` is the memory of a step in bytes, `skipped` a number of rows.
+    """Describe the run, one fact a line.
 
-    `counts` has rows and texts of each split by role, of a `stream` those of the first rows of `train`.
+    Args:
+        recipe: The recipe.
+        model: The model to train.
+        counts: Numbers of rows and texts of each split by role; of a stream, those of its first rows.
+        repo_id: Repository that the result is pushed to.
+        peak: Memory of a training step in bytes.
+        stream: The training split, if it is read while training.
+        skipped: Number of rows that cannot be used.
     """
     words = recipe.trainer.task
     trainable, total = count_parameters(model)

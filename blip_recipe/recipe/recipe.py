@@ -1,4 +1,4 @@
-"""A parsed recipe."""
+"""Define the parsed recipe."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ONE_START_KEYS = (
     "predictions",
     "references",
 )
-"""Keys that steer one start of a command and are no part of the recipe to run again."""
+"""Keys that apply to one start of a command, and are not recorded."""
 
 Options = TypeVar("Options", FinetuneOptions, EvaluateOptions)
 
@@ -34,14 +34,14 @@ class Recipe(Generic[Options]):
     """A parsed recipe.
 
     Attributes:
-        model: Which model is trained, and how much of it.
-        data: Where rows come from.
-        training: What the trainer does with them: the arguments of the task's trainer.
+        model: Which model is trained, and which of its weights.
+        data: Where the rows come from.
+        training: The arguments of the task's trainer.
         options: Options of this start of the command.
-        task: What is learnt.
-        stage: By cross entropy (`xe`), or for the model's own scores (`scst`).
-        given: The keys as the user gave them, file and command line together.
-        push_to_hub: Whether the result is published.
+        task: The task that the model is trained for.
+        stage: Cross entropy (`xe`) or self-critical training (`scst`).
+        given: The keys that the user gave, in the file or on the command line.
+        push_to_hub: Whether the result is pushed.
     """
 
     model: ModelArguments
@@ -55,7 +55,7 @@ class Recipe(Generic[Options]):
 
     @property
     def output_dir(self) -> Path:
-        """Where the run leaves its files."""
+        """The directory of the run's files."""
         return Path(str(self.training.output_dir))
 
     @property
@@ -65,11 +65,11 @@ class Recipe(Generic[Options]):
 
     @property
     def pushes_checkpoints(self) -> bool:
-        """Whether checkpoints are published too; Trainer's default, `every_save`, must be asked for."""
+        """Whether checkpoints are pushed too: only if `hub_strategy` is given, whatever Trainer's default is."""
         return self.push_to_hub and "hub_strategy" in self.given and self.training.hub_strategy != "end"
 
     def default_of(self, key: str) -> Any:
-        """The value of a key that is not given."""
+        """The default of a key."""
         for group in (self.model, self.data, self.options, self.training, TaskArguments()):
             for each in dataclasses.fields(cast("Any", group)):
                 if each.name == key:
@@ -77,8 +77,8 @@ class Recipe(Generic[Options]):
         return None
 
     def to_json(self, **resolved: Any) -> dict[str, Any]:
-        """The recipe to run again: what was given, with `resolved` values (pinned revisions, full repo name) put in."""
+        """The recipe to record: the given keys, with `resolved` values (pinned revisions, full repository name)."""
         lasting = {key: value for key, value in self.given.items() if key not in ONE_START_KEYS}
         recipe = lasting | {key: value for key, value in resolved.items() if value is not None}
-        # Where the run was written is nobody's business but the user's; its last name is enough to run it again.
+        # The full path is private; its last part is enough to run the recipe again.
         return recipe | {"output_dir": f"outputs/{self.output_dir.name}"}

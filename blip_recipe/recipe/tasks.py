@@ -1,4 +1,4 @@
-"""The tasks by the names that recipes have for them."""
+"""Find a task by its name in recipes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from blip_recipe.recipe.arguments import TaskName
     from blip_recipe.training.task import Task
 
-KNOWN: dict[TaskName, type[Task]] = {"captioning": Captioning, "vqa": Answering, "retrieval": Retrieval}
+CLASSES: dict[TaskName, type[Task]] = {"captioning": Captioning, "vqa": Answering, "retrieval": Retrieval}
 
 
 def find_task(name: TaskName) -> Task:
     """The task of a name."""
-    return KNOWN[name]()
+    return CLASSES[name]()

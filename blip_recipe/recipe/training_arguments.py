@@ -1,4 +1,4 @@
-"""What the training keys of a recipe are parsed into, by task and stage: all that parsing needs of torch."""
+"""List the training argument classes, which import torch, by task and stage."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from blip_recipe.errors import RecipeError
 from blip_recipe.recipe.arguments import TASKS, FinetuneOptions, recorded_task
 from blip_recipe.recipe.checks import check_recipe
-from blip_recipe.recipe.output_dir import find_run, note_run
+from blip_recipe.recipe.output_dir import find_run, record_run
 from blip_recipe.recipe.parsing import read_recipe
 from blip_recipe.recipe.recipe import Recipe
 from blip_recipe.recipe.tasks import find_task
@@ -26,7 +26,7 @@ def read(*words: str | Path) -> Recipe[FinetuneOptions]:
 
 def test_a_run_goes_on_with_what_its_task_takes_for_granted(tmp_path: Path) -> None:
     words = ("recipes/shapes_vqa.json", "--output_dir", tmp_path)
-    note_run(read(*words), {}, finished=False)
+    record_run(read(*words), {}, finished=False)
     (tmp_path / "checkpoint-1").mkdir()
     assert find_run(read(*words, "--generation_max_length", "10")).given
     with pytest.raises(RecipeError, match=r"generation_max_length \(was 10, is 12\)"):
