@@ -32,7 +32,7 @@ class TaskArguments:
     task: TaskName = field(
         default="captioning",
         metadata={
-            "help": "Write captions (captioning), answer questions (vqa), or find texts by picture and pictures by text "
+            "help": "Write captions (captioning), answer questions (vqa), or find texts by image and images by text "
             "(retrieval). --help --task TASK shows the keys of a task."
         },
     )
