@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import re
-import subprocess
 import sys
 import tomllib
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from commands import CHECKOUT
+from commands import CHECKOUT, run_code, run_module
 
 import blip_recipe
 from blip_recipe.__main__ import COMMANDS, main
@@ -100,9 +99,7 @@ print(sorted(set(sys.argv[1:]) & set(sys.modules)), file=sys.stderr)
 def test_help_of_every_command_imports_nothing_slow() -> None:
     """All of them in one process take less than one command may: two seconds on a quiet machine."""
     before = os.times()
-    done = subprocess.run(
-        [sys.executable, "-c", HELP, *TOO_SLOW_FOR_HELP], capture_output=True, text=True, cwd=CHECKOUT, check=False
-    )
+    done = run_code(HELP, *TOO_SLOW_FOR_HELP, cold=True)
     after = os.times()
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[-1] == "[]"
@@ -114,13 +111,7 @@ def test_the_entry_point_of_the_package_runs_a_command() -> None:
     scripts = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
     module, function = scripts["blip-recipe"].split(":")
     code = f"import sys; from {module} import {function} as run; sys.argv[0] = 'blip-recipe'; sys.exit(run())"
-    done = subprocess.run(
-        [sys.executable, "-c", code, "finetune", "nowhere.json"],
-        capture_output=True,
-        text=True,
-        cwd=CHECKOUT,
-        check=False,
-    )
+    done = run_code(code, "finetune", "nowhere.json")
     assert done.returncode == 2
     assert done.stderr.startswith("error: There is no recipe 'nowhere.json'.")
 
@@ -203,9 +194,7 @@ def complete(tmp_path: Path) -> Complete:
 
     def run(line: str) -> list[str]:
         output = tmp_path / "candidates"
-        environment = {
-            **os.environ,
-            "PYTHONPATH": str(CHECKOUT),
+        protocol = {
             "_ARGCOMPLETE": "1",
             "_ARGCOMPLETE_IFS": "\n",
             "_ARGCOMPLETE_STDOUT_FILENAME": str(output),
@@ -214,14 +203,7 @@ def complete(tmp_path: Path) -> Complete:
             "COMP_TYPE": "9",
         }
         (tmp_path / "place").mkdir(exist_ok=True)
-        done = subprocess.run(
-            [sys.executable, "-m", "blip_recipe"],
-            env=environment,
-            cwd=tmp_path / "place",
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = run_module("blip_recipe", env=protocol, cwd=tmp_path / "place", cold=True)
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
         return [candidate.strip() for candidate in output.read_text().split("\n")]
 
