@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blip_recipe.errors import RecipeError, run_command
-from blip_recipe.recipe.command_line import add_model_options, decoding_options, load_options, positive
+from blip_recipe.recipe.command_line import add_model_options, decoding_options, escape_output, load_options, positive
 
 if TYPE_CHECKING:
     from blip_recipe.vqa.pipeline import VisualQuestionAnsweringPipeline
@@ -24,7 +23,7 @@ PROG = "python -m blip_recipe.answer"
 
 def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     """Answer the questions; the picture is encoded once."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    escape_output()
     arguments = build_parser(prog).parse_args(argv)
     if arguments.top_k > 1 and arguments.answers is None:
         raise RecipeError("--top_k ranks the answers of a list: name its file with --answers.")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from blip_recipe.data.listing import list_images, printable, read_ahead
 from blip_recipe.errors import RecipeError, run_command
-from blip_recipe.recipe.command_line import add_model_options, load_options, positive
+from blip_recipe.recipe.command_line import add_model_options, escape_output, load_options, positive
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,7 +35,7 @@ TEXTS_AT_A_TIME = 256
 
 def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     """Load the model, then print matches or write embeddings."""
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    escape_output()
     arguments = build_parser(prog).parse_args(argv)
     if arguments.embeddings is None and len(arguments.inputs) < 2:
         raise RecipeError(f"There is {arguments.inputs[0]!r} and no text: expected a picture, then texts in quotes.")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from io import TextIOWrapper
 from typing import Any
 
 
@@ -12,6 +14,12 @@ def positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not positive")
     return number
+
+
+def escape_output() -> None:
+    """Escape characters that standard output cannot encode, instead of failing."""
+    if isinstance(sys.stdout, TextIOWrapper):  # not so in a notebook
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
