@@ -75,7 +75,9 @@ def assign_shards(state: PartialState, arguments: CapFiltArguments, source: Sour
     output_dir = Path(arguments.output_dir)
     # One process lists them for all: others may finish shards before the last has looked.
     pending = broadcast_object_list([find_pending(output_dir, source.shards) if state.is_main_process else None])[0]
-    logger.info("%d of %d shards are left, for %d processes.", len(pending), len(source.shards), state.num_processes)
+    logger.info(
+        "%d of %d shards are left, shared by %d processes.", len(pending), len(source.shards), state.num_processes
+    )
     return pending[state.process_index :: state.num_processes]
 
 
