@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from captioners import draw_pictures
-from commands import run_module
+from commands import run_code, run_module
 from PIL import Image
 from pyarrow import parquet
 from retrievers import TEXTS, build_retriever
@@ -147,10 +147,11 @@ def test_another_kind_of_model_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_help_is_quick() -> None:
     start = time.monotonic()
-    done = run_module("blip_recipe.match", "--help")
+    done = run_module("blip_recipe.match", "--help", cold=True)
     assert done.returncode == 0
     assert "--embeddings" in done.stdout
     # Two seconds on a quiet machine: what takes long is torch, which must not be there at all.
-    imported = run_module("timeit", "-n1", "-r1", "import sys, blip_recipe.match; assert 'torch' not in sys.modules")
+    code = "import sys, blip_recipe.match; assert 'torch' not in sys.modules"
+    imported = run_code(code, cold=True)
     assert imported.returncode == 0, imported.stderr
     assert time.monotonic() - start < 30

@@ -242,7 +242,7 @@ def test_another_recipe_or_other_data_are_refused(tmp_path: Path, run: Callable[
     with pytest.raises(RecipeError, match=r"another recipe.*filter_threshold \(was 0\.5, is 0\.6\)"):
         run(data, filter_threshold=0.6)
     (data / "web-001.tar").rename(data / "web-009.tar")
-    with pytest.raises(RecipeError, match="others now"):
+    with pytest.raises(RecipeError, match="its shards have changed"):
         run(data)
     assert tree(output) == before
 

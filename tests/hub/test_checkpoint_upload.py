@@ -275,7 +275,7 @@ def test_a_published_model_that_captions_otherwise_is_no_success(runs: tuple[Hub
     hub, _, printed = runs
     told = [line for line in printed if line.startswith(f"{hub.url}/lab/damaged was pushed, but the model loaded from")]
     assert len(told) == 1
-    assert told[0].endswith("pushing again is: python -m blip_recipe.push damaged --repo_id lab/damaged")
+    assert told[0].endswith("To push again: python -m blip_recipe.push damaged --repo_id lab/damaged")
     assert f"{hub.url}/lab/damaged" not in printed
 
 
