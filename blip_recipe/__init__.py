@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from blip_recipe.vqa.trainer import VqaTrainer
     from blip_recipe.vqa.training_arguments import VqaTrainingArguments
 
+__version__ = "0.1.0"
+
 _PLACES = {
     "captioning.collator": ("CaptionCollator",),
     "captioning.metrics": ("CaptionMetrics",),
@@ -88,26 +90,10 @@ def _register_tasks(pipelines: ModuleType) -> None:
 
 
 def __getattr__(name: str) -> Any:
-    """One of `__all__`, or the version, found when it is first asked for."""
-    if name == "__version__":
-        return _version()
+    """One of `__all__`, found when it is first asked for."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_MODULES[name]), name)
-
-
-def _version() -> str:
-    """The version that is installed, or that of the checkout."""
-    from importlib import metadata
-
-    try:
-        return metadata.version("blip-recipe")
-    except metadata.PackageNotFoundError:
-        import tomllib
-        from pathlib import Path
-
-        pyproject = Path(__file__).parents[1] / "pyproject.toml"
-        return tomllib.loads(pyproject.read_text(encoding="utf-8"))["project"]["version"]
 
 
 def __dir__() -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import datasets
 import pytest
 from captioners import save_captioner
 from coco import captions_of, picture
-from commands import CHECKOUT
 from peft import IA3Config, LoraConfig, get_peft_model
 
 import blip_recipe
@@ -70,11 +68,6 @@ def test_a_trainer_shows_its_arguments(trainer: Any) -> None:
     names = list(inspect.signature(trainer).parameters)
     assert names[:5] == ["model", "args", "train_dataset", "eval_dataset", "processing_class"]
     assert {"peft_config", "data_collator", "compute_metrics", "model_init", "callbacks"} <= set(names)
-
-
-def test_the_version_is_that_of_the_project() -> None:
-    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert blip_recipe.__version__ == project["version"]
 
 
 # Adapters
