@@ -141,11 +141,11 @@ def make_environment(folder: Path, wheel: Path, *options: str) -> Path:
 
 
 def run_quickstart(python: Path, place: Path, *arguments: str) -> dict[str, float]:
-    """Run the packaged recipe in an empty folder; gives its results."""
+    """Run the packaged recipe by the installed command, in an empty folder; gives its results."""
     place.mkdir()
     where = run(python, "-c", "import blip_recipe; print(blip_recipe.__file__)", cwd=place).strip()
     assert Path(where).is_relative_to(python.parents[1])
-    run(python, "-m", "blip_recipe.finetune", "recipes/shapes_tiny.json", *arguments, cwd=place)
+    run(python.with_name("blip-recipe"), "finetune", "shapes_tiny.json", *arguments, cwd=place)
     assert [each.name for each in place.iterdir()] == ["outputs"]
     return json.loads((place / "outputs/shapes_tiny/all_results.json").read_text(encoding="utf-8"))
 
