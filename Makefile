@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= $(CORES)
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install quickstart test test-all checks lint compatibility bench kills soak examples fuzz clean
+.PHONY: install quickstart test test-all checks lint compatibility bench kills soak examples fuzz docs clean
 
 install: .venv/installed
 
@@ -58,6 +58,10 @@ FUZZ_INPUTS ?= 200000
 
 fuzz: install  ## odd inputs of every kind; FUZZ_INPUTS says how many
 	FUZZ_INPUTS=$(FUZZ_INPUTS) $(BIN)/python -m pytest -q -s --timeout 0 tests/fuzz
+
+docs: install  ## the site, in build/site; broken links are errors
+	$(BIN)/pip install --quiet -r requirements-docs.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf .venv

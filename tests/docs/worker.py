@@ -1,0 +1,213 @@
+"""Run the code blocks of pages in one process: a start of Python with torch for each block would take seconds.
+
+Reads a JSON line a page on stdin, `{"folder": DIR, "page": NAME, "blocks": [...]}`, and answers with a JSON line: a list
+of what failed. `test_blocks.py` says what a page may use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import io
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import traceback
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from blip_recipe.capfilt.arguments import CapFiltArguments, read_arguments
+from blip_recipe.recipe.arguments import EvaluateOptions, FinetuneOptions, names_of
+from blip_recipe.recipe.checks import check_recipe
+from blip_recipe.recipe.parsing import read_recipe
+
+CHECKOUT = Path(__file__).parents[2]
+LAUNCHER = re.compile(r"^(accelerate launch|torchrun)\b.*?(?= -m )")
+ASSIGNMENT = re.compile(r"^[A-Z_]+=\S*$")
+PARSED_ONLY = ("finetune", "capfilt")
+"""Commands that train or that judge data: their lines are checked, not run."""
+PROGRAMS = ("cat", "cp", "echo", "find", "head", "ls", "mkdir", "printf")
+"""What a page may call besides the commands of this package."""
+
+
+class ParsedError(BaseException):
+    """The command line was parsed: the command need not go on."""
+
+
+def main() -> None:
+    """Answer page by page, until stdin ends."""
+    answers, sys.stdout = sys.stdout, sys.stderr
+    for line in sys.stdin:
+        request = json.loads(line)
+        failures = run_page(Path(request["folder"]), request["page"], request["blocks"])
+        print(json.dumps(failures), file=answers, flush=True)
+
+
+def run_page(folder: Path, page: str, blocks: list[dict[str, Any]]) -> list[str]:
+    """Run the blocks of a page in their order, in `folder`; returns a text for each that failed."""
+    os.chdir(folder)
+    names: dict[str, Any] = {"__name__": "docs"}
+    failures = []
+    for block in blocks:
+        where = f"{page}:{block['line']}"
+        try:
+            run_block(block, where, names)
+        except (Exception, SystemExit):
+            failures.append(f"{where}\n{block['text']}\n{traceback.format_exc()[-3000:]}")
+    return failures
+
+
+def run_block(block: dict[str, Any], where: str, names: dict[str, Any]) -> None:
+    """Run a block, or only read the commands in it if it is exempt."""
+    language, text, exempt = block["language"], block["text"], bool(block["needs"])
+    if language == "python":
+        code = compile("\n" * block["line"] + text, where, "exec")
+        if not exempt:
+            exec(code, names)
+    elif language == "bash":
+        for line in logical_lines(text):
+            run_line(line, exempt)
+    elif language in ("json", "yaml"):
+        path = Path(block["title"] or f"block_{block['line']}.{language}")
+        path.write_text(text, encoding="utf-8")
+        check_recipe_file(path)
+    elif language == "jsonl":
+        for line in text.splitlines():
+            json.loads(line)
+
+
+def check_recipe_file(path: Path) -> None:
+    """Read a recipe, or a part of one, as `finetune` or `capfilt` does."""
+    own = set(names_of(CapFiltArguments)) - {"dataset_name", "output_dir", "num_generations", "seed", "bf16"}
+    written = set(re.findall(r'^ *"?(\w+)"?:', path.read_text(encoding="utf-8"), re.MULTILINE))
+    if {"captioner_name_or_path", "filter_name_or_path", "filter_threshold"} & written:
+        assert written & own
+        read_arguments([str(path)])
+        return
+    recipe = read_recipe(FinetuneOptions, prog="finetune", description="", recipe_needed=True, argv=[str(path)])
+    if recipe.data.dataset_name:
+        check_recipe(recipe)
+
+
+def logical_lines(text: str) -> list[str]:
+    """The commands of a shell block: without comments, continued lines joined."""
+    joined = text.replace("\\\n", " ")
+    return [line.strip() for line in joined.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+
+
+def run_line(line: str, exempt: bool) -> None:
+    """Run a command line, or only parse what is ours in it."""
+    before, _, last = line.rpartition(" | ")
+    launched = LAUNCHER.match(last)
+    last = LAUNCHER.sub("python", last)
+    words = shlex.split(last, comments=True)
+    while words and ASSIGNMENT.match(words[0]):
+        words = words[1:]
+    target = None
+    if ">" in words:
+        words, target = words[: words.index(">")], words[words.index(">") + 1]
+    program = Path(words[0]).name
+    if program == "make":
+        check_targets(words[1:])
+    elif program in ("python", "python3", "blip-recipe"):
+        module, arguments = find_module(words)
+        if module is None:
+            assert exempt, f"{line!r} is not run here: mark the block"
+        elif module.startswith("blip_recipe."):
+            command = module.removeprefix("blip_recipe.")
+            if exempt or command in PARSED_ONLY or launched:
+                parse_command(command, arguments, launched=bool(launched))
+            else:
+                text = run_command(command, arguments, read_pipe(before))
+                if target:
+                    Path(target).write_text(text, encoding="utf-8")
+        else:
+            assert find_spec(module), f"there is no module {module}"
+    elif program == "pytest":
+        missing = [word for word in words[1:] if "/" in word and not (CHECKOUT / word.split("::")[0]).exists()]
+        assert not missing, f"there is no {missing}"
+    elif not exempt:
+        assert program in PROGRAMS, f"{line!r} is not run here: mark the block"
+        subprocess.run(["bash", "-ec", line], check=True)
+
+
+def find_module(words: list[str]) -> tuple[str | None, list[str]]:
+    """The module that a command line runs, and its arguments."""
+    if Path(words[0]).name == "blip-recipe":
+        return f"blip_recipe.{words[1]}", words[2:]
+    if words[1:2] != ["-m"] or words[2] in ("venv", "pip"):
+        return None, []
+    return words[2], words[3:]
+
+
+def parse_command(command: str, arguments: list[str], *, launched: bool) -> None:
+    """Let a command read its arguments, and stop there."""
+    if command == "finetune":
+        recipe = read_recipe(FinetuneOptions, prog=command, description="", recipe_needed=True, argv=arguments)
+        if not launched:  # some keys are for several processes
+            check_recipe(recipe)
+    elif command == "evaluate":
+        read_recipe(EvaluateOptions, prog=command, description="", recipe_needed=False, argv=arguments)
+    elif command == "capfilt":
+        read_arguments(arguments)
+    else:
+        real = argparse.ArgumentParser.parse_args
+
+        def parse_args(parser: argparse.ArgumentParser, *words: Any, **options: Any) -> None:
+            real(parser, *words, **options)
+            raise ParsedError
+
+        argparse.ArgumentParser.parse_args = parse_args  # type: ignore[method-assign,assignment]
+        try:
+            with contextlib.suppress(ParsedError):
+                call_main(command, arguments)
+        finally:
+            argparse.ArgumentParser.parse_args = real  # type: ignore[method-assign]
+
+
+def run_command(command: str, arguments: list[str], stdin: io.TextIOWrapper) -> str:
+    """Run a command in this process; returns what it printed."""
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    kept = sys.stdin
+    sys.stdin = stdin
+    try:
+        with contextlib.redirect_stdout(printed):
+            call_main(command, arguments)
+    finally:
+        sys.stdin = kept
+    printed.seek(0)
+    return printed.read()
+
+
+def call_main(command: str, arguments: list[str]) -> None:
+    """Call a command's `main` as its process does."""
+    kept = sys.argv
+    sys.argv = [command, *arguments]
+    try:
+        importlib.import_module(f"blip_recipe.{command}").main()
+    except SystemExit as end:
+        assert not end.code, f"{command} ended with {end.code}"
+    finally:
+        sys.argv = kept
+
+
+def read_pipe(line: str) -> io.TextIOWrapper:
+    """What a command line before a pipe prints; nothing without one."""
+    output = subprocess.run(["bash", "-ec", line], check=True, capture_output=True).stdout if line else b""
+    return io.TextIOWrapper(io.BytesIO(output), encoding="utf-8")
+
+
+def check_targets(words: list[str]) -> None:
+    """Find targets that the Makefile has not."""
+    targets = re.findall(r"^([\w-]+):", (CHECKOUT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    missing = [word for word in words if "=" not in word and word not in targets]
+    assert not missing, f"the Makefile has no target {missing}"
+
+
+if __name__ == "__main__":
+    main()
