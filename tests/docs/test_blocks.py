@@ -3,15 +3,15 @@
 - `python`: executed, the blocks of a page in their order with the names of those before.
 - `bash`: commands of this package are run, `finetune` and `capfilt` only read their recipe; targets of make, modules of
   `benchmarks` and paths of tests must exist.
-- `json` and `yaml`: a recipe or a part of one, read by the recipe reader. With `title="NAME"` it is kept under that name.
+- `json` and `yaml`: a recipe or a part of one, read by the recipe reader. `title="NAME"` gives its file that name.
 - `jsonl`: a JSON document a line. `text` and other data languages: nothing is run.
 
 `<!-- needs: network -->` before a block exempts it (see `NEEDS`); commands of this package in it are still parsed.
 
-A page runs in a folder of its own with `my_folder` (an imagefolder with three splits), `photos`, `photo.jpg`, `scene.png`,
-and finished tiny models in `outputs`: `shapes_tiny`, `shapes_vqa`, `shapes_retrieval` and `my_folder` (a LoRA run of
-`my_folder.json`). The Hub is one on loopback with tiny models under the names of `HUB_MODELS` and the data sets of the
-recipes; its user is `me`.
+A page runs in a folder of its own, with `my_folder` (an imagefolder with three splits), `photos`, `photo.jpg`,
+`scene.png`, and finished tiny models in `outputs`: `shapes_tiny`, `shapes_vqa`, `shapes_retrieval` and `my_folder` (a
+LoRA run of `my_folder.json`). The Hub is one on loopback, with tiny models under the names of `HUB_MODELS` and the data
+sets of the recipes; its user is `me`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
-from captioners import draw_pictures, save_adapter, save_captioner
+from captioners import draw_pictures, save_captioner
 from coco import BASE_MODEL, publish_base_model, publish_coco, publish_flickr8k, write_image_folder
 from commands import CHECKOUT
 from hub_server import WRITE_TOKEN, HubServer, Token
@@ -36,6 +36,7 @@ from PIL import Image
 from retrievers import build_retriever
 from vqa_models import save_answerer
 
+from blip_recipe.hub.published_files import published_files
 from blip_recipe.models.processors import save_processor
 
 PAGES = sorted(
@@ -55,7 +56,6 @@ HUB_MODELS = {
     "Salesforce/blip-vqa-base": "answerer",
     "Salesforce/blip-itm-base-coco": "retriever",
     "Salesforce/blip-itm-large-coco": "retriever",
-    ADAPTER: "adapter",
 }
 FENCE = re.compile(r"^(?P<indent> *)```(?P<info>.*)$")
 MARKER = re.compile(r"^ *<!-- needs: (?P<needs>.+?) -->$")
@@ -120,7 +120,6 @@ def hub(stage: Path) -> Iterator[HubServer]:
     """A Hub with tiny models and data sets under the names of real ones."""
     with HubServer({WRITE_TOKEN: Token("me")}, orgs={"you": {"me": "write"}}) as server:
         publish_base_model(server, stage / "base")
-        save_adapter(stage / "adapter", BASE_MODEL, base_directory=stage / "base", prompt="a picture of ")
         shutil.copytree(stage / "place/outputs/shapes_vqa", stage / "answerer")
         shutil.copytree(stage / "place/outputs/shapes_retrieval", stage / "retriever")
         for repo_id, source in HUB_MODELS.items():
@@ -169,7 +168,9 @@ def run_page(stage: Path, hub: HubServer) -> Iterator[RunPage]:
     with worker:
         failures = run("finished", [Block(1, "python", "", "", FINISHED_RUN)])
         assert not failures, failures[0]
-        shutil.move(stage / "finished/outputs/my_folder", stage / "place/outputs/my_folder")
+        run_folder = stage / "place/outputs/my_folder"
+        shutil.move(stage / "finished/outputs/my_folder", run_folder)
+        hub.publish_model(ADAPTER, published_files(run_folder))
         yield run
     log.close()
 

@@ -1,7 +1,7 @@
 """Run the code blocks of pages in one process: a start of Python with torch for each block would take seconds.
 
-Reads a JSON line a page on stdin, `{"folder": DIR, "page": NAME, "blocks": [...]}`, and answers with a JSON line: a list
-of what failed. `test_blocks.py` says what a page may use.
+Reads a JSON line for each page on stdin, `{"folder": DIR, "page": NAME, "blocks": [...]}`, and answers with a JSON
+line: a list of what failed. `test_blocks.py` says what a page may use.
 """
 
 from __future__ import annotations
@@ -191,7 +191,8 @@ def call_main(command: str, arguments: list[str]) -> None:
     try:
         importlib.import_module(f"blip_recipe.{command}").main()
     except SystemExit as end:
-        assert not end.code, f"{command} ended with {end.code}"
+        if end.code:
+            raise
     finally:
         sys.argv = kept
 
