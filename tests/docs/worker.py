@@ -17,20 +17,24 @@ import shlex
 import subprocess
 import sys
 import traceback
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from blip_recipe.capfilt.arguments import CapFiltArguments, read_arguments
-from blip_recipe.recipe.arguments import EvaluateOptions, FinetuneOptions, names_of
-from blip_recipe.recipe.checks import check_recipe
-from blip_recipe.recipe.parsing import read_recipe
-
 CHECKOUT = Path(__file__).parents[2]
 LAUNCHER = re.compile(r"^(accelerate launch|torchrun)\b.*?(?= -m )")
 ASSIGNMENT = re.compile(r"^[A-Z_]+=\S*$")
+MODULES = {"capfilt": "blip_recipe.capfilt.__main__", "recipes": "blip_recipe.recipe.packaged"}
+"""The modules of commands, where they are not called as the command."""
 PARSED_ONLY = ("finetune", "capfilt")
 """Commands that train or that judge data: their lines are checked, not run."""
+AFTER_PARSING = {
+    "finetune": ("blip_recipe.recipe.job", "find_run"),
+    "capfilt": ("blip_recipe.capfilt.__main__", "start_process"),
+    "evaluate": ("blip_recipe.evaluate", "score_model"),
+}
+"""What a command calls once its recipe is read and checked; other commands call `parse_args` alone."""
 PROGRAMS = ("cat", "cp", "echo", "find", "head", "ls", "mkdir", "printf")
 """What a page may call besides the commands of this package."""
 
@@ -83,15 +87,11 @@ def run_block(block: dict[str, Any], where: str, names: dict[str, Any]) -> None:
 
 def check_recipe_file(path: Path) -> None:
     """Read a recipe, or a part of one, as `finetune` or `capfilt` does."""
-    own = set(names_of(CapFiltArguments)) - {"dataset_name", "output_dir", "num_generations", "seed", "bf16"}
-    written = set(re.findall(r'^ *"?(\w+)"?:', path.read_text(encoding="utf-8"), re.MULTILINE))
-    if {"captioner_name_or_path", "filter_name_or_path", "filter_threshold"} & written:
-        assert written & own
-        read_arguments([str(path)])
-        return
-    recipe = read_recipe(FinetuneOptions, prog="finetune", description="", recipe_needed=True, argv=[str(path)])
-    if recipe.data.dataset_name:
-        check_recipe(recipe)
+    text = path.read_text(encoding="utf-8")
+    if re.search("captioner_name_or_path|filter_name_or_path|filter_threshold", text):
+        parse_command("capfilt", [str(path)])
+    else:
+        parse_command("finetune", [str(path)], only_read="dataset_name" not in text)
 
 
 def logical_lines(text: str) -> list[str]:
@@ -121,7 +121,7 @@ def run_line(line: str, exempt: bool) -> None:
         elif module.startswith("blip_recipe."):
             command = module.removeprefix("blip_recipe.")
             if exempt or command in PARSED_ONLY or launched:
-                parse_command(command, arguments, launched=bool(launched))
+                parse_command(command, arguments, only_read=bool(launched))
             else:
                 text = run_command(command, arguments, read_pipe(before))
                 if target:
@@ -145,29 +145,53 @@ def find_module(words: list[str]) -> tuple[str | None, list[str]]:
     return words[2], words[3:]
 
 
-def parse_command(command: str, arguments: list[str], *, launched: bool) -> None:
-    """Let a command read its arguments, and stop there."""
-    if command == "finetune":
-        recipe = read_recipe(FinetuneOptions, prog=command, description="", recipe_needed=True, argv=arguments)
-        if not launched:  # some keys are for several processes
-            check_recipe(recipe)
-    elif command == "evaluate":
-        read_recipe(EvaluateOptions, prog=command, description="", recipe_needed=False, argv=arguments)
-    elif command == "capfilt":
-        read_arguments(arguments)
-    else:
-        real = argparse.ArgumentParser.parse_args
+def parse_command(command: str, arguments: list[str], *, only_read: bool = False) -> None:
+    """Let a command read and check its arguments, and stop there.
 
-        def parse_args(parser: argparse.ArgumentParser, *words: Any, **options: Any) -> None:
-            real(parser, *words, **options)
-            raise ParsedError
+    Args:
+        command: Its name.
+        arguments: Its words.
+        only_read: Leave out the checks across keys: some keys belong to several processes, and a part of a recipe
+            does not have all keys.
+    """
+    module, name = AFTER_PARSING.get(command, ("argparse", ""))
+    if command == "finetune" and only_read:
+        name = "check_recipe"
+    with stopping_at(importlib.import_module(module), name) if name else stopping_after_parsing():
+        call_main(command, arguments)
 
-        argparse.ArgumentParser.parse_args = parse_args  # type: ignore[method-assign,assignment]
-        try:
-            with contextlib.suppress(ParsedError):
-                call_main(command, arguments)
-        finally:
-            argparse.ArgumentParser.parse_args = real  # type: ignore[method-assign]
+
+@contextlib.contextmanager
+def stopping_at(module: Any, name: str) -> Iterator[None]:
+    """Stop when a function of a module is called."""
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise ParsedError
+
+    real = getattr(module, name)
+    setattr(module, name, stop)
+    try:
+        with contextlib.suppress(ParsedError):
+            yield
+    finally:
+        setattr(module, name, real)
+
+
+@contextlib.contextmanager
+def stopping_after_parsing() -> Iterator[None]:
+    """Stop when a parser has parsed its arguments."""
+    real = argparse.ArgumentParser.parse_args
+
+    def parse_args(parser: argparse.ArgumentParser, *words: Any, **options: Any) -> None:
+        real(parser, *words, **options)
+        raise ParsedError
+
+    argparse.ArgumentParser.parse_args = parse_args  # type: ignore[method-assign,assignment]
+    try:
+        with contextlib.suppress(ParsedError):
+            yield
+    finally:
+        argparse.ArgumentParser.parse_args = real  # type: ignore[method-assign]
 
 
 def run_command(command: str, arguments: list[str], stdin: io.TextIOWrapper) -> str:
@@ -189,7 +213,7 @@ def call_main(command: str, arguments: list[str]) -> None:
     kept = sys.argv
     sys.argv = [command, *arguments]
     try:
-        importlib.import_module(f"blip_recipe.{command}").main()
+        importlib.import_module(MODULES.get(command, f"blip_recipe.{command}")).main()
     except SystemExit as end:
         if end.code:
             raise
