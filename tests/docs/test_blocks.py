@@ -170,7 +170,8 @@ def run_page(stage: Path, hub: HubServer) -> Iterator[RunPage]:
         assert not failures, failures[0]
         run_folder = stage / "place/outputs/my_folder"
         shutil.move(stage / "finished/outputs/my_folder", run_folder)
-        hub.publish_model(ADAPTER, published_files(run_folder))
+        commit = hub.publish_model(ADAPTER, published_files(run_folder))
+        hub.repositories["model", ADAPTER].branches["checkpoints"] = commit
         yield run
     log.close()
 
