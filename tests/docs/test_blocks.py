@@ -17,11 +17,8 @@ sets of the recipes; its user is `me`.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -30,7 +27,7 @@ from pathlib import Path
 import pytest
 from captioners import draw_pictures, save_captioner
 from coco import BASE_MODEL, publish_base_model, publish_coco, publish_flickr8k, write_image_folder
-from commands import CHECKOUT
+from commands import CHECKOUT, run_script
 from hub_server import WRITE_TOKEN, HubServer, Token
 from PIL import Image
 from retrievers import build_retriever
@@ -50,6 +47,7 @@ NEEDS = ("network", "a GPU", "a cluster", "COCO", "minutes")
 DATA = ("text", "csv", "html", "bibtex", "mermaid", "toml")
 CODE = ("python", "bash", "json", "yaml", "jsonl")
 ADAPTER = "you/blip-coco-lora"
+WORKER = Path(__file__).with_name("worker.py")
 HUB_MODELS = {
     BASE_MODEL: "base",
     "Salesforce/blip-image-captioning-large": "base",
@@ -140,40 +138,24 @@ main(["recipes/my_folder.json", "--max_steps", "2", "--generation_num_beams", "1
 
 
 @pytest.fixture(scope="module")
-def run_page(stage: Path, hub: HubServer) -> Iterator[RunPage]:
-    """Runs the blocks of a page in the worker process, and gives what failed."""
-    paths = [str(CHECKOUT), str(CHECKOUT / "tests")]
-    log = (stage / "worker.log").open("w+", encoding="utf-8")
-    worker = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("worker.py"))],
-        env={**hub.environment(), "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=log,
-        text=True,
-    )
+def run_page(stage: Path, hub: HubServer) -> RunPage:
+    """Runs the blocks of a page in a process of its own, and gives what failed."""
 
     def run(name: str, blocks: list[Block]) -> list[str]:
-        assert worker.stdin
-        assert worker.stdout
         folder = stage / name.replace("/", "_")
         shutil.copytree(stage / "place", folder)
+        request = folder / "blocks.json"
         code = [asdict(block) for block in blocks if block.language in CODE]
-        worker.stdin.write(json.dumps({"folder": str(folder), "page": name, "blocks": code}) + "\n")
-        worker.stdin.flush()
-        answer = worker.stdout.readline()
-        assert answer, f"the worker ended:\n{Path(log.name).read_text(encoding='utf-8')[-3000:]}"
-        return json.loads(answer)
+        request.write_text(json.dumps({"page": name, "blocks": code}), encoding="utf-8")
+        return json.loads(run_script(WORKER, request, env=hub.environment(), cwd=folder))
 
-    with worker:
-        failures = run("finished", [Block(1, "python", "", "", FINISHED_RUN)])
-        assert not failures, failures[0]
-        run_folder = stage / "place/outputs/my_folder"
-        shutil.move(stage / "finished/outputs/my_folder", run_folder)
-        commit = hub.publish_model(ADAPTER, published_files(run_folder))
-        hub.repositories["model", ADAPTER].branches["checkpoints"] = commit
-        yield run
-    log.close()
+    failures = run("finished", [Block(1, "python", "", "", FINISHED_RUN)])
+    assert not failures, failures[0]
+    run_folder = stage / "place/outputs/my_folder"
+    shutil.move(stage / "finished/outputs/my_folder", run_folder)
+    commit = hub.publish_model(ADAPTER, published_files(run_folder))
+    hub.repositories["model", ADAPTER].branches["checkpoints"] = commit
+    return run
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if read_blocks(page)], ids=name_of)

@@ -1,7 +1,7 @@
-"""Run the code blocks of pages in one process: a start of Python with torch for each block would take seconds.
+"""Run the code blocks of a page in one process, in the working directory.
 
-Reads a JSON line for each page on stdin, `{"folder": DIR, "page": NAME, "blocks": [...]}`, and answers with a JSON
-line: a list of what failed. `test_blocks.py` says what a page may use.
+Takes a JSON file, `{"page": NAME, "blocks": [...]}`, and prints a JSON list of what failed. `test_blocks.py` says what
+a page may use.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import importlib
 import io
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -44,26 +43,18 @@ class ParsedError(BaseException):
 
 
 def main() -> None:
-    """Answer page by page, until stdin ends."""
-    answers, sys.stdout = sys.stdout, sys.stderr
-    for line in sys.stdin:
-        request = json.loads(line)
-        failures = run_page(Path(request["folder"]), request["page"], request["blocks"])
-        print(json.dumps(failures), file=answers, flush=True)
-
-
-def run_page(folder: Path, page: str, blocks: list[dict[str, Any]]) -> list[str]:
-    """Run the blocks of a page in their order, in `folder`; returns a text for each that failed."""
-    os.chdir(folder)
+    """Run the blocks in their order."""
+    request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     names: dict[str, Any] = {"__name__": "docs"}
     failures = []
-    for block in blocks:
-        where = f"{page}:{block['line']}"
-        try:
-            run_block(block, where, names)
-        except (Exception, SystemExit):
-            failures.append(f"{where}\n{block['text']}\n{traceback.format_exc()[-3000:]}")
-    return failures
+    with contextlib.redirect_stdout(sys.stderr):
+        for block in request["blocks"]:
+            where = f"{request['page']}:{block['line']}"
+            try:
+                run_block(block, where, names)
+            except (Exception, SystemExit):
+                failures.append(f"{where}\n{block['text']}\n{traceback.format_exc()[-3000:]}")
+    print(json.dumps(failures))
 
 
 def run_block(block: dict[str, Any], where: str, names: dict[str, Any]) -> None:
