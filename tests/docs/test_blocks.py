@@ -27,7 +27,8 @@ from pathlib import Path
 import pytest
 from captioners import draw_pictures, save_captioner
 from coco import BASE_MODEL, publish_base_model, publish_coco, publish_flickr8k, write_image_folder
-from commands import CHECKOUT, run_script
+from commands import run_script
+from doc_pages import PAGES, name_of
 from hub_server import WRITE_TOKEN, HubServer, Token
 from PIL import Image
 from retrievers import build_retriever
@@ -36,13 +37,7 @@ from vqa_models import save_answerer
 from blip_recipe.hub.published_files import published_files
 from blip_recipe.models.processors import save_processor
 
-PAGES = sorted(
-    [
-        *(CHECKOUT / name for name in ("README.md", "SECURITY.md", "benchmarks/README.md", "recipes/README.md")),
-        *(CHECKOUT / "docs").rglob("*.md"),
-    ]
-)
-NEEDS = ("network", "a GPU", "a cluster", "COCO", "minutes")
+NEEDS = ("network", "a GPU", "a cluster")
 """What a block may need that no test has."""
 DATA = ("text", "csv", "html", "bibtex", "mermaid", "toml")
 CODE = ("python", "bash", "json", "yaml", "jsonl")
@@ -88,10 +83,6 @@ def read_blocks(page: Path) -> list[Block]:
             marker = found["needs"] if (found := MARKER.match(line)) else ""
         number += 1
     return blocks
-
-
-def name_of(page: Path) -> str:
-    return page.relative_to(CHECKOUT).as_posix()
 
 
 @pytest.fixture(scope="module")

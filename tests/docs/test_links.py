@@ -6,14 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-from commands import CHECKOUT
+from doc_pages import PAGES, name_of
 
-PAGES = sorted(
-    [
-        *(CHECKOUT / name for name in ("README.md", "SECURITY.md", "benchmarks/README.md", "recipes/README.md")),
-        *(CHECKOUT / "docs").rglob("*.md"),
-    ]
-)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 CODE = re.compile(r"^ *```.*?^ *```$", re.MULTILINE | re.DOTALL)
@@ -23,10 +17,6 @@ def anchors_of(page: Path) -> set[str]:
     """The anchors of a page's headings, as GitHub and MkDocs make them alike."""
     headings = HEADING.findall(CODE.sub("", page.read_text(encoding="utf-8")))
     return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading.lower()).strip()) for heading in headings}
-
-
-def name_of(page: Path) -> str:
-    return page.relative_to(CHECKOUT).as_posix()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
