@@ -27,7 +27,7 @@ FOLDER = Path(__file__).parent / "recipes"
 NOTE = "<!-- Written by docs/make_reference.py from the classes of arguments: change those. -->"
 TRAINER_DOCS = "https://huggingface.co/docs/transformers/main_classes/trainer#transformers.Seq2SeqTrainingArguments"
 
-TRAINER_KEYS = {
+TRAINER_KEYS: dict[str, dict[str, str | None]] = {
     "Length and batches": {
         "num_train_epochs": "Passes over the training images.",
         "max_steps": "Number of steps; over 0 it replaces `num_train_epochs`.",
@@ -173,7 +173,7 @@ def rows(group: Any, tasks: dict[str, Any] | None = None, *, without: Any = None
 def trainer_rows(keys: dict[str, str | None]) -> list[Row]:
     """Keys of the trainer, with the defaults of each task."""
     fields = {each.name: each for each in dataclasses.fields(BlipTrainingArguments)}
-    tasks = {task: arguments["xe"] for task, arguments in TRAINING_ARGUMENTS.items()}
+    tasks: dict[str, Any] = {task: arguments["xe"] for task, arguments in TRAINING_ARGUMENTS.items()}
     return [
         row(BlipTrainingArguments, fields[name], default_in_tasks(name, tasks), text or fields[name].metadata["help"])
         for name, text in keys.items()
