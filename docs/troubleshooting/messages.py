@@ -21,7 +21,7 @@ PACKAGE = FOLDER.parents[1] / "blip_recipe"
 NO_MESSAGES = ("AssertionError", "AttributeError", "NotImplementedError", "StoppedError")
 """Exceptions whose texts are for developers, or say nothing of their own."""
 
-EXPLAINING = re.compile("explain|validate_|_?find_fault|fault_of|_reason")
+EXPLAINING = re.compile("explain|validate_|_?find_(fault|damage)|fault_of|_reason")
 """Functions whose returned texts become part of a message."""
 
 VALUE = "…"
