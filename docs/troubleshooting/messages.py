@@ -21,8 +21,11 @@ PACKAGE = FOLDER.parents[1] / "blip_recipe"
 NO_MESSAGES = ("AssertionError", "AttributeError", "NotImplementedError", "StoppedError")
 """Exceptions whose texts are for developers, or say nothing of their own."""
 
-EXPLAINING = re.compile("explain|validate_|_?find_(fault|damage)|fault_of|_reason")
+EXPLAINING = re.compile("explain|validate|.*(fault|damage|error|reason)")
 """Functions whose returned texts become part of a message."""
+
+MAKERS = re.compile(r"def (\w+)\([^)]*\) -> \w*Error:")
+"""Functions that make an error of a text."""
 
 VALUE = "…"
 LONGEST = 100
@@ -36,9 +39,11 @@ ROW = re.compile(r"^\| `(?P<message>[^`]*)` \|")
 
 def find_messages() -> dict[str, str]:
     """The messages of the package as tables show them, each with the file and line of its first place."""
+    sources = {path: path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
+    makers = {"logger.warning"}.union(*(MAKERS.findall(source) for source in sources.values()))
     found: dict[str, str] = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        for line, template in _templates(ast.parse(path.read_text(encoding="utf-8"))):
+    for path, source in sources.items():
+        for line, template in _templates(ast.parse(source), makers):
             if shown := shorten(template):
                 found.setdefault(shown, f"{path.relative_to(PACKAGE.parent).as_posix()}:{line}")
     return found
@@ -54,7 +59,7 @@ def shorten(template: str) -> str:
     return text[: text.rindex(" ", 0, LONGEST)].rstrip(" :;,.(" + VALUE) + f" {VALUE}"
 
 
-def _templates(tree: ast.Module) -> Iterator[tuple[int, str]]:
+def _templates(tree: ast.Module, makers: set[str]) -> Iterator[tuple[int, str]]:
     """Line and text of each message in a module, with `VALUE` for what is put in."""
     texts = {
         node.targets[0].id: node.value
@@ -62,7 +67,7 @@ def _templates(tree: ast.Module) -> Iterator[tuple[int, str]]:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
     }
     for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and node.args and _makes_message(node.func):
+        if isinstance(node, ast.Call) and node.args and _makes_message(ast.unparse(node.func), makers):
             first = node.args[0]
             text = _text(texts.get(first.id, first) if isinstance(first, ast.Name) else first)
             yield node.lineno, re.sub("%[sdg]", VALUE, text)
@@ -72,9 +77,8 @@ def _templates(tree: ast.Module) -> Iterator[tuple[int, str]]:
                     yield each.lineno, _text(each.value)
 
 
-def _makes_message(function: ast.expr) -> bool:
-    name = ast.unparse(function)
-    return (name.endswith("Error") and name not in NO_MESSAGES) or name in ("logger.warning", "not_pushed")
+def _makes_message(function: str, makers: set[str]) -> bool:
+    return function in makers or (function.endswith("Error") and function not in NO_MESSAGES)
 
 
 def _text(node: ast.expr) -> str:
