@@ -6,6 +6,7 @@ transformers 5, which removed these tasks.
 
 from __future__ import annotations
 
+import logging
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +88,11 @@ def _register_tasks(pipelines: ModuleType) -> None:
     for task, module in _TASKS.items():
         if task not in pipelines.SUPPORTED_TASKS:  # transformers 4 already has them
             import_module(module)
+
+
+# On processors with AVX512-BF16, bitsandbytes asks for the package `kernels` when it is imported, to run code from the
+# Hub. It works without.
+logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "kernels-community" not in str(record.msg))
 
 
 def __getattr__(name: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import signal
 import sys
 from collections.abc import Callable
@@ -49,8 +48,6 @@ def run_command(main: Callable[[], None]) -> None:
     Exit codes: 0 done, 1 not saved, 2 wrong input, 3 not pushed, 130 interrupted, 128 plus its number for a signal.
     Other errors keep their traceback and have code 1.
     """
-    # On some CPUs bitsandbytes logs that `kernels` is missing, a package that would run code from the Hub.
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         main()
     except tuple(EXIT_CODES) as error:

@@ -10,7 +10,7 @@ from transformers import BlipForConditionalGeneration, DynamicCache, EncoderDeco
 from transformers.modeling_outputs import ModelOutput
 
 from blip_recipe.data.images import open_image
-from blip_recipe.models.attention import EAGER_CLASSES
+from blip_recipe.models.attention import CACHE_ARGUMENT, EAGER_CLASSES
 from blip_recipe.models.loading import load_finished
 from blip_recipe.models.stock import StockModel
 from blip_recipe.models.text import IGNORED, decode_texts, packed_mask, token_losses
@@ -154,7 +154,7 @@ class BlipForCaptioning(StockModel, BlipForConditionalGeneration):
         prompt = input_ids[:, :-1].clone()
         prompt[:, 0] = text_config.bos_token_id
         if self.uses_sdpa:
-            generate_kwargs["cache"] = self._image_cache(image_embeds)
+            generate_kwargs[CACHE_ARGUMENT] = self._image_cache(image_embeds)
             # One patch is enough to enable cross-attention: its keys and values are in the cache.
             image_embeds = image_embeds[:, :1]
         return cast("Any", self.text_decoder).generate(

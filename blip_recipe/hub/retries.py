@@ -14,11 +14,15 @@ from collections.abc import Callable, Sequence
 from json import JSONDecodeError
 from typing import TYPE_CHECKING, TypeVar
 
-import httpx2
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import parse_ratelimit_headers
 
 from blip_recipe.errors import PushError, RecipeError
+
+try:
+    from huggingface_hub.utils import httpx
+except ImportError:  # huggingface_hub before 1.31
+    import httpx
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -39,7 +43,7 @@ WAITS_PUSH = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
 LONGEST_WAIT = 300.0
 """Maximum seconds between attempts. The Hub counts its rate limits in windows of five minutes."""
 
-HUB_ERRORS = (OSError, httpx2.HTTPError, RuntimeError, ValueError)
+HUB_ERRORS = (OSError, httpx.HTTPError, RuntimeError, ValueError)
 """Exceptions of the client: `HfHubHTTPError` is an `OSError`, the transfer library raises `RuntimeError`, and an
 invalid card or a reply that is not JSON raises `ValueError`."""
 
@@ -74,7 +78,7 @@ def explain(error: BaseException, api: HfApi) -> str:
         return f"{api.endpoint} does not accept the Hub token (it is wrong, or has expired): {LOG_IN}."
     if status == 403:
         return f"{api.endpoint} denies access ({error_summary(error)}): {LOG_IN}, or choose another repository."
-    if status is None and isinstance(error, (httpx2.TransportError, ConnectionError, TimeoutError)):
+    if status is None and isinstance(error, (httpx.TransportError, ConnectionError, TimeoutError)):
         return f"{api.endpoint} cannot be reached ({error_summary(error)}): check the network and HF_ENDPOINT."
     return f"{api.endpoint} returned an error: {error_summary(error)}."
 
@@ -95,7 +99,7 @@ def _is_transient(error: Exception) -> bool:
     if isinstance(error, OfflineModeIsEnabled):
         return False
     # A gateway may return an error page instead of JSON.
-    return isinstance(error, (httpx2.TransportError, ConnectionError, TimeoutError, RuntimeError, JSONDecodeError))
+    return isinstance(error, (httpx.TransportError, ConnectionError, TimeoutError, RuntimeError, JSONDecodeError))
 
 
 def _requested_wait(error: Exception) -> float | None:

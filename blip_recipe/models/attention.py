@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 from transformers.models.blip.modeling_blip import BlipAttention
 from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
+
+# transformers 5.24 renamed it to `cache`.
+_STOCK_ARGUMENTS = inspect.signature(BlipTextSelfAttention.forward).parameters
+CACHE_ARGUMENT = "cache" if "cache" in _STOCK_ARGUMENTS else "past_key_values"
+"""The name under which BLIP's text layers and `generate` take the attention cache."""
 
 
 class SdpaVisionAttention(BlipAttention):
@@ -38,11 +44,10 @@ class SdpaTextAttention(BlipTextSelfAttention):
         attention_mask: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
-        cache: Any | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
         """Map `(rows, tokens, width)` to the same shape; returns no attention map."""
-        key, value = self._keys_and_values(hidden_states, encoder_hidden_states, cache)
+        key, value = self._keys_and_values(hidden_states, encoder_hidden_states, kwargs.get(CACHE_ARGUMENT))
         query = self._heads(self.query(hidden_states).view(len(key), -1, hidden_states.shape[-1]))
         context = F.scaled_dot_product_attention(
             query,

@@ -161,7 +161,7 @@ def usable_device(device: Any) -> torch.device:
 
 def first_device() -> str:
     """The first accelerator, else the CPU."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return "cpu" if accelerator is None else f"{accelerator.type}:0"
 
 

@@ -65,6 +65,11 @@ class StockModel(Mixin):
         """Whether attention uses `scaled_dot_product_attention`."""
         return any(isinstance(module, SdpaVisionAttention) for module in self.modules())
 
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """The older name of `is_activation_checkpointing`, which peft asks for and transformers 5.23 warns of."""
+        return self.is_activation_checkpointing
+
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | PathLike[str], is_main_process: bool = True, **kwargs: Any
     ) -> None:
@@ -73,6 +78,12 @@ class StockModel(Mixin):
         if is_main_process:
             self.config.architectures = [self.stock_class.__name__]
             self.config.save_pretrained(save_directory)
+
+
+# transformers before 5.23 calls activation checkpointing gradient checkpointing.
+for _name in ("is_activation_checkpointing", "activation_checkpointing_enable", "activation_checkpointing_disable"):
+    if not hasattr(PreTrainedModel, _name):
+        setattr(StockModel, _name, getattr(PreTrainedModel, _name.replace("activation", "gradient")))
 
 
 def count_parameters(model: nn.Module) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import Seq2SeqTrainingArguments
@@ -55,6 +56,23 @@ class BlipTrainingArguments(BlipArguments, Seq2SeqTrainingArguments):
     dataloader_pin_memory: bool = field(
         default_factory=torch.cuda.is_available, metadata={"help": "Pin memory; default: if there is a GPU."}
     )
+    # Both names, as transformers has had the first since 5.23 and warns of the second since.
+    activation_checkpointing: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Compute activations again in the backward pass instead of keeping them; default: where a step "
+            "would not fit the GPU."
+        },
+    )
+    activation_checkpointing_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "Arguments of `torch.utils.checkpoint.checkpoint`."}
+    )
+    gradient_checkpointing: bool | None = field(  # type: ignore[assignment]
+        default=None, metadata={"help": "The same as activation_checkpointing."}
+    )
+    gradient_checkpointing_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "The same as activation_checkpointing_kwargs."}
+    )
     ddp_find_unused_parameters: bool | None = field(
         default=False, metadata={"help": "Look for parameters without gradient in a step; BLIP has none."}
     )
@@ -86,10 +104,18 @@ class BlipTrainingArguments(BlipArguments, Seq2SeqTrainingArguments):
         if self.activation_checkpointing_kwargs is None and self.gradient_checkpointing_kwargs is None:
             # The reentrant kind needs inputs with gradients; pictures and frozen embeddings have none.
             self.activation_checkpointing_kwargs = {"use_reentrant": False}
+        for suffix in ("", "_kwargs"):
+            newer, older = f"activation_checkpointing{suffix}", f"gradient_checkpointing{suffix}"
+            given = getattr(self, older) if getattr(self, newer) is None else getattr(self, newer)
+            setattr(self, newer, given)
+            setattr(self, older, given)
         if isinstance(self.fsdp, str) and self.fsdp.lower() in ("true", "false"):
             # Recipes write true or false; Trainer expects a bool or names of strategies.
             self.fsdp = True if self.fsdp.lower() == "true" else None  # type: ignore[assignment]
         Seq2SeqTrainingArguments.__post_init__(self)
+        # Older ones parse and read the older names only.
+        self.activation_checkpointing = self.gradient_checkpointing = bool(self.gradient_checkpointing)
+        self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
         disable_ram_efficient_loading(self)
 
     def check_best_model(self) -> None:
