@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= $(CORES)
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install quickstart test test-all checks lint compatibility bench kills soak examples fuzz docs clean
+.PHONY: install quickstart test test-all checks lint compatibility compatibility-all bench kills soak examples fuzz docs clean
 
 install: .venv/installed
 
@@ -34,7 +34,7 @@ test: checks
 
 test-all: checks  ## with the proofs that take minutes each: about two hours
 	$(PYTEST)
-	$(MAKE) kills soak fuzz
+	$(MAKE) kills soak fuzz compatibility-all
 
 checks: install
 	$(MAKE) -j 2 lint compatibility
@@ -43,6 +43,12 @@ checks: install
 VERSIONS ?= 4.57.*
 compatibility: install
 	$(BIN)/python tests/compatibility/run.py $(foreach version,$(VERSIONS),"$(version)")
+
+# The core tests and the quickstart recipe with the lowest and the newest packages of requirements.txt; other Pythons
+# as in SETS="newest@3.13 newest@3.14".
+SETS ?= lowest newest
+compatibility-all: compatibility
+	$(BIN)/python tests/compatibility/environments.py $(SETS)
 
 bench: install
 	$(BIN)/python -m benchmarks.scoring

@@ -2,14 +2,15 @@
 
 python tests/compatibility/environments.py lowest newest newest@3.13
 
-`@` names another Python than this one, which must be installed. An environment is made anew with uv when the
-requirements have changed, in `build/compatibility`; each takes about 6 GB.
+`@` names another Python than this one, by version or path; it must be installed. uv makes an environment in
+`build/compatibility`, anew when the requirements change; each takes about 6 GB.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,9 +18,11 @@ from pathlib import Path
 
 CHECKOUT = Path(__file__).parents[2]
 FOLDER = CHECKOUT / "build" / "compatibility"
-REQUIREMENTS = ("requirements.txt", "requirements-dev.txt")
+LOWEST = Path("tests/compatibility/lowest.txt")
+REQUIREMENTS = ("requirements.txt", "requirements-dev.txt", LOWEST)
 
-RESOLUTIONS = {"lowest": "lowest-direct", "newest": "highest"}
+RESOLUTIONS = {"lowest": ["lowest-direct", "--constraints", str(LOWEST)], "newest": ["highest"]}
+"""How uv chooses versions."""
 
 CORE_TESTS = (
     "tests/captioning",
@@ -36,44 +39,42 @@ CORE_TESTS = (
     "tests/vqa",
 )
 
-SHOWN = ("accelerate", "bitsandbytes", "datasets", "huggingface-hub", "peft", "pillow", "torch", "transformers")
+UV = (sys.executable, "-m", "uv")
+
+SHOWN = (
+    *("accelerate", "bitsandbytes", "datasets", "evaluate", "huggingface-hub", "peft", "pillow", "torch"),
+    *("torchvision", "transformers"),
+)
 
 
 def main() -> None:
-    """Each environment of the command line; the first test that fails ends it."""
+    """Each environment of the command line; the first failure ends it."""
     for name in sys.argv[1:]:
-        python = str(environment(name))
-        versions = subprocess.run(
-            [uv(), "pip", "freeze", "--quiet", "--python", python], capture_output=True, text=True, check=True
-        ).stdout.splitlines()
+        folder = FOLDER / re.sub(r"\W+", "-", name)
+        python = str(make_environment(name, folder))
+        freeze = [*UV, "pip", "freeze", "--quiet", "--python", python]
+        versions = subprocess.run(freeze, capture_output=True, text=True, check=True).stdout.splitlines()
         print(f"{name}:", *(line for line in versions if line.partition("==")[0] in SHOWN), flush=True)
-        run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *CORE_TESTS)
-        output_dir = FOLDER / f"quickstart-{name}"
+        run(python, "-m", "pytest", "-q", "-n", str(os.cpu_count()), "-m", "not long", *CORE_TESTS)
+        output_dir = folder / "quickstart"
         shutil.rmtree(output_dir, ignore_errors=True)
         run(python, "-m", "blip_recipe.finetune", "recipes/shapes_tiny.json", "--output_dir", str(output_dir))
+        print(f"{name}: the core tests and the quickstart recipe pass", flush=True)
 
 
-def environment(name: str) -> Path:
-    """The Python of the environment `name`, made where it is missing or its requirements have changed."""
-    resolution, _, version = name.partition("@")
-    folder = FOLDER / name
+def make_environment(name: str, folder: Path) -> Path:
+    """Make the environment `name` in `folder`, unless it is there with these requirements; its Python."""
+    resolution, _, other_python = name.partition("@")
     wanted = hashlib.sha256(b"".join((CHECKOUT / file).read_bytes() for file in REQUIREMENTS)).hexdigest()
     complete = folder / "complete"
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     if not complete.is_file() or complete.read_text() != wanted:
-        make = [uv(), "venv", "--quiet", "--clear", "--no-python-downloads", "--python", version or sys.executable]
-        subprocess.run([*make, str(folder)], check=True)
-        install = [uv(), "pip", "install", "--quiet", "--resolution", RESOLUTIONS[resolution], "--python", str(python)]
-        subprocess.run([*install, "-r", "requirements-dev.txt"], cwd=CHECKOUT, check=True)
+        make = [*UV, "venv", "--quiet", "--clear", "--no-python-downloads", "--python", other_python or sys.executable]
+        run(*make, str(folder))
+        install = [*UV, "pip", "install", "--quiet", "--python", str(python), "-r", "requirements-dev.txt"]
+        run(*install, "--resolution", *RESOLUTIONS[resolution])
         complete.write_text(wanted)
     return python
-
-
-def uv() -> str:
-    """The `uv` of this environment."""
-    from uv import find_uv_bin
-
-    return find_uv_bin()
 
 
 def run(*command: str) -> None:

@@ -44,7 +44,7 @@ def installation(version: str) -> list[str]:
     """Arguments to Python that install `version` of transformers into its folder."""
     target = ["--target", str(complete(version).parent)]
     packages = [f"transformers=={version}", *BESIDE[version.partition(".")[0]]]
-    return ["-m", "pip", "install", "--quiet", "--no-deps", *target, *packages]
+    return ["-m", "uv", "pip", "install", "--quiet", "--no-deps", *target, *packages]
 
 
 def run(commands: list[list[str]], first_on_path: list[Path | None] | None = None) -> None:
