@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import wrapt
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import ModuleType
 
     from blip_recipe.captioning.collator import CaptionCollator
@@ -90,9 +91,21 @@ def _register_tasks(pipelines: ModuleType) -> None:
             import_module(module)
 
 
-# On processors with AVX512-BF16, bitsandbytes asks for the package `kernels` when it is imported, to run code from the
-# Hub. It works without.
-logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(lambda record: "kernels-community" not in str(record.msg))
+# Loggers of libraries, and how their messages begin that are of no use: the first asks, on processors with AVX512-BF16,
+# for a package that would run code from the Hub; the second tells at each 8-bit layer what LLM.int8() always does.
+_NEEDLESS_WARNINGS = {
+    "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward from kernels-community",
+    "bitsandbytes.autograd._functions": "MatMul8bitLt: inputs will be cast",
+}
+
+
+def _leave_out(start: str) -> Callable[[logging.LogRecord], bool]:
+    """A filter of messages that begin with `start`."""
+    return lambda record: not str(record.msg).startswith(start)
+
+
+for _logger, _start in _NEEDLESS_WARNINGS.items():
+    logging.getLogger(_logger).addFilter(_leave_out(_start))
 
 
 def __getattr__(name: str) -> Any:
