@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from coco import publish_base_model, publish_coco
 from commands import CHECKOUT
 from hub_server import HubServer
+
+from blip_recipe import CaptionTrainingArguments
 
 EXPECTED = re.compile(r"INFO blip_recipe\.|== |.*\d(%\||\w* \[\d\d:\d\d)")
 """Our own information, the steps of `quiet_runs.py`, and progress bars."""
@@ -32,3 +35,14 @@ def test_training_publishing_and_loading_show_no_warnings(tmp_path: Path) -> Non
     lines = [line.strip() for line in re.split(r"\n|\r|\x1b\[A", done.stderr)]
     assert "== quantized_adapter" in lines
     assert [line for line in lines if line and not EXPECTED.match(line)] == []
+
+
+@pytest.mark.filterwarnings("error:.*checkpointing")
+@pytest.mark.parametrize("name", ["activation", "gradient"])
+def test_activation_checkpointing_has_two_names(name: str, tmp_path: Path) -> None:
+    given = {f"{name}_checkpointing": True, f"{name}_checkpointing_kwargs": '{"use_reentrant": false}'}
+    arguments = CaptionTrainingArguments(str(tmp_path), use_cpu=True, **given)  # type: ignore[arg-type]
+    for each in ("activation", "gradient"):
+        assert getattr(arguments, f"{each}_checkpointing") is True
+        assert getattr(arguments, f"{each}_checkpointing_kwargs") == {"use_reentrant": False}
+    assert not CaptionTrainingArguments(str(tmp_path), use_cpu=True).activation_checkpointing
