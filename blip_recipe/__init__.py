@@ -91,21 +91,23 @@ def _register_tasks(pipelines: ModuleType) -> None:
             import_module(module)
 
 
-# Loggers of libraries, and how their messages begin that are of no use: the first asks, on processors with AVX512-BF16,
-# for a package that would run code from the Hub; the second tells at each 8-bit layer what LLM.int8() always does.
+# Loggers of libraries, and text of their messages that no user can act on. bitsandbytes asks for a package that would
+# run code from the Hub (on CPUs with AVX512-BF16), and reports at each 8-bit layer what LLM.int8() always does; older
+# transformers reports that BERT's tokenizer has no end-of-text token.
 _NEEDLESS_WARNINGS = {
     "bitsandbytes.backends.cpu.ops": "Failed to load CPU gemm_4bit_forward from kernels-community",
     "bitsandbytes.autograd._functions": "MatMul8bitLt: inputs will be cast",
+    "transformers.trainer_utils": "Updated tokens: {'eos_token_id': None",
 }
 
 
-def _leave_out(start: str) -> Callable[[logging.LogRecord], bool]:
-    """A filter of messages that begin with `start`."""
-    return lambda record: not str(record.msg).startswith(start)
+def _leave_out(text: str) -> Callable[[logging.LogRecord], bool]:
+    """Make a filter that drops messages with `text`."""
+    return lambda record: text not in record.getMessage()
 
 
-for _logger, _start in _NEEDLESS_WARNINGS.items():
-    logging.getLogger(_logger).addFilter(_leave_out(_start))
+for _logger, _text in _NEEDLESS_WARNINGS.items():
+    logging.getLogger(_logger).addFilter(_leave_out(_text))
 
 
 def __getattr__(name: str) -> Any:

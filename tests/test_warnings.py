@@ -14,7 +14,7 @@ from hub_server import HubServer
 
 from blip_recipe import CaptionTrainingArguments
 
-EXPECTED = re.compile(r"INFO blip_recipe\.|== |.*\d(%\||\w* \[\d\d:\d\d)")
+EXPECTED = re.compile(r"INFO blip_recipe\.|== |.*\d(%\|| ?\w* \[\d\d:\d\d)")
 """Our own information, the steps of `quiet_runs.py`, and progress bars."""
 
 
