@@ -22,7 +22,7 @@ from blip_recipe.errors import PushError, RecipeError
 try:
     from huggingface_hub.utils import httpx
 except ImportError:  # huggingface_hub before 1.31
-    import httpx
+    import httpx  # type: ignore[no-redef]
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
