@@ -113,7 +113,7 @@ class BlipTrainingArguments(BlipArguments, Seq2SeqTrainingArguments):
             # Recipes write true or false; Trainer expects a bool or names of strategies.
             self.fsdp = True if self.fsdp.lower() == "true" else None  # type: ignore[assignment]
         Seq2SeqTrainingArguments.__post_init__(self)
-        # Older ones parse and read the older names only.
+        # transformers before 5.23 parses and reads the older names only.
         self.activation_checkpointing = self.gradient_checkpointing = bool(self.gradient_checkpointing)
         self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
         disable_ram_efficient_loading(self)
