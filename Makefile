@@ -7,13 +7,14 @@ export OMP_NUM_THREADS ?= $(CORES)
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: install quickstart test test-all checks lint compatibility compatibility-all bench kills soak examples fuzz docs clean
+.PHONY: install quickstart test test-all checks lint compatibility compatibility-all bench kills soak examples fuzz docs notebooks clean
 
 install: .venv/installed
 
 .venv/installed: requirements.txt requirements-dev.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet -r requirements-dev.txt
+	$(BIN)/pip install --quiet --no-deps --editable .  # for the command `blip-recipe`
 	touch $@
 
 quickstart: install
@@ -64,6 +65,9 @@ FUZZ_INPUTS ?= 200000
 
 fuzz: install  ## odd inputs of every kind; FUZZ_INPUTS says how many
 	FUZZ_INPUTS=$(FUZZ_INPUTS) $(BIN)/python -m pytest -q -s --timeout 0 tests/fuzz
+
+notebooks: install  ## executes and saves them
+	$(BIN)/python notebooks/execute.py
 
 docs: install  ## the site, in build/site; broken links are errors
 	$(BIN)/pip install --quiet -r requirements-docs.txt
