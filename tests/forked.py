@@ -99,6 +99,8 @@ def _environment_of_the_server() -> Iterator[None]:
 
 def _run(arguments: list[str], env: dict[str, str], cwd: Path, stdout: Path, stderr: Path) -> None:
     """Be `python *arguments`, in the forked process."""
+    # Its own children, such as workers that read pictures, start as they do elsewhere.
+    multiprocessing.set_start_method(None, force=True)
     os.environ.clear()
     os.environ.update(env)
     os.chdir(cwd)

@@ -14,7 +14,7 @@ from forked import Forked
 from hub_server import HubServer
 
 SEEN = """
-import json, os, sys
+import json, multiprocessing, os, sys
 import datasets, huggingface_hub
 from huggingface_hub import HfApi
 import blip_recipe
@@ -22,6 +22,7 @@ api = huggingface_hub.hf_api.api
 print(json.dumps({
     "arguments": sys.argv[1:],
     "folder": os.getcwd(),
+    "children": multiprocessing.get_start_method(),
     "environment": sorted(each for each in os.environ.items() if each[0].startswith(("HF_", "OMP_", "PYTHON"))),
     "hub": [api.endpoint, HfApi().endpoint, huggingface_hub.constants.HF_HUB_CACHE, huggingface_hub.get_token()],
     "offline": [huggingface_hub.constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE],
