@@ -2,8 +2,8 @@
 # Container Toolkit. /work is your folder, with recipes, data and outputs; /cache keeps what is downloaded.
 #
 #   docker build --tag blip-recipe .
-#   docker run --rm --gpus all --shm-size 8g --env HF_TOKEN --volume "$PWD:/work" --volume blip-cache:/cache \
-#       blip-recipe finetune recipes/coco_lora.json
+#   docker run --rm --gpus all --shm-size 8g --user "$(id -u):$(id -g)" --env HF_TOKEN \
+#       --volume "$PWD:/work" --volume blip-cache:/cache blip-recipe finetune recipes/coco_lora.json
 FROM python:3.13-slim
 
 # `torch_compile` needs a C compiler.
@@ -19,7 +19,9 @@ COPY model_cards /src/model_cards
 COPY recipes /src/recipes
 RUN pip install --no-cache-dir --no-deps /src
 
-ENV HF_HOME=/cache/huggingface BLIP_RECIPE_CACHE=/cache/blip_recipe
+# Anybody may write there, so that `--user` works.
+RUN mkdir --mode 1777 /cache
+ENV HF_HOME=/cache/huggingface BLIP_RECIPE_CACHE=/cache/blip_recipe HOME=/tmp
 WORKDIR /work
 ENTRYPOINT ["blip-recipe"]
 CMD ["--help"]

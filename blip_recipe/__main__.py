@@ -1,5 +1,5 @@
 # PYTHON_ARGCOMPLETE_OK
-"""Run the commands of the package: `blip-recipe COMMAND` is `python -m blip_recipe.COMMAND`."""
+"""Run a command of the package: `blip-recipe COMMAND ...`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,19 +18,20 @@ from blip_recipe.errors import RecipeError, run_command
 
 
 class Command(NamedTuple):
-    """A command: its module, which has `main(argv, prog)`, and one line about it."""
+    """A command: its module, which has `main(argv, prog)`, one line about it, and whether it reads a recipe."""
 
     module: str
     help: str
+    takes_recipe: bool = False
 
 
 COMMANDS = {
-    "finetune": Command("blip_recipe.finetune", "train from a recipe, score, write the model card, push to the Hub"),
-    "evaluate": Command("blip_recipe.evaluate", "score a model on a split, or a file of captions"),
+    "finetune": Command("blip_recipe.finetune", "train from a recipe, score, write a card, push to the Hub", True),
+    "evaluate": Command("blip_recipe.evaluate", "score a model on a split, or a file of captions", True),
     "caption": Command("blip_recipe.caption", "caption files, folders and URLs"),
     "answer": Command("blip_recipe.answer", "answer questions about a picture"),
     "match": Command("blip_recipe.match", "score how well texts match a picture, or write embeddings"),
-    "capfilt": Command("blip_recipe.capfilt.__main__", "clean a web data set with a captioner and a filter"),
+    "capfilt": Command("blip_recipe.capfilt.__main__", "clean a web data set with a captioner and a filter", True),
     "merge": Command("blip_recipe.merge", "merge a LoRA adapter into its base model"),
     "push": Command("blip_recipe.push", "push a finished output directory to the Hub"),
     "recipes": Command("blip_recipe.recipe.packaged", "list the packaged recipes, or copy one"),
@@ -87,7 +89,7 @@ def complete() -> None:
     parser.add_argument("--version", action="store_true")
     commands = parser.add_subparsers()
     for name, command in COMMANDS.items():
-        if name in ("finetune", "evaluate", "capfilt"):
+        if command.takes_recipe:
             add_recipe_arguments(commands.add_parser(name), name)
         else:
             commands.add_parser(name, parents=[import_module(command.module).build_parser()], add_help=False)
@@ -141,7 +143,7 @@ def add_key(parser: argparse.ArgumentParser, key: str, value: dict[str, Any]) ->
 
 def run() -> None:
     """The entry point `blip-recipe`."""
-    if "_ARGCOMPLETE" in os.environ:
+    if "_ARGCOMPLETE" in os.environ and find_spec("argcomplete"):
         complete()
     run_command(main)
 

@@ -52,9 +52,13 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
         default=1,
         help="print this many of the likeliest --answers, with their log likelihoods",
     )
-    add("--num_beams", type=positive, help="beams; default, as for the lengths: those that the model was scored with")
-    add("--max_length", type=positive, help="longest answer in tokens, start token included")
-    add("--min_length", type=int, help="shortest answer in tokens")
+    add("--num_beams", type=positive, help="number of beams; default: as evaluated")
+    add(
+        "--max_length",
+        type=positive,
+        help="longest answer in tokens, start token included; default: as evaluated",
+    )
+    add("--min_length", type=int, help="shortest answer in tokens; default: as evaluated")
     add_model_options(parser)
     return parser
 

@@ -10,6 +10,7 @@ import argparse
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -96,9 +97,17 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
     add(
         "--prompt", help="words every caption starts with; default: the model's own, which are left out of its captions"
     )
-    add("--num_beams", type=positive, help="beams; default, as for the lengths: those that the model was scored with")
-    add("--max_length", type=positive, help="longest caption in tokens, prompt included")
-    add("--min_length", type=int, help="shortest caption in tokens, prompt included")
+    add("--num_beams", type=positive, help="number of beams; default: as evaluated")
+    add(
+        "--max_length",
+        type=positive,
+        help="longest caption in tokens, prompt included; default: as evaluated",
+    )
+    add(
+        "--min_length",
+        type=int,
+        help="shortest caption in tokens, prompt included; default: as evaluated",
+    )
     add_model_options(parser)
     return parser
 
@@ -178,7 +187,8 @@ def exit_on_interrupt() -> Iterator[None]:
         os.write(sys.stderr.fileno(), b"\nerror: interrupted; with --output, run the same command again to resume\n")
         os._exit(130)
 
-    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:  # whoever started this wants it ignored
+    is_main = threading.current_thread() is threading.main_thread()  # others may not change handlers
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
     signal.signal(signal.SIGINT, exit_now)

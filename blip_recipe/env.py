@@ -22,14 +22,15 @@ PROG = "python -m blip_recipe.env"
 
 PREFIXES = (
     *("BLIP_RECIPE_", "HF_", "HUGGINGFACE_", "TRANSFORMERS_", "TOKENIZERS_", "ACCELERATE_", "FSDP_", "BNB_"),
-    *("TORCH", "PYTORCH_", "CUDA_", "ROCR_", "HIP_", "NCCL_", "OMP_", "MKL_", "SLURM_", "CODECARBON_", "JAVA_HOME"),
+    *("TORCH", "PYTORCH_", "CUDA_", "ROCR_", "HIP_", "NCCL_", "OMP_", "MKL_", "CODECARBON_", "JAVA_HOME"),
     *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_"),
+    *("SLURM_NNODES", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_GPUS"),
 )
 """Beginnings of the names of environment variables that change how the package runs."""
 
-SECRET_NAME = re.compile("TOKEN(?!IZERS)|KEY|SECRET|PASSWORD|CREDENTIAL|AUTH")
-SECRET_VALUE = re.compile(r"hf_\w{6,}|(?<=://)[^/@\s]+@")
-"""A token of the Hub, and the user and password in a URL."""
+SECRET_NAME = re.compile("TOKEN(?!IZERS)|KEY|SECRET|PASS|CREDENTIAL|AUTH|JWT|BEARER|COOKIE", re.IGNORECASE)
+SECRET_VALUE = re.compile(r"hf_\w{6,}|(?<=://)[^/@\s]+@|(?<=[?&])[^=&\s]+=[^&\s]+")
+"""A token of the Hub, and the user, password and query of a URL."""
 
 
 def main(argv: list[str] | None = None, prog: str = PROG) -> None:
@@ -81,7 +82,7 @@ def describe_hardware() -> Iterator[tuple[str, str]]:
     try:
         import torch
     except Exception as error:  # a broken installation of torch is what a report may be about
-        yield "torch build", f"torch cannot be imported: {error}"
+        yield "torch build", f"torch cannot be imported: {str(error).strip().splitlines()[0]}"
     else:
         builds = {"CUDA": torch.version.cuda, "ROCm": torch.version.hip}
         yield "torch build", next((f"{name} {version}" for name, version in builds.items() if version), "CPU")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -46,10 +47,15 @@ def run_command(main: Callable[[], None]) -> None:
     """Run the `main` of a command, and print its errors as one message instead of a traceback.
 
     Exit codes: 0 done, 1 not saved, 2 wrong input, 3 not pushed, 130 interrupted, 128 plus its number for a signal.
-    Other errors keep their traceback and have code 1.
+    Other errors keep their traceback and have code 1. A reader of standard output that has seen enough, such as
+    `head`, is no error.
     """
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python writes what is left when it exits, and would complain again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except tuple(EXIT_CODES) as error:
         print(f"error: {error}" if str(error) else "error: interrupted", file=sys.stderr)
         sys.exit(next(code for kind, code in EXIT_CODES.items() if isinstance(error, kind)))

@@ -68,7 +68,7 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
         action=argparse.BooleanOptionalAction,
         help="make the repository private if it is created now; default: hub_private_repo of the run",
     )
-    parser.add_argument("--tag", help="tag of the published commit; it may exist already on the same files only")
+    parser.add_argument("--tag", help="tag of the published commit; a tag that exists must have the same files")
     parser.add_argument("--commit_message", help="default: names blip_recipe")
     return parser
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -11,7 +11,14 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import forked
 from forked import CHECKOUT, Forked
+
+Process = Forked | subprocess.Popen[bytes]
+
+WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+PORTS = itertools.count(20_000 + 500 * WORKER)
+"""Ports of this process of pytest alone, below those that systems hand out."""
 
 OURS = {"PYTHONPATH": str(CHECKOUT), "OMP_NUM_THREADS": "1"}
 
@@ -62,11 +69,21 @@ def run_code(
 
 def start_module(
     module: str, *arguments: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None, log: Path
-) -> Forked:
+) -> Process:
     """Start `python -m module arguments`, which writes what it says to `log`."""
     environment = {**os.environ, **OURS, **(env or {})}
-    words = ["-m", module, *map(str, arguments)]
-    return Forked(words, env=environment, cwd=cwd or CHECKOUT, stdout=log, stderr=log)
+    return _start(["-m", module, *map(str, arguments)], env=environment, cwd=cwd, stdout=log, stderr=log, cold=False)
+
+
+def _start(
+    words: list[str], *, env: Mapping[str, str], cwd: Path | None, stdout: Path, stderr: Path, cold: bool
+) -> Process:
+    """Start `python *words`, forked unless it is to be `cold` or forking does not work here."""
+    place = cwd or CHECKOUT
+    if forked.WORKS and not cold:
+        return Forked(words, env=env, cwd=place, stdout=stdout, stderr=stderr)
+    with stdout.open("ab") as output, stderr.open("ab") as errors:
+        return subprocess.Popen([sys.executable, *words], env=env, cwd=place, stdout=output, stderr=errors)
 
 
 def _run(
@@ -79,15 +96,9 @@ def _run(
     cold: bool = False,
 ) -> subprocess.CompletedProcess[str]:
     """Run to the end; of several processes the first bad status counts, and ends the others."""
-    place = cwd or CHECKOUT
-    if cold:
-        command = [sys.executable, *words]
-        return subprocess.run(command, capture_output=True, text=True, cwd=place, env=env, timeout=timeout, check=False)
     with tempfile.TemporaryDirectory() as folder:
-        stdout, stderr = Path(folder, "stdout"), Path(folder, "stderr")
-        started = [
-            Forked(words, env={**env, **ranks}, cwd=place, stdout=stdout, stderr=stderr) for ranks in _ranks(processes)
-        ]
+        files = {"stdout": Path(folder, "stdout"), "stderr": Path(folder, "stderr")}
+        started = [_start(words, env={**env, **ranks}, cwd=cwd, cold=cold, **files) for ranks in _ranks(processes)]
         end = time.monotonic() + timeout
         while any(process.poll() is None for process in started):
             if any(process.poll() for process in started) or time.monotonic() > end:
@@ -98,7 +109,7 @@ def _run(
         for process in started:
             process.kill()
             process.wait()
-        said, complained = (path.read_text(errors="replace") if path.exists() else "" for path in (stdout, stderr))
+        said, complained = (path.read_text(errors="replace") if path.exists() else "" for path in files.values())
     if is_late:
         raise subprocess.TimeoutExpired(words, timeout, said, complained)
     return subprocess.CompletedProcess(words, next(filter(None, statuses), 0), said, complained)
@@ -108,8 +119,6 @@ def _ranks(processes: int) -> list[dict[str, str]]:
     """The variables by which `torchrun` tells processes of each other."""
     if processes == 1:
         return [{}]
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    of_all = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(processes)}
+    of_all = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(next(PORTS)), "WORLD_SIZE": str(processes)}
     of_all |= {"LOCAL_WORLD_SIZE": str(processes)}
     return [{**of_all, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]

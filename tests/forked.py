@@ -25,8 +25,8 @@ CHECKOUT = Path(__file__).parent.parent
 READ_AT_IMPORT = ("HF_", "HUGGING", "TRANSFORMERS_")
 LIBRARIES = ("blip_recipe", "datasets", "evaluate", "huggingface_hub", "peft", "transformers")
 
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["warm_imports"])
+WORKS = sys.platform == "linux" and not Path("/dev/nvidiactl").exists()
+"""Whether processes are forked here: CUDA, Metal and macOS's libraries do not survive it, and Windows has none."""
 
 
 class Forked:
@@ -44,7 +44,9 @@ class Forked:
         self, arguments: Sequence[str], *, env: Mapping[str, str], cwd: Path, stdout: Path, stderr: Path
     ) -> None:
         self.args = list(arguments)
-        self._process = _context.Process(target=_run, args=(self.args, dict(env), cwd, stdout, stderr))
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["warm_imports"])
+        self._process = context.Process(target=_run, args=(self.args, dict(env), cwd, stdout, stderr))
         with _environment_of_the_server():
             ensure_running()
         self._process.start()

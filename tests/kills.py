@@ -29,8 +29,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from commands import CHECKOUT, start_module
-from forked import Forked
+from commands import CHECKOUT, Process, start_module
 from hub_server import HubServer
 
 BASE = "lab/base"
@@ -69,7 +68,7 @@ TIMINGS = re.compile(r"_runtime$|_per_second$|_preparation_time$")
 class Attempt:
     """One start of the command, watched from outside."""
 
-    process: Forked
+    process: Process
     log: Path
     output_dir: Path
     hub: HubServer

@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 from commands import run_code, run_module, start_module
 from forked import Forked
 from hub_server import HubServer
+
+pytestmark = pytest.mark.skipif(not forked.WORKS, reason="processes are not forked here")
 
 SEEN = """
 import json, multiprocessing, os, sys
 import datasets, huggingface_hub
 from huggingface_hub import HfApi
 import blip_recipe
+SEEN = object()
 api = huggingface_hub.hf_api.api
 print(json.dumps({
     "arguments": sys.argv[1:],
@@ -29,6 +32,7 @@ print(json.dumps({
     "datasets": [datasets.config.HF_ENDPOINT, str(datasets.config.HF_DATASETS_CACHE)],
     "whoami": api.whoami()["name"],
     "package": blip_recipe.__file__,
+    "main": [__name__, sys.modules["__main__"].__name__, SEEN is vars(sys.modules["__main__"])["SEEN"]],
 }))
 print("complaint", file=sys.stderr)
 """
@@ -75,4 +79,3 @@ def test_it_answers_signals(tmp_path: Path) -> None:
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=10) == -signal.SIGTERM
     assert start_module("blip_recipe.push", log=Path(os.devnull)).wait(timeout=60) == 2
-    assert sys.modules["__main__"].__name__ == "__main__"

@@ -42,7 +42,7 @@ class CaptionArguments(GenerationArguments):
         for name in ("captions_per_image", "shuffle_buffer_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise RecipeError(f"{name} is {value}: expected at least 1.")
+                raise RecipeError(f"{name} is {value}: expected at least 1, or null for the default.")
         super().__post_init__()
         if self.cache_image_embeds and self.image_cache is not None:
             raise RecipeError("cache_image_embeds and image_cache are both given: use only one of them.")

@@ -59,7 +59,7 @@ def explain_weight_errors(name: str) -> Iterator[None]:
     except (OSError, EOFError, struct.error, SafetensorError, UnpicklingError) as error:
         # torch's message advises to unpickle everything, which would run the code.
         is_unsafe = isinstance(error, UnpicklingError)
-        reason = "the pickle file holds more than tensors" if is_unsafe else first_line(error).rstrip(".")
+        reason = "it is not a pickle file of tensors only" if is_unsafe else first_line(error).rstrip(".")
         raise RecipeError(
             f"The weights of {name!r} cannot be read: {reason}. Expected files of `save_pretrained`. If a download or "
             "copy was interrupted, repeat it."

@@ -68,6 +68,8 @@ def load_recipe(path: Path) -> dict[str, Any]:
         raise RecipeError(f"{path} cannot be read as {kind}: it is nested too deeply for a flat recipe.") from error
     except (ValueError, OSError, yaml.YAMLError) as error:
         raise RecipeError(f"{path} cannot be read as {kind}: {_describe(error)}.") from error
+    if content is None:
+        raise RecipeError(f"{path} is empty: expected one flat object of keys and values.")
     if not isinstance(content, dict):
         raise RecipeError(
             f"{path} holds a {kind} {type(content).__name__}: expected one flat object of keys and values."
@@ -93,7 +95,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(content) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} stands there twice")
+        raise ValueError(f"the key {twice!r} is given twice")
     return content
 
 
@@ -147,7 +149,7 @@ def _yaml_mapping(node: yaml.MappingNode, seen: set[int], *, typed: bool) -> dic
         if not isinstance(key, yaml.ScalarNode):
             raise _yaml_error(key, "a key must be a name")
         if key.value in content:
-            raise _yaml_error(key, f"the key {key.value!r} stands there twice")
+            raise _yaml_error(key, f"the key {key.value!r} is given twice")
         content[key.value] = _yaml_value(value, seen, typed=typed)
     return content
 

@@ -66,12 +66,16 @@ def copy_recipe(name: str, destination: Path, *, overwrite: bool = False) -> Pat
     """Copy a packaged recipe to a file or into a folder, and return the new file.
 
     Raises:
-        RecipeError: There is no such recipe, or the file exists and may not be overwritten.
+        RecipeError: There is no such recipe, the file exists and may not be overwritten, or it cannot be written.
     """
     recipe = find_packaged_recipe(name)
-    target = destination if destination.suffix else destination / recipe.name
+    is_folder = destination.is_dir() or not destination.suffix
+    target = destination / recipe.name if is_folder else destination
     if target.exists() and not overwrite:
         raise RecipeError(f"{target} exists: name another file, or add --overwrite to replace it.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(recipe, target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(recipe, target)
+    except OSError as error:
+        raise RecipeError(f"{target} cannot be written: {error}. Name another file or folder.") from error
     return target

@@ -164,8 +164,13 @@ def _find_task_keys(content: dict[str, Any], arguments: Sequence[str]) -> dict[s
 
 TASK_KEYS = ("task", "stage", "model_name_or_path", "model_revision")
 
-OFF = ("", "false", "xe")
+OFF = ("", "none", "null", "false", "xe", "0", "0.0")
 """Values that turn a key off, so that it may be given for a task that does not have it."""
+
+
+def is_off(value: Any) -> bool:
+    """Whether a value of a file or the command line turns its key off."""
+    return str(value).lower() in OFF
 
 
 def _choose_task(task_keys: dict[str, Any]) -> tuple[TaskName, Any]:
@@ -195,7 +200,7 @@ def _drop_other_tasks(content: dict[str, Any], names: Sequence[str], chosen: str
     """
     other = {key: owner for key in content if key not in names and (owner := owner_of(key))}
     for key, owner in other.items():
-        if content[key] is not None and str(content[key]).lower() not in (*OFF, "0", "0.0"):
+        if not is_off(content[key]):
             raise _foreign_key(key, owner, chosen)
     return {key: value for key, value in content.items() if key not in other}
 
@@ -214,7 +219,7 @@ def _refuse_unknown(unknown: Sequence[str], parser: HfArgumentParser, chosen: st
         key = key.replace("-", "_")
         if (owner := owner_of(key)) is None:
             raise unknown_key(key, option_names(parser), "the command line")
-        if value.lower() not in OFF:
+        if not is_off(value):
             raise _foreign_key(key, owner, chosen)
 
 

@@ -56,7 +56,7 @@ def disable_ram_efficient_loading(training: TrainingArguments) -> None:
 
 
 def configure_fsdp(plugin: FullyShardedDataParallelPlugin) -> None:
-    """Set the groups, precision and saving format of the FSDP plugin, and override its other settings of these."""
+    """Set the groups, precision and saving format of the FSDP plugin, whatever it was given for them."""
     plugin.auto_wrap_policy = transformer_auto_wrap_policy
     plugin.transformer_cls_names_to_wrap = list(LAYERS)
     plugin.mixed_precision_policy = None

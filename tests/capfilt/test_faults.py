@@ -15,8 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from commands import run_checked, run_module, start_module
-from forked import Forked
+from commands import Process, run_checked, run_module, start_module
 from web_data import jpeg, read_judged, save_models, tree, web_rows, write_folder, write_parquet, write_tars
 
 from blip_recipe.capfilt.__main__ import main
@@ -182,12 +181,12 @@ def test_a_full_disk_ends_the_run_with_a_message(
     assert tree(run(recipe(data), tmp_path / "out")) == unbroken
 
 
-def start(recipe: Path, output: Path) -> Forked:
+def start(recipe: Path, output: Path) -> Process:
     """The command in a process of its own."""
     return start_module("blip_recipe.capfilt", recipe, "--output_dir", output, log=Path(os.devnull))
 
 
-def kill_when(process: Forked, begun: Callable[[], bool]) -> None:
+def kill_when(process: Process, begun: Callable[[], bool]) -> None:
     """SIGKILL it as soon as `begun` says so."""
     end = time.monotonic() + PATIENCE
     while not begun():

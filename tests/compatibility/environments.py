@@ -55,6 +55,7 @@ def main() -> None:
         freeze = [*UV, "pip", "freeze", "--quiet", "--python", python]
         versions = subprocess.run(freeze, capture_output=True, text=True, check=True).stdout.splitlines()
         print(f"{name}:", *(line for line in versions if line.partition("==")[0] in SHOWN), flush=True)
+        os.environ["OMP_NUM_THREADS"] = "1"  # for each of as many processes as cores
         run(python, "-m", "pytest", "-q", "-n", str(os.cpu_count()), "-m", "not long", *CORE_TESTS)
         output_dir = folder / "quickstart"
         shutil.rmtree(output_dir, ignore_errors=True)

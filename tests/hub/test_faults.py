@@ -16,8 +16,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
-from commands import run_module, start_module
-from forked import Forked
+from commands import Process, run_module, start_module
 from hub_server import WRITE_TOKEN, HubServer
 from huggingface_hub import HfApi
 from pushes import FAST, content_commits, push, write_output_dir
@@ -65,7 +64,7 @@ def finishing_command(message: str) -> list[str]:
 
 def push_and_kill(hub: HubServer, folder: Path, **fault: Any) -> int:
     """Push in a process of its own, which is killed in the course of a request; returns how it ended."""
-    children: list[Forked] = []
+    children: list[Process] = []
 
     def kill() -> None:
         children[0].kill()

@@ -72,7 +72,7 @@ def metadata_of(wheel: Path) -> Message:
 def test_the_sdist_holds_the_repository_and_nothing_else(packages: Packages) -> None:
     with tarfile.open(packages.sdist) as file:
         names = {member.name.partition("/")[2] for member in file if member.isfile()}
-    listing = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listing = ["git", "ls-files", "--cached"]
     files = {name for name in run(*listing, cwd=CHECKOUT).splitlines() if (CHECKOUT / name).is_file()}
     assert sorted(name for name in names if not GENERATED.fullmatch(name)) == sorted(files)
 
