@@ -45,7 +45,7 @@ def caption_all(arguments: argparse.Namespace) -> None:
     row_format = arguments.format or ("csv" if (arguments.output or Path()).suffix.lower() == ".csv" else "jsonl")
     done = finished_images(arguments.output, row_format) if arguments.output else set()
     if done:
-        print(f"{arguments.output} already has {len(done):,} pictures; their lines stay as they are.", file=sys.stderr)
+        print(f"Pictures already in {arguments.output}: {len(done):,}. Their lines stay as they are.", file=sys.stderr)
     total = None if "-" in arguments.paths else sum(1 for _ in images_to_caption(arguments, set(done)))
     if total == 0:
         print("There is nothing to caption: there are no pictures, or all of them have captions.", file=sys.stderr)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import importlib
+import math
 import multiprocessing
 import os
 import runpy
@@ -16,6 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.forkserver import ensure_running
@@ -52,11 +54,13 @@ class Forked:
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
+        self._status = threading.Lock()
 
     @property
     def returncode(self) -> int | None:
         """The exit status, or the negative number of the signal that ended it, or None while it runs."""
-        return self._process.exitcode
+        with self._status:  # it can be read once, whichever thread asks
+            return self._process.exitcode
 
     def poll(self) -> int | None:
         """`returncode`, as `Popen` names it."""
@@ -68,11 +72,12 @@ class Forked:
         Raises:
             subprocess.TimeoutExpired: It is still running after `timeout` seconds.
         """
-        self._process.join(timeout)
-        if self.returncode is None:
-            assert timeout is not None
-            raise subprocess.TimeoutExpired(self.args, timeout)
-        return self.returncode
+        end = time.monotonic() + (math.inf if timeout is None else timeout)
+        while (status := self.returncode) is None:
+            if timeout is not None and time.monotonic() > end:
+                raise subprocess.TimeoutExpired(self.args, timeout)
+            time.sleep(0.002)
+        return status
 
     def send_signal(self, number: int) -> None:
         """Send a signal, unless it has ended."""

@@ -245,7 +245,7 @@ def test_a_second_model_adds_to_the_lines_of_the_first(
     caption(folder, "--output", output, model=other)
     assert output.read_bytes().startswith(first)
     assert names_of(rows_of(output.read_bytes())) == [str(folder / f"{number:04}.png") for number in range(5)]
-    assert "has 1 pictures already, which stay" in capfd.readouterr().err
+    assert "out.jsonl: 1. Their lines stay as they are." in capfd.readouterr().err
 
 
 row_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)

@@ -220,6 +220,6 @@ def test_what_is_wrong_is_said_and_nothing_is_written(
 def test_the_command_ends_with_one_line_and_the_exit_code_of_wrong_input(untrained: Path, tmp_path: Path) -> None:
     done = run_module("blip_recipe.evaluate", "--model", untrained, "--output_dir", tmp_path / "out")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: dataset_name")
+    assert done.stderr.startswith("error: Set dataset_name and eval_split")
     assert len(done.stderr.splitlines()) == 1
     assert not list(tmp_path.glob("out/*"))

@@ -166,12 +166,13 @@ import json, sys
 from blip_recipe.finetune import main
 from blip_recipe.data.resources import resource_folder
 from blip_recipe.recipe.file import packaged_recipes
+SMALL = ["--max_train_samples", "64", "--max_eval_samples", "16"]
 for recipe in sys.argv[2:]:
-    options = ["--max_train_samples", "64", "--max_eval_samples", "16"] if recipe.startswith("shapes") else []
+    options = [*SMALL] if recipe.startswith("shapes") else []
     if recipe in ("my_folder", "capfilt_train"):
         options = ["--dataset_name", sys.argv[1]]
     if recipe == "vqav2":
-        options = ["--dataset_name", "shapes", "--train_split", "train", "--eval_split", "validation"]
+        options = [*SMALL, "--dataset_name", "shapes", "--train_split", "train", "--eval_split", "validation"]
     content = json.loads((resource_folder("recipes") / f"{recipe}.json").read_text())
     if content["model_name_or_path"].startswith("outputs/"):
         options += ["--model_name_or_path", "lab/tiny"]

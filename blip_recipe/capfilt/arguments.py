@@ -27,7 +27,7 @@ from blip_recipe.recipe.parser import (
 PROG = "python -m blip_recipe.capfilt"
 
 DESCRIPTION = """\
-Clean a web data set: a captioner writes captions for its pictures, and a filter keeps the texts, found or written, that
+Clean a web data set: a captioner writes captions for its pictures, and a filter keeps the texts, web or synthetic, that
 match. Run the same command again to resume; accelerate launch or torchrun spread the shards over processes."""
 
 
@@ -57,7 +57,7 @@ class CapFiltArguments:
         default="train", metadata={"aliases": ["--train_split"], "help": "Split to clean; a sum such as 'cc3m+sbu'."}
     )
     image_column: str | None = field(default=None, metadata={"help": "Column of pictures, paths or URLs."})
-    caption_column: list[str] | None = field(default=None, metadata={"help": "Column or columns of the found texts."})
+    caption_column: list[str] | None = field(default=None, metadata={"help": "Column or columns of the web texts."})
     image_id_column: str | None = field(
         default=None, metadata={"help": "Column that names the image; adjacent rows that share it are one image."}
     )

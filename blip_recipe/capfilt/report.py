@@ -36,7 +36,7 @@ MAX_ERRORS_SHOWN = 50
 DISTANCES = {"near": "nearest to the threshold", "far": "farthest from it"}
 """Examples are chosen by their distance from the threshold."""
 
-KIND_NAMES = {"web": "Found texts", "synthetic": "Written captions"}
+KIND_NAMES = {"web": "Web texts", "synthetic": "Synthetic captions"}
 
 
 def report(arguments: CapFiltArguments, source: Source) -> None:

@@ -11,11 +11,12 @@ from captioners import write_recipe
 from commands import run_module
 from safetensors.torch import load_file
 
+from blip_recipe import schema
 from blip_recipe.errors import RecipeError
 from blip_recipe.recipe.arguments import TASKS, FinetuneOptions, recorded_task
 from blip_recipe.recipe.checks import check_recipe
 from blip_recipe.recipe.output_dir import find_run, record_run
-from blip_recipe.recipe.parsing import read_recipe
+from blip_recipe.recipe.parsing import OFF, is_off, read_recipe
 from blip_recipe.recipe.recipe import Recipe
 from blip_recipe.recipe.tasks import find_task
 
@@ -44,7 +45,7 @@ def test_a_run_goes_on_with_what_its_task_takes_for_granted(tmp_path: Path) -> N
         ("shapes_tiny", ("--metrics", "recall"), "'recall', which this task does not have: expected some of bleu"),
         (
             "shapes_tiny",
-            ("--queue_size", "0"),
+            ("--queue_size", "10"),
             "queue_size is given, but task is 'captioning': it belongs to task 'retrieval'",
         ),
         ("shapes_vqa", ("--stage", "scst"), "stage is 'scst', but task is 'vqa': it belongs to 'captioning'"),
@@ -63,6 +64,14 @@ def test_a_run_goes_on_with_what_its_task_takes_for_granted(tmp_path: Path) -> N
 def test_keys_that_a_task_has_no_use_for_are_refused(recipe: str, words: tuple[str, ...], says: str) -> None:
     with pytest.raises(RecipeError, match=says):
         check_recipe(read(f"recipes/{recipe}.json", "--use_cpu=true", *words))
+
+
+@pytest.mark.parametrize("value", OFF[1:])
+def test_a_key_of_another_task_may_be_given_if_it_is_off(value: str, tmp_path: Path) -> None:
+    read("recipes/shapes_tiny.json", "--use_cpu=true", "--kl_coef", value)
+    (tmp_path / "recipe.json").write_text(json.dumps({"use_cpu": True, "kl_coef": value}))
+    read(tmp_path / "recipe.json")
+    assert all(map(is_off, schema.OFF))
 
 
 @pytest.mark.parametrize("task", ["foo", ["vqa"], None, 3])

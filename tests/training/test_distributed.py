@@ -16,7 +16,7 @@ import pytest
 from commands import CHECKOUT
 
 KEYS = {
-    "max_steps": 200,
+    "max_steps": 100,
     "max_train_samples": 64,
     "max_eval_samples": 4,
     "per_device_train_batch_size": 2,
@@ -82,9 +82,9 @@ def test_a_warned_job_saves_once_and_goes_on(tmp_path: Path) -> None:
     saved = [path.name for path in (tmp_path / "run").glob("checkpoint-*")]
     assert len(saved) == 1, log.read_text()[-3000:]
     steps = int(saved[0].removeprefix("checkpoint-"))
-    assert 0 < steps < 200
+    assert 0 < steps < 100
     with job(tmp_path / "run") as (process, log):
         assert process.wait(PATIENCE) == 0, log.read_text()[-3000:]
     state = json.loads((tmp_path / "run/trainer_state.json").read_text())
-    assert state["global_step"] == 200
+    assert state["global_step"] == 100
     assert len((tmp_path / "run/predictions.jsonl").read_text().splitlines()) == 4
