@@ -6,6 +6,8 @@ CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu)
 export OMP_NUM_THREADS ?= $(CORES)
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
+# Some images forbid it; each of the tests' processes would compile the package again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: install quickstart test test-all checks lint compatibility compatibility-all bench kills soak examples fuzz docs notebooks clean
 

@@ -19,6 +19,11 @@ os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
 CHECKOUT = Path(__file__).parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest tests, so that no process is alone with one of them at the end."""
+    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
+
+
 @pytest.fixture
 def hub() -> Iterator[HubServer]:
     """A Hub of this test's own."""

@@ -73,7 +73,7 @@ def test_a_process_killed_between_evaluations_is_started_again(scorer: CaptionSc
 
 
 def test_a_process_killed_during_an_evaluation_is_started_again(scorer: CaptionScorer) -> None:
-    captions: Captions = {number: f"a dog runs {number}" for number in range(3000)}
+    captions: Captions = {number: f"a dog runs {number}" for number in range(1000)}
     known: References = {number: ["the dog ran far", "two dogs"] * 5 for number in captions}
     expected = scorer.score(captions, known)
     (process,) = javas()

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from commands import CHECKOUT, run_code
 from retrievers import build_retriever, draw_pairs, load_exactly
 from safetensors.torch import load_file
-from torch import distributed, multiprocessing
+from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 from transformers import BlipForImageTextRetrieval
 
@@ -155,9 +156,25 @@ def train_step(rank: int, processes: int, directory: Path, negatives_from_all: b
     distributed.destroy_process_group()
 
 
+TRAIN = """
+import os, sys
+from pathlib import Path
+sys.path[:0] = sys.argv[1:3]
+from test_momentum import train_step
+rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+train_step(rank, processes, Path(sys.argv[3]), sys.argv[4] == "all")
+"""
+
+
+def train_in(processes: int, directory: Path, negatives: str) -> None:
+    """Run `train_step` in so many processes."""
+    done = run_code(TRAIN, Path(__file__).parent, CHECKOUT / "tests", directory, negatives, processes=processes)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
 def test_two_processes_do_what_one_does_with_all_pairs(tmp_path: Path) -> None:
     for processes in (1, 2):
-        multiprocessing.spawn(train_step, (processes, tmp_path, True), nprocs=processes)
+        train_in(processes, tmp_path, "all")
     (one, gradients, kept), (two, others, kept_by_two) = (torch.load(tmp_path / f"{each}.pt") for each in (1, 2))
     assert torch.allclose(one, two, atol=1e-5)
     assert gradients.keys() == others.keys()
@@ -168,7 +185,7 @@ def test_two_processes_do_what_one_does_with_all_pairs(tmp_path: Path) -> None:
 
 
 def test_negatives_of_ones_own_process_alone(tmp_path: Path) -> None:
-    multiprocessing.spawn(train_step, (2, tmp_path, False), nprocs=2)
+    train_in(2, tmp_path, "own")
     losses, gradients, _ = torch.load(tmp_path / "2.pt")
     assert losses.isfinite().all()
     assert all(gradient.isfinite().all() for gradient in gradients.values())

@@ -30,7 +30,7 @@ ONE_STEP: tuple[str, ...] = (
 )
 SHORT: tuple[str, ...] = (
     *("--max_train_samples", "1500", "--max_eval_samples", "150"),
-    *("--max_steps", "150", "--warmup_steps", "20", "--save_strategy", "no", "--per_device_train_batch_size", "96"),
+    *("--max_steps", "100", "--warmup_steps", "20", "--save_strategy", "no", "--per_device_train_batch_size", "64"),
 )
 
 
