@@ -35,7 +35,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(CORES) --dist workst
 test: checks
 	$(PYTEST) -m "not long"
 
-test-all: checks  ## with the proofs that take minutes each: about two hours
+test-all: checks  ## with the proofs that take minutes each, and hours together
 	$(PYTEST)
 	$(MAKE) kills soak fuzz compatibility-all
 

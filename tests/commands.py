@@ -45,11 +45,9 @@ def run_checked(module: str, *arguments: str | Path, **options: object) -> subpr
     return done
 
 
-def run_script(
-    script: Path, *arguments: str | Path, env: Mapping[str, str], cwd: Path | None = None, processes: int = 1
-) -> str:
+def run_script(script: Path, *arguments: str | Path, env: Mapping[str, str], cwd: Path | None = None) -> str:
     """What a script prints that must end well, in a process of its own."""
-    done = _run([str(script), *map(str, arguments)], env={**env, **OURS}, cwd=cwd, processes=processes)
+    done = _run([str(script), *map(str, arguments)], env={**env, **OURS}, cwd=cwd)
     assert done.returncode == 0, f"{script.name} ended with {done.returncode}:\n{done.stderr[-4000:]}"
     return done.stdout
 

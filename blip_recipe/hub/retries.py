@@ -15,14 +15,9 @@ from json import JSONDecodeError
 from typing import TYPE_CHECKING, TypeVar
 
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-from huggingface_hub.utils import parse_ratelimit_headers
+from huggingface_hub.utils import httpx, parse_ratelimit_headers
 
 from blip_recipe.errors import PushError, RecipeError
-
-try:
-    from huggingface_hub.utils import httpx
-except ImportError:  # huggingface_hub before 1.31
-    import httpx  # type: ignore[no-redef]
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

@@ -160,8 +160,7 @@ def stream_loader(stream: CaptionStream, training: BlipTrainingArguments, collat
         num_workers=workers,
         pin_memory=training.dataloader_pin_memory,
         prefetch_factor=training.dataloader_prefetch_factor,
-        # An argument of newer transformers.
-        multiprocessing_context=getattr(training, "dataloader_multiprocessing_context", None),
+        multiprocessing_context=training.dataloader_multiprocessing_context,
         worker_init_fn=_start_worker if workers else None,
         # Without its own generator, the loader would draw the seed of its workers from the model's random state.
         generator=torch.Generator(),
