@@ -29,6 +29,7 @@ CORE_TESTS = (
     "tests/card/test_rendering.py",
     "tests/data/test_dataset.py",
     "tests/data/test_loading.py",
+    "tests/data/test_streaming.py",
     "tests/hub",
     "tests/metrics/test_scorer.py",
     "tests/models",
