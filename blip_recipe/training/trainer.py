@@ -401,6 +401,12 @@ class BlipTrainer(PublishingTrainer):
         check_checkpoint_sharding(resume_from_checkpoint, sharded=self.is_fsdp_enabled)
         super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Like Trainer's, without the tied weights: a checkpoint keeps them under one of their names."""
+        tied = getattr(self.model, "all_tied_weights_keys", {})
+        load_result.missing_keys[:] = [name for name in load_result.missing_keys if name not in tied]
+        super()._issue_warnings_after_load(load_result)
+
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """All parameters: the original decays biases and norms too (`train_caption.py`, one AdamW group)."""
         return [name for name, _ in model.named_parameters()]
