@@ -64,6 +64,7 @@ def test_one_process_serves_all_evaluations_and_ends_with_the_scorer() -> None:
     assert not process.is_running()
 
 
+@pytest.mark.long
 def test_a_process_killed_between_evaluations_is_started_again(scorer: CaptionScorer) -> None:
     first = scorer.score(DOGS, DOG_REFERENCES)
     (process,) = javas()

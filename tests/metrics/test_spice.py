@@ -66,6 +66,7 @@ def test_scores_equal_those_of_the_reference_scorer(shared: Path, name: str, eve
     assert scores.corpus["spice"] == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.long
 def test_two_processes_at_once_share_a_cache_that_serves_unsorted_images(own_cache: Path) -> None:
     command = [sys.executable, "-c", SCORE_DOGS]
     processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]

@@ -177,16 +177,21 @@ def test_what_is_missing_or_wrong_is_said(answerer: Path, pictures: list[str], t
         "import blip_recipe.models.pipeline\nfrom transformers import pipeline",
     ],
 )
-def test_importing_blip_recipe_brings_both_tasks_back(imports: str, answerer: Path, pictures: list[str]) -> None:
+def test_importing_blip_recipe_brings_both_tasks_back(
+    imports: str, answerer: Path, pictures: list[str], tmp_path: Path
+) -> None:
+    captioner = save_captioner(tmp_path)
+    expected = blip_recipe.caption_pipeline(captioner, device="cpu")(pictures[0])[0]["generated_text"]
     code = f"""
 import sys
 {imports}
-from transformers import pipelines
-pipe = pipeline("{TASK}", model=sys.argv[1], device="cpu")
-print(type(pipe).__name__, len(pipe(sys.argv[2], "what is it")), "image-to-text" in pipelines.SUPPORTED_TASKS)
+answer = pipeline("{TASK}", model=sys.argv[1], device="cpu")
+caption = pipeline("image-to-text", model=sys.argv[2], device="cpu")
+print(type(answer).__name__, len(answer(sys.argv[3], "what is it")))
+print(type(caption).__name__, caption(sys.argv[3])[0]["generated_text"])
 """
-    done = run_code(code, answerer, pictures[0], env={"HOME": str(Path.home())}, cold=True)
-    assert done.stdout.strip() == "VisualQuestionAnsweringPipeline 1 True"
+    done = run_code(code, answerer, captioner, pictures[0], env={"HOME": str(Path.home())}, cold=True)
+    assert done.stdout.splitlines() == ["VisualQuestionAnsweringPipeline 1", f"ImageToTextPipeline {expected}"]
 
 
 def test_a_transformers_that_has_the_tasks_is_left_alone() -> None:
