@@ -72,18 +72,20 @@ def score_file(recipe: Recipe[EvaluateOptions]) -> None:
 
 def score_model(recipe: Recipe[EvaluateOptions]) -> None:
     """Generate with a model directory or Hub id on `--eval_split`, and score the result."""
-    if recipe.data.dataset_name is None or recipe.data.eval_split is None:
+    role = next((role for role in ("eval", "test") if recipe.data.has_split(role)), None)
+    if recipe.data.dataset_name is None or role is None:
         raise RecipeError("Set dataset_name and eval_split to score a model, or --predictions to score a file.")
 
     from blip_recipe.data.checks import SKIPPED_FILE, check_splits, write_skipped_rows
+    from blip_recipe.data.load import load_role
     from blip_recipe.models.loading import load_finished
     from blip_recipe.recipe.logs import set_up_logs
 
     set_up_logs(recipe.training)
     model, data = recipe.model, recipe.data
     with recipe.training.main_process_first(desc="reading the data"):
-        rows = recipe.task.load_split(data, recipe.data.eval_split, max_samples=data.max_eval_samples)
-    splits, skipped = check_splits({"eval": rows}, data, recipe.task.validate_row)
+        rows = load_role(data, role, recipe.task.load_split)
+    checked = check_splits({"eval": rows}, data, recipe.task.validate_row)
     loaded, processor, _ = load_finished(
         model.model_name_or_path,
         recipe.trainer.model_class,
@@ -91,11 +93,11 @@ def score_model(recipe: Recipe[EvaluateOptions]) -> None:
         quantization=model.quantization or "recorded",
         trust_remote_code=model.trust_remote_code,
     )
-    trainer = recipe.trainer(loaded, recipe.training, eval_dataset=splits["eval"], processing_class=processor)
+    trainer = recipe.trainer(loaded, recipe.training, eval_dataset=checked.rows["eval"], processing_class=processor)
     metrics = trainer.evaluate()
     if trainer.is_world_process_zero():
         report(recipe, metrics, trainer.predictions)
-        write_skipped_rows(recipe.output_dir / SKIPPED_FILE, skipped)
+        write_skipped_rows(recipe.output_dir / SKIPPED_FILE, checked.skipped)
 
 
 def report(recipe: Recipe[EvaluateOptions], results: dict[str, float], records: list[dict[str, Any]]) -> None:

@@ -7,21 +7,22 @@ import os
 import tarfile
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal
 
 import datasets
 import fsspec
-from datasets import DatasetBuilder, IterableDataset
+from datasets import Dataset, DatasetBuilder, IterableDataset
 from datasets.data_files import DataFilesDict, DataFilesList
 from datasets.exceptions import DatasetsError
 
 from blip_recipe.data import tables
+from blip_recipe.data.load import load_split
 from blip_recipe.data.metadata import check_metadata
 from blip_recipe.data.rows import parse_split
-from blip_recipe.data.shards import ShardedSplit, StreamedImage, choose_columns
+from blip_recipe.data.shards import STREAMED, ShardedSplit, StreamedImage, choose_columns
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -74,11 +75,19 @@ class Source:
 
     def __init__(self, arguments: CaptionDataArguments, max_samples: int | None = None) -> None:
         self.arguments = arguments
-        self.builder = open_builder(arguments)
-        self.kind: Literal["webdataset", "parquet"] = "webdataset" if self.builder.name == "webdataset" else "parquet"
-        self.is_folder = self.builder.name == "imagefolder"
-        known = list(map(str, self.builder.config.data_files or ()))
-        self.splits = parse_split(arguments.train_split, known, str(arguments.dataset_name))
+        self.rows = read_rows(arguments)
+        if self.rows is None:
+            self.builder = open_builder(arguments)
+            known = list(map(str, self.builder.config.data_files or ()))
+            self.splits = parse_split(arguments.train_split, known, str(arguments.dataset_name))
+        else:
+            id_column = arguments.image_id_column and "image_id"
+            self.arguments = replace(
+                arguments, image_column="image", caption_column=["captions"], image_id_column=id_column
+            )
+        form = "imagefolder" if self.rows is not None else self.builder.name
+        self.kind: Literal["webdataset", "parquet"] = "webdataset" if form == "webdataset" else "parquet"
+        self.is_folder = form == "imagefolder"
         self._files = [] if self.is_folder else self._list_files()
         self.shards = self._list_images() if self.is_folder else self._list_names()
         if max_samples is not None:
@@ -91,7 +100,9 @@ class Source:
             BadShardError: The shard is broken, or lacks the columns of the recipe.
         """
         try:
-            if self.is_folder:
+            if self.rows is not None:
+                streams = [self.rows.to_iterable_dataset()]
+            elif self.is_folder:
                 streams = [self._stream(self.builder, split) for split in self.splits]
             else:
                 split, file, origin = self._files[shard.number]
@@ -170,6 +181,18 @@ class Source:
             chosen.append(Shard(shard.number, shard.name, min(images, left) or None))
             left -= images
         return chosen
+
+
+def read_rows(arguments: CaptionDataArguments) -> Dataset | None:
+    """Read a local file, or a folder that `datasets` cannot read, as images with texts; None for other data sets.
+
+    Raises:
+        RecipeError: It cannot be read.
+    """
+    path = Path(str(arguments.dataset_name)).expanduser()
+    if not path.exists() or (path.is_dir() and tables.kind_of_folder(arguments) in STREAMED):
+        return None
+    return load_split(arguments, arguments.train_split)
 
 
 def check_end_of_tar(file: str) -> None:

@@ -193,6 +193,7 @@ class CardFacts:
         decoding: Settings of generation, or None if the model generates no text.
         skipped_rows: Number of rows that were skipped because they could not be used.
         task: The task and its names.
+        notes: Sentences on the data, such as how test images were held out.
     """
 
     kind: Kind
@@ -207,6 +208,7 @@ class CardFacts:
     results: ResultFacts
     training: TrainingFacts
     task: TaskWords
+    notes: Sequence[str] = ()
 
     def score(self, name: str) -> ScoreFacts | None:
         """The score with this name, or None."""
@@ -276,6 +278,7 @@ class Sources:
         columns: The columns of texts, if the recipe names them.
         skipped_rows: Number of rows that could not be used.
         counts: Numbers of rows and texts by role, if they are known already.
+        notes: Sentences on the data, such as how test images were held out.
     """
 
     base: Source
@@ -286,3 +289,4 @@ class Sources:
     columns: Sequence[str] = ()
     skipped_rows: int = 0
     counts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    notes: Sequence[str] = ()

@@ -3,8 +3,9 @@
 | module | contents |
 |---|---|
 | `load.py` | `load_split`, `load_splits`: a split of any source as rows |
-| `tables.py` | Hub data sets and directories, read by `datasets` |
-| `files.py` | captions files: COCO and Karpathy JSON |
+| `layouts/` | files and folders on disk: a table of kinds, and a reader for each |
+| `tables.py` | a split as a table: layouts, or Hub data sets and shards that `datasets` reads |
+| `holdout.py` | hold out images for evaluation, and find images that splits share |
 | `shapes.py` | the embedded generator of drawn scenes |
 | `columns.py` | find the columns of pictures and captions |
 | `captions.py` | read and clean captions |

@@ -12,6 +12,10 @@ SHAPES = "shapes"
 """`dataset_name` of the embedded data set."""
 
 
+FRACTION_KEYS = {"eval": "validation_fraction", "test": "test_fraction"}
+"""The key of the share of training images that each role takes."""
+
+
 @dataclass
 class DataArguments:
     """The data set of a run, for any task."""
@@ -21,17 +25,35 @@ class DataArguments:
     dataset_name: str | None = field(
         default=None,
         metadata={
-            "help": "Hub data set id, directory (imagefolder, parquet, webdataset) or annotation file. 'shapes' is the "
-            "embedded generator of drawn scenes."
+            "help": "Hub data set id, folder of pictures with texts, or file (CSV, JSON, parquet, zip). 'shapes' is "
+            "the embedded generator of drawn scenes."
         },
     )
     dataset_config_name: str | None = field(
         default=None, metadata={"help": "Configuration of the data set. For 'shapes': the caption style."}
     )
     dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the data set."})
-    train_split: str = field(default="train", metadata={"help": "Training split, or a sum such as 'train+restval'."})
+    train_split: str = field(
+        default="train", metadata={"help": "Training split, a slice such as 'train[:90%]', or a sum of these."}
+    )
     eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on during training."})
     test_split: str | None = field(default=None, metadata={"help": "Split to score before and after training."})
+    validation_fraction: float | None = field(
+        default=None,
+        metadata={
+            "help": "Share of the training images to hold out for evaluation, instead of eval_split. A hash of each "
+            "picture decides, so that more data later moves no image."
+        },
+    )
+    test_fraction: float | None = field(
+        default=None,
+        metadata={"help": "Share of the training images to hold out as test images, instead of test_split."},
+    )
+    split_seed: int = field(default=0, metadata={"help": "Seed of the hash that decides which images are held out."})
+    allow_shared_images: bool = field(
+        default=False,
+        metadata={"help": "Whether training, evaluation and test may share images; the model card then says so."},
+    )
     image_column: str | None = field(default=None, metadata={"help": "Column of pictures, paths or URLs."})
     image_id_column: str | None = field(
         default=None, metadata={"help": "Column of image ids. Rows with the same id are one image."}
@@ -55,6 +77,19 @@ class DataArguments:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise RecipeError(f"{name} is {value}: expected at least 1, or null for all.")
+        for role, share in self.held_out().items():
+            key, split = FRACTION_KEYS[role], getattr(self, f"{role}_split")
+            if not 0 < share < 1:
+                raise RecipeError(f"{key} is {share}: expected more than 0 and less than 1, or null.")
+            if split is not None:
+                raise RecipeError(
+                    f"{key} and {role}_split ({split!r}) are both given: use only one of them. Set the other to null."
+                )
+        if sum(self.held_out().values()) >= 1:
+            raise RecipeError(
+                f"validation_fraction {self.validation_fraction} and test_fraction {self.test_fraction} leave no "
+                "training images: expected a sum below 1."
+            )
 
     @property
     def is_streamed(self) -> bool:
@@ -62,12 +97,23 @@ class DataArguments:
         is_table = self.dataset_name != SHAPES and not Path(str(self.dataset_name)).expanduser().is_file()
         return self.streaming and self.max_train_samples is None and is_table
 
+    def held_out(self) -> dict[str, float]:
+        """The share of the training images that is held out for a role (`eval`, `test`)."""
+        shares = {role: getattr(self, key) for role, key in FRACTION_KEYS.items()}
+        return {role: share for role, share in shares.items() if share is not None}
+
+    def has_split(self, role: str) -> bool:
+        """Whether there are images for a role: a split of their own, or images held out of the training split."""
+        return self.splits()[role][0] is not None
+
     def splits(self) -> dict[str, tuple[str | None, int | None]]:
         """The split's name and its maximum number of images, by role (`train`, `eval`, `test`)."""
+        named = {"eval": "validation", "test": "test"}
+        names = {"eval": self.eval_split, "test": self.test_split} | {role: named[role] for role in self.held_out()}
         return {
             "train": (self.train_split, self.max_train_samples),
-            "eval": (self.eval_split, self.max_eval_samples),
-            "test": (self.test_split, self.max_eval_samples),
+            "eval": (names["eval"], self.max_eval_samples),
+            "test": (names["test"], self.max_eval_samples),
         }
 
 
@@ -76,3 +122,17 @@ class CaptionDataArguments(DataArguments):
     """The data set of a captioning run."""
 
     caption_column: list[str] | None = field(default=None, metadata={"help": "Column (or columns) of captions."})
+    caption_lines: bool = field(
+        default=False,
+        metadata={
+            "help": "Whether each line of a text file beside a picture is a caption. By default, a file is one caption."
+        },
+    )
+    caption_prefix: str = field(
+        default="", metadata={"help": "Text to put before every caption of the data, such as a trigger word 'ohwx, '."}
+    )
+    caption_suffix: str = field(default="", metadata={"help": "Text to put behind every caption of the data."})
+
+    def surround(self, captions: list[str]) -> list[str]:
+        """Put `caption_prefix` and `caption_suffix` around captions."""
+        return [f"{self.caption_prefix}{caption}{self.caption_suffix}" for caption in captions]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,11 @@ TEXT_KEYS = ("raw", "caption", "text")
 
 MAX_WORDS = 30
 """Maximum words of a training caption (`coco_karpathy_train` in the original's `data/coco_karpathy_dataset.py`)."""
+
+_TEXT = r"""(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")"""
+_QUOTED = re.compile(_TEXT)
+_LIST = re.compile(rf"\s*\[\s*({_TEXT}(?:\s*,?\s*{_TEXT})*)\s*,?\s*\]\s*")
+"""A list of quoted texts. NumPy writes no commas."""
 
 _REMOVED = re.compile(r'[.!"()*#:;~]')
 
@@ -31,14 +37,22 @@ def read_captions(cell: Any) -> list[str]:
     """Read the captions of one cell, stripped and without empty ones.
 
     Args:
-        cell: A string with one caption per line, a struct with `raw`, `caption` or `text`, a list of strings or structs
-            with one caption each (line breaks included), or None.
+        cell: A string with one caption per line, or a list of strings as Python, NumPy or JSON write it; a struct with
+            `raw`, `caption` or `text`; a list of strings or structs with one caption each (line breaks included); or
+            None.
 
     Raises:
         TypeError: The cell has another type.
     """
-    found = cell.split("\n") if isinstance(cell, str) else flatten_texts(cell, TEXT_KEYS)
+    found = (read_list(cell) or cell.split("\n")) if isinstance(cell, str) else flatten_texts(cell, TEXT_KEYS)
     return [caption.strip() for caption in found if caption.strip()]
+
+
+def read_list(cell: str) -> list[str] | None:
+    """The texts of a list that was written into a cell (`"['a dog', 'a cat']"`); None if it is no list of texts."""
+    if not (match := _LIST.fullmatch(cell)):
+        return None
+    return [ast.literal_eval(text) for text in _QUOTED.findall(match[1])]
 
 
 def flatten_texts(cell: Any, keys: Sequence[str], *, numbers: bool = False) -> list[str]:

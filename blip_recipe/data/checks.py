@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed
 from tqdm import tqdm
 
-from blip_recipe.data.images import check_picture
+from blip_recipe.data.holdout import check_shared, describe_shared
+from blip_recipe.data.images import inspect_picture
+from blip_recipe.data.rows import stored_paths
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from blip_recipe.data.arguments import DataArguments
 
     RowError = Callable[[Mapping[str, Any]], str | None]
+    Inspected = dict[int, tuple[str | None, bytes | None]]
 
 logger = logging.getLogger(__name__)
 
@@ -59,9 +62,26 @@ class SkippedRow:
     reason: str
 
 
+@dataclass(frozen=True)
+class CheckedSplits:
+    """Splits after `check_splits`.
+
+    Attributes:
+        rows: The rows that can be used, by role.
+        skipped: The rows that cannot be used.
+        shared: A sentence for each pair of roles that shares images, if that is allowed.
+        digests: The digests of all pictures.
+    """
+
+    rows: dict[str, Dataset]
+    skipped: list[SkippedRow]
+    shared: list[str]
+    digests: frozenset[bytes]
+
+
 def check_splits(
     splits: Mapping[str, Dataset], arguments: DataArguments, validate_row: RowError | None = None
-) -> tuple[dict[str, Dataset], list[SkippedRow]]:
+) -> CheckedSplits:
     """Check all rows of all splits, decoding every picture. All processes of a run must call this.
 
     Args:
@@ -69,16 +89,21 @@ def check_splits(
         arguments: The recipe's data keys. `on_bad_image` is `"fail"` or `"skip"`.
         validate_row: Returns what is wrong with a row apart from its picture, or None. Default: check its captions.
 
-    Returns:
-        The splits without the rows that cannot be used, and those rows.
-
     Raises:
-        RecipeError: With `"fail"`, some row cannot be used; the message names the first ten. With `"skip"`, no row of
-            a split can be used.
+        RecipeError: Roles share images, and `allow_shared_images` is false. With `"fail"`, some row cannot be used;
+            the message names the first ten. With `"skip"`, no row of a split can be used.
     """
     names = {role: str(name) for role, (name, _) in arguments.splits().items()}
     validate = validate_row or (lambda record: validate_captions(record["captions"]))
-    bad = {role: _find_bad_rows(rows, names[role], validate) for role, rows in splits.items()}
+    allowed = arguments.allow_shared_images
+    if not allowed:
+        # Most shared images can be found by their paths, before pictures are read.
+        check_shared({role: stored_paths(rows) for role, rows in splits.items()}, names)
+    inspected = {role: _inspect_rows(rows, names[role], validate) for role, rows in splits.items()}
+    bad = {role: each for role, (each, _) in inspected.items()}
+    digests = {role: each for role, (_, each) in inspected.items()}
+    if not allowed:
+        check_shared(digests, names)
     found = list(chain.from_iterable(bad.values()))
     if found and arguments.on_bad_image == "fail":
         raise RecipeError(
@@ -92,7 +117,9 @@ def check_splits(
             )
     for each in found if int(os.environ.get("RANK", 0)) == 0 else ():
         logger.warning("Skipped %s", _describe(each))
-    return {role: _drop_rows(rows, bad[role]) for role, rows in splits.items()}, found
+    usable = {role: _drop_rows(rows, bad[role]) for role, rows in splits.items()}
+    shared = describe_shared(digests, names) if allowed else []
+    return CheckedSplits(usable, found, shared, frozenset(filter(None, chain.from_iterable(digests.values()))))
 
 
 def write_skipped_rows(path: Path, skipped: Sequence[SkippedRow]) -> None:
@@ -121,23 +148,25 @@ def _drop_rows(rows: Dataset, bad: Sequence[SkippedRow]) -> Dataset:
     return rows.select([row for row in range(len(rows)) if row not in skipped]) if skipped else rows
 
 
-def _find_bad_rows(rows: Dataset, split: str, validate_row: RowError) -> list[SkippedRow]:
-    """The rows of a split that cannot be used, in order."""
+def _inspect_rows(rows: Dataset, split: str, validate_row: RowError) -> tuple[list[SkippedRow], list[bytes | None]]:
+    """The rows of a split that cannot be used, in order, and the digest of each row's picture."""
     rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     share = range(rank, len(rows), processes)
     threads = max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
 
-    def find_fault(row: int) -> str | None:
+    def inspect(row: int) -> tuple[str | None, bytes | None]:
         record = rows[row]
-        return validate_row(record) or check_picture(record["image"])
+        fault, digest = inspect_picture(record["image"])
+        return validate_row(record) or fault, digest
 
     with ThreadPoolExecutor(min(32, threads)) as pool:
-        faults = pool.map(find_fault, share)
-        bar = tqdm(faults, desc=f"Checking {split}", total=len(share), unit="row", file=sys.stderr, disable=None)
-        found = {row: fault for row, fault in zip(share, bar, strict=True) if fault is not None}
-    reasons = dict(sorted(chain.from_iterable(each.items() for each in _gather(found, processes))))
+        results = pool.map(inspect, share)
+        bar = tqdm(results, desc=f"Checking {split}", total=len(share), unit="row", file=sys.stderr, disable=None)
+        mine = dict(zip(share, bar, strict=True))
+    everyone = dict(sorted(chain.from_iterable(each.items() for each in _gather(mine, processes))))
     ids = rows.select_columns(["image_id"])
-    return [SkippedRow(row, ids[row]["image_id"], split, reason) for row, reason in reasons.items()]
+    bad = [SkippedRow(row, ids[row]["image_id"], split, fault) for row, (fault, _) in everyone.items() if fault]
+    return bad, [digest for _, digest in everyone.values()]
 
 
 def validate_captions(captions: Sequence[str]) -> str | None:
@@ -150,8 +179,8 @@ def validate_captions(captions: Sequence[str]) -> str | None:
     return None
 
 
-def _gather(found: dict[int, str], processes: int) -> Iterable[dict[int, str]]:
-    """Gather the errors that all processes found."""
+def _gather(found: Inspected, processes: int) -> Iterable[Inspected]:
+    """Gather what all processes found."""
     if processes == 1:
         return [found]
     everyone: list[Any] = [None] * processes

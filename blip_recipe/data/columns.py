@@ -15,39 +15,40 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 IMAGE_NAMES = (
-    "image",
-    "img",
-    "jpg",
-    "jpeg",
-    "png",
-    "webp",
-    "image_path",
-    "image_url",
-    "url",
-    "coco_url",
-    "file_name",
-    "filename",
-    "filepath",
+    *("image", "img", "jpg", "jpeg", "png", "webp", "image_path", "img_path", "image_file", "image_name"),
+    *(
+        "image_filename",
+        "image_url",
+        "url",
+        "coco_url",
+        "file_name",
+        "filename",
+        "filepath",
+        "file_path",
+        "file",
+        "path",
+    ),
 )
 """Well-known columns of pictures, paths or URLs, the preferred ones first."""
 
 CAPTION_NAMES = (
-    "caption",
-    "captions",
-    "text",
-    "texts",
-    "txt",
-    "sentence",
-    "sentences",
-    "raw",
-    "en",
-    "alt_text",
-    "description",
-    "annotations_captions",
+    *("caption", "captions", "text", "texts", "txt", "sentence", "sentences", "raw", "en", "alt_text"),
+    *("description", "annotations_captions"),
 )
 """Well-known columns of captions, also numbered (`caption_0`, `caption_1`, …)."""
 
 _NUMBERED = re.compile(rf"({'|'.join(CAPTION_NAMES)})_?(\d+)")
+_SEPARATORS = re.compile(r"[\s-]+")
+
+
+def plain_name(name: str) -> str:
+    """The name of a column as in the lists of well-known names: `Image Name` is `image_name`."""
+    return _SEPARATORS.sub("_", name.strip().lower())
+
+
+def is_caption(name: str) -> bool:
+    """Whether a column has a well-known name of captions."""
+    return plain_name(name) in CAPTION_NAMES or bool(_NUMBERED.fullmatch(plain_name(name)))
 
 
 SET_KEY = "set {key} to one of {columns}"
@@ -70,7 +71,8 @@ def choose_image_column(features: Features, asked: str | None, where: str, advic
         check_column(features, asked, "image_column", where)
         return asked
     pictures = [name for name, feature in features.items() if isinstance(feature, Image)]
-    named = [name for name in IMAGE_NAMES if name in (pictures or features)]
+    known = {plain_name(name): name for name in reversed(pictures or list(features))}
+    named = [known[name] for name in IMAGE_NAMES if name in known]
     if len(pictures) > 1 and not named:
         several = ", ".join(pictures)
         raise RecipeError(f"{where} has several columns of pictures ({several}): {_advise(advice, 'image', pictures)}.")
@@ -121,10 +123,10 @@ def _known_caption_columns(features: Features) -> list[list[str]]:
     text = [name for name, feature in features.items() if _holds_text(feature)]
     numbered: defaultdict[str, list[str]] = defaultdict(list)
     for name in text:
-        if match := _NUMBERED.fullmatch(name):
+        if match := _NUMBERED.fullmatch(plain_name(name)):
             numbered[match[1]].append(name)
     families = [sorted(names, key=_number) for names in numbered.values()]
-    return [[name] for name in text if name in CAPTION_NAMES] + families
+    return [[name] for name in text if plain_name(name) in CAPTION_NAMES] + families
 
 
 def _number(name: str) -> int:

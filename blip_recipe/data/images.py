@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,9 @@ Picture: TypeAlias = Union[str, "PathLike[str]", bytes, Mapping[str, Any], Image
 
 MAX_PIXELS = 2 * 89_478_485
 """Maximum pixels of a picture: Pillow's default limit, twice `MAX_IMAGE_PIXELS`. It holds even if that was changed."""
+
+LONGEST_NAME = 500
+"""Maximum characters of a path or URL in messages: a whole picture in base64 may stand in its place."""
 
 RANGES: dict[str, list[tuple[float, float]]] = {"I": [(0, 65535)], "F": [(0.0, 1.0), (0.0, 255.0), (0.0, 65535.0)]}
 """Common ranges of grey values in files of 32-bit integers and floats, narrowest first."""
@@ -50,9 +54,15 @@ def open_image(image: Picture, *, timeout: float | None = None) -> Image.Image:
 
 
 def describe(image: Picture) -> str:
-    """Name `image` in error messages: by its path or URL if it has one."""
+    """Name `image` in error messages: by its path or URL if it has one, shortened if it is very long."""
+    name = address(image)
+    return name if len(name) <= LONGEST_NAME else f"{name[:LONGEST_NAME]}… ({len(name):,} characters)"
+
+
+def address(image: Picture) -> str:
+    """The path or URL of `image`; without one, what it is."""
     if isinstance(image, Mapping):
-        return str(image["path"]) if image.get("path") else describe(image.get("bytes"))
+        return str(image["path"]) if image.get("path") else address(image.get("bytes"))
     if isinstance(image, (str, PathLike)):
         return str(image)
     if isinstance(image, bytes):
@@ -152,15 +162,28 @@ def _reason(error: Exception) -> str:
 
 
 def check_picture(image: Picture) -> str | None:
-    """Decode a picture, and return what is wrong with it, or None.
+    """Decode a picture, and return what is wrong with it, or None."""
+    return inspect_picture(image)[0]
+
+
+def inspect_picture(image: Picture) -> tuple[str | None, bytes | None]:
+    """Decode a picture, and return what is wrong with it, or None, and the digest of its encoded bytes.
 
     A JPEG is decoded at an eighth of its size, which still reads the whole file.
     """
+    found = None
     try:
         with wrap_image_errors(image):
-            opened = open_lazily(image)
+            content = None if isinstance(image, (Image.Image, np.ndarray)) else read_content(image)
+            found = None if content is None else digest(content)
+            opened = open_lazily(image if content is None else {"bytes": content, "path": describe(image)})
             opened.draft(None, (max(1, opened.width // 8), max(1, opened.height // 8)))
             ImageOps.exif_transpose(opened)
     except BadImageError as error:
-        return str(error)
-    return None
+        return str(error), found
+    return None, found
+
+
+def digest(content: bytes) -> bytes:
+    """The digest of a picture's encoded bytes, 16 bytes long: equal pictures have equal digests."""
+    return hashlib.blake2b(content, digest_size=16).digest()

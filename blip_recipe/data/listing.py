@@ -19,6 +19,12 @@ URL = re.compile("https?://", re.IGNORECASE)
 READERS = 4
 """Number of threads that open pictures. Decoding releases the GIL; more threads would need more memory."""
 
+
+def looks_like_picture(text: str) -> bool:
+    """Whether a text is a URL, or ends like the name of a picture."""
+    return bool(URL.match(text)) or text.lower().endswith(IMAGE_EXTENSIONS)
+
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 

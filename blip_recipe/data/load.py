@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from itertools import chain
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from blip_recipe.data.arguments import SHAPES
 from blip_recipe.data.captions import normalize_caption
-from blip_recipe.data.files import read_captions_file
+from blip_recipe.data.holdout import divide
+from blip_recipe.data.layouts import SHARDS
 from blip_recipe.data.rows import SplitColumns, join_columns, parse_split
 from blip_recipe.data.shapes import SHAPES_SPLITS, SHAPES_STYLES, Style, load_shapes, shapes_vocabulary
-from blip_recipe.data.shards import read_directory
-from blip_recipe.data.tables import is_directory, read_table
+from blip_recipe.data.shards import fetch_role, read_directory
+from blip_recipe.data.tables import is_directory, kind_of_folder, read_table
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Mapping
 
     from datasets import Dataset
 
@@ -27,8 +27,8 @@ def load_split(arguments: CaptionDataArguments, split: str, *, max_samples: int 
     """Load a split of the recipe's data set.
 
     Args:
-        arguments: The recipe's data keys. `dataset_name` is `shapes`, a Hub id, a directory, or a captions file.
-        split: The split, or a sum of splits (`train+restval`).
+        arguments: The recipe's data keys. `dataset_name` is `shapes`, a Hub id, a folder, or a file.
+        split: The split, a slice (`train[:90%]`), or a sum of these (`train+restval`).
         max_samples: Load only the first images; with `streaming` from the Hub, the images of that many rows.
 
     Returns:
@@ -41,8 +41,7 @@ def load_split(arguments: CaptionDataArguments, split: str, *, max_samples: int 
             folder.
     """
     columns = _read_columns(arguments, split, max_samples)
-    rows = join_columns(columns, f"{arguments.dataset_name}, split {split!r},")
-    return rows if max_samples is None else rows.select(range(min(max_samples, len(rows))))
+    return keep_first(join_columns(columns, f"{arguments.dataset_name}, split {split!r},"), max_samples)
 
 
 def load_splits(arguments: DataArguments, load: Callable[..., Dataset] = load_split) -> dict[str, Dataset]:
@@ -55,11 +54,46 @@ def load_splits(arguments: DataArguments, load: Callable[..., Dataset] = load_sp
     Raises:
         RecipeError: A split cannot be loaded (see `load_split`).
     """
-    return {
-        role: load(arguments, split, max_samples=max_samples)
-        for role, (split, max_samples) in arguments.splits().items()
-        if split is not None and not (role == "train" and arguments.is_streamed)
-    }
+    roles = [role for role in ("train", "eval", "test") if arguments.has_split(role)]
+    if arguments.is_streamed:
+        roles.remove("train")
+    divided = _divide_training_split(arguments, load)
+    return {role: load_role(arguments, role, load, divided) for role in roles}
+
+
+def load_role(
+    arguments: DataArguments, role: str, load: Callable[..., Dataset], divided: Mapping[str, Dataset] | None = None
+) -> Dataset:
+    """Load the images of a role: those of its split, or those that are held out of the training split.
+
+    Args:
+        arguments: The recipe's data keys.
+        role: `train`, `eval` or `test`.
+        load: The function that loads a split.
+        divided: The training split by role, if it is loaded already.
+
+    Raises:
+        RecipeError: The split cannot be loaded, or no image is held out.
+    """
+    name, limit = arguments.splits()[role]
+    divided = _divide_training_split(arguments, load) if divided is None else divided
+    if role in divided:
+        return keep_first(divided[role], limit)
+    if role in arguments.held_out():
+        return fetch_role(cast("CaptionDataArguments", arguments), role, limit)
+    return load(arguments, name, max_samples=limit)
+
+
+def _divide_training_split(arguments: DataArguments, load: Callable[..., Dataset]) -> dict[str, Dataset]:
+    """The training split by role, if images are held out of it; a stream is not loaded."""
+    if arguments.is_streamed or not arguments.held_out():
+        return {}
+    return divide(load(arguments, arguments.train_split), arguments)
+
+
+def keep_first(rows: Dataset, count: int | None) -> Dataset:
+    """The first `count` rows; None keeps all."""
+    return rows if count is None else rows.select(range(min(count, len(rows))))
 
 
 def vocabulary_texts(rows: Dataset, *, normalize: bool, prompt: str = "", drawn: bool = False) -> Iterable[str]:
@@ -79,10 +113,7 @@ def vocabulary_texts(rows: Dataset, *, normalize: bool, prompt: str = "", drawn:
 def _read_columns(arguments: CaptionDataArguments, split: str, max_samples: int | None) -> SplitColumns:
     if arguments.dataset_name == SHAPES:
         return _read_shapes(arguments, split, max_samples)
-    file = Path(str(arguments.dataset_name)).expanduser()
-    if file.is_file():
-        return read_captions_file(arguments, split)
-    if arguments.streaming and is_directory(arguments):
+    if arguments.streaming and is_directory(arguments) and kind_of_folder(arguments) == SHARDS:
         # `datasets` alone would copy all splits of a directory first.
         return read_directory(arguments, split, max_samples)
     return read_table(arguments, split, max_samples)
@@ -93,4 +124,5 @@ def _read_shapes(arguments: CaptionDataArguments, split: str, max_samples: int |
     if style not in SHAPES_STYLES:
         raise RecipeError(f"dataset_config_name is {style!r}: the styles of {SHAPES!r} are {', '.join(SHAPES_STYLES)}.")
     table = load_shapes(parse_split(split, SHAPES_SPLITS, SHAPES), cast("Style", style), max_samples)
-    return SplitColumns(table.select_columns(["image"]), table["captions"][:], None)
+    captions = list(map(arguments.surround, table["captions"][:]))
+    return SplitColumns(table.select_columns(["image"]), captions, range(len(table)))

@@ -29,7 +29,7 @@ from torchvision.transforms.v2.functional import resize
 from tqdm import tqdm
 
 from blip_recipe.data.augmentation import CROP_SCALE
-from blip_recipe.data.images import Picture, describe, is_url, open_lazily, read_content, wrap_image_errors
+from blip_recipe.data.images import Picture, address, is_url, open_lazily, read_content, wrap_image_errors
 from blip_recipe.data.pixels import read_pixels, to_image
 from blip_recipe.data.storage import write_atomically
 from blip_recipe.errors import RecipeError
@@ -101,7 +101,7 @@ def _cache_picture(image: Picture, side: int, folder: Path) -> Path | None:
     if not url and min(_size(image)) <= side:
         return None
     content = b"" if url else read_content(image)
-    key = hashlib.sha256(describe(image).encode() if url else content).hexdigest()
+    key = hashlib.sha256(address(image).encode() if url else content).hexdigest()
     path = folder / key[:2] / key[2:]
     if not path.exists():
         content = content or read_content(image)

@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import base64
 import os
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow.compute as pc
 from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
 
+from blip_recipe.data.images import digest
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
+    import pyarrow as pa
+
 MAX_LISTED = 10
 """Maximum number of items that an error message lists."""
+
+MAX_SHOWN = 200
+"""Maximum characters of data that an error message repeats."""
+
+PROBED = 100
+"""How many paths are checked before the error that `image_root` is wrong."""
+
+MAGIC = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM", b"II*\x00", b"MM\x00*")
+"""How files of pictures begin."""
+
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]+=*\s*")
 
 
 @dataclass
@@ -25,7 +44,8 @@ class SplitColumns:
     Args:
         images: One column `image`, not decoded (`datasets.Image(decode=False)`).
         captions: The captions of each row.
-        image_ids: The image id of each row, or None if the source has no ids.
+        image_ids: The image id of each row; None if the source has no ids, so that rows of the same picture are one
+            image.
     """
 
     images: Dataset
@@ -43,7 +63,7 @@ def join_columns(columns: SplitColumns, where: str) -> Dataset:
     """
     if len(columns.images) == 0:
         raise RecipeError(f"{where} is empty: expected at least one picture with captions.")
-    image_ids = range(len(columns.images)) if columns.image_ids is None else columns.image_ids
+    image_ids = number_pictures(columns.images) if columns.image_ids is None else columns.image_ids
     id_type = infer_id_type(image_ids, where)
     captions: dict[int | str, list[str]] = {}
     first_rows: dict[int | str, int] = {}
@@ -57,6 +77,33 @@ def join_columns(columns: SplitColumns, where: str) -> Dataset:
     # Join before selecting rows: joining selected rows would copy their pictures.
     rows = concatenate_datasets([columns.images, facts], axis=1)
     return rows if len(first_rows) == len(rows) else rows.select(list(first_rows.values()))
+
+
+def number_pictures(images: Dataset) -> list[int]:
+    """Number the different pictures of a column `image` in order of first appearance, as the ids of rows.
+
+    Pictures are the same if their path or URL is, or their embedded bytes. A row without a picture has its own number.
+    """
+    numbers: dict[str | bytes | int, int] = {}
+    keys = list(chain.from_iterable(map(_picture_keys, images.data.column("image").chunks)))
+    if images._indices is not None:
+        keys = [keys[row] for row in images._indices.column(0).to_pylist()]
+    return [numbers.setdefault(-row if key is None else key, len(numbers)) for row, key in enumerate(keys)]
+
+
+def _picture_keys(chunk: pa.StructArray) -> Iterator[str | bytes | None]:
+    """The digest of embedded bytes, or the path of each picture."""
+    contents, paths = chunk.field("bytes"), chunk.field("path")
+    for row in range(len(chunk)):
+        content = contents[row]
+        yield digest(content.as_buffer()) if content.is_valid else paths[row].as_py()
+
+
+def stored_paths(images: Dataset) -> list[str | None]:
+    """The path or URL of each picture of a column `image`, without reading embedded ones, which have None."""
+    column = images.data.column("image")
+    paths = pc.if_else(pc.is_valid(pc.struct_field(column, "bytes")), None, pc.struct_field(column, "path"))
+    return (paths if images._indices is None else paths.take(images._indices.column(0))).to_pylist()
 
 
 def infer_id_type(image_ids: Sequence[object], where: str) -> str:
@@ -88,10 +135,12 @@ class PathRoot:
     Args:
         folder: Base directory of relative paths, which may not leave it by `..`. None allows no local paths at all.
         absolute: Whether absolute paths may lead anywhere, as in the user's own file.
+        probed: Whether an error says at once that none of the paths exists.
     """
 
     folder: Path | None
     absolute: bool = False
+    probed: bool = False
 
     def resolve(self, paths: Sequence[str | None], where: str) -> list[str | None]:
         """Make paths absolute; URLs and None stay unchanged.
@@ -101,7 +150,7 @@ class PathRoot:
         Raises:
             RecipeError: Paths lead out of the folder. The message names the first ten.
         """
-        found = [path if path is None or "://" in path else self._place(path) for path in paths]
+        found = [path if path is None or "://" in path else self._place(_with_slashes(path)) for path in paths]
         outside = [path for path, place in zip(paths, found, strict=True) if path is not None and place is None]
         if outside:
             allowed = f"paths below {self.folder}" if self.folder else "embedded pictures or URLs, or image_root"
@@ -120,6 +169,61 @@ class PathRoot:
         )
 
 
+def _with_slashes(path: str) -> str:
+    """A path that may have been written on Windows."""
+    return path.replace("\\", "/") if os.sep == "/" and "\\" in path and not os.path.exists(path) else path  # noqa: PTH110
+
+
+def find_pictures(paths: Sequence[str | None], root: PathRoot, where: str) -> list[str | None]:
+    """Resolve the paths that a source lists. Its relative paths start at `root`, or at the working directory.
+
+    Raises:
+        RecipeError: Paths are not allowed, or none of the first pictures exists.
+    """
+    places = root.resolve(paths, where)
+    if not root.probed or _exists_any(places):
+        return places
+    if root.absolute:
+        others = PathRoot(Path.cwd(), absolute=True).resolve(paths, where)
+        if _exists_any(others):
+            return others
+    raise RecipeError(
+        f"{where} lists pictures of which none exists, such as {next(filter(None, places))[:MAX_SHOWN]}: set "
+        "image_root to the base directory of their paths."
+    )
+
+
+def _exists_any(places: Sequence[str | None]) -> bool:
+    """Whether one of the first pictures exists or is a URL, or there is none."""
+    probed = list(filter(None, places[:PROBED]))
+    return not probed or any("://" in place or os.path.exists(place) for place in probed)  # noqa: PTH110 - any name
+
+
+def decode_base64(cells: Sequence[str | None]) -> list[bytes | None] | None:
+    """Decode a column of pictures written as base64 text, also as `data:` URLs; None if it is no such column."""
+    first = next((cell for cell in cells if cell), "")
+    if not (first.startswith("data:image/") or _is_base64_picture(first)):
+        return None
+    contents: list[bytes | None] = []
+    for cell in cells:
+        try:
+            contents.append(base64.b64decode(cell.rpartition(",")[2], validate=True) if cell else None)
+        except ValueError:
+            contents.append(b"")  # reported as a picture that cannot be read
+    return contents
+
+
+def _is_base64_picture(cell: str) -> bool:
+    """Whether a text is a picture in base64. A name that consists of letters is none: it begins like no picture."""
+    return len(cell) >= 12 and bool(_BASE64.fullmatch(cell)) and base64.b64decode(cell[:12]).startswith(MAGIC)
+
+
+def images_from_bytes(contents: Sequence[bytes | None]) -> Dataset:
+    """Put encoded pictures into a column `image`."""
+    cells = [{"bytes": content, "path": None} for content in contents]
+    return Dataset.from_dict({"image": cells}, features=Features({"image": Image(decode=False)}))
+
+
 def parse_split(split: str, known: Collection[str], where: str) -> list[str]:
     """Split a sum of splits (`train+restval`) into names.
 
@@ -136,4 +240,4 @@ def parse_split(split: str, known: Collection[str], where: str) -> list[str]:
 def join_first(names: Sequence[object]) -> str:
     """Join the first ten of `names` for an error message."""
     more = ", …" if len(names) > MAX_LISTED else ""
-    return ", ".join(map(str, names[:MAX_LISTED])) + more
+    return ", ".join(str(name)[:MAX_SHOWN] for name in names[:MAX_LISTED]) + more

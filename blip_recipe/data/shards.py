@@ -18,8 +18,10 @@ from datasets.exceptions import DatasetGenerationError, DatasetsError
 from blip_recipe.data import tables
 from blip_recipe.data.captions import read_captions
 from blip_recipe.data.columns import check_column, choose_caption_columns, choose_image_column
+from blip_recipe.data.holdout import fingerprint, role_of
 from blip_recipe.data.images import check_picture, wrap_image_errors
-from blip_recipe.data.rows import SplitColumns
+from blip_recipe.data.layouts import LISTED, METADATA, SHARDS
+from blip_recipe.data.rows import SplitColumns, join_columns
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 SAMPLE = 1000
 """Number of images that `ShardedSplit.sample` reads before training."""
+
+STREAMED = (SHARDS, METADATA, LISTED, None)
+"""The kinds of folders that `datasets` streams; None is a kind that only `datasets` knows."""
 
 READ_AT_ONCE = 16
 """Number of rows read from a shard at once."""
@@ -54,6 +59,8 @@ class ShardedSplit:
         title: Name of the split in error messages.
         trusted: Prefix of the paths of the data set's own files.
         name: Name of the only shard in error messages, if it has one.
+        role: Which images to read if some are held out: `train`, `eval` or `test`.
+        scored: Digests of the pictures that are scored: they are left out of the training.
     """
 
     tables: list[IterableDataset]
@@ -64,6 +71,8 @@ class ShardedSplit:
     title: str
     trusted: str
     name: str | None = None
+    role: str = "train"
+    scored: frozenset[bytes] = frozenset()
 
     @property
     def shards(self) -> int:
@@ -76,7 +85,7 @@ class ShardedSplit:
         Raises:
             RecipeError: The shard is broken, rows of an image are not adjacent, or captions are not text.
         """
-        column = self.arguments.image_id_column
+        column, shares = self.arguments.image_id_column, self.arguments.held_out()
         seen: set[int | str] = set()
         numbered = enumerate(self._rows(shard, first_row), first_row)
         for image_id, group in groupby(numbered, lambda each: each[0] if column is None else each[1][column]):
@@ -85,7 +94,10 @@ class ShardedSplit:
             if column is not None:
                 self._check_id(image_id, column, seen, self.where(shard, row))
             captions = [caption for number, each in rows for caption in self._captions(each, shard, number)]
-            yield StreamedImage(row, None if column is None else image_id, first[self.image_column], captions)
+            picture = first[self.image_column]
+            if shares and role_of(fingerprint(self.picture(picture)), shares, self.arguments.split_seed) != self.role:
+                continue
+            yield StreamedImage(row, None if column is None else image_id, picture, captions)
 
     def _check_id(self, image_id: Any, column: str, seen: set[int | str], where: str) -> None:
         """Check that the id is new in its shard, and remember it."""
@@ -128,7 +140,7 @@ class ShardedSplit:
     def _captions(self, row: dict[str, Any], shard: int, number: int) -> list[str]:
         cells = [row[column] for column in self.caption_columns]
         try:
-            return read_captions(cells[0] if len(cells) == 1 else cells)
+            return self.arguments.surround(read_captions(cells[0] if len(cells) == 1 else cells))
         except TypeError as error:
             raise RecipeError(f"{self.where(shard, number)} holds {error}: expected captions as text.") from error
 
@@ -236,7 +248,7 @@ def choose_columns(
         arguments,
         image_column,
         caption_columns,
-        _count(streams) if id_column is None else None,
+        _count(streams, arguments) if id_column is None else None,
         title,
         trusted,
         name,
@@ -253,6 +265,11 @@ def _open(arguments: CaptionDataArguments, split: str) -> IterableDataset:
     name = str(arguments.dataset_name)
     if tables.is_directory(arguments):
         name = str(Path(name).expanduser().resolve())
+        if (kind := tables.kind_of_folder(arguments)) not in STREAMED:
+            raise RecipeError(
+                f"{name} cannot be streamed: it holds {kind}. Expected {', '.join(filter(None, STREAMED))}. Leave "
+                "streaming out."
+            )
     try:
         stream = datasets.load_dataset(
             name, arguments.dataset_config_name, split=split, revision=arguments.dataset_revision, streaming=True
@@ -263,13 +280,16 @@ def _open(arguments: CaptionDataArguments, split: str) -> IterableDataset:
         raise RecipeError(tables.explain_load_error(error, arguments, split)) from error
 
 
-def _count(streams: list[IterableDataset]) -> int | None:
-    """The number of rows of all `streams`, if the data set's metadata has it."""
+def _count(streams: list[IterableDataset], arguments: CaptionDataArguments) -> int | None:
+    """The number of images of all `streams` to train on, if the data set's metadata has it.
+
+    Images are held out one by one while reading, so that their number is only known about.
+    """
     counts = [
         stream.info.splits[stream.split].num_examples if stream.info.splits and stream.split else 0
         for stream in streams
     ]
-    return sum(counts) if all(counts) else None
+    return round(sum(counts) * (1 - sum(arguments.held_out().values()))) if all(counts) else None
 
 
 def read_directory(arguments: CaptionDataArguments, split: str, max_images: int | None) -> SplitColumns:
@@ -278,9 +298,27 @@ def read_directory(arguments: CaptionDataArguments, split: str, max_images: int 
     Raises:
         RecipeError: The split cannot be opened (see `open_stream`), or rows of an image are not adjacent.
     """
-    source = open_stream(replace(arguments, train_split=split))
+    plain = replace(arguments, train_split=split, validation_fraction=None, test_fraction=None)
+    return _read_stream(open_stream(plain), max_images)
+
+
+def fetch_role(arguments: CaptionDataArguments, role: str, max_images: int | None) -> Dataset:
+    """Read the images of a stream that are held out for a role into the cache of `datasets`.
+
+    Raises:
+        RecipeError: The split cannot be opened (see `open_stream`), or no image is held out.
+    """
+    source = replace(open_stream(arguments), role=role)
+    where = f"{source.title}, images held out for {role!r},"
+    return join_columns(_read_stream(source, max_images), where)
+
+
+def _read_stream(source: ShardedSplit, max_images: int | None) -> SplitColumns:
+    """Read the first images of shards into the cache of `datasets`."""
+    arguments = source.arguments
     directory = Path(str(arguments.dataset_name)).expanduser()
-    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(directory.rglob("*"))]
+    found = sorted(directory.rglob("*")) if directory.is_dir() else []
+    files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in found]
     # Part of the cache key: otherwise `datasets` would return old rows after files have changed.
     stamp = hashlib.sha256(repr(files).encode()).hexdigest()
     id_column = arguments.image_id_column

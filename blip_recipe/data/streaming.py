@@ -25,7 +25,7 @@ import torch
 from blip_recipe.data.augmentation import augment
 from blip_recipe.data.checks import SkippedRow, validate_captions
 from blip_recipe.data.dataset import draw_captions
-from blip_recipe.data.images import BadImageError
+from blip_recipe.data.images import BadImageError, describe, digest, read_content
 from blip_recipe.data.pixels import read_pixels
 from blip_recipe.errors import RecipeError
 
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from blip_recipe.data.shards import ShardedSplit, StreamedImage
 
 logger = logging.getLogger(__name__)
+
+SCORED = "its picture is also in the evaluation or test split, so that it is not trained on"
 
 SHARD_BITS = 32
 """The number of a row is its shard shifted by this many bits, plus its row in the shard."""
@@ -164,7 +166,12 @@ class CaptionStream(torch.utils.data.IterableDataset):
         if fault := validate_captions(image.captions):
             return None, fault
         try:
-            return read_pixels(self.split.picture(image.picture)), ""
+            picture = self.split.picture(image.picture)
+            if self.split.scored:
+                picture = {"bytes": read_content(picture), "path": describe(picture)}
+                if digest(picture["bytes"]) in self.split.scored:
+                    return None, SCORED
+            return read_pixels(picture), ""
         except BadImageError as error:
             return None, str(error)
 
@@ -175,7 +182,7 @@ class CaptionStream(torch.utils.data.IterableDataset):
             RecipeError: `on_bad_image` is `"fail"`.
         """
         where = self.split.where(shard, image.row)
-        if self.on_bad_image == "fail":
+        if self.on_bad_image == "fail" and fault != SCORED:
             raise RecipeError(
                 f"{where} cannot be used: {fault}\nRepair or remove it. To leave it out, set on_bad_image to 'skip' in "
                 "a recipe, or filter the stream in a script (`dataset.filter`)."

@@ -1,7 +1,8 @@
-"""Read Hub data sets and directories (imagefolder, parquet, webdataset tars) with Hugging Face's `datasets`."""
+"""Read a split as a table: local files and folders with `layouts`, Hub data sets and shards with `datasets`."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,15 +10,27 @@ from typing import TYPE_CHECKING, Any
 import datasets
 import fsspec
 import pyarrow.compute as pc
-from datasets import Dataset, Image, IterableDataset, Value
+from datasets import Dataset, Image, IterableDataset, ReadInstruction, Value
 from datasets.exceptions import DatasetNotFoundError, DatasetsError
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.file_download import repo_folder_name
 
 from blip_recipe.data.captions import read_captions
 from blip_recipe.data.columns import check_column, choose_caption_columns, choose_image_column
-from blip_recipe.data.metadata import check_metadata
-from blip_recipe.data.rows import PathRoot, SplitColumns, absolute, images_from_paths
+from blip_recipe.data.layouts import FOLDERS, Table, read_layout
+from blip_recipe.data.layouts.folders import SPLITS, canonical_split, is_picture_folder, list_folder
+from blip_recipe.data.rows import (
+    PathRoot,
+    SplitColumns,
+    absolute,
+    decode_base64,
+    find_pictures,
+    images_from_bytes,
+    images_from_paths,
+    number_pictures,
+    stored_paths,
+)
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -27,11 +40,11 @@ if TYPE_CHECKING:
 
 
 def read_table(arguments: CaptionDataArguments, split: str, max_rows: int | None = None) -> SplitColumns:
-    """Read the pictures, captions and ids of a split of a Hub data set or directory.
+    """Read the pictures, captions and ids of a split.
 
     Args:
         arguments: The recipe's data keys.
-        split: The split, or a sum of splits.
+        split: The split, a slice of it, or a sum of these.
         max_rows: Maximum number of rows to fetch with `streaming`.
 
     Raises:
@@ -39,13 +52,13 @@ def read_table(arguments: CaptionDataArguments, split: str, max_rows: int | None
     """
     table = load_table(arguments, split, max_rows)
     where = f"{arguments.dataset_name}, split {split!r},"
-    image_column = choose_image_column(table.features, arguments.image_column, where)
-    caption_columns = choose_caption_columns(table.features, arguments.caption_column, where)
-    image_ids = None
-    if arguments.image_id_column is not None:
-        image_ids = ids_of(table, arguments.image_id_column, where)
+    image_column = choose_image_column(table.rows.features, arguments.image_column or table.image_column, where)
+    caption_columns = choose_caption_columns(table.rows.features, arguments.caption_column, where)
+    id_column = arguments.image_id_column or table.id_column
     return SplitColumns(
-        images_of(table, image_column, arguments, where), captions_of(table, caption_columns, where), image_ids
+        images_of(table.rows, image_column, path_root(arguments, table), where, str(arguments.dataset_name)),
+        list(map(arguments.surround, captions_of(table.rows, caption_columns, where))),
+        None if id_column is None else ids_of(table.rows, id_column, where),
     )
 
 
@@ -54,7 +67,13 @@ def is_directory(arguments: DataArguments) -> bool:
     return Path(str(arguments.dataset_name)).expanduser().is_dir()
 
 
-def load_table(arguments: DataArguments, split: str, max_rows: int | None = None) -> Dataset:
+def kind_of_folder(arguments: DataArguments) -> str | None:
+    """The kind of a local directory, a key of `FOLDERS`."""
+    folder = list_folder(Path(str(arguments.dataset_name)).expanduser())
+    return next((kind for kind, (fits, _) in FOLDERS.items() if fits(folder)), None)
+
+
+def load_table(arguments: DataArguments, split: str, max_rows: int | None = None) -> Table:
     """Load a split with all its columns.
 
     With `streaming`, only the first `max_rows` rows of this split are fetched from the Hub.
@@ -63,20 +82,83 @@ def load_table(arguments: DataArguments, split: str, max_rows: int | None = None
         RecipeError: The split cannot be found or read. The message names similar paths, or the reason of `datasets`.
     """
     name = str(arguments.dataset_name)
-    if is_directory(arguments):
-        name = str(Path(name).expanduser().resolve())
-        check_metadata(Path(name))
+    path = Path(name).expanduser()
+    if path.exists():
+        name = str(path.resolve())
+        if table := None if arguments.dataset_config_name else read_layout(path, arguments):
+            return select_split(table, split, arguments)
     elif _looks_like_path(name):
-        raise RecipeError(f"There is no file or directory {name}.{_nearest(Path(name).expanduser())}")
+        raise RecipeError(f"There is no file or directory {name}.{_nearest(path)}")
     try:
-        if arguments.streaming and not is_directory(arguments):
-            return _fetch_rows(arguments, split, max_rows)
-        return datasets.load_dataset(
+        if not path.exists():
+            if arguments.streaming:
+                return Table(_fetch_rows(arguments, split, max_rows))
+            if table := _read_repository(arguments):
+                return select_split(table, split, arguments)
+        rows = datasets.load_dataset(
             name, arguments.dataset_config_name, split=split, revision=arguments.dataset_revision
         )
     except (OSError, ValueError, TypeError, RuntimeError, LookupError, AttributeError, DatasetsError) as error:
         # Its parsers raise many exception types for broken files.
         raise RecipeError(explain_load_error(error, arguments, split)) from error
+    return Table(rows)
+
+
+def _read_repository(arguments: DataArguments) -> Table | None:
+    """Download and read a Hub data set of picture files or zips; None for other data sets, which `datasets` reads."""
+    name, revision = str(arguments.dataset_name), arguments.dataset_revision
+    try:
+        info = HfApi().dataset_info(name, revision=revision)
+    except Exception:  # `datasets` may have it in its cache, and explains errors
+        return None
+    files = [each.rfilename for each in info.siblings or ()]
+    has_configs = bool(info.card_data and info.card_data.get("configs"))
+    if arguments.dataset_config_name or has_configs or not is_picture_folder(files):
+        return None
+    folder = Path(snapshot_download(name, repo_type="dataset", revision=info.sha or revision))
+    return read_layout(folder, arguments)
+
+
+def select_split(table: Table, split: str, arguments: DataArguments) -> Table:
+    """Select the rows of a split. A slice (`train[:80%]`) counts images, so all rows of an image stay together.
+
+    A folder without splits is the split `train`; a file without splits is also `validation` or `test`.
+
+    Raises:
+        RecipeError: There is no such split, or the slice is not valid.
+    """
+    where = f"{arguments.dataset_name}, split {split!r},"
+    if len(table.rows) == 0:
+        raise RecipeError(f"{where} is empty: expected at least one picture with captions.")
+    names = table.splits if table.splits is not None else ["train"] * len(table.rows)
+    known = {canonical_split(name): name for name in dict.fromkeys(names)}
+    # A file is often one of several, such as `captions_val2014.json`: it may be called by any usual name.
+    others = SPLITS if table.splits is None and Path(str(arguments.dataset_name)).expanduser().is_file() else {}
+    column = choose_image_column(table.rows.features, arguments.image_column or table.image_column, where)
+    id_column = arguments.image_id_column or table.id_column
+    images = (
+        number_pictures(images_of(table.rows, column, None, where))
+        if id_column is None
+        else ids_of(table.rows, id_column, where)
+    )
+    rows: dict[int, None] = {}
+    for part in split.split("+"):
+        name, bracket, bounds = part.strip().partition("[")
+        if name not in known.values() and canonical_split(name) not in known and name not in others:
+            raise RecipeError(
+                f"{arguments.dataset_name} has no split {name!r}: its splits are {', '.join(sorted(known.values()))}."
+            )
+        own = name if name in known.values() else known.get(canonical_split(name), "train")
+        of_split = [row for row, each in enumerate(names) if each == own]
+        kept = dict.fromkeys(images[row] for row in of_split)
+        if bracket:
+            try:
+                (chosen,) = ReadInstruction.from_spec(f"all[{bounds}").to_absolute({"all": len(kept)})
+            except (ValueError, AssertionError) as error:
+                raise RecipeError(f"{where} is not valid ({error}): expected a slice such as 'train[:90%]'.") from error
+            kept = dict.fromkeys(list(kept)[chosen.from_ : chosen.to])
+        rows |= dict.fromkeys(row for row in of_split if images[row] in kept)
+    return replace(table, rows=table.rows.select(list(rows)), splits=None)
 
 
 def _fetch_rows(arguments: DataArguments, split: str, max_rows: int | None) -> Dataset:
@@ -148,48 +230,61 @@ def explain_load_error(error: Exception, arguments: DataArguments, split: str) -
     return f"{name}, split {split!r}, cannot be read: {reason} Expected {expected}."
 
 
-def path_root(arguments: DataArguments) -> PathRoot:
-    """The allowed paths: below `image_root`; without it, anywhere for a local directory and nowhere for a Hub id."""
+def path_root(arguments: DataArguments, table: Table | None = None) -> PathRoot:
+    """The allowed paths: below `image_root`; without it, anywhere for local data.
+
+    For data of the Hub, they are below the folder of its download, and nowhere without one. Relative paths of local
+    data start at the root of `table`, by default the data set's directory.
+    """
+    root = table and table.root
     if arguments.image_root is not None:
-        return PathRoot(Path(arguments.image_root).expanduser())
-    if is_directory(arguments):
-        return PathRoot(Path(str(arguments.dataset_name)).expanduser(), absolute=True)
-    return PathRoot(None)
+        return PathRoot(Path(arguments.image_root).expanduser(), probed=root is not None)
+    path = Path(str(arguments.dataset_name)).expanduser()
+    local = path if path.exists() else None
+    may_leave = local is not None and not (table and table.closed)
+    return PathRoot(root or local, absolute=may_leave, probed=root is not None)
 
 
-def images_of(table: Dataset, column: str, arguments: DataArguments | None, where: str) -> Dataset:
+def images_of(table: Dataset, column: str, root: PathRoot | None, where: str, name: str = "") -> Dataset:
     """The column of pictures as `image`, not decoded, with paths checked and resolved.
 
-    `arguments` tell which paths are allowed. Without them, paths come from the caller and stay unchanged.
+    Args:
+        table: The rows.
+        column: The column of pictures.
+        root: Which paths are allowed. Without it, paths come from the caller and stay unchanged.
+        where: Name of the data set in error messages.
+        name: The Hub id that `datasets` downloaded pictures of.
+
+    Raises:
+        RecipeError: The column holds no pictures, or paths are not allowed or do not exist.
     """
     feature = table.features[column]
     images = table.select_columns([column])
     if isinstance(feature, Value) and feature.dtype in ("string", "large_string"):
         paths = images[column][:]
-        return images_from_paths(path_root(arguments).resolve(paths, where) if arguments else paths)
+        if contents := decode_base64(paths):
+            return images_from_bytes(contents)
+        return images_from_paths(find_pictures(paths, root, where) if root else paths)
     is_struct = isinstance(feature, dict) and feature.keys() <= {"bytes", "path"}
     if not (isinstance(feature, Image) or is_struct or (isinstance(feature, Value) and "binary" in feature.dtype)):
         raise RecipeError(f"{where} column {column!r} holds {feature}: expected pictures, bytes, paths or URLs.")
     images = images.cast_column(column, Image(decode=False))
     images = images if column == "image" else images.rename_column(column, "image")
-    return _resolve_structs(images, arguments, where) if arguments else images
+    return _resolve_structs(images, root, where, name) if root else images
 
 
-def _resolve_structs(images: Dataset, arguments: DataArguments, where: str) -> Dataset:
+def _resolve_structs(images: Dataset, root: PathRoot, where: str, name: str) -> Dataset:
     """Check and resolve the paths of structs of `bytes` and `path` that have no bytes."""
-    column = images.data.column("image")
-    embedded = pc.is_valid(pc.struct_field(column, "bytes"))
-    if pc.all(embedded).as_py():
+    paths = stored_paths(images)
+    if not any(paths):
         return images
-    paths = pc.if_else(embedded, None, pc.struct_field(column, "path")).to_pylist()
-    root = path_root(arguments)
     # For an imagefolder on the Hub, `datasets` returns paths of its own downloads. They are not part of the data.
-    ours = () if root.folder else _downloads_of(str(arguments.dataset_name))
+    ours = _downloads_of(name) if name and not root.folder else ()
     foreign = [None if path and absolute(path).startswith(ours) else path for path in paths]
     resolved = [new or old for new, old in zip(root.resolve(foreign, where), paths, strict=True)]
     if resolved == paths:
         return images
-    if pc.any(embedded).as_py():
+    if pc.any(pc.is_valid(pc.struct_field(images.data.column("image"), "bytes"))).as_py():
         raise RecipeError(f"{where} mixes embedded pictures and relative paths: expected one or the other.")
     return images_from_paths(resolved)
 

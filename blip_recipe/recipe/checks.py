@@ -154,9 +154,10 @@ def check_recipe(recipe: Recipe[FinetuneOptions]) -> None:
         )
     _check_sharding(recipe)
     recipe.task.check(model, data, training)
-    if training.eval_strategy != "no" and data.eval_split is None:
+    if training.eval_strategy != "no" and not data.has_split("eval"):
         raise RecipeError(
-            f"eval_strategy is {str(training.eval_strategy)!r}, but eval_split is missing: name the split to score."
+            f"eval_strategy is {str(training.eval_strategy)!r}, but eval_split is missing: name the split to score, "
+            "or set validation_fraction to hold out training images."
         )
     _check_push(recipe)
     _check_resumption(training)

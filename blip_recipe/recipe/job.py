@@ -16,6 +16,7 @@ from huggingface_hub import HfApi
 from blip_recipe.card.facts import PLACEHOLDER, Sources, read_source
 from blip_recipe.card.retarget import retarget
 from blip_recipe.data.checks import SKIPPED_FILE, SkippedRow, check_splits, write_skipped_rows
+from blip_recipe.data.holdout import describe_held_out
 from blip_recipe.data.load import load_splits
 from blip_recipe.data.shards import ShardedSplit, open_stream
 from blip_recipe.data.storage import read_json
@@ -35,7 +36,7 @@ from blip_recipe.training.sharding import gather_weights
 from blip_recipe.training.streams import plan_steps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from datasets import Dataset
     from transformers import BlipProcessor, TrainerCallback
@@ -74,11 +75,13 @@ class Splits:
         rows: The rows of each split by role (`train`, `eval`, `test`); of a stream, the first rows.
         skipped: Rows that cannot be used.
         stream: The training split, if it is read while training.
+        notes: Sentences on the data for the plan and the card.
     """
 
     rows: dict[str, Dataset]
     skipped: list[SkippedRow]
     stream: ShardedSplit | None = None
+    notes: Sequence[str] = ()
 
     @property
     def train(self) -> Dataset | ShardedSplit:
@@ -128,11 +131,14 @@ def load_dataset_splits(recipe: Recipe[FinetuneOptions]) -> Splits:
     with recipe.training.main_process_first(desc="reading the data"):
         found = load_splits(recipe.data, recipe.task.load_split)
         stream = open_stream(cast("CaptionDataArguments", recipe.data)) if recipe.data.is_streamed else None
-    rows, skipped = check_splits(found, recipe.data, recipe.task.validate_row)
+    checked = check_splits(found, recipe.data, recipe.task.validate_row)
+    rows = checked.rows
     if stream:
+        if not recipe.data.allow_shared_images:
+            stream = replace(stream, scored=checked.digests)
         plan_steps(recipe.training, stream.images)
         rows["train"] = stream.sample()
-    return Splits(rows, skipped, stream)
+    return Splits(rows, checked.skipped, stream, [*describe_held_out(recipe.data), *checked.shared])
 
 
 def plan_run(
@@ -140,7 +146,8 @@ def plan_run(
 ) -> str:
     """Describe the run, one fact a line; turns on gradient checkpointing if a step would not fit in memory."""
     peak = recipe.trainer.estimate_memory(model, recipe.training, splits.rows["train"], processor)
-    return format_plan(recipe, model, count_rows(recipe, splits), repo_id, peak, splits.stream, len(splits.skipped))
+    counts = count_rows(recipe, splits)
+    return format_plan(recipe, model, counts, repo_id, peak, splits.stream, len(splits.skipped), splits.notes)
 
 
 def count_rows(recipe: Recipe[FinetuneOptions], splits: Splits) -> dict[str, tuple[int, int]]:
@@ -242,6 +249,7 @@ def finish_run(trainer: BlipTrainer, recipe: Recipe[FinetuneOptions], splits: Sp
         counts=counts,
         limited=[role for role, (rows, _) in counts.items() if rows == limits[role]],
         skipped_rows=len(left_out),
+        notes=splits.notes,
     )
     trainer.create_model_card(repo_id)
     flush_files(recipe.output_dir)

@@ -9,7 +9,7 @@ from blip_recipe.models.stock import count_parameters
 from blip_recipe.training.memory import describe_peak
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import nn
 
@@ -26,6 +26,7 @@ def format_plan(
     peak: int | None,
     stream: ShardedSplit | None = None,
     skipped: int = 0,
+    notes: Sequence[str] = (),
 ) -> str:
     """Describe the run, one fact a line.
 
@@ -37,6 +38,7 @@ def format_plan(
         peak: Memory of a training step in bytes.
         stream: The training split, if it is read while training.
         skipped: Number of rows that cannot be used.
+        notes: Sentences on the data.
     """
     words = recipe.trainer.task
     trainable, total = count_parameters(model)
@@ -50,6 +52,7 @@ def format_plan(
         **{role: f"{rows:,} {words.row}s, {texts:,} {words.text}s" for role, (rows, texts) in counts.items()},
         **({"train": f"a stream of {stream.describe()}"} if stream else {}),
         **({"skipped": f"{skipped:,} rows that cannot be used (on_bad_image is skip)"} if skipped else {}),
+        **({"data": "\n        ".join(note.replace("`", "'") for note in notes)} if notes else {}),
         "steps": f"{steps:,}, each {images:,} {words.row}s with about {images * per_image:,.0f} {words.text}s",
         "memory": describe_peak(recipe.training, peak),
         "output": recipe.training.output_dir,

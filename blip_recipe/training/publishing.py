@@ -377,6 +377,7 @@ def gather_facts(
         language=find_language(sources.columns, sources.dataset.card, predictions),
         splits=splits,
         skipped_rows=sources.skipped_rows,
+        notes=sources.notes,
         decoding=trainer.decoding(args),
         results=result_facts(results, splits, predictions, tokenized_with_java=tokenized_with_java),
         training=TrainingFacts(

@@ -21,9 +21,9 @@ from blip_recipe.data.convert import (
     with_features,
 )
 from blip_recipe.data.dataset import PictureDataset
-from blip_recipe.data.rows import parse_split
+from blip_recipe.data.rows import PathRoot, parse_split
 from blip_recipe.data.shapes import SHAPES_SPLITS, draw_scene, encode_picture
-from blip_recipe.data.tables import fetch_stream, ids_of, images_of, load_table
+from blip_recipe.data.tables import fetch_stream, ids_of, images_of, load_table, path_root
 from blip_recipe.errors import RecipeError
 from blip_recipe.training.datasets import resized_pictures
 from blip_recipe.vqa.arguments import VqaDataArguments
@@ -84,7 +84,8 @@ def load_questions(arguments: VqaDataArguments, split: str, *, max_samples: int 
     elif is_vqa_folder(arguments):
         columns = read_vqa_files(arguments, split)
     else:
-        columns = _read_columns(load_table(arguments, split, max_samples), arguments, where)
+        table = load_table(arguments, split, max_samples)
+        columns = _read_columns(table.rows, arguments, where, root=path_root(arguments, table))
     rows = join_questions(columns, where)
     return rows if max_samples is None else rows.select(range(min(max_samples, len(rows))))
 
@@ -109,7 +110,9 @@ def _read_shapes(split: str, max_samples: int | None) -> QuestionColumns:
     )
 
 
-def _read_columns(table: Dataset, arguments: VqaDataArguments, where: str, advice: str = SET_KEY) -> QuestionColumns:
+def _read_columns(
+    table: Dataset, arguments: VqaDataArguments, where: str, advice: str = SET_KEY, root: PathRoot | None = None
+) -> QuestionColumns:
     image_column = choose_image_column(table.features, arguments.image_column, where, advice)
     question_column = _choose(table, QUESTION_NAMES, arguments.question_column, "question_column", where, advice)
     answer_column = _choose(table, ANSWER_NAMES, arguments.answer_column, "answer_column", where, advice)
@@ -121,7 +124,7 @@ def _read_columns(table: Dataset, arguments: VqaDataArguments, where: str, advic
     image_ids = arguments.image_id_column or ("image_id" if "image_id" in table.features else None)
     question_ids = "question_id" if "question_id" in table.features else None
     return QuestionColumns(
-        images_of(table, image_column, arguments, where),
+        images_of(table, image_column, root, where, str(arguments.dataset_name)),
         table[question_column][:],
         _answers_of(table, answer_column, where),
         None if image_ids is None else ids_of(table, image_ids, where),

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import concatenate_datasets
 
-from blip_recipe.data.files import find_pictures, load_json
+from blip_recipe.data.layouts.json_files import load_json
+from blip_recipe.data.rows import PathRoot, find_pictures, images_from_paths
 from blip_recipe.errors import RecipeError
 from blip_recipe.vqa.rows import QuestionColumns, read_answers
 
@@ -26,7 +27,7 @@ QUESTIONS, ANNOTATIONS = "_questions.json", "_annotations.json"
 def is_vqa_folder(arguments: VqaDataArguments) -> bool:
     """Whether the data set is a directory with VQAv2's files, or a single file of questions."""
     path = Path(str(arguments.dataset_name)).expanduser()
-    return path.is_file() or (path.is_dir() and any(path.glob(f"*{QUESTIONS}")))
+    return path.name.endswith(QUESTIONS) if path.is_file() else path.is_dir() and any(path.glob(f"*{QUESTIONS}"))
 
 
 def read_vqa_files(arguments: VqaDataArguments, split: str) -> QuestionColumns:
@@ -96,4 +97,5 @@ def _pictures(questions: list[dict[str, Any]], subset: str, arguments: VqaDataAr
         str(question.get("image") or f"{folder}COCO_{subset}_{int(question['image_id']):012}.jpg")
         for question in questions
     ]
-    return find_pictures(paths, root, arguments, file)
+    allowed = PathRoot(root, absolute=arguments.image_root is None, probed=True)
+    return images_from_paths(find_pictures(paths, allowed, str(file)))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 
 from blip_recipe.data.captions import flatten_texts
-from blip_recipe.data.rows import infer_id_type
+from blip_recipe.data.rows import infer_id_type, number_pictures
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class QuestionColumns:
 def join_questions(columns: QuestionColumns, where: str) -> Dataset:
     """Join columns into rows of `image`, `image_id`, `question_id`, `question` and `answers`, without copying pictures.
 
-    Missing ids are row numbers.
+    Without image ids, questions about the same picture have the number of that picture; question ids are row numbers.
 
     Raises:
         RecipeError: There are no rows, or ids are neither integers nor texts.
@@ -47,7 +47,7 @@ def join_questions(columns: QuestionColumns, where: str) -> Dataset:
     rows = len(columns.images)
     if rows == 0:
         raise RecipeError(f"{where} is empty: expected at least one picture with a question.")
-    image_ids = list(range(rows)) if columns.image_ids is None else list(columns.image_ids)
+    image_ids = number_pictures(columns.images) if columns.image_ids is None else list(columns.image_ids)
     question_ids = list(range(rows)) if columns.question_ids is None else list(columns.question_ids)
     facts = Dataset.from_dict(
         {

@@ -50,7 +50,9 @@ def test_bad_rows_of_all_splits_stop_training_with_the_first_ten_named(tmp_path:
     train = make_rows([GOOD, bad] * 12, list(range(100, 124)))
     test = make_rows([GOOD, GOOD], captions=[["a caption"], []])
     with pytest.raises(RecipeError) as error:
-        check_splits({"train": train, "test": test}, CaptionDataArguments(test_split="validation"))
+        check_splits(
+            {"train": train, "test": test}, CaptionDataArguments(test_split="validation", allow_shared_images=True)
+        )
     message = str(error.value)
     assert "13 of 26 rows" in message
     named = [number for number in range(100, 124) if f"'train', image_id {number}:" in message]
@@ -64,11 +66,13 @@ def test_bad_rows_are_skipped_with_one_warning_and_one_note_each(caplog: pytest.
     pictures = [GOOD, b"broken", None, GOOD, GOOD, GOOD]
     captions = [["fine"], ["x"], ["x"], [], ["x " * MAX_CHARACTERS], ["fine", "x" * MAX_CHARACTERS]]
     with caplog.at_level(logging.WARNING):
-        splits, skipped = check_splits({"train": make_rows(pictures, captions=captions)}, SKIP)
-    assert splits["train"]["image_id"][:] == [0, 5]
-    assert [(each.row, each.image_id, each.split) for each in skipped] == [(n, n, "train") for n in (1, 2, 3, 4)]
+        checked = check_splits({"train": make_rows(pictures, captions=captions)}, SKIP)
+    assert checked.rows["train"]["image_id"][:] == [0, 5]
+    assert [(each.row, each.image_id, each.split) for each in checked.skipped] == [
+        (n, n, "train") for n in (1, 2, 3, 4)
+    ]
     reasons = ["its format is unknown", "There is no picture", "has no caption", "200,000 characters"]
-    assert all(word in each.reason for word, each in zip(reasons, skipped, strict=True))
+    assert all(word in each.reason for word, each in zip(reasons, checked.skipped, strict=True))
     assert [record.getMessage().split(":")[0] for record in caplog.records] == [
         f"Skipped split 'train', image_id {number}" for number in (1, 2, 3, 4)
     ]
@@ -81,17 +85,17 @@ def test_a_split_of_which_nothing_can_be_used_is_an_error_even_so() -> None:
 
 def test_good_rows_are_left_as_they_are() -> None:
     rows = make_rows([GOOD, encode(Image.new("L", (9, 9)), "PNG")])
-    splits, skipped = check_splits({"train": rows}, FAIL)
-    assert (splits["train"] is rows, skipped) == (True, [])
+    checked = check_splits({"train": rows}, FAIL)
+    assert (checked.rows["train"] is rows, checked.skipped) == (True, [])
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_one_pass_finds_every_odd_file_that_opening_would_refuse(shared: Path) -> None:
     files = sorted(path for path in (shared / "data/weird").iterdir() if path.suffix != ".json")
     rows = make_rows([{"bytes": None, "path": str(path)} for path in files])
-    splits, skipped = check_splits({"train": rows}, SKIP)
-    assert {files[each.row].name for each in skipped} == UNREADABLE
-    assert len(splits["train"]) == len(files) - len(UNREADABLE)
+    checked = check_splits({"train": rows}, SKIP)
+    assert {files[each.row].name for each in checked.skipped} == UNREADABLE
+    assert len(checked.rows["train"]) == len(files) - len(UNREADABLE)
 
 
 @pytest.fixture
@@ -146,8 +150,8 @@ PartialState()
 opened, decode = [], images.open_lazily
 images.open_lazily = lambda image, *rest: opened.append(image["path"][-6:-4]) or decode(image, *rest)
 arguments = CaptionDataArguments(dataset_name=sys.argv[1], on_bad_image="skip")
-splits, skipped = check_splits(load_splits(arguments), arguments)
-kept, left_out = splits["train"]["image_id"][:], [each.row for each in skipped]
+checked = check_splits(load_splits(arguments), arguments)
+kept, left_out = checked.rows["train"]["image_id"][:], [each.row for each in checked.skipped]
 print(f"{os.environ['RANK']}: {sorted(opened)} {kept} {left_out}\\n", end="")
 """
 
@@ -157,7 +161,7 @@ def test_of_two_processes_each_opens_its_share_and_both_go_on_with_the_same_rows
     done = run_code(SHARES, recipe.parent / "pictures", env=environment, processes=2)
     assert done.returncode == 0, done.stderr[-3000:]
     assert sorted(done.stdout.splitlines()) == [
-        "0: ['00', '02', '04'] [0, 1, 3, 4, 7] [2, 5, 6]",
+        "0: ['00', '02', '04', '06'] [0, 1, 3, 4, 7] [2, 5, 6]",
         "1: ['01', '03', '05', '07'] [0, 1, 3, 4, 7] [2, 5, 6]",
     ]
     assert done.stderr.count("Skipped split 'train', image_id 5") == 1

@@ -100,8 +100,8 @@ def test_an_imagefolder_cannot_name_a_file_outside(secret: Path, tmp_path: Path)
     for path in ("../private/0000.png", str(secret), f"file://{secret}"):
         line = json.dumps({"file_name": path, "text": "x"}) + "\n"
         (tmp_path / "set/metadata.jsonl").write_text(line)
-        with pytest.raises(RecipeError, match="file_name"):
-            load(tmp_path / "set")
+        with pytest.raises(RecipeError, match=r"not allowed|none exists"):
+            open_image(load(tmp_path / "set")[0]["image"])
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +149,5 @@ def test_names_in_archives_write_nothing_outside(secret: Path, tmp_path: Path) -
         archive.writestr("../../evil.png", picture)
         archive.writestr("a.png", picture)
         archive.writestr("metadata.jsonl", json.dumps({"file_name": "a.png", "text": "x"}) + "\n")
-    with pytest.raises(RecipeError):
-        load(zipped)
+    assert open_image(load(zipped)[0]["image"]).size == (40, 40)
     assert not [path for path in tmp_path.rglob("*evil*") if path.is_file()]

@@ -336,7 +336,7 @@ def test_the_annotations_of_the_photographs_say_what_their_folder_says(shared: P
     folder = as_known(read({"dataset_name": photos, "image_id_column": "image_id"}, "train+validation+test"))
     root = {"image_root": photos}
     assert len(folder) == 86
-    assert as_known(read({"dataset_name": photos / "annotations/captions_coco.json", **root}, "any")) == folder
+    assert as_known(read({"dataset_name": photos / "annotations/captions_coco.json", **root}, "test")) == folder
     karpathy = read({"dataset_name": photos / "annotations/dataset_karpathy.json", **root}, "train + val+test")
     assert as_known(karpathy) == folder
 
@@ -393,11 +393,15 @@ def test_karpathy_splits_can_be_summed_and_named_by_other_fields(records: Record
 def test_the_splits_of_a_recipe_are_loaded_by_role(records: Records, tmp_path: Path) -> None:
     keys = WRITERS["coco_json"](records, tmp_path)
     arguments = CaptionDataArguments(
-        dataset_name=str(keys["dataset_name"]), image_root=str(keys["image_root"]), test_split="x", max_eval_samples=2
+        dataset_name=str(keys["dataset_name"]),
+        image_root=str(keys["image_root"]),
+        eval_split="train[:2]",
+        allow_shared_images=True,
+        max_eval_samples=1,
     )
     splits = load_splits(arguments)
-    assert {role: len(rows) for role, rows in splits.items()} == {"train": 6, "test": 2}
-    vocabulary = list(vocabulary_texts(splits["test"], normalize=True))
+    assert {role: len(rows) for role, rows in splits.items()} == {"train": 6, "eval": 1}
+    vocabulary = list(vocabulary_texts(splits["eval"], normalize=True))
     assert vocabulary[:2] == ["caption 0 of image 0", "caption 1 of image 0"]
 
 
@@ -476,12 +480,12 @@ def test_what_is_wrong_with_a_table_is_said(name: str, records: Records, tmp_pat
 WRONG_FILES: dict[str, tuple[str, dict[str, Any], dict[str, Any], str, str]] = {
     # The file's format, changes to its content, keys of the recipe, the split, and what the message says.
     "unknown split": ("karpathy_json", {}, {}, "train+test", "'test'.*: its splits are train"),
-    "no images": ("coco_json", {"images": None}, {}, "x", "no list of 'images'.*Expected COCO"),
+    "no images": ("coco_json", {"images": None}, {}, "train", "no list of 'images'.*COCO"),
     "instances instead of captions": (
         "coco_json",
         {"annotations": [{"image_id": 1, "bbox": [0, 0, 1, 1]}]},
         {},
-        "x",
+        "train",
         "'caption'.*image_id, bbox",
     ),
     "no sentences": (
@@ -489,19 +493,19 @@ WRONG_FILES: dict[str, tuple[str, dict[str, Any], dict[str, Any], str, str]] = {
         {"images": [{"filename": "000.png", "split": "train"}]},
         {},
         "train",
-        "'sentences'.*filename, split",
+        "no known column of captions: set caption_column to one of filename, split",
     ),
-    "neither format": ("karpathy_json", {"images": [{"url": "a"}]}, {}, "train", "Expected COCO captions JSON"),
-    "no such id": ("coco_json", {}, {"image_id_column": "key"}, "x", "'key'.*id, file_name"),
-    "no such image field": ("coco_json", {}, {"image_column": "url"}, "x", "'url'.*id, file_name"),
-    "wrong image_root": ("coco_json", {}, {"image_root": "nowhere"}, "x", "nowhere/000.png: set image_root"),
-    "empty": ("coco_json", {"images": []}, {}, "x", "is empty"),
+    "neither format": ("karpathy_json", {"images": [{"url": "a"}]}, {}, "train", "or Karpathy JSON"),
+    "no such id": ("coco_json", {}, {"image_id_column": "key"}, "train", "'key'.*id, file_name"),
+    "no such image field": ("coco_json", {}, {"image_column": "url"}, "train", "'url'.*id, file_name"),
+    "wrong image_root": ("coco_json", {}, {"image_root": "nowhere"}, "val", "nowhere/000.png: set image_root"),
+    "empty": ("coco_json", {"images": []}, {}, "test", "is empty"),
     "ids that are lists": (
         "karpathy_json",
         {"images": [{"filename": "000.png", "filepath": "some2014", "split": "train", "cocoid": [], "sentences": []}]},
         {},
         "train",
-        r"the image id \[\]",
+        r"column 'cocoid' holds List.*: expected integers or text as ids",
     ),
 }
 
@@ -519,7 +523,7 @@ def test_what_is_wrong_with_a_captions_file_is_said(name: str, records: Records,
 @pytest.mark.parametrize("content", ["", "{", "[1]", "\x00"])
 def test_a_file_that_is_not_json_is_refused(content: str, tmp_path: Path) -> None:
     (tmp_path / "captions.json").write_text(content)
-    with pytest.raises(RecipeError, match=r"captions\.json.*Expected COCO"):
+    with pytest.raises(RecipeError, match=r"captions\.json.*Expected a list of objects"):
         read({"dataset_name": tmp_path / "captions.json"})
 
 
