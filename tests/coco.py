@@ -133,10 +133,11 @@ def captions_of(number: int) -> list[str]:
 
 
 def picture(number: int) -> dict[str, Any]:
-    """A drawn square, as the struct of an image column."""
+    """A drawn square, which differs for each number, as the struct of an image column."""
     image = Image.new("RGB", (80, 64), "white")
     left = 8 if number // len(COLOURS) % 2 == 0 else 48
-    ImageDraw.Draw(image).rectangle([left, 20, left + 24, 44], fill=COLOURS[number % len(COLOURS)])
+    top = 20 + number // (2 * len(COLOURS))
+    ImageDraw.Draw(image).rectangle([left, top, left + 24, top + 24], fill=COLOURS[number % len(COLOURS)])
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
     return {"bytes": buffer.getvalue(), "path": None}

@@ -171,6 +171,9 @@ for recipe in sys.argv[2:]:
     options = [*SMALL] if recipe.startswith("shapes") else []
     if recipe in ("my_folder", "capfilt_train"):
         options = ["--dataset_name", sys.argv[1]]
+    if recipe == "my_pictures":
+        options = ["--dataset_name", sys.argv[1], "--train_split", "train+validation+test", "--test_fraction", "0.3"]
+        options += ["--validation_fraction", "0.3"]
     if recipe == "vqav2":
         options = [*SMALL, "--dataset_name", "shapes", "--train_split", "train", "--eval_split", "validation"]
     content = json.loads((resource_folder("recipes") / f"{recipe}.json").read_text())

@@ -34,7 +34,7 @@ class DataArguments:
     )
     dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the data set."})
     train_split: str = field(
-        default="train", metadata={"help": "Training split, a slice such as 'train[:90%]', or a sum of these."}
+        default="train", metadata={"help": "Training split, a slice such as 'train[:1000]', or a sum of these."}
     )
     eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on during training."})
     test_split: str | None = field(default=None, metadata={"help": "Split to score before and after training."})

@@ -12,6 +12,7 @@ from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from hub_data import read
 from hub_server import HubServer
+from layouts import LAYOUTS, make_records
 from PIL import Image
 
 
@@ -94,3 +95,22 @@ def test_what_is_wrong_with_a_data_set_on_the_hub_is_said(hub: HubServer) -> Non
         assert name in answer["error"]
     (missing,) = read(hub, ({"dataset_name": "lab/coco", "dataset_revision": "no-such-branch"}, "train"))
     assert "no-such-branch" in missing["error"]
+
+
+def test_layouts_of_people_are_read_from_the_hub_too(hub: HubServer, tmp_path: Path) -> None:
+    names = [
+        "text_file_beside_each_picture",
+        "imagefolder_with_a_line_for_each_caption",
+        "metadata_above_the_splits",
+        "flickr30k_results_csv",
+        "folder_of_zips",
+    ]
+    records = make_records(4)
+    for name in names:
+        keys = LAYOUTS[name](records, tmp_path / name)
+        hub.publish_dataset(f"lab/{name.lower()}", keys["dataset_name"])
+    found = read(hub, *(({"dataset_name": f"lab/{name.lower()}"}, "train") for name in names))
+    for name, read_rows in zip(names, found, strict=True):
+        count = 1 if name == "text_file_beside_each_picture" else None
+        assert read_rows.get("captions") == [each["captions"][:count] for each in records], (name, read_rows)
+        assert read_rows["sizes"] == [[9, 7]] * 4

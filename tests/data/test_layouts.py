@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 import pytest
+from captioners import save_captioner
 from datasets import Dataset
 from layouts import (
     LAYOUTS,
@@ -25,6 +26,7 @@ from layouts import (
     write_pictures,
 )
 
+from blip_recipe import CaptionTrainer, CaptionTrainingArguments
 from blip_recipe.data.arguments import CaptionDataArguments
 from blip_recipe.data.checks import check_splits
 from blip_recipe.data.images import read_content
@@ -402,3 +404,45 @@ def test_cells_of_any_quoting_come_back(tmp_path: Path) -> None:
     odd = ['a "big" dog', "two\ttabs", "semi; colon", "it's, 'so'", "ends with \\", "[not a list]", "['a' dog]"]
     write_csv(tmp_path / "a.csv", [("image", "caption"), *(("000.png", each) for each in odd)], quoting=csv.QUOTE_ALL)
     assert list(read({"dataset_name": tmp_path / "a.csv"})["captions"]) == [odd]
+
+
+@pytest.fixture(scope="module")
+def photos(shared: Path) -> Records:
+    folder = shared / "data/photos/train"
+    records = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()][:8]
+    for record in records:
+        record["content"] = (folder / record["file_name"]).read_bytes()
+        record["captions"] = [" ".join(caption.split()) for caption in record["captions"]]
+    return records
+
+
+@pytest.fixture(scope="module")
+def scored(photos: Records, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict[int, float]]:
+    """A trainer, and the loss of the photographs with their first caption and with all of them."""
+    args = CaptionTrainingArguments(str(tmp_path_factory.mktemp("run")), metrics=[], use_cpu=True, report_to=[])
+    model = save_captioner(tmp_path_factory.mktemp("model"))
+    rows = {
+        count: Dataset.from_list(
+            [{"image": {"bytes": each["content"]}, "captions": each["captions"][:count]} for each in photos]
+        )
+        for count in (1, 5)
+    }
+    trainer = CaptionTrainer(str(model), args, eval_dataset=rows[5])
+    return trainer, {count: loss_of(trainer, each) for count, each in rows.items()}
+
+
+def loss_of(trainer: Any, rows: Any) -> float:
+    """The loss alone: nothing is generated."""
+    return float(trainer.evaluate(rows)["eval_loss"])
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_photographs_have_the_same_loss_in_every_layout(
+    name: str, photos: Records, scored: tuple[Any, dict[int, float]], tmp_path: Path
+) -> None:
+    trainer, losses = scored
+    if name == "class_folders":
+        pytest.skip("captions with dots and slashes are no names of folders")
+    rows = read(LAYOUTS[name](photos, tmp_path / "set"))
+    assert as_known(rows) == expected(photos, name)
+    assert loss_of(trainer, rows) == pytest.approx(losses[1 if name in ONE_CAPTION else 5], abs=1e-6)

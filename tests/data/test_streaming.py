@@ -7,6 +7,7 @@ import json
 import tarfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from torch.utils.data import DataLoader
 
 from blip_recipe.captioning.trainer import CaptionTrainingArguments
 from blip_recipe.data.arguments import CaptionDataArguments
-from blip_recipe.data.load import load_split
+from blip_recipe.data.images import digest
+from blip_recipe.data.load import load_split, load_splits
 from blip_recipe.data.shards import open_stream
 from blip_recipe.data.streaming import CaptionStream
 from blip_recipe.errors import RecipeError
@@ -431,3 +433,26 @@ def test_few_shards_are_warned_of_and_the_plan_says_what_is_streamed(
     assert "train   a stream of 2 shards with an unknown number of images" in capsys.readouterr().out
     main([str(recipe(folder, tmp_path / "run", max_steps=1, dataloader_num_workers=3))])
     assert "2 shards are fewer than 1 processes x 3 workers: each shard is read 2 times per epoch" in caplog.text
+
+
+def test_images_are_held_out_of_a_stream_and_scored_ones_are_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shards = [[embedded(number, text=f"row {number}") for number in range(first, first + 20)] for first in (0, 20)]
+    folder = write_parquet(tmp_path / "parquet", shards)
+    shares: dict[str, Any] = {"validation_fraction": 0.2, "test_fraction": 0.3}
+    trained = {number_of(row) for row in first_pass(stream(folder, **shares), 0)}
+    arguments = CaptionDataArguments(dataset_name=str(folder), streaming=True, max_eval_samples=3, **shares)
+    scored = load_splits(arguments)
+    whole = load_splits(CaptionDataArguments(dataset_name=str(folder), **shares))
+    held_out = {role: {int(text.split()[1]) for (text,) in rows["captions"]} for role, rows in whole.items()}
+    assert trained == held_out["train"]
+    for role in ("eval", "test"):
+        assert scored[role]["captions"][:] == whole[role]["captions"][:3]
+    assert sorted(n for each in held_out.values() for n in each) == list(range(40))
+    first = whole["train"][0]
+    source = stream(folder, **shares)
+    source.split = replace(source.split, scored=frozenset([digest(first["image"]["bytes"])]))
+    left = {row["captions"][0] for row in first_pass(source, 0)}
+    assert left == {f"row {number}" for number in held_out["train"]} - {first["captions"][0]}
+    assert "its picture is also in the evaluation or test split" in caplog.text

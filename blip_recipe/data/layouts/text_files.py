@@ -28,6 +28,7 @@ FLICKR30K = ["image_name", "comment_number", "comment"]
 
 _CAPTION_NUMBER = re.compile(r"#\d+$")
 """The number of a caption behind the name of its picture, as in `Flickr8k.token.txt`."""
+_LINE_END = re.compile(r"\r\n|\n|\r")
 _INTEGER = re.compile(r"0|-?[1-9]\d{0,17}")
 
 
@@ -51,7 +52,8 @@ def read_records(file: Path) -> list[Record]:
     names = _names_of(lines, file)
     body = lines[1:] if names[:-1] == lines[0][1][:-1] else lines
     if is_caption(names[-1]):
-        body = [(number, _join_rest(cells, len(names), delimiter)) for number, cells in body]
+        raw = _LINE_END.split(text)
+        body = [(number, _split_bare(cells, raw[number - 1], len(names), delimiter)) for number, cells in body]
     wrong = [number for number, cells in body if len(cells) != len(names)]
     warn_left_out(file, f"lines do not have the columns {', '.join(names)} and are left out; their numbers", wrong)
     records = [dict(zip(names, cells, strict=True)) for _, cells in body if len(cells) == len(names)]
@@ -117,10 +119,11 @@ def _parse(text: str, delimiter: str, file: Path) -> Iterator[tuple[int, list[st
         raise RecipeError(f"{file}, line {reader.line_num}: {error}.") from error
 
 
-def _join_rest(cells: list[str], count: int, delimiter: str) -> list[str]:
-    """Join the cells from the last column on: a caption that is not quoted may contain the delimiter."""
-    joint = delimiter if delimiter == "\t" else f"{delimiter} "
-    return cells if len(cells) <= count else [*cells[: count - 1], joint.join(cells[count - 1 :])]
+def _split_bare(cells: list[str], line: str, count: int, delimiter: str) -> list[str]:
+    """The cells of a line whose last one, a caption without quotes, contains the delimiter."""
+    if len(cells) <= count or '"' in line:
+        return cells
+    return [cell.strip() for cell in line.split(delimiter, count - 1)]
 
 
 def _names_of(lines: Sequence[tuple[int, list[str]]], file: Path) -> list[str]:
