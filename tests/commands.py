@@ -66,22 +66,46 @@ def run_code(
 
 
 def start_module(
-    module: str, *arguments: str | Path, env: Mapping[str, str] | None = None, cwd: Path | None = None, log: Path
+    module: str,
+    *arguments: str | Path,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    log: Path,
+    alone: bool = False,
 ) -> Process:
-    """Start `python -m module arguments`, which writes what it says to `log`."""
+    """Start `python -m module arguments`, which writes what it says to `log`.
+
+    Args:
+        module: The module.
+        arguments: Its arguments.
+        env: Variables of the environment, beside those of this process.
+        cwd: The working directory.
+        log: The file.
+        alone: Whether to start it in a session of its own: `os.killpg` then signals it and all that it starts.
+    """
     environment = {**os.environ, **OURS, **(env or {})}
-    return _start(["-m", module, *map(str, arguments)], env=environment, cwd=cwd, stdout=log, stderr=log, cold=False)
+    words = ["-m", module, *map(str, arguments)]
+    return _start(words, env=environment, cwd=cwd, stdout=log, stderr=log, cold=False, alone=alone)
 
 
 def _start(
-    words: list[str], *, env: Mapping[str, str], cwd: Path | None, stdout: Path, stderr: Path, cold: bool
+    words: list[str],
+    *,
+    env: Mapping[str, str],
+    cwd: Path | None,
+    stdout: Path,
+    stderr: Path,
+    cold: bool,
+    alone: bool = False,
 ) -> Process:
     """Start `python *words`, forked unless it is to be `cold` or forking does not work here."""
     place = cwd or CHECKOUT
     if forked.WORKS and not cold:
-        return Forked(words, env=env, cwd=place, stdout=stdout, stderr=stderr)
+        return Forked(words, env=env, cwd=place, stdout=stdout, stderr=stderr, alone=alone)
     with stdout.open("ab") as output, stderr.open("ab") as errors:
-        return subprocess.Popen([sys.executable, *words], env=env, cwd=place, stdout=output, stderr=errors)
+        return subprocess.Popen(
+            [sys.executable, *words], env=env, cwd=place, stdout=output, stderr=errors, start_new_session=alone
+        )
 
 
 def _run(
@@ -96,7 +120,9 @@ def _run(
     """Run to the end; of several processes the first bad status counts, and ends the others."""
     with tempfile.TemporaryDirectory() as folder:
         files = {"stdout": Path(folder, "stdout"), "stderr": Path(folder, "stderr")}
-        started = [_start(words, env={**env, **ranks}, cwd=cwd, cold=cold, **files) for ranks in _ranks(processes)]
+        started = [
+            _start(words, env={**env, **variables}, cwd=cwd, cold=cold, **files) for variables in ranks(processes)
+        ]
         end = time.monotonic() + timeout
         while any(process.poll() is None for process in started):
             if any(process.poll() for process in started) or time.monotonic() > end:
@@ -113,7 +139,7 @@ def _run(
     return subprocess.CompletedProcess(words, next(filter(None, statuses), 0), said, complained)
 
 
-def _ranks(processes: int) -> list[dict[str, str]]:
+def ranks(processes: int) -> list[dict[str, str]]:
     """The variables by which `torchrun` tells processes of each other."""
     if processes == 1:
         return [{}]

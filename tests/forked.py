@@ -40,15 +40,23 @@ class Forked:
         cwd: The working directory.
         stdout: A file that standard output is appended to.
         stderr: The same for standard error.
+        alone: Whether to run it in a session of its own, as a batch system does.
     """
 
     def __init__(
-        self, arguments: Sequence[str], *, env: Mapping[str, str], cwd: Path, stdout: Path, stderr: Path
+        self,
+        arguments: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        cwd: Path,
+        stdout: Path,
+        stderr: Path,
+        alone: bool = False,
     ) -> None:
         self.args = list(arguments)
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["warm_imports"])
-        self._process = context.Process(target=_run, args=(self.args, dict(env), cwd, stdout, stderr))
+        self._process = context.Process(target=_run, args=(self.args, dict(env), cwd, stdout, stderr, alone))
         with _environment_of_the_server():
             ensure_running()
         self._process.start()
@@ -104,8 +112,10 @@ def _environment_of_the_server() -> Iterator[None]:
         os.environ.update(kept)
 
 
-def _run(arguments: list[str], env: dict[str, str], cwd: Path, stdout: Path, stderr: Path) -> None:
+def _run(arguments: list[str], env: dict[str, str], cwd: Path, stdout: Path, stderr: Path, alone: bool) -> None:
     """Be `python *arguments`, in the forked process."""
+    if alone:
+        os.setsid()
     # Its own children, such as workers that read pictures, start as they do elsewhere.
     multiprocessing.set_start_method(None, force=True)
     os.environ.clear()
@@ -115,7 +125,8 @@ def _run(arguments: list[str], env: dict[str, str], cwd: Path, stdout: Path, std
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, stream)
         os.close(file)
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    buffering = 1 if env.get("PYTHONUNBUFFERED") else -1
+    sys.stdout = open(1, "w", buffering, encoding="utf-8", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)  # noqa: SIM115
     read_environment_again()
     kind, *words = arguments

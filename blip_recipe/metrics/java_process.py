@@ -26,7 +26,10 @@ class JavaProcess:
 
     def __init__(self, name: str, command: list[str]) -> None:
         self.name, self.answered = name, False
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        # In a session of its own: a signal to the whole job, which the trainer answers, does not end it.
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        )
         assert self._process.stdin
         assert self._process.stdout
         assert self._process.stderr
@@ -59,8 +62,8 @@ class JavaProcess:
             status = self._process.wait()
             self._stderr_reader.join()
             said = stderr_tail("\n".join(filter(None, self._stderr)))
-            # A negative status is the number of the signal that ended it.
-            raise JavaEndedError(f"{self.name} ended with status {status}: {said}", killed=status < 0)
+            # A signal ended it: Java answers some by itself, with 128 plus their number.
+            raise JavaEndedError(f"{self.name} ended with status {status}: {said}", killed=status < 0 or status > 128)
         self.answered = True
         return line
 

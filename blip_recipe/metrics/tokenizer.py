@@ -38,8 +38,13 @@ def tokenize_with_java(java: str, captions: Sequence[str], patience: float = 1.0
     text = "\n".join(captions)
     limit = patience * (SECONDS_TO_START + len(text) / CHARACTERS_A_SECOND)
     try:
+        # In a session of its own: a signal to the whole job, which the trainer answers, does not end it.
         answer = subprocess.run(
-            java_command(java, OPTIONS, main), input=text.encode(), capture_output=True, timeout=limit
+            java_command(java, OPTIONS, main),
+            input=text.encode(),
+            capture_output=True,
+            timeout=limit,
+            start_new_session=True,
         )
     except subprocess.TimeoutExpired as error:
         longest = max(captions, key=len)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -22,7 +22,7 @@ from blip_recipe.retrieval.modeling import BlipForRetrieval
 from blip_recipe.retrieval.momentum import MomentumState, saved_temperature
 from blip_recipe.retrieval.scoring import match_row, tokenize_texts
 from blip_recipe.retrieval.training_arguments import RetrievalTrainingArguments
-from blip_recipe.training.stop_signals import ignore_stop_signals
+from blip_recipe.training.stop_signals import shield_workers
 from blip_recipe.training.trainer import BlipTrainer
 
 if TYPE_CHECKING:
@@ -259,9 +259,8 @@ class RetrievalTrainer(BlipTrainer):
             batch_size=self.args.eval_batch_size,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers or 0,
-            worker_init_fn=partial(ignore_stop_signals, None),
         )
-        for batch in loader:
+        for batch in shield_workers(loader):
             inputs = self._prepare_inputs(batch)
             with torch.no_grad(), self.accelerator.autocast():
                 embeds = self.plain_model.encode_images(inputs["pixel_values"])

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from blip_recipe.data.embeddings import EmbeddingStore, PicturesToEncode
 from blip_recipe.data.pixels import normalize_pixels
 from blip_recipe.errors import RecipeError
+from blip_recipe.training.stop_signals import shield_workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -66,7 +67,8 @@ def _encode(trainer: Seq2SeqTrainer, vision_model: nn.Module, pictures: Pictures
     loader: DataLoader[Any] = DataLoader(
         pictures, args.per_device_eval_batch_size, num_workers=args.dataloader_num_workers, collate_fn=list
     )
-    for batch in tqdm(loader, desc="encoding pictures", disable=args.disable_tqdm or not args.should_log):
+    silent = args.disable_tqdm or not args.should_log
+    for batch in tqdm(shield_workers(loader), desc="encoding pictures", disable=silent):
         if missing := [each for each in batch if each.pixels is not None]:
             pixels = torch.stack([each.pixels for each in missing]).to(args.device)
             with trainer.accelerator.autocast():

@@ -10,7 +10,6 @@ from __future__ import annotations
 import shutil
 import signal
 import time
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,7 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from blip_recipe.data.storage import read_json, write_json
 from blip_recipe.errors import StoppedError
 from blip_recipe.training.checkpoints import STAGING, explain_save_errors, move_into_place, rotate_checkpoints
-from blip_recipe.training.stop_signals import StopSignals, ignore_stop_signals
+from blip_recipe.training.stop_signals import StopSignals, shield_workers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -113,10 +112,8 @@ class ResumableTrainer(Seq2SeqTrainer):
             self._maybe_log_save_evaluate(self._tr_loss, None, model, None, epoch, None, time.time())
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
-        """Like Trainer's, with workers that ignore stop signals: the main process needs them to finish its step."""
-        loader = super()._get_dataloader(*args, **kwargs)
-        loader.worker_init_fn = partial(ignore_stop_signals, loader.worker_init_fn)
-        return loader
+        """Like Trainer's, with workers that ignore the signals of their job."""
+        return shield_workers(super()._get_dataloader(*args, **kwargs))
 
     def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
         """Like Trainer's, but writes the files atomically."""

@@ -18,7 +18,7 @@ from blip_recipe.data.checks import SkippedRow
 from blip_recipe.data.streaming import CaptionStream, Position, Progress, StreamCollator
 from blip_recipe.errors import RecipeError
 from blip_recipe.training.resumable import ResumableTrainer
-from blip_recipe.training.stop_signals import ignore_stop_signals
+from blip_recipe.training.stop_signals import shield_workers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -152,24 +152,18 @@ class StreamProgress:
 
 def stream_loader(stream: CaptionStream, training: BlipTrainingArguments, collator: Callable[..., Any]) -> DataLoader:
     """The data loader of this process's streams; accelerate does not wrap it, to read only this process's rows."""
-    workers = training.dataloader_num_workers or 0
-    return torch.utils.data.DataLoader(
+    loader = torch.utils.data.DataLoader(
         stream,
         batch_size=training.train_batch_size,
         collate_fn=StreamCollator(collator),
-        num_workers=workers,
+        num_workers=training.dataloader_num_workers or 0,
         pin_memory=training.dataloader_pin_memory,
         prefetch_factor=training.dataloader_prefetch_factor,
         multiprocessing_context=training.dataloader_multiprocessing_context,
-        worker_init_fn=_start_worker if workers else None,
         # Without its own generator, the loader would draw the seed of its workers from the model's random state.
         generator=torch.Generator(),
     )
-
-
-def _start_worker(worker: int) -> None:
-    ignore_stop_signals(None, worker)
-    torch.set_num_threads(1)
+    return shield_workers(loader)
 
 
 class StreamingTrainer(ResumableTrainer):

@@ -41,7 +41,9 @@ def job(output_dir: Path, *options: str, **changes: object) -> Iterator[tuple[su
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (
         log.open("w") as file,
-        subprocess.Popen(command, stdout=file, stderr=file, text=True, cwd=CHECKOUT, env=environment) as process,
+        subprocess.Popen(
+            command, stdout=file, stderr=file, text=True, cwd=CHECKOUT, env=environment, start_new_session=True
+        ) as process,
     ):
         try:
             yield process, log
@@ -75,9 +77,10 @@ def test_a_process_that_dies_ends_the_job_with_a_message(tmp_path: Path) -> None
 
 @pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="there is no SIGUSR1 here")
 def test_a_warned_job_saves_once_and_goes_on(tmp_path: Path) -> None:
-    with job(tmp_path / "run", "--signals-to-handle", "SIGTERM,SIGUSR1", "--shutdown-timeout", "200") as (process, log):
+    handled = ("--signals-to-handle", "SIGTERM,SIGUSR1", "--shutdown-timeout", "200")
+    with job(tmp_path / "run", *handled, dataloader_num_workers=1) as (process, log):
         wait_for_steps(process, log)
-        process.send_signal(signal.SIGUSR1)
+        os.killpg(process.pid, signal.SIGUSR1)
         assert process.wait(PATIENCE) != 0
     saved = [path.name for path in (tmp_path / "run").glob("checkpoint-*")]
     assert len(saved) == 1, log.read_text()[-3000:]
