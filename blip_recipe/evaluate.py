@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from blip_recipe.errors import RecipeError, run_command
 from blip_recipe.recipe.arguments import EvaluateOptions, recorded_task
+from blip_recipe.recipe.effects import Need, check_effects
 from blip_recipe.recipe.parsing import read_recipe
 
 if TYPE_CHECKING:
@@ -23,6 +24,12 @@ RECORDED = (
     *("generation_num_beams", "generation_max_length", "generation_min_length"),
 )
 """Keys of a model's `recipe.json` that its scores depend on."""
+
+
+FILE_NEEDS = [
+    Need(("references",), ("predictions",), lambda recipe: recipe.options.predictions is not None, "Set predictions")
+]
+"""Keys of this command without effect when a model is scored. The keys of training may stand."""
 
 
 def main(argv: list[str] | None = None, prog: str = PROG) -> None:
@@ -75,6 +82,7 @@ def score_model(recipe: Recipe[EvaluateOptions]) -> None:
     role = next((role for role in ("eval", "test") if recipe.data.has_split(role)), None)
     if recipe.data.dataset_name is None or role is None:
         raise RecipeError("Set dataset_name and eval_split to score a model, or --predictions to score a file.")
+    check_effects(recipe, FILE_NEEDS)
 
     from blip_recipe.data.checks import SKIPPED_FILE, check_splits, write_skipped_rows
     from blip_recipe.data.load import load_role

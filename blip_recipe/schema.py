@@ -126,7 +126,7 @@ def finetune_properties() -> dict[str, Properties]:
         for stage in keys.stages:
             training = TRAINING_ARGUMENTS[task][stage]
             properties = properties_of([TaskArguments, keys.model, keys.data, training, FinetuneOptions])
-            properties["stage"]["enum"] = [*keys.stages, None]
+            properties["stage"]["enum"] = list(keys.stages)
             for key in ("metrics", "eval_metrics"):
                 properties[key]["items"] = {"enum": list(training.known_metrics)}
             found[task if stage == "xe" else stage] = properties
@@ -144,25 +144,29 @@ def properties_of(groups: list[Any]) -> Properties:
     """The properties of classes of arguments, typed as their parser reads them."""
     from transformers.hf_argparser import HfArgumentParser
 
+    from blip_recipe.recipe.parser import unset_values
+
     fields = {each.name: each for group in groups for each in dataclasses.fields(group) if each.init}
     types = {name: hint for group in groups for name, hint in get_type_hints(group).items()}
+    unset = unset_values(groups)
     actions = {action.option_strings[0][2:]: action for action in HfArgumentParser(groups, add_help=False)._actions}
     return {
-        key: to_property(actions[key], kinds_of(actions[key], types[key]), default_of(each))
+        key: to_property(actions[key], kinds_of(actions[key], types[key]), default_of(each), can_be_unset=key in unset)
         for key, each in fields.items()
         if not key.endswith("_token")
     }
 
 
-def to_property(action: argparse.Action, kinds: list[str], default: Any) -> dict[str, Any]:
-    """The property of one key; `null` leaves it at its default."""
+def to_property(action: argparse.Action, kinds: list[str], default: Any, *, can_be_unset: bool) -> dict[str, Any]:
+    """The property of one key; `null` unsets it."""
     found: dict[str, Any] = {"description": " ".join((action.help or "").split())}
+    null = ["null"] if can_be_unset else []
     if action.choices:
-        found["enum"] = [*action.choices, None]
+        found["enum"] = [*action.choices, *([None] if can_be_unset else [])]
     elif action.nargs in ("+", "*"):
-        found |= {"type": ["array", *kinds, "null"], "items": {"type": kinds[0]}, "minItems": 1}
+        found |= {"type": ["array", *kinds, *null], "items": {"type": kinds[0]}, "minItems": 1}
     else:
-        found["type"] = [*kinds, "null"]
+        found["type"] = [*kinds, *null]
     if isinstance(default, KINDS[kinds[0]]) and default not in ("", []):
         found["default"] = default
     return found

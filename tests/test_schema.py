@@ -98,7 +98,8 @@ def test_wrong_keys_and_types_are_refused_and_nothing_else_is(validator: Draft7V
         ({"captioner_name_or_path": "x", "filter_threshold": 0.8}, True),
         ({"task": "vqa", "captions_per_image": None, "cache_image_embeds": False}, True),
         ({"image_cache": True, "fsdp": True, "fsdp_config": {"fsdp_version": 2}, "caption_column": "text"}, True),
-        ({"learning_rate": 1, "seed": None, "metrics": ["spice"]}, True),
+        ({"learning_rate": 1, "save_total_limit": None, "use_peft": None, "metrics": ["spice"]}, True),
+        ({"seed": None}, False),
         ({"task": "chess"}, False),
         ({"task": "vqa", "stage": "scst"}, False),
         ({"task": "vqa", "captions_per_image": 1}, False),
@@ -116,9 +117,10 @@ def test_keys_belong_to_their_task(recipe: dict[str, Any], is_valid: bool, valid
 def test_a_key_has_type_default_choices_and_description(schema: dict[str, Any]) -> None:
     definitions = schema["definitions"]
     assert definitions["captioning"]["properties"]["lora_r"] == {"$ref": "#/definitions/shared/lora_r"}
-    assert definitions["shared"]["lora_r"]["type"] == ["integer", "null"]
+    assert definitions["shared"]["lora_r"]["type"] == ["integer"]
+    assert definitions["shared"]["max_train_samples"]["type"] == ["integer", "null"]
     assert definitions["shared"]["lora_r"]["default"] == 16
-    assert definitions["shared"]["augmentation"]["enum"] == ["blip", "none", None]
+    assert definitions["shared"]["augmentation"]["enum"] == ["blip", "none"]
     assert definitions["vqa"]["properties"]["generation_max_length"]["default"] == 10
     every_property = [
         value

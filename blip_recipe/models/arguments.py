@@ -62,8 +62,7 @@ class ModelArguments:
                 f"use_peft needs a trained model, but model_name_or_path is {TINY_MODEL!r}, which has new weights: "
                 "train it first, as recipes/shapes_lora.json expects."
             )
-        if self.merge_adapter and not self.use_peft:
-            raise RecipeError("merge_adapter is true, but use_peft is false: set use_peft, or leave merge_adapter out.")
+        self.merge_adapter &= self.use_peft  # `--use_peft false` turns off what belongs to it
 
     @property
     def quantization(self) -> Quantization | None:

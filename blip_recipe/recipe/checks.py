@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blip_recipe.errors import RecipeError
+from blip_recipe.recipe.effects import check_effects
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -159,6 +160,7 @@ def check_recipe(recipe: Recipe[FinetuneOptions]) -> None:
             f"eval_strategy is {str(training.eval_strategy)!r}, but eval_split is missing: name the split to score, "
             "or set validation_fraction to hold out training images."
         )
+    check_effects(recipe)
     _check_push(recipe)
     _check_resumption(training)
     training.check_best_model()

@@ -16,6 +16,7 @@ from blip_recipe.recipe.file import find_recipe, load_recipe
 from blip_recipe.recipe.parser import (
     HelpFormatter,
     RecipeParser,
+    is_off,
     list_keys,
     option_names,
     to_arguments,
@@ -85,7 +86,7 @@ def read_recipe(
     chosen = f"task is {task!r}" if stage == "xe" else f"stage is {stage!r}"
     own: dict[str, Any] = _drop_other_tasks(content, names, chosen)
     given_arguments: list[str] = [*to_arguments(own, names, lists, arguments[0]), *overrides]
-    known_defaults: dict[str, Any] = {key: value for key, value in defaults.items() if key in names}
+    known_defaults = {key: value for key, value in defaults.items() if key in names and value is not None}
     default_dir = f"outputs/{file.stem}" if file and recipe_needed else "outputs/evaluate"
     model, data, _, command, training, unknown = _parse(
         parser,
@@ -158,19 +159,13 @@ def _find_task_keys(content: dict[str, Any], arguments: Sequence[str]) -> dict[s
     parser = RecipeParser([], add_help=False, allow_abbrev=False)
     for names in (("--task",), ("--stage",), ("--model_name_or_path", "--model"), ("--model_revision",)):
         parser.add_argument(*names, dest=names[0][2:], default=SUPPRESS)
+    parser.unset_values = {"model_revision": None}
     overrides = vars(parser.parse_known_args(list(arguments))[0])
-    return {key: str(value) for key, value in content.items() if key in TASK_KEYS and value is not None} | overrides
+    given = {key: content[key] for key in TASK_KEYS if key in content} | overrides
+    return {key: str(value) for key, value in given.items() if value is not None}
 
 
 TASK_KEYS = ("task", "stage", "model_name_or_path", "model_revision")
-
-OFF = ("", "none", "null", "false", "xe", "0", "0.0")
-"""Values that turn a key off, so that it may be given for a task that does not have it."""
-
-
-def is_off(value: Any) -> bool:
-    """Whether a value of a file or the command line turns its key off."""
-    return str(value).lower() in OFF
 
 
 def _choose_task(task_keys: dict[str, Any]) -> tuple[TaskName, Any]:

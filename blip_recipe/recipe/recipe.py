@@ -68,6 +68,13 @@ class Recipe(Generic[Options]):
         """Whether checkpoints are pushed too: only if `hub_strategy` is given, whatever Trainer's default is."""
         return self.push_to_hub and "hub_strategy" in self.given and self.training.hub_strategy != "end"
 
+    def value_of(self, key: str) -> Any:
+        """The value of a key; its default if it was not given."""
+        if key == "push_to_hub":
+            return self.push_to_hub
+        groups = (self.model, self.data, self.options, self.training)
+        return next(getattr(group, key) for group in groups if hasattr(group, key))
+
     def default_of(self, key: str) -> Any:
         """The default of a key."""
         for group in (self.model, self.data, self.options, self.training, TaskArguments()):

@@ -332,7 +332,6 @@ def recipe(folder: Path, output_dir: Path, **keys: Any) -> Path:
         "report_to": "none",
         "logging_steps": 1,
         "use_cpu": True,
-        "metrics": ["bleu"],
         "output_dir": str(output_dir),
     }
     path = output_dir.with_suffix(".json")

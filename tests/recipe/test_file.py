@@ -68,7 +68,7 @@ model_revision: 0123456      # an octal number in YAML 1.1
 dataset_revision: 1234e56
 hub_tag: 2026-01-01          # a date in YAML 1.1
 run_name: 12:30:45
-seed:
+save_total_limit:
 data_seed: ~
 metrics: [bleu, cider]
 caption_column:
@@ -88,7 +88,7 @@ def test_the_traps_of_yaml_are_none(tmp_path: Path) -> None:
     assert (recipe.model.use_peft, recipe.push_to_hub, recipe.model.freeze_vision) == (False, False, True)
     assert (recipe.model.model_revision, recipe.data.dataset_revision) == ("0123456", "1234e56")
     assert (recipe.options.hub_tag, training.run_name) == ("2026-01-01", "12:30:45")
-    assert (training.seed, training.data_seed) == (42, None)
+    assert (training.save_total_limit, training.data_seed) == (None, None)
     assert training.metrics == ["bleu", "cider"]
     assert vars(recipe.data)["caption_column"] == ["yes", "on"]
     assert training.lr_scheduler_kwargs == {
@@ -190,7 +190,6 @@ def test_a_run_from_yaml_ends_with_the_same_bytes(tmp_path: Path) -> None:
         "dataset_name": str(tmp_path / "data"),
         "learning_rate": 0.0001,
         "max_steps": 1,
-        "metrics": ["exact_match"],
         "generation_num_beams": 1,
         "report_to": "none",
         "use_cpu": True,

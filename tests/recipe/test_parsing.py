@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 
+from blip_recipe.capfilt.arguments import CapFiltArguments, read_arguments
 from blip_recipe.captioning.arguments import CaptionArguments
 from blip_recipe.data.arguments import CaptionDataArguments
 from blip_recipe.errors import RecipeError
-from blip_recipe.recipe.arguments import EvaluateOptions, FinetuneOptions, names_of
+from blip_recipe.recipe.arguments import TASKS, EvaluateOptions, FinetuneOptions, names_of
 from blip_recipe.recipe.checks import check_recipe
 from blip_recipe.recipe.file import packaged_recipes
+from blip_recipe.recipe.other_names import NAMES, OTHER_NAMES
 from blip_recipe.recipe.parsing import read_recipe
 from blip_recipe.recipe.recipe import Recipe
+from blip_recipe.recipe.training_arguments import TRAINING_ARGUMENTS
 
 RECIPES = [
     path
@@ -158,3 +161,150 @@ def test_evaluate_needs_no_recipe_file_and_takes_its_keys() -> None:
     assert recipe.model.model_name_or_path == "some/model"
     assert recipe.training.per_device_eval_batch_size == 3
     assert "prompt" not in recipe.given
+
+
+FORMS = ["file", "YAML", "command line", "none on the command line", "after an equals sign"]
+
+
+def unset(form: str, key: str, value: Any, tmp_path: Path, **keys: Any) -> Recipe[FinetuneOptions]:
+    """A recipe without a key that a file gives `value`: the file has null, or the command line takes it away."""
+    path = tmp_path / ("recipe.yaml" if form == "YAML" else "recipe.json")
+    plain = {"dataset_name": "lab/photos", "use_cpu": True} | keys
+    if form == "YAML":
+        path.write_text("\n".join(f"{name}: {json.dumps(each)}" for name, each in plain.items()) + f"\n{key}: ~\n")
+    else:
+        path.write_text(json.dumps(plain | {key: None if form == "file" else value}))
+    words = {
+        "command line": (f"--{key}", "null"),
+        "none on the command line": (f"--{key}", "None"),
+        "after an equals sign": (f"--{key.replace('_', '-')}=null",),
+    }
+    return parse(path, *words.get(form, ()))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("key", "value", "nothing", "keys"),
+    [
+        ("eval_split", "validation", None, {}),
+        ("max_train_samples", 5, None, {}),
+        ("save_total_limit", 7, None, {}),
+        ("captions_per_image", 2, None, {}),
+        ("torch_empty_cache_steps", 3, None, {}),
+        ("caption_column", ["a", "b"], None, {}),
+        ("lora_target_modules", ["query"], None, {"use_peft": True}),
+        ("bf16", False, False, {}),
+        ("greater_is_better", True, None, {}),
+        ("use_peft", True, False, {}),
+        ("prompt", "a picture of ", "", {}),
+        ("lr_scheduler_kwargs", {"num_cycles": 1}, None, {}),
+        ("hub_private_repo", True, None, {}),
+        ("report_to", "trackio", [], {}),
+    ],
+)
+def test_a_key_is_unset_in_the_file_and_on_the_command_line(
+    form: str, key: str, value: Any, nothing: Any, keys: dict[str, Any], tmp_path: Path
+) -> None:
+    recipe = unset(form, key, value, tmp_path, **keys)
+    assert recipe.value_of(key) == nothing
+    # What the run records does not bring it back.
+    again = tmp_path / "again.json"
+    again.write_text(json.dumps(recipe.to_json()))
+    second = parse(again)
+    assert second.value_of(key) == nothing
+    assert second.given | {"output_dir": ""} == recipe.given | {"output_dir": ""}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("learning_rate", 0.1),
+        ("lora_r", 8),
+        ("seed", 1),
+        ("train_split", "train"),
+        ("model_name_or_path", "lab/blip"),
+        ("output_dir", "outputs/here"),
+        ("metrics", ["cider"]),
+        ("normalize_captions", True),
+        ("eval_strategy", "epoch"),
+    ],
+)
+def test_a_key_that_needs_a_value_cannot_be_unset(form: str, key: str, value: Any, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=f"^{key} is (null|None), but it cannot be unset. Give it another value"):
+        unset(form, key, value, tmp_path)
+
+
+def test_none_is_a_value_where_the_key_has_it(write: Any) -> None:
+    assert parse(write(augmentation="blip"), "--augmentation", "none").training.augmentation == "none"
+    assert parse(write(), "--report_to", "none").training.report_to == []
+
+
+def test_the_model_that_an_evaluation_reads_has_no_revision_if_that_is_unset(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps({"model_name_or_path": "lab/blip", "model_revision": "v1", "use_cpu": True}))
+    seen: list[dict[str, str]] = []
+    read_recipe(
+        EvaluateOptions,
+        prog="",
+        description="",
+        recipe_needed=False,
+        argv=[str(path), "--model_revision", "null"],
+        recorded=lambda keys: seen.append(keys) or {},  # type: ignore[func-returns-value]
+    )
+    assert seen == [{"model_name_or_path": "lab/blip"}]
+
+
+@pytest.mark.parametrize(
+    ("other", "meant"),
+    [
+        ("lr", "'learning_rate'"),
+        ("batch_size", "'per_device_train_batch_size'"),
+        ("train_batch_size", "'per_device_train_batch_size'"),
+        ("epochs", "'num_train_epochs'"),
+        ("num_epochs", "'num_train_epochs'"),
+        ("max_new_tokens", "'generation_max_length'"),
+        ("max_length", "'max_caption_length' or 'generation_max_length'"),
+        ("min_length", "'generation_min_length'"),
+        ("num_beams", "'generation_num_beams'"),
+        ("model", "'model_name_or_path'"),
+        ("dataset", "'dataset_name'"),
+        ("split", "'train_split' or 'eval_split' or 'test_split'"),
+        ("lora_rank", "'lora_r'"),
+        ("lora-target", "'lora_target_modules'"),
+        ("warmup", "'warmup_steps'"),
+        ("Mixed_Precision", "'fp16' or 'bf16'"),
+        ("repo_id", "'hub_model_id'"),
+        ("lora_rnak", "'lora_r'"),
+    ],
+)
+def test_the_hint_knows_what_other_tools_call_a_key(other: str, meant: str, write: Any) -> None:
+    with pytest.raises(RecipeError, match=rf"there is no key '{other}'\. Did you mean {meant}\?"):
+        parse(write(**{other: 1}))
+    if other != "model":  # which is a spelling of the key on the command line
+        with pytest.raises(RecipeError, match=rf"Did you mean {meant}\?"):
+            parse(write(), f"--{other}", "1")
+
+
+def test_every_other_name_leads_to_keys_that_exist() -> None:
+    every = {*names_of(CapFiltArguments), *names_of(FinetuneOptions)}
+    for task, keys in TASKS.items():
+        for stage in keys.stages:
+            every |= {*names_of(keys.model, keys.data, TRAINING_ARGUMENTS[task][stage])}
+    assert set(NAMES) <= every
+    assert OTHER_NAMES["revision"] == ["model_revision", "dataset_revision"]
+
+
+def test_capfilt_has_hints_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.json"
+    for other, meant in (
+        ("generation_max_length", "'max_length'"),
+        ("threshold", "'filter_threshold'"),
+        ("fp16", "'bf16'"),
+    ):
+        path.write_text(json.dumps({"dataset_name": "lab/web", other: 1}))
+        with pytest.raises(RecipeError, match=rf"Did you mean {meant}\?"):
+            read_arguments([str(path)])
+    path.write_text(json.dumps({"dataset_name": "lab/web", "max_samples": 5, "captioner_revision": "v1"}))
+    arguments = read_arguments([str(path), "--max_samples", "null", "--captioner_revision=none"])
+    assert (arguments.max_samples, arguments.captioner_revision) == (None, None)

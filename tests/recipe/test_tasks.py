@@ -16,7 +16,8 @@ from blip_recipe.errors import RecipeError
 from blip_recipe.recipe.arguments import TASKS, FinetuneOptions, recorded_task
 from blip_recipe.recipe.checks import check_recipe
 from blip_recipe.recipe.output_dir import find_run, record_run
-from blip_recipe.recipe.parsing import OFF, is_off, read_recipe
+from blip_recipe.recipe.parser import OFF, is_off
+from blip_recipe.recipe.parsing import read_recipe
 from blip_recipe.recipe.recipe import Recipe
 from blip_recipe.recipe.tasks import find_task
 

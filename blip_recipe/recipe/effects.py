@@ -1,0 +1,208 @@
+"""Refuse keys that have no effect without another key, such as `lora_r` without `use_peft`."""
+
+from __future__ import annotations
+
+import json
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from blip_recipe.data.arguments import SHAPES
+from blip_recipe.errors import RecipeError
+from blip_recipe.models.arguments import TINY_MODEL
+from blip_recipe.recipe.parser import UNSET, is_off
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from blip_recipe.recipe.recipe import Recipe
+
+
+class Need(NamedTuple):
+    """What some keys need to have an effect.
+
+    Attributes:
+        keys: The keys.
+        partners: The keys that decide. If one of them is given and turned off, the keys may stand: a recipe is then
+            run with a part of it turned off, as by `--push_to_hub false`.
+        is_met: Whether the keys have an effect.
+        remedy: What to do for them to have it.
+    """
+
+    keys: tuple[str, ...]
+    partners: tuple[str, ...]
+    is_met: Callable[[Recipe[Any]], bool]
+    remedy: str
+
+
+def is_evaluated(recipe: Recipe[Any]) -> bool:
+    """Whether the model is evaluated during training."""
+    return recipe.training.eval_strategy != "no"
+
+
+def is_scored(recipe: Recipe[Any]) -> bool:
+    """Whether the recipe names a split to score."""
+    return recipe.data.eval_split is not None or recipe.data.test_split is not None
+
+
+def is_sharded(recipe: Recipe[Any]) -> bool:
+    """Whether the recipe or the launcher asks for FSDP."""
+    from blip_recipe.training.sharding import is_fsdp_requested
+
+    return is_fsdp_requested(recipe.training)
+
+
+def is_local(name: str | None) -> bool:
+    """Whether the name of a model or a data set is a path."""
+    return Path(str(name)).expanduser().exists()
+
+
+NEEDS = (
+    Need(
+        ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_dora", "use_rslora", "merge_adapter"),
+        ("use_peft",),
+        lambda recipe: recipe.model.use_peft,
+        "Set use_peft to true",
+    ),
+    Need(
+        ("model_revision",),
+        ("model_name_or_path",),
+        lambda recipe: recipe.model.model_name_or_path != TINY_MODEL and not is_local(recipe.model.model_name_or_path),
+        "Name a model on the Hub",
+    ),
+    Need(
+        ("dataset_revision",),
+        ("dataset_name",),
+        lambda recipe: recipe.data.dataset_name != SHAPES and not is_local(recipe.data.dataset_name),
+        "Name a data set on the Hub",
+    ),
+    Need(
+        ("dataset_config_name",),
+        ("dataset_name",),
+        lambda recipe: not Path(str(recipe.data.dataset_name)).expanduser().is_file(),
+        "Name a data set that has configurations",
+    ),
+    Need(
+        ("image_column", "caption_column", "question_column", "answer_column", "image_id_column", "image_root"),
+        ("dataset_name",),
+        lambda recipe: recipe.data.dataset_name != SHAPES,
+        "Name a data set that is read",
+    ),
+    Need(
+        ("streaming",),
+        ("dataset_name",),
+        lambda recipe: recipe.data.is_streamed or recipe.data.max_train_samples is not None,
+        "Name a data set on the Hub, or a directory",
+    ),
+    Need(
+        ("shuffle_buffer_size",),
+        ("streaming", "max_train_samples"),
+        lambda recipe: recipe.data.is_streamed,
+        "Set streaming to true, without max_train_samples",
+    ),
+    Need(
+        ("metrics", "max_eval_samples"),
+        ("eval_split", "test_split"),
+        is_scored,
+        "Set one of them",
+    ),
+    Need(
+        ("eval_on_start",),
+        ("eval_split",),
+        lambda recipe: recipe.data.eval_split is not None,
+        "Set eval_split",
+    ),
+    Need(
+        ("eval_metrics", "eval_delay", "metric_for_best_model"),
+        ("eval_strategy",),
+        is_evaluated,
+        "Set eval_strategy to 'epoch' or 'steps'",
+    ),
+    Need(
+        ("eval_steps",),
+        ("eval_strategy",),
+        lambda recipe: recipe.training.eval_strategy == "steps",
+        "Set eval_strategy to 'steps'",
+    ),
+    Need(
+        ("save_steps",),
+        ("save_strategy",),
+        lambda recipe: recipe.training.save_strategy == "steps",
+        "Set save_strategy to 'steps'",
+    ),
+    Need(
+        ("logging_steps",),
+        ("logging_strategy",),
+        lambda recipe: recipe.training.logging_strategy == "steps",
+        "Set logging_strategy to 'steps'",
+    ),
+    Need(
+        ("greater_is_better",),
+        ("metric_for_best_model",),
+        lambda recipe: recipe.training.metric_for_best_model is not None,
+        "Set metric_for_best_model",
+    ),
+    Need(
+        ("warmup_steps",),
+        ("lr_scheduler_type",),
+        lambda recipe: recipe.training.lr_scheduler_type not in ("constant", "reduce_lr_on_plateau"),
+        "Set lr_scheduler_type to 'constant_with_warmup', or to another one that warms up",
+    ),
+    Need(
+        ("dataloader_prefetch_factor", "dataloader_multiprocessing_context"),
+        ("dataloader_num_workers",),
+        lambda recipe: recipe.training.dataloader_num_workers > 0,
+        "Set dataloader_num_workers",
+    ),
+    Need(
+        ("fsdp_config",),
+        ("fsdp",),
+        is_sharded,
+        "Set fsdp to true",
+    ),
+    Need(
+        ("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
+        ("report_to",),
+        lambda recipe: "trackio" in recipe.training.report_to,
+        "Set report_to to trackio",
+    ),
+    Need(
+        ("hub_model_id", "hub_strategy", "hub_revision", "hub_always_push"),
+        ("push_to_hub",),
+        lambda recipe: recipe.push_to_hub,
+        "Set push_to_hub to true",
+    ),
+)
+"""The keys of a recipe that have an effect only together with another.
+
+Keys that a later push reads (`hub_private_repo`, `hub_tag`), and keys of speed and memory, are not among them.
+"""
+
+
+def check_effects(recipe: Recipe[Any], needs: Sequence[Need] = NEEDS) -> None:
+    """Check that every key that is given, and not turned off, has an effect.
+
+    Raises:
+        RecipeError: A key has none. The message names the key, what it needs, and what to do.
+    """
+    for need in needs:
+        given = [key for key in need.keys if not is_off(recipe.given.get(key))]
+        is_turned_off = any(key in recipe.given and is_no(recipe.given[key]) for key in need.partners)
+        if given and not is_turned_off and not need.is_met(recipe):
+            key = given[0]
+            partners = " and ".join(f"{each} is {show(recipe.value_of(each))}" for each in need.partners)
+            raise RecipeError(
+                f"{key} is {show(recipe.given[key])}, but {partners}, so that it has no effect. {need.remedy}, or "
+                f"leave {key} out."
+            )
+
+
+def is_no(value: Any) -> bool:
+    """Whether a value turns off a key that decides about others; `no` does so for strategies."""
+    return str(value).lower() in ("", "no", *UNSET, "false")
+
+
+def show(value: Any) -> str:
+    """A value in a message: text in quotes, all else as in JSON."""
+    plain = value.value if isinstance(value, Enum) else value
+    return repr(plain) if isinstance(plain, str) else json.dumps(plain, default=str)
