@@ -32,6 +32,7 @@ COMMANDS = {
     "answer": Command("blip_recipe.answer", "answer questions about a picture"),
     "match": Command("blip_recipe.match", "score how well texts match a picture, or write embeddings"),
     "capfilt": Command("blip_recipe.capfilt.__main__", "clean a web data set with a captioner and a filter", True),
+    "convert": Command("blip_recipe.convert", "convert weights of the original code or of LAVIS"),
     "merge": Command("blip_recipe.merge", "merge a LoRA adapter into its base model"),
     "push": Command("blip_recipe.push", "push a finished output directory to the Hub"),
     "recipes": Command("blip_recipe.recipe.packaged", "list the packaged recipes, or copy one"),

@@ -14,10 +14,16 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "blip_recipe"
 
 TOP = {"__init__", "__main__", "errors"}
-COMMANDS = {"answer", "caption", "env", "evaluate", "finetune", "match", "merge", "push", "schema"}
+COMMANDS = {"answer", "caption", "convert", "env", "evaluate", "finetune", "match", "merge", "push", "schema"}
 """Modules at the top of the package; `capfilt` is a command with parts."""
 
-WITHOUT_TORCH = {"recipe/checks.py", "recipe/parsing.py", "capfilt/__main__.py", "capfilt/arguments.py"}
+WITHOUT_TORCH = {
+    "recipe/checks.py",
+    "recipe/effects.py",
+    "recipe/parsing.py",
+    "capfilt/__main__.py",
+    "capfilt/arguments.py",
+}
 """Modules of commands that `--help` imports, which must not wait for torch."""
 
 MAY_BE_LATE = {
