@@ -41,8 +41,8 @@ def is_evaluated(recipe: Recipe[Any]) -> bool:
 
 
 def is_scored(recipe: Recipe[Any]) -> bool:
-    """Whether the recipe names a split to score."""
-    return recipe.data.eval_split is not None or recipe.data.test_split is not None
+    """Whether there are images to score: a split of their own, or training images that are held out."""
+    return recipe.data.has_split("eval") or recipe.data.has_split("test")
 
 
 def is_sharded(recipe: Recipe[Any]) -> bool:
@@ -83,7 +83,15 @@ NEEDS = (
         "Name a data set that has configurations",
     ),
     Need(
-        ("image_column", "caption_column", "question_column", "answer_column", "image_id_column", "image_root"),
+        (
+            "image_column",
+            "caption_column",
+            "question_column",
+            "answer_column",
+            "image_id_column",
+            "image_root",
+            "caption_lines",
+        ),
         ("dataset_name",),
         lambda recipe: recipe.data.dataset_name != SHAPES,
         "Name a data set that is read",
@@ -101,16 +109,22 @@ NEEDS = (
         "Set streaming to true, without max_train_samples",
     ),
     Need(
-        ("metrics", "max_eval_samples"),
+        ("metrics", "max_eval_samples", "allow_shared_images"),
         ("eval_split", "test_split"),
         is_scored,
+        "Set one of them, or validation_fraction or test_fraction",
+    ),
+    Need(
+        ("split_seed",),
+        ("validation_fraction", "test_fraction"),
+        lambda recipe: bool(recipe.data.held_out()),
         "Set one of them",
     ),
     Need(
         ("eval_on_start",),
         ("eval_split",),
-        lambda recipe: recipe.data.eval_split is not None,
-        "Set eval_split",
+        lambda recipe: recipe.data.has_split("eval"),
+        "Set eval_split or validation_fraction",
     ),
     Need(
         ("eval_metrics", "eval_delay", "metric_for_best_model"),
