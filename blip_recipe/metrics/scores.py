@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from blip_recipe.errors import RecipeError
 
 ImageId = int | str
+
+ScoreTokenizer = Literal["ptb", "char"]
+"""How texts are cut into words for scoring: as the COCO tools do (`ptb`), or, in scripts that write no spaces between
+words, into characters first (`char`)."""
 
 METRICS: tuple[str, ...] = ("bleu", "meteor", "rouge_l", "cider", "spice", "exact_match")
 
@@ -60,6 +64,13 @@ def check_metrics(metrics: Sequence[str]) -> None:
     for name in metrics:
         if name not in METRICS:
             raise RecipeError(f"metrics names {name!r}, which does not exist; known are {', '.join(METRICS)}.")
+
+
+def check_tokenizer(tokenizer: str) -> None:
+    """Raise a `RecipeError` if there is no such `ScoreTokenizer`."""
+    known = get_args(ScoreTokenizer)
+    if tokenizer not in known:
+        raise RecipeError(f"The tokenizer of scores is {tokenizer!r}: expected one of {', '.join(known)}.")
 
 
 def check_same_images(predictions: Mapping[ImageId, str], references: Mapping[ImageId, Sequence[str]]) -> None:
