@@ -22,7 +22,7 @@ PROG = "python -m blip_recipe.schema"
 OFF = [None, False, "", "false", "False", "xe", 0]
 """Values with which a key of another task may stand in a recipe."""
 
-PATH_OR_TRUE = ("image_cache", "resume_from_checkpoint", "fsdp")
+PATH_OR_TRUE = ("image_cache", "resume_from_checkpoint", "fsdp", "add_tokens")
 """Text keys that also take `true`."""
 
 LINE = 120

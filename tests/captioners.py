@@ -11,7 +11,8 @@ from PIL import Image, ImageDraw
 
 from blip_recipe.captioning.modeling import BlipForCaptioning
 from blip_recipe.captioning.tiny import build_tiny_captioner
-from blip_recipe.models.processors import save_processor
+from blip_recipe.models.processors import load_processor, save_processor
+from blip_recipe.models.vocabulary import add_tokens, missing_tokens
 
 CAPTIONS = ["a red square on a blue ground", "two green circles", "a picture of a small dog", "three yellow cats"]
 GAIN = 3.0
@@ -37,7 +38,6 @@ def save_adapter(directory: Path, base: Path | str, *, base_directory: Path | No
     from peft import LoraConfig, get_peft_model
 
     from blip_recipe.models.adapters import name_stock_class
-    from blip_recipe.models.processors import load_processor
 
     weights = base_directory or Path(base)
     config = LoraConfig(r=4, target_modules=BlipForCaptioning.lora_layers, task_type=None, init_lora_weights=False)
@@ -48,6 +48,19 @@ def save_adapter(directory: Path, base: Path | str, *, base_directory: Path | No
     name_stock_class(directory, BlipForCaptioning.stock_class)
     save_processor(load_processor(str(weights)), directory)
     write_recipe(directory, **recipe)
+    return directory
+
+
+def save_translated(directory: Path) -> Path:
+    """A captioner whose tokenizer got the words of Vietnamese and Chinese captions."""
+    model, processor = BlipForCaptioning.from_pretrained(save_captioner(directory)), load_processor(str(directory))
+    before = len(processor.tokenizer)
+    missing = missing_tokens(["một hình tròn màu đỏ", "左上角有红色的圆形"], processor.tokenizer)
+    add_tokens(model, processor.tokenizer, missing)
+    with torch.no_grad():  # as large as the other rows
+        model.get_input_embeddings().weight[before:].normal_(std=0.02 * GAIN)
+    model.save_pretrained(directory)
+    save_processor(processor, directory)
     return directory
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal
 
 from blip_recipe.errors import RecipeError
+
+MISSING = ["true"]
+"""`add_tokens` for all words and characters of the training texts that the tokenizer changes."""
 
 Quantization = Literal["8bit", "4bit"]
 
@@ -32,6 +36,20 @@ class ModelArguments:
     image_size: int | None = field(
         default=None,
         metadata={"help": "Height and width of the input in pixels; position embeddings are interpolated."},
+    )
+    tokenizer_name: str | None = field(
+        default=None,
+        metadata={
+            "help": "Hub id or directory of another tokenizer of BERT's kind, such as bert-base-multilingual-cased; "
+            "the word embeddings are fitted to it."
+        },
+    )
+    add_tokens: list[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Words and characters to add to the tokenizer: 'true' for those of the training texts that it "
+            "changes, or a list, or a file with one a line."
+        },
     )
     freeze_vision: bool = field(default=False, metadata={"help": "Freeze the image encoder."})
     attention_implementation: Literal["eager", "sdpa"] = field(
@@ -63,8 +81,44 @@ class ModelArguments:
                 "train it first, as recipes/shapes_lora.json expects."
             )
         self.merge_adapter &= self.use_peft  # `--use_peft false` turns off what belongs to it
+        self._check_vocabulary()
+
+    def _check_vocabulary(self) -> None:
+        self.add_tokens = None if self.add_tokens is None else read_tokens(self.add_tokens)
+        changed = {"tokenizer_name": self.tokenizer_name, "add_tokens": self.add_tokens}
+        key = next((key for key, value in changed.items() if value), None)
+        if key and self.model_name_or_path == TINY_MODEL:
+            raise RecipeError(
+                f"{key} is given, but model_name_or_path is {TINY_MODEL!r}, whose vocabulary is made from the training "
+                f"texts: leave {key} out."
+            )
+        if key and self.use_peft:
+            raise RecipeError(
+                f"{key} and use_peft are set, but an adapter neither trains nor saves word embeddings: train all "
+                "weights (use_peft false). An adapter can be trained on the result."
+            )
 
     @property
     def quantization(self) -> Quantization | None:
         """The quantisation of the frozen base model; None if it is not quantised."""
         return "4bit" if self.load_in_4bit else "8bit" if self.load_in_8bit else None
+
+
+def read_tokens(given: list[str]) -> list[str] | None:
+    """Read the key `add_tokens`: tokens, or a file with one of them a line, or `MISSING`; None for `false`.
+
+    Raises:
+        RecipeError: A token has a space, or the file is empty.
+    """
+    if [each.lower() for each in given] in (MISSING, ["false"]):
+        return MISSING if given[0].lower() == "true" else None
+    if len(given) == 1 and Path(given[0]).expanduser().is_file():
+        given = Path(given[0]).expanduser().read_text(encoding="utf-8-sig").split("\n")
+    tokens = [token.strip() for token in given if token.strip()]
+    wrong = next((token for token in tokens if len(token.split()) > 1), None)
+    if wrong is not None or not tokens:
+        found = "has no token" if wrong is None else f"has the token {wrong!r:.60}, with a space"
+        raise RecipeError(
+            f"add_tokens {found}: expected true, a list of words and characters, or a file with one of them a line."
+        )
+    return tokens

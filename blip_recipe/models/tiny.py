@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import string
-from collections import Counter
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 from transformers import BertTokenizer, BlipConfig, BlipImageProcessor, BlipProcessor
+
+from blip_recipe.models.vocabulary import MAX_WORDS, count_words, spelling_pieces
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,7 +22,6 @@ LAYERS = 2
 HEADS = 4
 IMAGE_SIZE = 96
 PATCH_SIZE = 48
-MAX_WORDS = 10_000
 POSITIONS = 512
 """As in BLIP: transformers 4.57 treats a `max_length` of 20 as unset and may generate up to 256 new tokens."""
 TRAINED_POSITIONS = 64
@@ -42,17 +42,22 @@ def add_positions(model: PreTrainedModel, *texts: BlipTextModel) -> None:
 def build_tokenizer(captions: Iterable[str]) -> PreTrainedTokenizerBase:
     """Build a BERT tokenizer with `[DEC]` and `[ENC]`, as BLIP's, and the words of `captions` as vocabulary.
 
-    Single characters are pieces too, so that unknown words are spelt.
+    Single characters are pieces too, so that unknown words are spelt. In scripts without spaces between words, each
+    character is a word.
     """
-    words = Counter(word for caption in captions for word in caption.lower().split())
+    words = count_words(caption.lower() for caption in captions)
+    foreign = [word for word in words if not word.isascii()]
     letters = string.ascii_lowercase + string.digits
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{letter}" for letter in letters)]
-    pieces += [word for word, _ in words.most_common(MAX_WORDS)]
+    pieces += [*(word for word, _ in words.most_common(MAX_WORDS)), *spelling_pieces(foreign)]
+    # By default, BERT's tokenizer strips accents, and cuts Chinese into words of one character.
+    settings: dict[str, Any] = {"strip_accents": False, "tokenize_chinese_chars": False} if foreign else {}
     return BertTokenizer(
         vocab={piece: number for number, piece in enumerate(dict.fromkeys(pieces))},
         bos_token="[DEC]",
         additional_special_tokens=["[ENC]"],
         model_input_names=["input_ids", "attention_mask"],
+        **settings,
     )
 
 

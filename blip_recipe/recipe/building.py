@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from transformers import set_seed
 
 from blip_recipe.data.arguments import SHAPES
 from blip_recipe.models.adapters import add_lora, lora_config
-from blip_recipe.models.arguments import TINY_MODEL
+from blip_recipe.models.arguments import MISSING, TINY_MODEL
 from blip_recipe.models.loading import load_base
+from blip_recipe.models.vocabulary import add_tokens, missing_tokens, use_tokenizer
 from blip_recipe.recipe.checks import check_model, check_quantisable
 from blip_recipe.training.compatibility import check_compatibility
 from blip_recipe.training.embeddings import check_frozen
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from transformers import BlipProcessor
 
     from blip_recipe.recipe.recipe import Recipe
+
+
+logger = logging.getLogger(__name__)
 
 
 def build_model(recipe: Recipe[Any], rows: Dataset) -> tuple[Any, BlipProcessor]:
@@ -42,6 +47,10 @@ def build_model(recipe: Recipe[Any], rows: Dataset) -> tuple[Any, BlipProcessor]
             image_size=arguments.image_size,
             trust_remote_code=arguments.trust_remote_code,
         )
+    if arguments.tokenizer_name:
+        use_tokenizer(model, processor, arguments.tokenizer_name)
+    if arguments.add_tokens:
+        _add_tokens(recipe, model, processor, rows)
     if arguments.attention_implementation == "sdpa":
         model.use_sdpa()
     if arguments.freeze_vision:
@@ -53,3 +62,13 @@ def build_model(recipe: Recipe[Any], rows: Dataset) -> tuple[Any, BlipProcessor]
     if getattr(recipe.training, "cache_image_embeds", False):
         check_frozen(model)
     return model, processor
+
+
+def _add_tokens(recipe: Recipe[Any], model: Any, processor: BlipProcessor, rows: Dataset) -> None:
+    """Add the tokens of the recipe, or those that the training texts need."""
+    tokens = recipe.model.add_tokens or []
+    if tokens == MISSING:
+        texts = recipe.task.vocabulary_texts(rows, recipe.training, drawn=False)
+        tokens = missing_tokens(texts, processor.tokenizer)
+    added = add_tokens(model, processor.tokenizer, tokens)
+    logger.info("Added %d tokens to the vocabulary, such as %s", len(added), ", ".join(added[:10]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -37,9 +36,10 @@ class Answering(Task):
         return validate_question(record)
 
     def vocabulary_texts(self, rows: Dataset, arguments: BlipArguments, *, drawn: bool) -> Iterable[str]:
-        """Questions and answers, with punctuation as separate words; with `drawn`, all words of drawn scenes."""
-        texts: Iterable[str] = chain(map(normalize_question, rows["question"]), chain.from_iterable(rows["answers"]))
-        return (" ".join(re.findall(r"\w+|[^\w\s]", text)) for text in (questions_vocabulary() if drawn else texts))
+        """Questions and answers; with `drawn`, all words of drawn scenes."""
+        if drawn:
+            return questions_vocabulary()
+        return chain(map(normalize_question, rows["question"]), chain.from_iterable(rows["answers"]))
 
     def build_tiny(self, texts: Iterable[str], image_size: int | None) -> tuple[BlipForAnswering, BlipProcessor]:
         """Build the tiny model."""

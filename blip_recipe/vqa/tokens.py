@@ -11,12 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers.processors import TemplateProcessing
 
-from blip_recipe.errors import RecipeError
+from blip_recipe.models.vocabulary import QUESTION_START, add_start_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-QUESTION_START, ANSWER_START = "[ENC]", "[DEC]"
 
 
 def use_question_token(tokenizer: PreTrainedTokenizerBase, bos_token_id: int) -> None:
@@ -32,14 +30,7 @@ def use_question_token(tokenizer: PreTrainedTokenizerBase, bos_token_id: int) ->
     Raises:
         RecipeError: `[DEC]` has another id, because the tokenizer belongs to another model.
     """
-    tokenizer.add_special_tokens({"bos_token": ANSWER_START})
-    tokenizer.add_special_tokens({"additional_special_tokens": [QUESTION_START]})
-    found = tokenizer.convert_tokens_to_ids(ANSWER_START)
-    if found != bos_token_id:
-        raise RecipeError(
-            f"The tokenizer has {ANSWER_START} as token {found}, the model's text_config has bos_token_id "
-            f"{bos_token_id}: expected the tokenizer that the model was trained with."
-        )
+    add_start_tokens(tokenizer, bos_token_id)
     tokenizer.cls_token = QUESTION_START
     start, end = (QUESTION_START, tokenizer.cls_token_id), (tokenizer.sep_token, tokenizer.sep_token_id)
     backend: Any = tokenizer.backend_tokenizer

@@ -1,4 +1,4 @@
-"""Save what a run leaves, a full model and a LoRA adapter, with the captions that our own pipeline gives.
+"""Save what a run leaves, a full model, a LoRA adapter and a model with added tokens, with our own captions.
 
 python tests/compatibility/save_repositories.py FOLDER   (with the transformers that blip_recipe asks for)
 """
@@ -17,8 +17,8 @@ PROMPT = "two green circles"
 
 
 def main() -> None:
-    """Write `full/`, `lora/`, `pictures/` and `expected.json` into the folder named on the command line."""
-    from captioners import draw_pictures, save_adapter, save_captioner
+    """Write `full/`, `lora/`, `translated/`, `pictures/` and `expected.json` into the folder of the command line."""
+    from captioners import draw_pictures, save_adapter, save_captioner, save_translated
     from transformers import GenerationConfig
 
     import blip_recipe
@@ -26,7 +26,9 @@ def main() -> None:
     folder = Path(sys.argv[1]).resolve()
     pictures = draw_pictures(folder / "pictures", 6)
     repositories = [save_captioner(folder / "full"), save_adapter(folder / "lora", folder / "full")]
-    GenerationConfig(**RECORDED).save_pretrained(folder / "full")
+    repositories.append(save_translated(folder / "translated"))
+    for name in ("full", "translated"):
+        GenerationConfig(**RECORDED).save_pretrained(folder / name)
     expected = {}
     for repository in repositories:
         pipe = blip_recipe.caption_pipeline(repository, device="cpu")
