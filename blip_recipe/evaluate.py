@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 PROG = "python -m blip_recipe.evaluate"
 
 RECORDED = (
-    *("task", "prompt", "normalize_captions", "max_caption_length", "rerank_top_k", "label_smoothing_factor"),
+    *("task", "prompt", "normalize_captions", "max_words", "max_caption_length", "rerank_top_k"),
+    *("label_smoothing_factor", "score_tokenizer"),
     *("generation_num_beams", "generation_max_length", "generation_min_length"),
 )
 """Keys of a model's `recipe.json` that its scores depend on."""
@@ -71,7 +72,7 @@ def score_file(recipe: Recipe[EvaluateOptions]) -> None:
     predictions = read_predictions(Path(str(recipe.options.predictions)))
     references = read_references(Path(str(recipe.options.references or recipe.options.predictions)))
     check_same_images(predictions, references)
-    with CaptionScorer(recipe.training.metrics) as scorer:
+    with CaptionScorer(recipe.training.metrics, tokenizer=getattr(recipe.training, "score_tokenizer", "ptb")) as scorer:
         scores = scorer.score(predictions, references)
     metrics = {f"eval_{name}": value for name, value in scores.corpus.items()}
     report(recipe, metrics, scores.records(predictions, references))
@@ -112,7 +113,8 @@ def report(recipe: Recipe[EvaluateOptions], results: dict[str, float], records: 
     """Write `all_results.json` and `predictions.jsonl` to `output_dir`, and print the scores."""
     from blip_recipe.data.storage import write_json, write_predictions
 
-    write_json(recipe.output_dir / "all_results.json", dict(sorted(results.items())))
+    recorded = results | recipe.training.score_settings()
+    write_json(recipe.output_dir / "all_results.json", dict(sorted(recorded.items())))
     write_predictions(recipe.output_dir / "predictions.jsonl", records)
     names = [name for name in ("loss", *recipe.training.scores()) if f"eval_{name}" in results]
     width = max(12, *(len(name) + 2 for name in names))

@@ -34,6 +34,7 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     if run.finished and not recipe.options.dry_run:
         return job.republish(recipe, splits, repo_id)
     model, processor = job.build_model(recipe, splits.rows["train"])
+    job.look_at_texts(recipe, splits, model, processor)
     plan = job.plan_run(recipe, splits, model, processor, repo_id)
     if recipe.options.dry_run:
         return print(plan)

@@ -196,7 +196,7 @@ def default_in_tasks(name: str, tasks: dict[str, Any]) -> str:
     }
     if len(set(found.values())) == 1:
         return next(iter(found.values()))
-    return "; ".join(f"{task}: {value}" for task, value in found.items())
+    return "; ".join(f"{task}: {value or 'follows the data'}" for task, value in found.items())
 
 
 def describe_default(each: dataclasses.Field[Any]) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from blip_recipe.captioning.texts import fit_lengths
 from blip_recipe.card.callback import CardCallback
 from blip_recipe.card.facts import CardFacts, Source, Sources
 from blip_recipe.data.resources import resource_folder
@@ -86,9 +87,13 @@ def make_facts(
     dataset: Source = COCO,
     noted: dict[str, Any] | None = None,
     skipped_rows: int = 0,
+    text_notes: list[str] | None = None,
     **changes: Any,
 ) -> CardFacts:
     recipe = make_recipe(name, *words)
+    recipe.training.text_notes = text_notes
+    if recipe.training.fitted_keys:
+        fit_lengths(recipe.training, [], positions=512)
     counts: dict[str, tuple[int, int]] = changes.get("counts", COUNTS)
     limits = {role: limit for role, (_, limit) in recipe.data.splits().items()}
     sources = Sources(

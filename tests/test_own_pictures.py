@@ -41,5 +41,5 @@ def test_a_folder_of_pictures_and_text_files_becomes_a_scored_captioner(tmp_path
     trained = json.loads((tmp_path / "run/trainer_state.json").read_text())
     assert trained["max_steps"] == -(-len(splits["train"]) // 16)
     card = (tmp_path / "run/README.md").read_text()
-    assert "The images of `test` are 0.1 of the images of `train`. A hash of each picture chose them" in card
+    assert "The images of 'test' are 0.1 of the images of 'train'. A hash of each picture chose them" in card
     assert f"| test | `test` | {len(splits['test'])} |" in card

@@ -141,8 +141,10 @@ CASES: dict[str, Wrong] = {
     "captions over the positions": recipe("max_caption_length", "tokens", max_caption_length=4000),
     "generated captions over the positions": recipe("generation_max_length", "tokens", generation_max_length=4000),
     "no beams": recipe("generation_num_beams", generation_num_beams=0),
-    "minimum over maximum": recipe("generation_min_length", generation_min_length=21),
-    "a prompt without room": recipe("prompt", "generation_max_length", prompt="a picture of " * 9),
+    "minimum over maximum": recipe("generation_min_length", generation_min_length=21, generation_max_length=20),
+    "a prompt without room": recipe(
+        "prompt", "generation_max_length", prompt="a picture of " * 9, generation_max_length=20
+    ),
     "no side": recipe("image_size", image_size=0),
     "a side that patches do not fill": recipe("image_size", "100", "48", image_size=100),
     "no threads": recipe("dataloader_num_workers", dataloader_num_workers=-1),

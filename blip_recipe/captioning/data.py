@@ -50,7 +50,7 @@ def join_prompt(prompt: str, caption: str) -> str:
 def tokens_per_image(args: CaptionTrainingArguments, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> int:
     """The maximum number of caption tokens per image and step, over the first `SAMPLE` images."""
     lengths = []
-    for captions in rows.select_columns(["captions"])[:SAMPLE]["captions"]:
+    for captions in rows.select_columns(["captions"])[range(min(SAMPLE, len(rows)))]["captions"]:
         texts = [join_prompt(args.prompt, caption) for caption in captions]
         tokens = tokenizer(texts, truncation=True, max_length=args.max_caption_length).input_ids
         lengths.append(sum(sorted(map(len, tokens))[-(args.captions_per_image or len(tokens)) :]))

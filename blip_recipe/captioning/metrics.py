@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from transformers import BlipProcessor, EvalPrediction
 
+    from blip_recipe.metrics.scores import ScoreTokenizer
+
 
 class CaptionMetrics:
     """A `compute_metrics` that captions a data set with the model in training and scores the captions.
@@ -36,6 +38,8 @@ class CaptionMetrics:
         num_beams (`int`, defaults to 3): Number of beams; 1 is greedy search.
         max_length (`int`, defaults to 20): Maximum length in tokens, prompt included.
         min_length (`int`, defaults to 5): Minimum length in tokens, prompt included.
+        score_tokenizer (`str`, defaults to `"ptb"`): Words of scored captions: those of the COCO tools (`"ptb"`), or
+            characters in scripts that write no spaces between words (`"char"`).
         batch_size (`int`, defaults to 16): Pictures per batch.
 
     Attributes:
@@ -72,12 +76,13 @@ class CaptionMetrics:
         num_beams: int = 3,
         max_length: int = 20,
         min_length: int = 5,
+        score_tokenizer: ScoreTokenizer = "ptb",
         batch_size: int = 16,
     ) -> None:
         self.model, self.processor, self.batch_size = model, processor, batch_size
         self.rows = caption_rows(dataset, "dataset")
         self.decoding = DecodingSettings(prompt, num_beams, max_length, min_length)
-        self.scorer = CaptionScorer(metrics)
+        self.scorer = CaptionScorer(metrics, tokenizer=score_tokenizer)
         self.predictions: list[dict[str, Any]] = []
 
     def __call__(self, prediction: EvalPrediction | None = None) -> dict[str, float]:

@@ -17,9 +17,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from blip_recipe.metrics.bleu import Bleu, bleu_from_statistics, sentence_statistics
+from blip_recipe.metrics.characters import cut_captions
 from blip_recipe.metrics.cider import Cider, ReferenceVectors, ngrams_of_image
 from blip_recipe.metrics.ngrams import count_ngrams
 from blip_recipe.metrics.plain_tokenizer import tokenize_without_java
+from blip_recipe.metrics.scores import ScoreTokenizer
 
 END = "[SEP]"
 """The end of a caption as a word; it never occurs within a caption, because tokenized words are lower-case."""
@@ -61,21 +63,29 @@ class CaptionReward:
     Args:
         references: The references of each image, not tokenized.
         cider_weight, bleu_weight: Weights of CIDEr-D and BLEU-4, both as fractions (a CIDEr-D of 1 is 100 in papers).
+        tokenizer: How captions are cut into words, as for `CaptionScorer`.
     """
 
-    def __init__(self, references: Sequence[Sequence[str]], cider_weight: float, bleu_weight: float) -> None:
-        self.references = [
-            [f"{caption} {END}" for caption in tokenize_without_java(captions)] for captions in references
-        ]
+    def __init__(
+        self,
+        references: Sequence[Sequence[str]],
+        cider_weight: float,
+        bleu_weight: float,
+        tokenizer: ScoreTokenizer = "ptb",
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.references = [[f"{caption} {END}" for caption in self._tokenize(captions)] for captions in references]
         self.cider = TrainingCider(self.references)
         self.cider_weight, self.bleu_weight = cider_weight, bleu_weight
+
+    def _tokenize(self, captions: Sequence[str]) -> list[str]:
+        return tokenize_without_java(cut_captions(captions, self.tokenizer))
 
     def score(self, row: int, captions: Sequence[str], ended: Sequence[bool]) -> list[float]:
         """The reward of each caption of the image in `row`; `ended` tells which captions have an end token."""
         references = self.references[row]
         candidates = [
-            f"{words} {END}" if end else words
-            for words, end in zip(tokenize_without_java(captions), ended, strict=True)
+            f"{words} {END}" if end else words for words, end in zip(self._tokenize(captions), ended, strict=True)
         ]
         ciders = self.cider.score_image(candidates, references)
         bleus = bleu_4(candidates, references) if self.bleu_weight else [0.0] * len(candidates)

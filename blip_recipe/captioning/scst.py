@@ -188,6 +188,7 @@ class ScstTrainer(CaptionTrainer):
             list(self._training_captions()),
             self.args.cider_reward_weight,
             self.args.bleu_reward_weight,
+            self.args.score_tokenizer,
         )
         self.reference_model: nn.Module | None = None
         model = self._plain_model()

@@ -59,7 +59,13 @@ class Captioning(Task):
         self, rows: Dataset, arguments: CaptionArguments, *, drawn: bool
     ) -> Iterable[str]:
         """The training captions, with the prompt."""
-        return vocabulary_texts(rows, normalize=arguments.normalize_captions, prompt=arguments.prompt, drawn=drawn)
+        return vocabulary_texts(
+            rows,
+            normalize=arguments.normalize_captions,
+            max_words=arguments.max_words,
+            prompt=arguments.prompt,
+            drawn=drawn,
+        )
 
     def build_tiny(self, texts: Iterable[str], image_size: int | None) -> tuple[BlipForCaptioning, BlipProcessor]:
         """Build the tiny captioner."""

@@ -13,6 +13,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from blip_recipe.captioning.collator import CaptionCollator
 from blip_recipe.captioning.data import build_dataset, tokens_per_image
 from blip_recipe.captioning.modeling import BlipForCaptioning, caption_row, generate_token_ids
+from blip_recipe.captioning.texts import look_at_captions
 from blip_recipe.captioning.training_arguments import CaptionTrainingArguments
 from blip_recipe.card.facts import TaskWords
 from blip_recipe.card.rendering import format_code
@@ -23,6 +24,7 @@ from blip_recipe.models.decoding import DecodingSettings
 from blip_recipe.models.text import IGNORED, decode_texts
 from blip_recipe.training.embeddings import cache_embeddings, check_frozen
 from blip_recipe.training.memory import choose_checkpointing
+from blip_recipe.training.texts import scored_texts, texts_of
 from blip_recipe.training.trainer import BlipTrainer
 
 if TYPE_CHECKING:
@@ -129,7 +131,7 @@ class CaptionTrainer(BlipTrainer):
                     "expected packed=True, or no data_collator."
                 )
             self.data_collator.bos_token_id = self.plain_model.config.text_config.bos_token_id
-        self.scorer = CaptionScorer(self.args.metrics)
+        self.scorer = CaptionScorer(self.args.metrics, tokenizer=self.args.score_tokenizer)
         # Download what the metrics need before the training.
         self.scorer.prepare()
         weakref.finalize(self, self.scorer.close)
@@ -143,6 +145,14 @@ class CaptionTrainer(BlipTrainer):
     def build_dataset(self, dataset: Any, args: Any, *, training: bool, name: str) -> Any:
         """Convert a data set to a `CaptionDataset`, or to a `CaptionStream` for training."""
         return build_dataset(dataset, args, self.processor, training=training, name=name)
+
+    @classmethod
+    def look_at_texts(
+        cls, args: Any, tokenizer: PreTrainedTokenizerBase, train: Any, scored: Any, positions: int
+    ) -> list[str]:
+        """Look at the captions, and fit the lengths of training and generated captions to them."""
+        captions, references = texts_of(train, "captions"), scored_texts(scored, "captions")
+        return look_at_captions(args, tokenizer, captions, references, positions)
 
     def build_collator(self, args: Any) -> CaptionCollator:
         """A packed collator; the data set cleans captions."""

@@ -18,16 +18,23 @@ class CaptionTrainingArguments(CaptionArguments, BlipTrainingArguments):  # type
         output_dir (`str`): Directory of checkpoints, model, card and scores.
         prompt (`str`, defaults to `""`): Text that every caption starts with, such as `"a picture of "`.
         captions_per_image (`int`, *optional*): Captions per image and epoch, sampled anew each epoch; by default all.
-        max_caption_length (`int`, defaults to 40): Maximum caption length in tokens, prompt included.
+        max_caption_length (`int`, *optional*): Maximum caption length in tokens, prompt included; by default 40, or
+            the longest training caption if it is longer.
+        max_words (`int`, *optional*): Words that cleaning keeps of a training caption; by default all. The original
+            keeps 30.
         normalize_captions (`bool`, defaults to `True`): Whether to clean training captions as the original does: lower
-            case, less punctuation, at most 30 words.
+            case, less punctuation, at most `max_words` words.
         augmentation (`str`, defaults to `"blip"`): `"blip"` (random crop, flip and RandAugment) or `"none"`.
         metrics (`list[str]`, defaults to `["bleu", "cider"]`): Any of `bleu`, `meteor`, `rouge_l`, `cider`, `spice`,
             `exact_match`.
         eval_metrics (`list[str]`, *optional*): Metrics during training; by default `metrics` without `spice`.
         generation_num_beams (`int`, defaults to 3): Number of beams; 1 is greedy search.
-        generation_max_length (`int`, defaults to 20): Maximum length of generated captions in tokens, prompt included.
-        generation_min_length (`int`, defaults to 5): Minimum length of generated captions in tokens, prompt included.
+        generation_max_length (`int`, *optional*): Maximum length of generated captions in tokens, prompt included; by
+            default the longest training caption.
+        generation_min_length (`int`, *optional*): Minimum length of generated captions in tokens, prompt included; by
+            default the shortest training caption.
+        score_tokenizer (`str`, defaults to `"ptb"`): Words of scored captions: those of the COCO tools (`"ptb"`), or
+            characters in scripts that write no spaces between words (`"char"`).
         early_stopping_patience (`int`, *optional*): Stop after this number of evaluations in which
             `metric_for_best_model` did not improve.
         image_cache (`str`, *optional*): Directory for resized copies of large and remote pictures.

@@ -193,7 +193,7 @@ class CardFacts:
         decoding: Settings of generation, or None if the model generates no text.
         skipped_rows: Number of rows that were skipped because they could not be used.
         task: The task and its names.
-        notes: Sentences on the data, such as how test images were held out.
+        notes: Sentences on the data: how test images were held out, which texts are cut or changed.
     """
 
     kind: Kind

@@ -26,6 +26,7 @@ ENGLISH_SHARE = 0.25
 
 PTB = "the PTB tokenizer of the COCO caption tools"
 LIKE_PTB = "in Python, as the COCO caption tools' PTB tokenizer does on ordinary captions (no Java was found)"
+CHARACTERS = "in scripts that write no spaces between words, each character is a word (`score_tokenizer` `char`); then "
 
 HABIT_LABELS = {
     "caption_length": "words a caption",
@@ -44,6 +45,7 @@ def result_facts(
     predictions: Sequence[Mapping[str, Any]],
     *,
     tokenized_with_java: bool,
+    in_characters: bool = False,
 ) -> ResultFacts:
     """Build the results of the last of `splits` that has scores."""
     measured = [
@@ -58,7 +60,7 @@ def result_facts(
         scored=scored,
         scores=score_facts(results, scored.role) if scored else [],
         habits=habit_facts(results, scored.role) if scored else [],
-        tokenization=PTB if tokenized_with_java else LIKE_PTB,
+        tokenization=(CHARACTERS if in_characters else "") + (PTB if tokenized_with_java else LIKE_PTB),
         distinct_captions=len({each["caption"] for each in shown}),
         samples=samples,
         ranked_by=SCORE_LABELS[name] if name else None,

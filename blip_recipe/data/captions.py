@@ -23,14 +23,15 @@ _LIST = re.compile(rf"\s*\[\s*({_TEXT}(?:\s*,?\s*{_TEXT})*)\s*,?\s*\]\s*")
 _REMOVED = re.compile(r'[.!"()*#:;~]')
 
 
-def normalize_caption(text: str) -> str:
+def normalize_caption(text: str, max_words: int | None = MAX_WORDS) -> str:
     """Clean a caption as the original BLIP does for training.
 
-    Lower the case, replace some punctuation by spaces, merge runs of spaces, and keep the first 30 words.
+    Lower the case, replace some punctuation by spaces, merge runs of spaces, and keep the first `max_words` words. With
+    None, keep all.
 
     Source: `pre_caption` in `data/utils.py` of the original repository.
     """
-    return " ".join(_REMOVED.sub(" ", text.lower()).split()[:MAX_WORDS])
+    return " ".join(_REMOVED.sub(" ", text.lower()).split()[:max_words])
 
 
 def read_captions(cell: Any) -> list[str]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from blip_recipe.data.augmentation import augment
-from blip_recipe.data.captions import normalize_caption
+from blip_recipe.data.captions import MAX_WORDS, normalize_caption
 from blip_recipe.data.pixels import read_pixels
 
 if TYPE_CHECKING:
@@ -82,13 +82,23 @@ class CaptionDataset(PictureDataset):
         captions_per_image: How many captions per image to draw without replacement; None takes all. An image with
             fewer captions gives all of them.
         normalize_captions: Whether to clean captions with `normalize_caption`.
+        max_words: The number of words that cleaning keeps; None for all.
         kwargs: Arguments of `PictureDataset`.
     """
 
-    def __init__(self, rows: Rows, *, captions_per_image: int | None, normalize_captions: bool, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        *,
+        captions_per_image: int | None,
+        normalize_captions: bool,
+        max_words: int | None = MAX_WORDS,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(rows, **kwargs)
         self._captions = rows.select_columns(["captions"])
-        self.captions_per_image, self.normalize_captions = captions_per_image, normalize_captions
+        self.captions_per_image = captions_per_image
+        self.normalize_captions, self.max_words = normalize_captions, max_words
         self.embeddings: tuple[EmbeddingStore, list[str]] | None = None
 
     def use_embeddings(self, store: EmbeddingStore, keys: list[str]) -> None:
@@ -107,15 +117,19 @@ class CaptionDataset(PictureDataset):
         resized = self.resized.get(row)
         # Do not load the picture from the table if it is not used.
         record = (self._captions if resized or self.embeddings else self.rows)[row]
-        captions = draw_captions(record["captions"], self.captions_per_image, self.normalize_captions, rng)
+        captions = draw_captions(
+            record["captions"], self.captions_per_image, self.normalize_captions, self.max_words, rng
+        )
         if self.embeddings:
             store, keys = self.embeddings
             return {"row": row, "image_embeds": store.load(keys[row]), "captions": captions}
         return {"row": row, "image": self.read_picture(resized or record["image"], rng), "captions": captions}
 
 
-def draw_captions(captions: list[str], count: int | None, normalize: bool, rng: np.random.Generator) -> list[str]:
-    """Draw `count` captions of an image (None: all), and clean them with `normalize`."""
+def draw_captions(
+    captions: list[str], count: int | None, normalize: bool, max_words: int | None, rng: np.random.Generator
+) -> list[str]:
+    """Draw `count` captions of an image (None: all), and with `normalize` clean them to at most `max_words` words."""
     if count is not None and count < len(captions):
         captions = [captions[number] for number in rng.choice(len(captions), count, replace=False)]
-    return [normalize_caption(caption) for caption in captions] if normalize else captions
+    return [normalize_caption(caption, max_words) for caption in captions] if normalize else captions

@@ -72,7 +72,7 @@ def describe_held_out(arguments: DataArguments) -> list[str]:
     """A sentence on how the images of each role were held out, for the plan and the model card."""
     names = {role: str(name) for role, (name, _) in arguments.splits().items()}
     return [
-        f"The images of `{names[role]}` are {share:.4g} of the images of `{arguments.train_split}`. A hash of each "
+        f"The images of '{names[role]}' are {share:.4g} of the images of '{arguments.train_split}'. A hash of each "
         f"picture chose them ({FRACTION_KEYS[role]} {share:.4g}, split_seed {arguments.split_seed}) before training, "
         "and the model was not trained on them."
         for role, share in arguments.held_out().items()
@@ -104,8 +104,8 @@ def check_shared(images: Mapping[str, Sequence[Any]], names: Mapping[str, str]) 
 def describe_shared(images: Mapping[str, Sequence[Any]], names: Mapping[str, str]) -> list[str]:
     """A sentence for each pair of roles that shares images, for the model card."""
     return [
-        f"{len(shared):,} of the {len(set(images[role])):,} images of {role} (`{names[role]}`) are also images of "
-        f"{other} (`{names[other]}`)."
+        f"{len(shared):,} of the {len(set(images[role])):,} images of {role} ('{names[role]}') are also images of "
+        f"{other} ('{names[other]}')."
         for role, other, shared in _find_shared(images)
     ]
 

@@ -6,7 +6,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, cast
 
 from blip_recipe.data.arguments import SHAPES
-from blip_recipe.data.captions import normalize_caption
+from blip_recipe.data.captions import MAX_WORDS, normalize_caption
 from blip_recipe.data.holdout import divide
 from blip_recipe.data.layouts import SHARDS
 from blip_recipe.data.rows import SplitColumns, join_columns, parse_split
@@ -96,18 +96,22 @@ def keep_first(rows: Dataset, count: int | None) -> Dataset:
     return rows if count is None else rows.select(range(min(count, len(rows))))
 
 
-def vocabulary_texts(rows: Dataset, *, normalize: bool, prompt: str = "", drawn: bool = False) -> Iterable[str]:
+def vocabulary_texts(
+    rows: Dataset, *, normalize: bool, max_words: int | None = MAX_WORDS, prompt: str = "", drawn: bool = False
+) -> Iterable[str]:
     """Collect the texts that a tokenizer for `rows` is built from.
 
     Args:
         rows: Rows with `captions`.
         normalize: Whether to clean captions with `normalize_caption`.
+        max_words: The number of words that cleaning keeps; None for all.
         prompt: The prompt of all captions.
         drawn: Whether to add all words of the drawn scenes.
     """
     captions: Iterable[str] = chain.from_iterable(rows["captions"])
     words = shapes_vocabulary() if drawn else []
-    return chain(map(normalize_caption, captions) if normalize else captions, [prompt], words)
+    cleaned = (normalize_caption(caption, max_words) for caption in captions) if normalize else captions
+    return chain(cleaned, [prompt], words)
 
 
 def _read_columns(arguments: CaptionDataArguments, split: str, max_samples: int | None) -> SplitColumns:

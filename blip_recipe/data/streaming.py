@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from blip_recipe.data.augmentation import augment
+from blip_recipe.data.captions import MAX_WORDS
 from blip_recipe.data.checks import SkippedRow, validate_captions
 from blip_recipe.data.dataset import draw_captions
 from blip_recipe.data.images import BadImageError, describe, digest, read_content
@@ -81,7 +82,7 @@ class CaptionStream(torch.utils.data.IterableDataset):
 
     Args:
         split: The shards.
-        image_size, captions_per_image, normalize_captions, augmentation, seed: As for `CaptionDataset`.
+        image_size, captions_per_image, normalize_captions, max_words, augmentation, seed: As for `CaptionDataset`.
         shuffle_buffer_size: Number of images to shuffle at a time.
         on_bad_image: Whether to stop at a picture that cannot be read (`"fail"`) or to skip it (`"skip"`).
         process, processes: Rank of this process, and number of processes.
@@ -100,11 +101,12 @@ class CaptionStream(torch.utils.data.IterableDataset):
         on_bad_image: Literal["fail", "skip"],
         process: int = 0,
         processes: int = 1,
+        max_words: int | None = MAX_WORDS,
     ) -> None:
         self.split = split
         self.image_size = image_size
         self.captions_per_image = captions_per_image
-        self.normalize_captions = normalize_captions
+        self.normalize_captions, self.max_words = normalize_captions, max_words
         self.augmentation = augmentation
         self.seed = seed
         self.shuffle_buffer_size = shuffle_buffer_size
@@ -152,7 +154,9 @@ class CaptionStream(torch.utils.data.IterableDataset):
                         f"No row of a whole pass can be used. The last one, {skipped[-1].image_id}: {fault}"
                     )
                 continue
-            captions = draw_captions(image.captions, self.captions_per_image, self.normalize_captions, rng)
+            captions = draw_captions(
+                image.captions, self.captions_per_image, self.normalize_captions, self.max_words, rng
+            )
             if self.augmentation == "blip":
                 pixels = augment(pixels, self.image_size, rng)
             row = (place.shard << SHARD_BITS) + image.row

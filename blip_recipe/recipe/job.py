@@ -34,6 +34,7 @@ from blip_recipe.training.checkpoints import clear_output_dir, flush_files, last
 from blip_recipe.training.publishing import check_published
 from blip_recipe.training.sharding import gather_weights
 from blip_recipe.training.streams import plan_steps
+from blip_recipe.training.texts import report
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -54,6 +55,7 @@ __all__ = [
     "find_run",
     "finish_run",
     "load_dataset_splits",
+    "look_at_texts",
     "pin_sources",
     "plan_run",
     "republish",
@@ -141,6 +143,14 @@ def load_dataset_splits(recipe: Recipe[FinetuneOptions]) -> Splits:
     return Splits(rows, checked.skipped, stream, [*describe_held_out(recipe.data), *checked.shared])
 
 
+def look_at_texts(recipe: Recipe[FinetuneOptions], splits: Splits, model: Any, processor: BlipProcessor) -> None:
+    """Look at the tokenised texts, warn of what does not fit, and set the lengths that the recipe leaves open."""
+    scored = {role: rows for role, rows in splits.rows.items() if role != "train"}
+    positions = model.config.text_config.max_position_embeddings
+    notes = recipe.trainer.look_at_texts(recipe.training, processor.tokenizer, splits.rows["train"], scored, positions)
+    report(notes, recipe.training)
+
+
 def plan_run(
     recipe: Recipe[FinetuneOptions], splits: Splits, model: Any, processor: BlipProcessor, repo_id: str | None
 ) -> str:
@@ -180,9 +190,13 @@ def claim_output_dir(
 
 
 def resolve_recipe(recipe: Recipe[FinetuneOptions], sources: Sources, repo_id: str | None) -> dict[str, Any]:
-    """The recipe to record: with the full name of the repository and the pinned commits."""
+    """The recipe to record: with the full name of the repository, the pinned commits and the fitted lengths."""
+    fitted = {key: getattr(recipe.training, key) for key in recipe.training.fitted_keys}
     return recipe.to_json(
-        hub_model_id=repo_id, model_revision=sources.base.revision, dataset_revision=sources.dataset.revision
+        hub_model_id=repo_id,
+        model_revision=sources.base.revision,
+        dataset_revision=sources.dataset.revision,
+        **fitted,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from blip_recipe.data.storage import read_json, write_json
@@ -26,12 +26,14 @@ class Run:
         given: The keys that it was started with; empty if there is no run yet.
         model_revision, dataset_revision: The commits that its model and data are pinned to.
         finished: Whether only a push can be left to do.
+        fitted: The values of keys that were not given and followed the data.
     """
 
     given: dict[str, Any]
     model_revision: str | None = None
     dataset_revision: str | None = None
     finished: bool = False
+    fitted: dict[str, Any] = field(default_factory=dict)
 
 
 def find_run(recipe: Recipe[FinetuneOptions]) -> Run:
@@ -46,11 +48,11 @@ def find_run(recipe: Recipe[FinetuneOptions]) -> Run:
     run = Run(**before) if before else Run({})
     keys = sorted({*run.given, *recipe.given}) if before else []
     changed = [
-        f"{key} (was {_value(run.given, key, recipe)!r}, is {_value(recipe.given, key, recipe)!r})"
+        f"{key} (was {_value(run.given, key, recipe, run)!r}, is {_value(recipe.given, key, recipe, run)!r})"
         for key in keys
         if key not in ONE_START_KEYS
         and not MAY_CHANGE.fullmatch(key)
-        and _value(run.given, key, recipe) != _value(recipe.given, key, recipe)
+        and _value(run.given, key, recipe, run) != _value(recipe.given, key, recipe, run)
     ]
     if changed and not (run.finished or any(recipe.output_dir.glob("checkpoint-*"))):
         # It ended before its first checkpoint, perhaps because of the changed keys: there is nothing to resume.
@@ -63,13 +65,14 @@ def find_run(recipe: Recipe[FinetuneOptions]) -> Run:
     return run
 
 
-def _value(given: dict[str, Any], key: str, recipe: Recipe[FinetuneOptions]) -> Any:
-    """The value of a key; its default if it was not given."""
-    return given.get(key, recipe.default_of(key))
+def _value(given: dict[str, Any], key: str, recipe: Recipe[FinetuneOptions], run: Run) -> Any:
+    """The value of a key; that which followed the data, or its default, if it was not given."""
+    return given.get(key, run.fitted.get(key, recipe.default_of(key)))
 
 
 def record_run(recipe: Recipe[FinetuneOptions], resolved: dict[str, Any], *, finished: bool) -> None:
     """Record the run in the output directory, and whether it is finished."""
     revisions = {key: resolved.get(key) for key in ("model_revision", "dataset_revision")}
     given = {key: value for key, value in recipe.given.items() if key not in ONE_START_KEYS}
-    write_json(recipe.output_dir / RUN, {"given": given, **revisions, "finished": finished})
+    fitted = {key: resolved[key] for key in recipe.training.fitted_keys if key not in given}
+    write_json(recipe.output_dir / RUN, {"given": given, **revisions, "finished": finished, "fitted": fitted})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from blip_recipe.models.stock import count_parameters
 from blip_recipe.training.memory import describe_peak
@@ -52,10 +52,22 @@ def format_plan(
         **{role: f"{rows:,} {words.row}s, {texts:,} {words.text}s" for role, (rows, texts) in counts.items()},
         **({"train": f"a stream of {stream.describe()}"} if stream else {}),
         **({"skipped": f"{skipped:,} rows that cannot be used (on_bad_image is skip)"} if skipped else {}),
-        **({"data": "\n        ".join(note.replace("`", "'") for note in notes)} if notes else {}),
         "steps": f"{steps:,}, each {images:,} {words.row}s with about {images * per_image:,.0f} {words.text}s",
+        **describe_lengths(recipe.training),
         "memory": describe_peak(recipe.training, peak),
         "output": recipe.training.output_dir,
         "push": repo_id or "nowhere (push_to_hub is false)",
     }
-    return "\n".join(f"{name:<8}{text}" for name, text in lines.items())
+    noted = [("data", note) for note in notes] + [("texts", note) for note in recipe.training.text_notes or []]
+    return "\n".join(f"{name:<8}{text}" for name, text in (*lines.items(), *noted))
+
+
+def describe_lengths(training: Any) -> dict[str, str]:
+    """The lengths that follow the data, if the task has them."""
+    if not training.fitted_keys:
+        return {}
+    shortest, longest = training.generation_min_length, training.generation_max_length
+    return {
+        "lengths": f"training captions of up to {training.max_caption_length} tokens, generated ones of {shortest} to "
+        f"{longest}"
+    }

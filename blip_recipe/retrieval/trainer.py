@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from blip_recipe.card.facts import TaskWords
-from blip_recipe.data.captions import normalize_caption
+from blip_recipe.data.captions import MAX_WORDS, normalize_caption
 from blip_recipe.errors import RecipeError
 from blip_recipe.models.adapters import quantization_of
 from blip_recipe.retrieval.collator import PairCollator
@@ -23,13 +23,21 @@ from blip_recipe.retrieval.momentum import MomentumState, saved_temperature
 from blip_recipe.retrieval.scoring import match_row, tokenize_texts
 from blip_recipe.retrieval.training_arguments import RetrievalTrainingArguments
 from blip_recipe.training.stop_signals import shield_workers
+from blip_recipe.training.texts import (
+    TokenizedTexts,
+    describe_cut_tokens,
+    describe_found,
+    describe_words,
+    scored_texts,
+    texts_of,
+)
 from blip_recipe.training.trainer import BlipTrainer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import nn
-    from transformers import EvalPrediction
+    from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 LISTED_TEXTS = 10
 """Number of texts in each prediction."""
@@ -103,6 +111,22 @@ class RetrievalTrainer(BlipTrainer):
     def build_dataset(self, dataset: Any, args: Any, *, training: bool, name: str) -> Any:
         """Convert a data set to a `CaptionDataset`."""
         return build_dataset(dataset, args, self.processor, training=training, name=name)
+
+    @classmethod
+    def look_at_texts(
+        cls, args: Any, tokenizer: PreTrainedTokenizerBase, train: Any, scored: Any, positions: int
+    ) -> list[str]:
+        """Look at the captions of all splits, which are cut alike in training and evaluation."""
+        texts = chain(texts_of(train, "captions"), scored_texts(scored, "captions"))
+        whole = [normalize_caption(text, max_words=None) if args.normalize_captions else text for text in texts]
+        cut = [text for text in whole if args.normalize_captions and len(text.split()) > MAX_WORDS]
+        used = TokenizedTexts.read(map(normalize_caption, whole) if cut else whole, tokenizer)
+        fault, advice = f"are cut to their first {MAX_WORDS} words", "with normalize_captions false, they are not"
+        return [
+            *describe_found(cut, len(whole), "caption", fault, advice),
+            *describe_cut_tokens(used, args.max_caption_length, positions, "caption"),
+            *describe_words(tokenizer, "caption", used),
+        ]
 
     def build_collator(self, args: Any) -> PairCollator:
         """The collator of image-text pairs."""

@@ -25,12 +25,15 @@ class BlipArguments:
     Attributes:
         known_metrics: The metrics of the task.
         score_names: The score names of each metric that does not use its own name.
+        fitted_keys: Keys that follow the data where they are not given.
+        text_notes: What a look at the tokenised texts found, a sentence each; None before the look.
     """
 
     _argument_group_name = "training"
 
     known_metrics: ClassVar[tuple[str, ...]] = ()
     score_names: ClassVar[dict[str, tuple[str, ...]]] = {}
+    fitted_keys: ClassVar[tuple[str, ...]] = ()
 
     metrics: list[str] = field(default_factory=list, metadata={"help": "Metrics to compute."})
     eval_metrics: list[str] | None = field(
@@ -38,7 +41,7 @@ class BlipArguments:
         metadata={"help": "Metrics during training; default: `metrics` without SPICE, which is slow."},
     )
     normalize_captions: bool = field(
-        default=True, metadata={"help": "Clean training texts as the original does (case, punctuation, 30 words)."}
+        default=True, metadata={"help": "Clean training texts as the original does (case, punctuation, length)."}
     )
     max_caption_length: int = field(default=40, metadata={"help": "Maximum text length in tokens, prompt included."})
     augmentation: Literal["blip", "none"] = field(
@@ -56,7 +59,8 @@ class BlipArguments:
     )
 
     def __post_init__(self) -> None:
-        if self.max_caption_length < 3:
+        self.text_notes: list[str] | None = None
+        if self.max_caption_length is not None and self.max_caption_length < 3:
             raise RecipeError(f"max_caption_length is {self.max_caption_length}: expected at least 3 tokens.")
         if self.image_cache is not None and self.image_cache.lower() == "false":
             self.image_cache = None
@@ -75,6 +79,10 @@ class BlipArguments:
         """The metrics of evaluations during training."""
         return [name for name in self.metrics if name != "spice"] if self.eval_metrics is None else self.eval_metrics
 
+    def score_settings(self) -> dict[str, str]:
+        """The settings to record beside scores, which cannot be compared with those of other settings."""
+        return {}
+
     def scores(self, metrics: Sequence[str] | None = None) -> list[str]:
         """The score names of `metrics` (default: all metrics of these arguments)."""
         asked = self.metrics if metrics is None else metrics
@@ -92,7 +100,8 @@ class GenerationArguments(BlipArguments):
     def __post_init__(self) -> None:
         if self.generation_num_beams < 1:
             raise RecipeError(f"generation_num_beams is {self.generation_num_beams}: expected at least 1.")
-        if not 0 <= self.generation_min_length <= self.generation_max_length:
+        shortest, longest = self.generation_min_length, self.generation_max_length
+        if (shortest or 0) < 0 or (None not in (shortest, longest) and shortest > longest):
             raise RecipeError(
                 f"generation_min_length is {self.generation_min_length} and generation_max_length "
                 f"{self.generation_max_length}: expected a minimum of at least 0 and at most the maximum."

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import IterableDataset
 
+from blip_recipe.data.captions import MAX_WORDS
 from blip_recipe.data.convert import caption_rows, shard_stream
 from blip_recipe.data.dataset import CaptionDataset
 from blip_recipe.data.resized_cache import cache_folder, cache_resized_pictures
@@ -47,6 +48,7 @@ def caption_dataset(
         image_size=size,
         captions_per_image=captions_per_image if training else None,
         normalize_captions=args.normalize_captions,
+        max_words=getattr(args, "max_words", MAX_WORDS),
         augmentation=args.augmentation if training else "none",
         seed=args.seed,
         resized=resized_pictures(rows, size, args) if training else None,
@@ -74,6 +76,7 @@ def training_stream(
         image_size=processor.image_processor.size["height"],
         captions_per_image=captions_per_image,
         normalize_captions=args.normalize_captions,
+        max_words=getattr(args, "max_words", MAX_WORDS),
         augmentation=args.augmentation,
         seed=args.seed,
         shuffle_buffer_size=shuffle_buffer_size,

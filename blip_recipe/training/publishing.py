@@ -377,9 +377,15 @@ def gather_facts(
         language=find_language(sources.columns, sources.dataset.card, predictions),
         splits=splits,
         skipped_rows=sources.skipped_rows,
-        notes=sources.notes,
+        notes=[*sources.notes, *(args.text_notes or [])],
         decoding=trainer.decoding(args),
-        results=result_facts(results, splits, predictions, tokenized_with_java=tokenized_with_java),
+        results=result_facts(
+            results,
+            splits,
+            predictions,
+            tokenized_with_java=tokenized_with_java,
+            in_characters="score_tokenizer" in args.score_settings(),
+        ),
         training=TrainingFacts(
             parameters=callback.parameters,
             trained_parameters=callback.trained_parameters,

@@ -39,6 +39,7 @@ from blip_recipe.training.sharding import (
     unsharded_weights,
 )
 from blip_recipe.training.streams import plan_steps
+from blip_recipe.training.texts import MAX_POSITIONS, report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import (
         BlipProcessor,
+        PreTrainedTokenizerBase,
         TrainerCallback,
         TrainerControl,
         TrainerState,
@@ -120,7 +122,6 @@ class BlipTrainer(PublishingTrainer):
         self.processor = self._find_processor(model, model_init, processing_class)
         if model is not None:
             model = self.prepare_model(model, args)
-            check_compatibility(args, model, self.processor)
         self.epoch_sampler: Any = None
         # `compute_loss` divides by the items of all accumulated batches.
         self.loss_is_scaled_for_ga = True
@@ -132,6 +133,11 @@ class BlipTrainer(PublishingTrainer):
             args._n_gpu = 1
         self.original_train_dataset = train_dataset
         train_dataset = self._prepare_dataset(train_dataset, args, "train_dataset", training=True)
+        eval_dataset = self._prepare_dataset(eval_dataset, args, "eval_dataset")
+        if args.text_notes is None:
+            self._look(args, model, train_dataset, eval_dataset)
+        if model is not None:
+            self._use_arguments(model, args)
         if isinstance(train_dataset, CaptionStream):
             plan_steps(args, train_dataset.split.images)
         patience = [] if args.early_stopping_patience is None else [EarlyStopping(args.early_stopping_patience)]
@@ -140,7 +146,7 @@ class BlipTrainer(PublishingTrainer):
             args=args,
             data_collator=data_collator or self.build_collator(args),
             train_dataset=train_dataset,
-            eval_dataset=self._prepare_dataset(eval_dataset, args, "eval_dataset"),
+            eval_dataset=eval_dataset,
             processing_class=self.processor,
             model_init=None if model_init is None else lambda trial=None: self._init_model(model_init, trial),
             compute_metrics=self.score_predictions,
@@ -200,6 +206,24 @@ class BlipTrainer(PublishingTrainer):
         """
         return None
 
+    @classmethod
+    def look_at_texts(
+        cls, args: Any, tokenizer: PreTrainedTokenizerBase, train: Any, scored: Any, positions: int
+    ) -> list[str]:
+        """Look at the tokenised texts, and set the lengths of `args` that follow the data and are not given.
+
+        Args:
+            args: The training arguments.
+            tokenizer: The model's tokenizer.
+            train: Rows, data set or stream to train on, or None.
+            scored: Rows or data set to score, a dictionary of these, or None.
+            positions: The maximum length of the model in tokens.
+
+        Returns:
+            A sentence for each thing that does not fit.
+        """
+        return []
+
     def score_on_this_process(self, prediction: EvalPrediction) -> dict[str, float]:
         """Loss and scores from the outputs of `prediction_step` for `scored_dataset`; fills `predictions`."""
         raise NotImplementedError
@@ -238,12 +262,25 @@ class BlipTrainer(PublishingTrainer):
         if self.peft_config is not None:
             check_is_lora(self.peft_config, "peft_config")
             model = add_lora(model, self.peft_config)
+        return model
+
+    def _look(self, args: Any, model: Any, train: Any, scored: Any) -> None:
+        """Look at the texts, set the lengths that are not given, and warn of what does not fit."""
+        positions = MAX_POSITIONS if model is None else model.config.text_config.max_position_embeddings
+        report(self.look_at_texts(args, self.processor.tokenizer, train, scored, positions), args)
+
+    def _use_arguments(self, model: Any, args: Any) -> None:
+        """Check the arguments against the model, and set its decoding.
+
+        Raises:
+            RecipeError: A length does not fit, or the processor belongs to another model.
+        """
+        check_compatibility(args, model, self.processor)
         if model.can_generate() and (decoding := self.decoding(args)):
             # Pipelines of this model, in memory or saved, then generate as its evaluation does.
             base = model.get_base_model() if is_adapted(model) else model
             base.decoding_settings = decoding
             base.generation_config.update(**decoding.generate_kwargs(), _from_model_config=False)
-        return model
 
     def _convert(self, model: Any) -> Any:
         stock = self.model_class.stock_class
@@ -259,7 +296,7 @@ class BlipTrainer(PublishingTrainer):
     def _init_model(self, model_init: Callable[..., Any], trial: Any) -> Any:
         """Build a model with the user's `model_init`, which may take the trial of a hyperparameter search."""
         model = self.prepare_model(model_init(trial) if takes_trial(model_init) else model_init(), self.args)
-        check_compatibility(self.args, model, self.processor)
+        self._use_arguments(model, self.args)
         return model
 
     def _find_processor(self, model: Any, model_init: Any, processor: BlipProcessor | None) -> BlipProcessor:
@@ -487,6 +524,10 @@ class BlipTrainer(PublishingTrainer):
         return {name: sum(scores[part] for part in name.split("+"))} if "+" in name and self.is_in_train else {}
 
     # Saving
+
+    def save_metrics(self, split: str, metrics: dict[str, Any], combined: bool = True) -> None:
+        """Like Trainer's, with the settings that scores depend on."""
+        super().save_metrics(split, metrics | ({} if split == "train" else self.args.score_settings()), combined)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Like Trainer's, in a form that plain transformers loads and without the pickle of the arguments."""

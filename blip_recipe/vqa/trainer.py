@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,9 +12,10 @@ from torch.utils.data import Sampler
 from blip_recipe.card.facts import TaskWords
 from blip_recipe.models.decoding import DecodingSettings
 from blip_recipe.models.text import decode_texts
+from blip_recipe.training.texts import TokenizedTexts, describe_cut_tokens, describe_words, scored_texts, texts_of
 from blip_recipe.training.trainer import BlipTrainer
 from blip_recipe.vqa.collator import AnswerCollator
-from blip_recipe.vqa.data import build_dataset
+from blip_recipe.vqa.data import build_dataset, normalize_question
 from blip_recipe.vqa.metrics import is_exact_match, vqa_accuracy
 from blip_recipe.vqa.modeling import BlipForAnswering, answer_row
 from blip_recipe.vqa.tokens import use_question_token
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Mapping, Sequence
 
     from torch import nn
-    from transformers import EvalPrediction
+    from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 SCORES = {"vqa_accuracy": vqa_accuracy, "exact_match": is_exact_match}
 """The metrics by name; each compares an answer with the annotators' answers."""
@@ -120,6 +122,19 @@ class VqaTrainer(BlipTrainer):
     def build_dataset(self, dataset: Any, args: Any, *, training: bool, name: str) -> Any:
         """Convert a data set to a `QuestionDataset`."""
         return build_dataset(dataset, args, self.processor, training=training, name=name)
+
+    @classmethod
+    def look_at_texts(
+        cls, args: Any, tokenizer: PreTrainedTokenizerBase, train: Any, scored: Any, positions: int
+    ) -> list[str]:
+        """Look at the words of questions and answers, and at the lengths of training answers."""
+        asked = chain(texts_of(train, "question"), scored_texts(scored, "question"))
+        questions = TokenizedTexts.read(map(normalize_question, asked) if args.normalize_captions else asked, tokenizer)
+        answers = TokenizedTexts.read(texts_of(train, "answers"), tokenizer)
+        return [
+            *describe_cut_tokens(answers, args.max_caption_length, positions, "training answer"),
+            *describe_words(tokenizer, "question and answer", questions, answers),
+        ]
 
     def build_collator(self, args: Any) -> AnswerCollator:
         """The collator of questions and answers."""

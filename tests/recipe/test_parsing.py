@@ -99,7 +99,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "not an integer": ({"lora_r": 1.5}, "lora_r"),
     "no such choice": ({"augmentation": "heavy"}, "augmentation"),
     "no such metric": ({"metrics": ["bleu", "blue"]}, "blue"),
-    "minimum over maximum": ({"generation_min_length": 30}, "generation_min_length"),
+    "minimum over maximum": ({"generation_min_length": 30, "generation_max_length": 20}, "generation_min_length"),
     "no beams": ({"generation_num_beams": 0}, "generation_num_beams"),
     "token in a recipe": ({"hub_token": "hf_x"}, "HF_TOKEN"),
     "both precisions": ({"load_in_8bit": True, "load_in_4bit": True, "model_name_or_path": "x"}, "choose one"),

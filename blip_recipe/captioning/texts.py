@@ -1,0 +1,117 @@
+"""Look at the tokenised captions before training, and fit the lengths to them that are not given."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from blip_recipe.captioning.data import join_prompt
+from blip_recipe.data.captions import normalize_caption
+from blip_recipe.models.decoding import DecodingSettings
+from blip_recipe.training.texts import TokenizedTexts, describe_cut_tokens, describe_found, describe_words
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from transformers import PreTrainedTokenizerBase
+
+
+MAX_LENGTH = 40
+"""Maximum length of a training caption in tokens (`BLIP_Decoder.forward` in `models/blip.py` of the original)."""
+
+
+def look_at_captions(
+    args: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    captions: Iterable[str],
+    references: Iterable[str],
+    positions: int,
+) -> list[str]:
+    """Look at the tokenised captions, and set the lengths of `args` that are None.
+
+    Args:
+        args: The `CaptionTrainingArguments`.
+        tokenizer: The model's tokenizer.
+        captions: The training captions; none if nothing is trained.
+        references: The references of the scored splits. They are cleaned like training captions, but not cut.
+        positions: The maximum length of the model in tokens.
+
+    Returns:
+        A sentence for each thing that does not fit.
+    """
+
+    def clean(text: str) -> str:
+        return normalize_caption(text, max_words=None) if args.normalize_captions else text
+
+    def join(text: str) -> str:
+        return join_prompt(args.prompt, text)
+
+    whole = list(map(clean, captions))
+    limit = args.max_words if args.normalize_captions else None
+    cut = [caption for caption in whole if limit and len(caption.split()) > limit]
+    train = TokenizedTexts.read(
+        (" ".join(caption.split()[:limit]) for caption in whole) if cut else whole, tokenizer, join
+    )
+    scored = TokenizedTexts.read(map(clean, references), tokenizer, join)
+    fit_lengths(args, train.lengths, positions)
+    return [
+        *_describe_cut_words(cut, len(whole), limit),
+        *describe_cut_tokens(train, args.max_caption_length, positions, "training caption"),
+        *_describe_outside(args, scored, "reference"),
+        *([] if scored.texts else _describe_outside(args, train, "training caption")),
+        *describe_words(tokenizer, "caption", train, scored),
+    ]
+
+
+def fit_lengths(args: Any, lengths: list[int], positions: int) -> None:
+    """Set the lengths of `args` that are None.
+
+    Generated captions are as long as the shortest to the longest training caption; without training captions, they
+    have BLIP's lengths on COCO. `max_caption_length` is the original's 40, or the length of the longest training
+    caption if it is longer.
+
+    Args:
+        args: The training arguments.
+        lengths: The lengths of the training captions in tokens, with prompt, first token and `[SEP]`.
+        positions: The maximum length of the model in tokens.
+    """
+    usual = DecodingSettings()
+    # The maximum counts all tokens, the minimum those before `[SEP]`.
+    shortest, longest = (min(lengths) - 1, max(lengths)) if lengths else (usual.min_length, usual.max_length)
+    if args.generation_max_length is None:
+        args.generation_max_length = min(positions, max(longest, args.generation_min_length or 0))
+    if args.generation_min_length is None:
+        args.generation_min_length = min(shortest, args.generation_max_length)
+    if args.max_caption_length is None:
+        args.max_caption_length = min(positions, max([MAX_LENGTH, *lengths]))
+
+
+def _describe_cut_words(cut: list[str], total: int, limit: int | None) -> list[str]:
+    longest = max((len(caption.split()) for caption in cut), default=0)
+    fault = f"are cut to their first {limit} words (max_words)"
+    return describe_found(cut, total, "training caption", fault, f"max_words {longest} would keep all of them")
+
+
+def _describe_outside(args: Any, texts: TokenizedTexts, noun: str) -> list[str]:
+    """Sentences on the texts that are too short or too long for a generated caption."""
+    if not texts.texts:
+        return []
+    ordered = sorted(texts.lengths)
+    longest, most = ordered[-1], ordered[int(0.99 * (len(ordered) - 1))]
+    advice = f"generation_max_length {longest} fits the longest"
+    # A caption may end at the maximum without `[SEP]`.
+    return [
+        *describe_found(
+            texts.find(lambda length: length - 1 < args.generation_min_length),
+            len(ordered),
+            noun,
+            f"are shorter than generation_min_length {args.generation_min_length}",
+            f"generation_min_length {ordered[0] - 1} fits the shortest",
+        ),
+        *describe_found(
+            texts.find(lambda length: length - 1 > args.generation_max_length),
+            len(ordered),
+            noun,
+            f"are longer than generation_max_length {args.generation_max_length}",
+            advice if most == longest else f"{advice}, {most} fits 99% of them",
+        ),
+    ]

@@ -1,0 +1,133 @@
+"""Look at the tokenised texts of a run before training: texts that are cut, and words that the tokenizer changes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any
+
+from datasets import Dataset
+
+from blip_recipe.data.dataset import PictureDataset
+from blip_recipe.data.streaming import CaptionStream
+from blip_recipe.models.vocabulary import count_words, find_changed_words
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+MAX_TEXTS = 100_000
+"""The number of texts that are looked at: the first ones of the training split, and as many of all scored splits."""
+
+MAX_ITEMS = 1000
+"""The number of rows that are looked at in a torch data set, where reading a text reads its picture too."""
+
+MAX_POSITIONS = 512
+"""Maximum length of BLIP in tokens (`configs/med_config.json` of the original)."""
+
+SHOWN = 60
+"""Maximum length of an example in characters."""
+
+
+@dataclass(frozen=True)
+class TokenizedTexts:
+    """Some texts with their lengths.
+
+    Attributes:
+        texts: The texts.
+        lengths: Their lengths in tokens, with the first token and `[SEP]`.
+        unknown: The number of tokens that are `[UNK]`.
+    """
+
+    texts: list[str]
+    lengths: list[int]
+    unknown: int
+
+    @classmethod
+    def read(
+        cls, texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, join: Callable[[str], str] = str
+    ) -> TokenizedTexts:
+        """Tokenise `texts`; `join` adds a prompt."""
+        found = list(texts)
+        ids = tokenizer(list(map(join, found)), return_attention_mask=False, verbose=False).input_ids if found else []
+        return cls(found, list(map(len, ids)), sum(each.count(tokenizer.unk_token_id) for each in ids))
+
+    def find(self, is_wrong: Callable[[int], bool]) -> list[str]:
+        """The texts whose length is wrong."""
+        return [text for text, length in zip(self.texts, self.lengths, strict=True) if is_wrong(length)]
+
+
+def texts_of(dataset: Any, *columns: str) -> Iterator[str]:
+    """The texts to look at in some columns of a trainer's rows, data set or stream; none of None."""
+    if dataset is None:
+        return iter(())
+    rows = dataset.rows if isinstance(dataset, PictureDataset) else dataset
+    rows = rows.split.sample() if isinstance(rows, CaptionStream) else rows
+    limit = MAX_TEXTS if isinstance(rows, Dataset) else MAX_ITEMS
+    table = rows.select_columns(list(columns))[range(min(limit, len(rows)))]
+    cells = chain.from_iterable(table[column] for column in columns)
+    return islice(chain.from_iterable([cell] if isinstance(cell, str) else cell for cell in cells), MAX_TEXTS)
+
+
+def scored_texts(scored: Any, *columns: str) -> Iterator[str]:
+    """The texts to look at in one or several scored data sets."""
+    several = scored.values() if isinstance(scored, Mapping) else [scored]
+    return islice(chain.from_iterable(texts_of(each, *columns) for each in several), MAX_TEXTS)
+
+
+def describe_found(found: Sequence[str], total: int, noun: str, fault: str, advice: str) -> list[str]:
+    """A sentence on the texts that have a fault, with number, share and an example; none if there are none."""
+    if not found:
+        return []
+    number = f"{len(found):,} of {total:,} {noun}s ({format_share(len(found), total)})"
+    return [f"{number} {fault}, such as {shorten(found[0])}: {advice}."]
+
+
+def describe_cut_tokens(texts: TokenizedTexts, limit: int, positions: int, noun: str) -> list[str]:
+    """A sentence on the texts that `max_caption_length` cuts; none if there are none."""
+    longest = max(texts.lengths, default=0)
+    advice = f"max_caption_length {longest} would keep all of them"
+    if longest > positions:
+        advice = f"the longest has {longest:,} tokens, and the model reads at most {positions}"
+    fault = f"are cut to {limit} tokens (max_caption_length)"
+    return describe_found(texts.find(lambda length: length > limit), len(texts.texts), noun, fault, advice)
+
+
+def describe_words(tokenizer: PreTrainedTokenizerBase, noun: str, *tokenized: TokenizedTexts) -> list[str]:
+    """A sentence on the words that the tokenizer changes; none if there are none."""
+    words = count_words(chain.from_iterable(each.texts for each in tokenized))
+    changed = find_changed_words(words, tokenizer)
+    if not changed:
+        return []
+    most = sorted(changed, key=words.__getitem__, reverse=True)[:3]
+    examples = ", ".join(f"{shorten(word)} to {shorten(changed[word])}" for word in most)
+    number, total = sum(words[word] for word in changed), words.total()
+    unknown, tokens = sum(each.unknown for each in tokenized), sum(sum(each.lengths) for each in tokenized)
+    return [
+        f"The tokenizer changes {number:,} of {total:,} words of the {noun}s ({format_share(number, total)}), such as "
+        f"{examples}; {format_share(unknown, tokens)} of all tokens are {tokenizer.unk_token}: set add_tokens to true, "
+        "which adds what is missing, or tokenizer_name to another tokenizer."
+    ]
+
+
+def report(notes: Sequence[str], args: Any) -> None:
+    """Keep the notes of a look in `args.text_notes` for the card, and warn of them on the first process."""
+    args.text_notes = list(notes)
+    for note in notes if args.process_index == 0 else ():
+        logger.warning("%s", note)
+
+
+def format_share(part: int, total: int) -> str:
+    """A share in percent, such as `2.5%` or `under 0.01%`."""
+    share = 100 * part / max(1, total)
+    if 0 < share < 0.01:
+        return "under 0.01%"
+    return f"{share:.2g}%" if share < 99.5 else f"{share:.0f}%"
+
+
+def shorten(text: str) -> str:
+    """A text as a literal of at most `SHOWN` characters."""
+    return repr(text if len(text) <= SHOWN else f"{text[: SHOWN - 1]}…")
