@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from commands import run_checked, run_module
@@ -20,7 +21,11 @@ from blip_recipe.errors import RecipeError
 from blip_recipe.models.processors import load_processor, save_processor
 from blip_recipe.models.vocabulary import add_tokens, missing_tokens, use_tokenizer
 from blip_recipe.retrieval.tiny import build_tiny_retriever
+from blip_recipe.retrieval.trainer import RetrievalTrainer
+from blip_recipe.retrieval.training_arguments import RetrievalTrainingArguments
 from blip_recipe.vqa.tiny import build_tiny_answerer
+from blip_recipe.vqa.trainer import VqaTrainer
+from blip_recipe.vqa.training_arguments import VqaTrainingArguments
 
 WORDS: dict[str, dict[str, str]] = {
     "Chinese": {
@@ -263,3 +268,20 @@ def test_a_recipe_names_another_tokenizer(english: Path, tmp_path: Path) -> None
     assert "The tokenizer changes" not in plan
     lengths = [len(describe(scene.things[0], "Vietnamese").split()) for scene in scenes()]
     assert f"generated ones of {min(lengths) + 1} to {max(lengths) + 2}" in plan
+
+
+def test_questions_and_answers_and_captions_to_match_are_looked_at_too() -> None:
+    long = " ".join(["dog"] * 40)
+    _, processor = build_tiny_answerer(["what is it?", "a red dog"])
+    rows = datasets.Dataset.from_dict({"question": ["是什么?"], "answers": [["a dog", "café", long]]})
+    notes = VqaTrainer.look_at_texts(VqaTrainingArguments("outputs"), processor.tokenizer, rows, None, 512)
+    assert notes[0].startswith("1 of 3 training answers (33%) are cut to 40 tokens (max_caption_length), such as 'dog")
+    assert notes[1].startswith("The tokenizer changes 4 of 47 words of the questions and answers (8.5%), such as '是'")
+    captions = datasets.Dataset.from_dict({"captions": [["a dog", "café", long]]})
+    arguments = RetrievalTrainingArguments("outputs", max_caption_length=30)
+    notes = RetrievalTrainer.look_at_texts(arguments, processor.tokenizer, captions, {"test": captions}, 512)
+    assert [note.split(", such as")[0] for note in notes] == [
+        "2 of 6 captions (33%) are cut to their first 30 words",
+        "2 of 6 captions (33%) are cut to 30 tokens (max_caption_length)",
+        "The tokenizer changes 2 of 66 words of the captions (3%)",
+    ]

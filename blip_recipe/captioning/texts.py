@@ -58,7 +58,7 @@ def look_at_captions(
         *describe_cut_tokens(train, args.max_caption_length, positions, "training caption"),
         *_describe_outside(args, scored, "reference"),
         *([] if scored.texts else _describe_outside(args, train, "training caption")),
-        *describe_words(tokenizer, "caption", train, scored),
+        *describe_words(tokenizer, "captions", train, scored),
     ]
 
 

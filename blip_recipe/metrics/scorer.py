@@ -176,8 +176,8 @@ class CaptionScorer:
             example = next(text for text in references if has_unspaced(text))
             logger.warning(
                 "%s of the references are in a script without spaces between words, such as %s, so that a whole phrase "
-                "counts as one word and scores are near 0. Set score_tokenizer to 'char' to score characters (in Python: "
-                "tokenizer='char').",
+                "counts as one word and scores are near 0. Set score_tokenizer to 'char' to score characters (in "
+                "Python: tokenizer='char').",
                 f"{share:.0%}",
                 f"{example!r:.60}",
             )

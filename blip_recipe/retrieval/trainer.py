@@ -125,7 +125,7 @@ class RetrievalTrainer(BlipTrainer):
         return [
             *describe_found(cut, len(whole), "caption", fault, advice),
             *describe_cut_tokens(used, args.max_caption_length, positions, "caption"),
-            *describe_words(tokenizer, "caption", used),
+            *describe_words(tokenizer, "captions", used),
         ]
 
     def build_collator(self, args: Any) -> PairCollator:

@@ -96,7 +96,7 @@ def describe_cut_tokens(texts: TokenizedTexts, limit: int, positions: int, noun:
     return describe_found(texts.find(lambda length: length > limit), len(texts.texts), noun, fault, advice)
 
 
-def describe_words(tokenizer: PreTrainedTokenizerBase, noun: str, *tokenized: TokenizedTexts) -> list[str]:
+def describe_words(tokenizer: PreTrainedTokenizerBase, nouns: str, *tokenized: TokenizedTexts) -> list[str]:
     """A sentence on the words that the tokenizer changes; none if there are none."""
     words = count_words(chain.from_iterable(each.texts for each in tokenized))
     changed = find_changed_words(words, tokenizer)
@@ -107,7 +107,7 @@ def describe_words(tokenizer: PreTrainedTokenizerBase, noun: str, *tokenized: To
     number, total = sum(words[word] for word in changed), words.total()
     unknown, tokens = sum(each.unknown for each in tokenized), sum(sum(each.lengths) for each in tokenized)
     return [
-        f"The tokenizer changes {number:,} of {total:,} words of the {noun}s ({format_share(number, total)}), such as "
+        f"The tokenizer changes {number:,} of {total:,} words of the {nouns} ({format_share(number, total)}), such as "
         f"{examples}; {format_share(unknown, tokens)} of all tokens are {tokenizer.unk_token}: set add_tokens to true, "
         "which adds what is missing, or tokenizer_name to another tokenizer."
     ]

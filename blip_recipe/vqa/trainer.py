@@ -133,7 +133,7 @@ class VqaTrainer(BlipTrainer):
         answers = TokenizedTexts.read(texts_of(train, "answers"), tokenizer)
         return [
             *describe_cut_tokens(answers, args.max_caption_length, positions, "training answer"),
-            *describe_words(tokenizer, "question and answer", questions, answers),
+            *describe_words(tokenizer, "questions and answers", questions, answers),
         ]
 
     def build_collator(self, args: Any) -> AnswerCollator:
