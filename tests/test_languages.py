@@ -285,3 +285,23 @@ def test_questions_and_answers_and_captions_to_match_are_looked_at_too() -> None
         "2 of 6 captions (33%) are cut to 30 tokens (max_caption_length)",
         "The tokenizer changes 2 of 66 words of the captions (3%)",
     ]
+
+
+@pytest.mark.parametrize(
+    "text",
+    {
+        "Arabic": "هناك دائرة حمراء",
+        "Hindi": "चित्र में एक लाल वृत्त है",
+        "Japanese": "左上に小さな赤い丸がある",
+        "Korean": "빨간 원이 있다",
+        "Russian": "ещё один красный круг",
+        "Thai": "มีวงกลมสีแดงอยู่ที่มุมซ้าย",
+        "Vietnamese in parts": "một vòng tròn đỏ".replace("ỏ", "o\u0309"),
+    }.values(),
+)
+def test_what_is_added_gives_a_text_back_letter_for_letter(published: tuple[Any, BlipProcessor], text: str) -> None:
+    model, processor = published
+    tokenizer = processor.tokenizer
+    assert tokenizer.decode(tokenizer(text).input_ids[1:-1]) != text
+    add_tokens(model, tokenizer, missing_tokens([text], tokenizer))
+    assert tokenizer.decode(tokenizer(text).input_ids[1:-1]) == text
