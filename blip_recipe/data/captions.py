@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,7 @@ def flatten_texts(cell: Any, keys: Sequence[str], *, numbers: bool = False) -> l
     Args:
         cell: The cell of a table. None has no texts.
         keys: Fields of structs to read, the preferred one first.
-        numbers: Whether to read numbers as texts.
+        numbers: Whether to read numbers as texts; NaN is none.
 
     Raises:
         TypeError: The cell holds another type.
@@ -71,7 +72,10 @@ def flatten_texts(cell: Any, keys: Sequence[str], *, numbers: bool = False) -> l
         return []
     if isinstance(cell, str):
         return [cell]
-    if numbers and isinstance(cell, (int, float)) and not isinstance(cell, bool):
+    if numbers and isinstance(cell, float):
+        # Tables hold whole numbers as floats where cells are missing.
+        return [] if math.isnan(cell) else [str(int(cell) if cell.is_integer() else cell)]
+    if numbers and isinstance(cell, int) and not isinstance(cell, bool):
         return [str(cell)]
     if isinstance(cell, dict):
         found = [key for key in keys if key in cell]

@@ -34,7 +34,7 @@ from blip_recipe.data.rows import (
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from blip_recipe.data.arguments import CaptionDataArguments, DataArguments
 
@@ -134,13 +134,7 @@ def select_split(table: Table, split: str, arguments: DataArguments) -> Table:
     known = {canonical_split(name): name for name in dict.fromkeys(names)}
     # A file is often one of several, such as `captions_val2014.json`: it may be called by any usual name.
     others = SPLITS if table.splits is None and Path(str(arguments.dataset_name)).expanduser().is_file() else {}
-    column = choose_image_column(table.rows.features, arguments.image_column or table.image_column, where)
-    id_column = arguments.image_id_column or table.id_column
-    images = (
-        number_pictures(images_of(table.rows, column, None, where))
-        if id_column is None
-        else ids_of(table.rows, id_column, where)
-    )
+    images = _image_keys(table, arguments, where)
     rows: dict[int, None] = {}
     for part in split.split("+"):
         name, bracket, bounds = part.strip().partition("[")
@@ -209,6 +203,16 @@ def _nearest(path: Path) -> str:
     neighbours = [each.name for each in path.parent.iterdir()]
     nearest = get_close_matches(path.name, neighbours, n=1)
     return f" Did you mean {path.parent / nearest[0]}?" if nearest else f" {path.parent} has no {path.name}."
+
+
+def _image_keys(table: Table, arguments: DataArguments, where: str) -> Sequence[Any]:
+    """What tells the image of each row: its id, or its picture."""
+    features = table.rows.features
+    id_column = arguments.image_id_column or table.id_column or ("image_id" if "image_id" in features else None)
+    if id_column is not None:
+        return ids_of(table.rows, id_column, where)
+    column = choose_image_column(features, arguments.image_column or table.image_column, where)
+    return number_pictures(images_of(table.rows, column, None, where))
 
 
 def explain_load_error(error: Exception, arguments: DataArguments, split: str) -> str:

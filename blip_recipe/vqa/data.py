@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, LargeList, List, Value
 
 from blip_recipe.data.arguments import SHAPES
 from blip_recipe.data.checks import MAX_CHARACTERS
-from blip_recipe.data.columns import SET_KEY, check_column, choose_image_column
+from blip_recipe.data.columns import IMAGE_NAMES, SET_KEY, check_column, choose_image_column
 from blip_recipe.data.convert import (
     ADVICE,
     TorchRows,
@@ -21,7 +22,7 @@ from blip_recipe.data.convert import (
     with_features,
 )
 from blip_recipe.data.dataset import PictureDataset
-from blip_recipe.data.rows import PathRoot, parse_split
+from blip_recipe.data.rows import PathRoot, images_from_paths, parse_split
 from blip_recipe.data.shapes import SHAPES_SPLITS, draw_scene, encode_picture
 from blip_recipe.data.tables import fetch_stream, ids_of, images_of, load_table, path_root
 from blip_recipe.errors import RecipeError
@@ -43,6 +44,13 @@ if TYPE_CHECKING:
 QUESTION_NAMES = ("question", "questions", "query")
 ANSWER_NAMES = ("answers", "answer", "multiple_choice_answer", "label", "labels")
 """Known names of question and answer columns, in order of preference."""
+
+IMAGE_TOKEN = "<image>"
+"""The place of the picture in LLaVA's questions. It is left out."""
+
+PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
+PROBED = 100
+"""How many of the files named by `image_id` are looked for, with each of these extensions."""
 
 EXPECTED_ANSWERS = "expected an answer, or a list of them, as text or as structs with 'answer'"
 
@@ -113,9 +121,8 @@ def _read_shapes(split: str, max_samples: int | None) -> QuestionColumns:
 def _read_columns(
     table: Dataset, arguments: VqaDataArguments, where: str, advice: str = SET_KEY, root: PathRoot | None = None
 ) -> QuestionColumns:
-    image_column = choose_image_column(table.features, arguments.image_column, where, advice)
-    question_column = _choose(table, QUESTION_NAMES, arguments.question_column, "question_column", where, advice)
-    answer_column = _choose(table, ANSWER_NAMES, arguments.answer_column, "answer_column", where, advice)
+    question_column = _choose(table, QUESTION_NAMES, arguments.question_column, "question_column", where, advice)[0]
+    answer_columns = _choose(table, ANSWER_NAMES, arguments.answer_column, "answer_column", where, advice)
     feature = table.features[question_column]
     if not (isinstance(feature, Value) and ("string" in feature.dtype or feature.dtype == "null")):
         raise RecipeError(
@@ -124,33 +131,68 @@ def _read_columns(
     image_ids = arguments.image_id_column or ("image_id" if "image_id" in table.features else None)
     question_ids = "question_id" if "question_id" in table.features else None
     return QuestionColumns(
-        images_of(table, image_column, root, where, str(arguments.dataset_name)),
-        table[question_column][:],
-        _answers_of(table, answer_column, where),
+        _images_of(table, arguments, where, advice, root),
+        [question and question.replace(IMAGE_TOKEN, "").strip() for question in table[question_column][:]],
+        _answers_of(table, answer_columns, where),
         None if image_ids is None else ids_of(table, image_ids, where),
         None if question_ids is None else ids_of(table, question_ids, where),
     )
 
 
-def _choose(table: Dataset, known: tuple[str, ...], asked: str | None, key: str, where: str, advice: str) -> str:
-    """The column named by the argument `key`, else the first of `known` that exists; `advice` goes into the error."""
+def _images_of(table: Dataset, arguments: VqaDataArguments, where: str, advice: str, root: PathRoot | None) -> Dataset:
+    """The column of pictures. A recipe's data may lack one: then `image_id` names the files, as in TextVQA.
+
+    Raises:
+        RecipeError: There is no such column, and no files of these names.
+    """
+    features, ids = table.features, table.features.get("image_id")
+    has_pictures = not set(IMAGE_NAMES).isdisjoint(features) or any(
+        isinstance(each, Image) for each in features.values()
+    )
+    has_names = isinstance(ids, Value) and "string" in ids.dtype
+    if arguments.image_column or has_pictures or not has_names or advice != SET_KEY:
+        column = choose_image_column(features, arguments.image_column, where, advice)
+        return images_of(table, column, root, where, str(arguments.dataset_name))
+    names = table["image_id"][:]
+    for extension in PICTURE_EXTENSIONS:
+        paths = (root or path_root(arguments)).resolve([name and f"{name}{extension}" for name in names], where)
+        if any(path and Path(path).is_file() for path in paths[:PROBED]):
+            return images_from_paths(paths)
+    raise RecipeError(
+        f"{where} has no column of pictures, and there are no files named by image_id, such as {names[0]}.jpg: set "
+        "image_root to their directory, or image_column."
+    )
+
+
+def _choose(table: Dataset, known: tuple[str, ...], asked: str | None, key: str, where: str, advice: str) -> list[str]:
+    """The column named by the argument `key`, else the first of `known` that exists, or its numbered columns.
+
+    Upper case is ignored. `advice` goes into the error.
+    """
     if asked is not None:
         check_column(table.features, asked, key, where)
-        return asked
-    found = [name for name in known if name in table.features]
-    if not found:
-        todo = advice.format(key=key, name=known[0], columns=", ".join(table.features))
-        raise RecipeError(f"{where} has none of the columns {', '.join(known)}: {todo}.")
-    return found[0]
+        return [asked]
+    for name in known:
+        numbered = re.compile(rf"{name}_?(\d+)", re.IGNORECASE)
+        numbers = {each: int(match[1]) for each in table.features if (match := numbered.fullmatch(each))}
+        found = [each for each in table.features if each.lower() == name][:1] or sorted(
+            numbers, key=numbers.__getitem__
+        )
+        if found:
+            return found
+    todo = advice.format(key=key, name=known[0], columns=", ".join(table.features))
+    raise RecipeError(f"{where} has none of the columns {', '.join(known)}: {todo}.")
 
 
-def _answers_of(table: Dataset, column: str, where: str) -> list[list[str]]:
-    answers, feature = [], table.features[column]
-    for row, cell in enumerate(table.select_columns([column]).to_dict()[column]):
+def _answers_of(table: Dataset, columns: list[str], where: str) -> list[list[str]]:
+    """The answers of each row. Several columns hold an annotator's answer each."""
+    answers: list[list[str]] = []
+    for row, cells in enumerate(table.select_columns(columns).to_list()):
         try:
-            answers.append(read_answers(_name_classes(cell, feature)))
+            read = [read_answers(_name_classes(cells[name], table.features[name])) for name in columns]
         except TypeError as error:
-            raise RecipeError(f"{where} row {row}: {column!r} holds {error}: {EXPECTED_ANSWERS}.") from error
+            raise RecipeError(f"{where} row {row}: {columns[0]!r} holds {error}: {EXPECTED_ANSWERS}.") from error
+        answers.append([answer for each in read for answer in each])
     return answers
 
 
@@ -192,9 +234,11 @@ def question_rows(dataset: Any, where: str) -> Rows:
     texts = zip(columns.questions, columns.answers, strict=True)
     raise_for_faults((validate_question({"question": asked, "answers": said}) for asked, said in texts), where)
     # Joining chosen rows would copy their pictures.
-    return (
-        table if is_question_rows(table) and table["answers"][:] == columns.answers else join_questions(columns, where)
-    )
+    return table if is_question_rows(table) and _same_texts(table, columns) else join_questions(columns, where)
+
+
+def _same_texts(table: Dataset, columns: QuestionColumns) -> bool:
+    return table["question"][:] == columns.questions and table["answers"][:] == columns.answers
 
 
 COLUMNS = ("image", "image_id", "question_id", "question", "answers")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets import concatenate_datasets
+from datasets import ReadInstruction, concatenate_datasets
 
 from blip_recipe.data.layouts.json_files import load_json
 from blip_recipe.data.rows import PathRoot, find_pictures, images_from_paths
@@ -13,6 +13,8 @@ from blip_recipe.errors import RecipeError
 from blip_recipe.vqa.rows import QuestionColumns, read_answers
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from datasets import Dataset
 
     from blip_recipe.vqa.arguments import VqaDataArguments
@@ -25,26 +27,32 @@ QUESTIONS, ANNOTATIONS = "_questions.json", "_annotations.json"
 
 
 def is_vqa_folder(arguments: VqaDataArguments) -> bool:
-    """Whether the data set is a directory with VQAv2's files, or a single file of questions."""
+    """Whether the data set is a directory with VQAv2's files, or a single one of its files of questions."""
     path = Path(str(arguments.dataset_name)).expanduser()
     return path.name.endswith(QUESTIONS) if path.is_file() else path.is_dir() and any(path.glob(f"*{QUESTIONS}"))
 
 
 def read_vqa_files(arguments: VqaDataArguments, split: str) -> QuestionColumns:
-    """Read the questions of a split, or of a sum of splits.
+    """Read the questions of a split, of a slice (`train[:80%]`), or of a sum of these.
+
+    A slice counts images, in the order in which the file names them, so all questions about an image stay together.
 
     `dataset_name` is a directory with the published files. A split is the file whose name contains it (`train` or
     `train2014` is `v2_OpenEnded_mscoco_train2014_questions.json`). `dataset_name` can also be a single file of
-    questions, which is then used for every split. Pictures are
+    questions, which is then used for every split, whole or in slices. Pictures are
     `image_root/train2014/COCO_train2014_000000000009.jpg` or directly in `image_root`, by default the directory of the
     files. A question can name another file in `image`.
 
     Raises:
-        RecipeError: There is no such split, a file has another format, or a picture is missing.
+        RecipeError: There is no such split, a slice is not valid, a file has another format, or a picture is missing.
     """
     path = Path(str(arguments.dataset_name)).expanduser()
-    files = [path] if path.is_file() else [_find(path, name.strip()) for name in split.split("+")]
-    parts = [_read_file(file, arguments) for file in files]
+    asked = [name.strip().partition("[") for name in split.split("+")]
+    places = [
+        (path if path.is_file() else _find(path, name.strip()), bracket + bounds) for name, bracket, bounds in asked
+    ]
+    # Several names of a single file are the same questions.
+    parts = [_read_file(file, arguments, part) for file, part in dict.fromkeys(places)]
     images: Any = [part.images for part in parts]
     return QuestionColumns(
         images=images[0] if len(images) == 1 else concatenate_datasets(images),
@@ -64,7 +72,7 @@ def _find(folder: Path, split: str) -> Path:
     return folder / fitting[0]
 
 
-def _read_file(file: Path, arguments: VqaDataArguments) -> QuestionColumns:
+def _read_file(file: Path, arguments: VqaDataArguments, part: str) -> QuestionColumns:
     content = load_json(file, EXPECTED)
     annotations_file = file.with_name(file.name.replace("OpenEnded_", "").replace(QUESTIONS, ANNOTATIONS))
     if annotations_file == file or not annotations_file.is_file():
@@ -79,6 +87,9 @@ def _read_file(file: Path, arguments: VqaDataArguments) -> QuestionColumns:
         questions = content["questions"]
         if not all(isinstance(question["question"], (str, type(None))) for question in questions):
             raise ValueError("a question is not a text")
+        if part:
+            images = choose_images(part, [question["image_id"] for question in questions])
+            questions = [question for question in questions if question["image_id"] in images]
         return QuestionColumns(
             images=_pictures(questions, str(content.get("data_subtype", "")), arguments, file),
             questions=[question["question"] for question in questions],
@@ -88,6 +99,23 @@ def _read_file(file: Path, arguments: VqaDataArguments) -> QuestionColumns:
         )
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise RecipeError(f"{file} is not as expected ({type(error).__name__}: {error}). {EXPECTED}") from error
+
+
+def choose_images(part: str, image_ids: Iterable[Any]) -> set[Any]:
+    """Choose the images of a slice such as `[:80%]` or `[100:]`. Images are counted in order of first appearance.
+
+    Raises:
+        RecipeError: The slice is not valid.
+    """
+    images = list(dict.fromkeys(image_ids))
+    try:
+        (bounds,) = ReadInstruction.from_spec(f"split{part}").to_absolute({"split": len(images)})
+    except (ValueError, AssertionError) as error:
+        raise RecipeError(
+            f"The slice {part} cannot be read ({error}): expected bounds in images or percent, such as [:80%], [80%:] "
+            "or [100:200]."
+        ) from error
+    return set(images[bounds.from_ : bounds.to])
 
 
 def _pictures(questions: list[dict[str, Any]], subset: str, arguments: VqaDataArguments, file: Path) -> Dataset:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+import json
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +19,13 @@ if TYPE_CHECKING:
 
 ANSWER_KEYS = ("answer", "raw_answer", "text")
 """Fields of the answer text in structs that also hold annotator or confidence."""
+
+_QUOTED = re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\"")
+_WITHOUT_COMMAS = re.compile(rf"\[\s*(?:{_QUOTED.pattern})(?:\s+(?:{_QUOTED.pattern}))+\s*\]")
+"""A list of texts as numpy prints it: `['yes' 'no']`."""
+
+_BEGIN = re.compile(r"\[\s*['\"{\[]|\{\s*['\"]")
+"""How a list of texts or structs begins, or a struct."""
 
 
 @dataclass
@@ -69,14 +79,40 @@ def join_questions(columns: QuestionColumns, where: str) -> Dataset:
 
 
 def read_answers(cell: Any) -> list[str]:
-    """Read the answers of one cell, stripped.
+    """Read the answers of one cell, stripped. "None", "N/A", "unanswerable" and numbers are answers.
 
     Args:
-        cell: A text or number, which is one answer; a struct with `answer`; a list of these, one per annotator; or
-            None. A single empty text is no answer; one of several counts as an annotator's answer.
+        cell: A text or number, which is one answer; a struct with `answer`; a list of these, one per annotator; the
+            text of such a list, as CSV files have it; or None. A single empty text is no answer; one of several counts
+            as an annotator's answer.
 
     Raises:
         TypeError: The cell is of another type.
     """
-    found = [answer.strip() for answer in flatten_texts(cell, ANSWER_KEYS, numbers=True)]
-    return found if len(found) > 1 else [answer for answer in found if answer]
+    found = flatten_texts(parse_list(cell) if isinstance(cell, str) else cell, ANSWER_KEYS, numbers=True)
+    answers = [answer.strip() for answer in found]
+    return answers if len(answers) > 1 else [answer for answer in answers if answer]
+
+
+def parse_list(text: str) -> Any:
+    """Read a list or struct that was written as text, in the form of Python, JSON or numpy; return other texts as is.
+
+    Raises:
+        TypeError: The text begins like a list of texts or structs, but cannot be read.
+    """
+    stripped = text.strip()
+    if stripped[:1] + stripped[-1:] not in ("[]", "{}"):
+        return text
+    if _WITHOUT_COMMAS.fullmatch(stripped):
+        # Python would join texts without commas between them.
+        return [ast.literal_eval(each) for each in _QUOTED.findall(stripped)]
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            found = parse(stripped)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(found, (list, dict)):
+            return found
+    if _BEGIN.match(stripped):
+        raise TypeError(f"a list that cannot be read ({text!r:.50})")
+    return text

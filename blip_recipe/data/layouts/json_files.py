@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from blip_recipe.data.layouts.table import Record, Table, table_of, warn_left_out
 from blip_recipe.data.layouts.text_files import read_text
-from blip_recipe.data.listing import IMAGE_EXTENSIONS
 from blip_recipe.data.rows import join_first
 from blip_recipe.errors import RecipeError
 
@@ -87,7 +86,7 @@ def read_objects(records: list[Any], file: Path) -> Table:
     kept = [each for each in records if each.keys() != {"image", "error"}]
     if any("conversations" in each for each in kept):
         kept = [row for each in kept for row in _rows_of_conversation(each)]
-    return table_of([_with_picture(each, file) for each in kept], file.parent)
+    return table_of(kept, file.parent)
 
 
 def _rows_of_conversation(record: Record) -> Iterator[Record]:
@@ -99,13 +98,3 @@ def _rows_of_conversation(record: Record) -> Iterator[Record]:
         question, answer = (str(turn["value"]) for turn in (asked, said))
         row = {**rest, "question": _TURN_IMAGE.sub(" ", question).strip(), "answer": answer}
         yield row | {"caption": answer} if number == 0 else row
-
-
-def _with_picture(record: Record, file: Path) -> Record:
-    """The record with a path, if its only sign of a picture is an id that a file beside it has as its name."""
-    image_id = record.get("image_id")
-    if image_id is None or len(record.keys() & {"image", "file_name", "filename", "url"}):
-        return record
-    names = (f"{image_id}{extension}" for extension in IMAGE_EXTENSIONS)
-    name = next((name for name in names if (file.parent / name).is_file()), None)
-    return record if name is None else record | {"image": name}
