@@ -1,7 +1,7 @@
 """Score a model on a split, or score a file of captions.
 
 python -m blip_recipe.evaluate --model outputs/coco_lora --dataset_name jxie/flickr8k --eval_split test
-python -m blip_recipe.evaluate --predictions captions.json --references captions_val2014.json
+python -m blip_recipe.evaluate --predictions captions.json --references captions_val2014.json --subset true
 """
 
 from __future__ import annotations
@@ -67,11 +67,15 @@ def read_recorded(given: dict[str, str]) -> dict[str, Any]:
 def score_file(recipe: Recipe[EvaluateOptions]) -> None:
     """Score the captions of `--predictions` against `--references`."""
     from blip_recipe.metrics import CaptionScorer
-    from blip_recipe.metrics.files import check_same_images, read_predictions, read_references
+    from blip_recipe.metrics.pairing import pair_files
 
-    predictions = read_predictions(Path(str(recipe.options.predictions)))
-    references = read_references(Path(str(recipe.options.references or recipe.options.predictions)))
-    check_same_images(predictions, references)
+    options = recipe.options
+    paired = pair_files(
+        Path(str(options.predictions)), Path(str(options.references or options.predictions)), subset=options.subset
+    )
+    predictions, references = paired.predictions, paired.references
+    if options.subset:
+        print(f"scored {len(references):,} of {paired.images:,} images with references")
     with CaptionScorer(recipe.training.metrics, tokenizer=getattr(recipe.training, "score_tokenizer", "ptb")) as scorer:
         scores = scorer.score(predictions, references)
     metrics = {f"eval_{name}": value for name, value in scores.corpus.items()}

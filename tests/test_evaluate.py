@@ -223,3 +223,32 @@ def test_the_command_ends_with_one_line_and_the_exit_code_of_wrong_input(untrain
     assert done.stderr.startswith("error: Set dataset_name and eval_split")
     assert len(done.stderr.splitlines()) == 1
     assert not list(tmp_path.glob("out/*"))
+
+
+def test_a_part_of_the_images_is_scored_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The output of `caption` against COCO captions of more images."""
+    names = {
+        42: "COCO_val2014_000000000042.jpg",
+        7: "COCO_val2014_000000000007.jpg",
+        9: "COCO_val2014_000000000009.jpg",
+    }
+    references = {
+        "images": [{"id": image_id, "file_name": name} for image_id, name in names.items()],
+        "annotations": [{"image_id": image_id, "caption": f"a picture of {image_id}"} for image_id in names],
+    }
+    (tmp_path / "captions_val2014.json").write_text(json.dumps(references))
+    lines = [{"image": f"photos/{names[image_id]}", "caption": f"a picture of {image_id}"} for image_id in (9, 42)]
+    (tmp_path / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    arguments = ["--predictions", tmp_path / "captions.jsonl", "--references", tmp_path / "captions_val2014.json"]
+    arguments = [*map(str, [*arguments, "--output_dir", tmp_path / "out", "--metrics", "bleu"])]
+    with pytest.raises(RecipeError, match=r"there is no caption for image 7: .*set subset to true"):
+        main(arguments)
+    assert not (tmp_path / "out").exists()
+    main([*arguments, "--subset", "true"])
+    assert "scored 2 of 3 images with references" in capsys.readouterr().out.splitlines()
+    assert json.loads((tmp_path / "out" / "all_results.json").read_text())["eval_bleu_4"] == pytest.approx(1, abs=1e-6)
+    written = map(json.loads, (tmp_path / "out" / "predictions.jsonl").read_text().splitlines())
+    assert [(line["image_id"], line["references"]) for line in written] == [
+        (9, ["a picture of 9"]),
+        (42, ["a picture of 42"]),
+    ]

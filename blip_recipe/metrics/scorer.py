@@ -21,10 +21,12 @@ from blip_recipe.metrics.scores import (
     Scores,
     ScoreTokenizer,
     Values,
+    check_mappings,
     check_metrics,
     check_same_images,
     check_texts,
     check_tokenizer,
+    match_ids,
     mean_of_images,
 )
 from blip_recipe.metrics.spice import spice
@@ -238,7 +240,8 @@ def score_captions(
 
     Args:
         predictions: The caption of each image.
-        references: The references of each image, at least one.
+        references: The references of each image, at least one. If one side has numbers as ids and the other has them as
+            text, "42" and "000042" are 42.
         metrics: Names from `METRICS`.
         tokenizer: `"ptb"` cuts texts into words as the COCO tools do. `"char"` first cuts Chinese, Japanese, Thai, Lao,
             Khmer, Burmese and Tibetan, which write no spaces between words, into characters; other words stay whole.
@@ -251,5 +254,6 @@ def score_captions(
         RecipeError: The images differ, an image has no reference, a caption is not text, or a metric does not exist.
         MetricError: A scorer failed.
     """
+    check_mappings(predictions, references)
     with CaptionScorer(metrics, tokenizer=tokenizer, java=java) as scorer:
-        return scorer.score(predictions, references)
+        return scorer.score(predictions, match_ids(references, predictions))

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from blip_recipe.errors import RecipeError
 
+logger = logging.getLogger(__name__)
+
 ImageId = int | str
+
+Value = TypeVar("Value")
 
 ScoreTokenizer = Literal["ptb", "char"]
 """How texts are cut into words for scoring: as the COCO tools do (`ptb`), or, in scripts that write no spaces between
@@ -73,8 +79,8 @@ def check_tokenizer(tokenizer: str) -> None:
         raise RecipeError(f"The tokenizer of scores is {tokenizer!r}: expected one of {', '.join(known)}.")
 
 
-def check_same_images(predictions: Mapping[ImageId, str], references: Mapping[ImageId, Sequence[str]]) -> None:
-    """Raise a `RecipeError` that names images with a caption but no reference, or the other way round."""
+def check_mappings(predictions: object, references: object) -> None:
+    """Raise a `RecipeError` if captions or references are no dictionaries by image."""
     for name, values in (("predictions", predictions), ("references", references)):
         if not isinstance(values, Mapping):
             raise RecipeError(
@@ -82,6 +88,11 @@ def check_same_images(predictions: Mapping[ImageId, str], references: Mapping[Im
                 "score_captions({7: 'a dog'}, {7: ['a dog runs', 'a brown dog']}). "
                 f"For captions in order: dict(enumerate({name}))."
             )
+
+
+def check_same_images(predictions: Mapping[ImageId, str], references: Mapping[ImageId, Sequence[str]]) -> None:
+    """Raise a `RecipeError` that names images with a caption but no reference, or the other way round."""
+    check_mappings(predictions, references)
     if not references:
         raise RecipeError("there are no images to score: expected at least one caption with its references.")
     missing = [image_id for image_id in references if image_id not in predictions]
@@ -113,3 +124,31 @@ def name_images(image_ids: Sequence[ImageId]) -> str:
         return f"image {image_ids[0]!r}"
     shown = ", ".join(repr(image_id) for image_id in image_ids[:10])
     return f"{len(image_ids)} images ({shown}{', …' if len(image_ids) > 10 else ''})"
+
+
+def match_ids(values: Mapping[ImageId, Value], image_ids: Mapping[ImageId, object]) -> dict[ImageId, Value]:
+    """Give `values` the ids of `image_ids` where one side has numbers and the other has them as text.
+
+    "42" and "000042" are 42. Ids of the same type are compared as they are.
+    """
+    numbers = {number: image_id for image_id in image_ids if (number := number_of(image_id)) is not None}
+    types = {type(image_id) for image_id in image_ids}, {type(image_id) for image_id in values}
+    if types not in (({int}, {str}), ({str}, {int})) or len(numbers) < len(image_ids):
+        return dict(values)
+    found = {image_id: numbers.get(number_of(image_id), image_id) for image_id in values}
+    changed = [image_id for image_id in values if type(found[image_id]) is not type(image_id)]
+    if not changed or len(set(found.values())) < len(found):
+        return dict(values)
+    logger.warning(
+        "Image ids are text on one side and numbers on the other, such as %s and %s: they are compared as numbers.",
+        repr(changed[0]),
+        repr(found[changed[0]]),
+    )
+    return {found[image_id]: value for image_id, value in values.items()}
+
+
+def number_of(image_id: ImageId) -> int | None:
+    """The number that an id is, or that its text is."""
+    if isinstance(image_id, int):
+        return image_id
+    return int(image_id) if re.fullmatch(r"[0-9]{1,18}", image_id.strip()) else None

@@ -66,6 +66,10 @@ class EvaluateOptions:
 
     predictions: str | None = field(default=None, metadata={"help": "File of captions to score instead of a model."})
     references: str | None = field(default=None, metadata={"help": "File of reference captions for --predictions."})
+    subset: bool = field(
+        default=False,
+        metadata={"help": "Score --predictions of only some of the images that --references has."},
+    )
 
 
 class TaskKeys(NamedTuple):

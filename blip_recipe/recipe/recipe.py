@@ -23,6 +23,7 @@ ONE_START_KEYS = (
     "logging_dir",
     "predictions",
     "references",
+    "subset",
 )
 """Keys that apply to one start of a command, and are not recorded."""
 
