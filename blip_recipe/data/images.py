@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, Union
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 from blip_recipe.data.downloads import download, private_addresses_allowed
 from blip_recipe.errors import RecipeError
@@ -27,6 +27,19 @@ LONGEST_NAME = 500
 
 RANGES: dict[str, list[tuple[float, float]]] = {"I": [(0, 65535)], "F": [(0.0, 1.0), (0.0, 255.0), (0.0, 65535.0)]}
 """Common ranges of grey values in files of 32-bit integers and floats, narrowest first."""
+
+
+AVIF_BRANDS = (b"avif", b"avis")
+HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+"""Brands in the `ftyp` box at the start of a file (ISO/IEC 23008-12)."""
+
+try:
+    from pillow_heif import register_heif_opener
+except ImportError:
+    HAS_HEIC = False
+else:
+    HAS_HEIC = True
+    register_heif_opener()
 
 
 class BadImageError(RecipeError):
@@ -53,6 +66,12 @@ def open_image(image: Picture, *, timeout: float | None = None) -> Image.Image:
         return to_upright_rgb(open_lazily(image, timeout))
 
 
+def path_of(image: Picture) -> str | None:
+    """The path or URL of a picture, if it has one."""
+    path = image.get("path") if isinstance(image, Mapping) else image
+    return str(path) if isinstance(path, (str, PathLike)) and str(path) else None
+
+
 def describe(image: Picture) -> str:
     """Name `image` in error messages: by its path or URL if it has one, shortened if it is very long."""
     name = address(image)
@@ -61,10 +80,10 @@ def describe(image: Picture) -> str:
 
 def address(image: Picture) -> str:
     """The path or URL of `image`; without one, what it is."""
+    if path := path_of(image):
+        return path
     if isinstance(image, Mapping):
-        return str(image["path"]) if image.get("path") else address(image.get("bytes"))
-    if isinstance(image, (str, PathLike)):
-        return str(image)
+        return address(image.get("bytes"))
     if isinstance(image, bytes):
         return f"a picture of {len(image):,} bytes"
     return f"a picture in memory ({type(image).__name__})"
@@ -91,13 +110,31 @@ def open_lazily(image: Picture, timeout: float | None = None) -> Image.Image:
         return image
     if isinstance(image, np.ndarray):
         return Image.fromarray(image)
-    opened = Image.open(_readable(image, timeout))
+    source = _readable(image, timeout)
+    try:
+        opened = Image.open(source)
+    except Image.UnidentifiedImageError as error:
+        raise BadImageError(f"{describe(image)} {explain_format(source)}") from error
     if opened.width * opened.height > MAX_PIXELS:
         raise BadImageError(
             f"{describe(image)} has {opened.width} x {opened.height} pixels: expected at most {MAX_PIXELS:,} in all. "
             "Shrink it first."
         )
     return opened
+
+
+def explain_format(source: io.BytesIO | Path) -> str:
+    """Why Pillow does not know the format of a picture, as the end of a sentence."""
+    head = source.read_bytes()[:64] if isinstance(source, Path) else source.getvalue()[:64]
+    if not head:
+        return "is empty: there is no picture"
+    brands = {head[place : place + 4] for place in range(8, len(head), 4)} if head[4:8] == b"ftyp" else set()
+    if brands.intersection(AVIF_BRANDS):
+        if not features.check("avif"):
+            return "is an AVIF picture: install pillow 11.3 or later"
+    elif brands.intersection(HEIC_BRANDS) and not HAS_HEIC:
+        return "is a HEIC picture: install blip-recipe[heic]"
+    return "cannot be read as a picture: its format is unknown"
 
 
 def is_url(image: Picture) -> bool:
@@ -154,8 +191,6 @@ def _reason(error: Exception) -> str:
     """The reason of an exception, as the end of a sentence."""
     if isinstance(error, FileNotFoundError):
         return "there is no such file (relative paths start at image_root)"
-    if isinstance(error, Image.UnidentifiedImageError):
-        return "its format is unknown"
     if isinstance(error, Image.DecompressionBombError):
         return f"it has more than {MAX_PIXELS:,} pixels"
     return str(error) or type(error).__name__

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 
-from blip_recipe.data import downloads
+from blip_recipe.data import downloads, images
 from blip_recipe.data.images import BadImageError, open_image
 
 UNREADABLE = {"truncated.jpg", "header_only.jpg", "zero_byte.jpg", "text_named.jpg", "bomb_20000x20000.png"}
@@ -193,3 +193,56 @@ def test_a_download_has_limits(server: str, monkeypatch: pytest.MonkeyPatch) -> 
         open_image(f"{server}/huge")
     with pytest.raises(BadImageError, match=r"/slow .*0\.2 seconds"):
         open_image(f"{server}/slow", timeout=0.2)
+
+
+def ftyp(major: bytes, *compatible: bytes) -> bytes:
+    """The first box of a file of ISO's base media format, and what could be its next one."""
+    content = b"ftyp" + major + bytes(4) + b"".join(compatible)
+    return (len(content) + 4).to_bytes(4, "big") + content + b"\0\0\0\x10meta" + bytes(8)
+
+
+@pytest.mark.skipif(images.HAS_HEIC, reason="pillow-heif is installed: HEIC pictures are read")
+@pytest.mark.parametrize("head", [ftyp(b"heic", b"mif1", b"heic"), ftyp(b"mif1", b"mif1", b"heic"), ftyp(b"msf1")])
+def test_a_heic_picture_without_its_package_is_named(tmp_path: Path, head: bytes) -> None:
+    told = r"is a HEIC picture: install blip-recipe\[heic\]$"
+    # Its content tells, not its extension.
+    path = tmp_path / "IMG_0001.jpg"
+    path.write_bytes(head)
+    for picture in (path, str(path), {"bytes": head, "path": "IMG_0001.jpg"}):
+        with pytest.raises(BadImageError, match=rf"IMG_0001\.jpg {told}"):
+            open_image(picture)
+        assert str(images.check_picture(picture)).endswith("IMG_0001.jpg is a HEIC picture: install blip-recipe[heic]")
+
+
+def test_heic_pictures_are_read_with_their_package(tmp_path: Path) -> None:
+    pytest.importorskip("pillow_heif", reason="pillow-heif (the extra `heic`) is not installed")
+    picture = Image.new("RGB", (64, 48), (200, 30, 30))
+    content = encode(picture, "HEIF", quality=90)
+    opened = open_image(content)
+    assert opened.size == (64, 48)
+    assert np.abs(np.asarray(opened, dtype=int) - np.asarray(picture, dtype=int)).max() < 16
+    with pytest.raises(BadImageError, match="cannot be read as a picture"):
+        open_image(content[:40])
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_avif_pictures_are_read() -> None:
+    assert open_image(encode(Image.new("RGB", (64, 48), (9, 99, 199)), "AVIF")).size == (64, 48)
+    with pytest.raises(BadImageError, match="its format is unknown"):
+        open_image(ftyp(b"avif", b"mif1"))
+
+
+def test_avif_without_its_codec_and_other_media_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BadImageError, match="its format is unknown"):
+        open_image(ftyp(b"isom", b"mp42"))
+    monkeypatch.setattr(features, "check", lambda name: False)
+    assert (
+        images.explain_format(io.BytesIO(ftyp(b"mif1", b"avif"))) == "is an AVIF picture: install pillow 11.3 or later"
+    )
+
+
+def test_an_empty_picture_is_named(tmp_path: Path) -> None:
+    (tmp_path / "1.jpg").write_bytes(b"")
+    for picture in (tmp_path / "1.jpg", {"bytes": b"", "path": "tar/1.jpg"}):
+        with pytest.raises(BadImageError, match=r"1\.jpg is empty: there is no picture$"):
+            open_image(picture)
