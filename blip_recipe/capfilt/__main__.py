@@ -135,12 +135,12 @@ def judge_shard(shard: Shard, source: Source, judge: Judge, arguments: CapFiltAr
         RecipeError: A picture cannot be read, and `on_bad_image` is `fail`.
     """
     from blip_recipe.capfilt.judging import BadImage
-    from blip_recipe.capfilt.shard_output import extension_of, write_shard
+    from blip_recipe.capfilt.shard_output import write_shard
     from blip_recipe.capfilt.tally import Tally
 
     tally = Tally(arguments.filter_threshold, len(source.shards))
     rows = source.open(shard)
-    with write_shard(Path(arguments.output_dir), shard, source.kind, extension_of(rows)) as output:
+    with write_shard(Path(arguments.output_dir), shard, source.kind) as output:
         for image in judge.judge(rows, source.read(shard, rows)):
             if isinstance(image, BadImage):
                 where = f"{shard.name}, row {image.row}"

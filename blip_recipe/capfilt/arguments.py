@@ -116,6 +116,7 @@ class CapFiltArguments:
             image_id_column=self.image_id_column,
             image_root=self.image_root,
             streaming=True,
+            on_bad_image=self.on_bad_image,
         )
 
 

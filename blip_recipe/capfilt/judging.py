@@ -15,8 +15,8 @@ import torch
 from blip_recipe.capfilt.sampling import sample_captions
 from blip_recipe.captioning.modeling import BlipForCaptioning
 from blip_recipe.data.captions import normalize_caption
-from blip_recipe.data.checks import validate_captions
-from blip_recipe.data.images import read_content
+from blip_recipe.data.checks import name_fault, validate_captions
+from blip_recipe.data.images import path_of, read_content
 from blip_recipe.data.listing import read_ahead
 from blip_recipe.data.pixels import normalize_pixels, read_pixels, resize_pixels, stack_pixels
 from blip_recipe.errors import RecipeError
@@ -133,11 +133,12 @@ class Judge:
     def _read(self, split: ShardedSplit, image: StreamedImage) -> _ReadImage | str:
         """Read a picture and its pixels, or return what is wrong with it."""
         # An image without a text is fine: the captioner writes one.
-        if image.captions and (fault := validate_captions(image.captions)):
+        if image.captions and (fault := name_fault(validate_captions(image.captions), image.picture)):
             return fault
         try:
-            content = read_content(split.picture(image.picture))
-            pixels = read_pixels(content)
+            picture = split.picture(image.picture)
+            content = read_content(picture)
+            pixels = read_pixels({"bytes": content, "path": path_of(picture)})
         except RecipeError as error:  # a bad picture, or a path that is not allowed
             return str(error)
         for_captioner, for_filter = (

@@ -11,19 +11,19 @@ import json
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import Features, Image, List, Value
 
+from blip_recipe.data.listing import IMAGE_EXTENSIONS
 from blip_recipe.data.storage import atomic_file
 
 if TYPE_CHECKING:
     from blip_recipe.capfilt.judging import JudgedImage
     from blip_recipe.capfilt.source import Shard
-    from blip_recipe.data.shards import ShardedSplit
 
 DATA, JUDGED = "data", "judged"
 """Folders of the output directory."""
@@ -88,15 +88,15 @@ class ParquetWriter:
 class TarWriter:
     """Write rows of `DATA_FEATURES` to a webdataset tar: a picture, its captions line by line, and the rest as JSON."""
 
-    def __init__(self, file: BinaryIO, shard: Shard, extension: str) -> None:
+    def __init__(self, file: BinaryIO, shard: Shard) -> None:
         self.tar = tarfile.open(fileobj=file, mode="w")  # noqa: SIM115 - closed by `close`
-        self.shard, self.extension = shard, extension
+        self.shard = shard
 
     def write(self, row: dict[str, Any]) -> None:
         """Add a row. Its files are named by its shard and row in the source."""
         key = f"{self.shard.number:05}_{row['source_row']:08}"
         facts = {name: value for name, value in row.items() if name != "image" and value is not None}
-        self._add(f"{key}.{self.extension}", row["image"]["bytes"])
+        self._add(f"{key}.{extension_of(row['image']['path'])}", row["image"]["bytes"])
         self._add(f"{key}.txt", "\n".join(row["captions"]).encode())
         self._add(f"{key}.json", json.dumps(facts, ensure_ascii=False).encode())
 
@@ -137,10 +137,10 @@ class ShardOutput:
             self.data.write({"image": {"bytes": image.content, "path": image.name}} | facts | source)
 
 
-def extension_of(rows: ShardedSplit) -> str:
-    """The extension of pictures in a tar: that of the source, or `jpg` if the source has paths or URLs."""
-    is_picture = isinstance(rows.tables[0].features[rows.image_column], Image)
-    return rows.image_column if is_picture else "jpg"
+def extension_of(name: str | None) -> str:
+    """The extension of a picture in a tar: that of its name in the source, or `jpg` if it has none."""
+    suffix = PurePosixPath(name or "").suffix
+    return suffix[1:] if suffix.lower() in IMAGE_EXTENSIONS else "jpg"
 
 
 def data_path(output_dir: Path, number: int, kind: Literal["webdataset", "parquet"]) -> Path:
@@ -154,9 +154,7 @@ def judged_path(output_dir: Path, number: int) -> Path:
 
 
 @contextmanager
-def write_shard(
-    output_dir: Path, shard: Shard, kind: Literal["webdataset", "parquet"], extension: str
-) -> Iterator[ShardOutput]:
+def write_shard(output_dir: Path, shard: Shard, kind: Literal["webdataset", "parquet"]) -> Iterator[ShardOutput]:
     """Open the output of a shard. Its files appear under their names only if the block ends without an error.
 
     A shard without kept images has no file of images, because `datasets` does not read empty tars.
@@ -165,7 +163,6 @@ def write_shard(
         output_dir: The output directory of the run.
         shard: The shard.
         kind: The format of the file of images.
-        extension: The extension of pictures in a tar.
     """
     images = data_path(output_dir, shard.number, kind)
     with ExitStack() as stack:
@@ -173,7 +170,7 @@ def write_shard(
         data_file = stack.enter_context(atomic_file(images, flush=True))
         judged = stack.enter_context(closing(ParquetWriter(judged_file, JUDGED_FEATURES, ROW_GROUP[JUDGED])))
         data: TarWriter | ParquetWriter = (
-            TarWriter(data_file, shard, extension)
+            TarWriter(data_file, shard)
             if kind == "webdataset"
             else ParquetWriter(data_file, DATA_FEATURES, ROW_GROUP[DATA])
         )

@@ -23,6 +23,7 @@ from blip_recipe.data.load import load_split
 from blip_recipe.data.metadata import check_metadata
 from blip_recipe.data.rows import parse_split
 from blip_recipe.data.shards import STREAMED, ShardedSplit, StreamedImage, choose_columns
+from blip_recipe.data.tars import read_by_sample
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -137,9 +138,8 @@ class Source:
         except (RecipeError, *READ_FAULTS) as error:
             raise BadShardError(str(error) or type(error).__name__) from error
 
-    @staticmethod
-    def _stream(builder: DatasetBuilder, split: str) -> IterableDataset:
-        stream = builder.as_streaming_dataset(split=split)
+    def _stream(self, builder: DatasetBuilder, split: str) -> IterableDataset:
+        stream = read_by_sample(builder, self.arguments, split).as_streaming_dataset(split=split)
         return (stream if stream.features else stream._resolve_features()).decode(False)
 
     def _list_files(self) -> list[tuple[str, str, list[Any]]]:

@@ -18,7 +18,7 @@ import torch.distributed
 from tqdm import tqdm
 
 from blip_recipe.data.holdout import check_shared, describe_shared
-from blip_recipe.data.images import inspect_picture
+from blip_recipe.data.images import Picture, inspect_picture, path_of
 from blip_recipe.data.rows import stored_paths
 from blip_recipe.errors import RecipeError
 
@@ -157,7 +157,7 @@ def _inspect_rows(rows: Dataset, split: str, validate_row: RowError) -> tuple[li
     def inspect(row: int) -> tuple[str | None, bytes | None]:
         record = rows[row]
         fault, digest = inspect_picture(record["image"])
-        return validate_row(record) or fault, digest
+        return name_fault(validate_row(record), record["image"]) or fault, digest
 
     with ThreadPoolExecutor(min(32, threads)) as pool:
         results = pool.map(inspect, share)
@@ -167,6 +167,12 @@ def _inspect_rows(rows: Dataset, split: str, validate_row: RowError) -> tuple[li
     ids = rows.select_columns(["image_id"])
     bad = [SkippedRow(row, ids[row]["image_id"], split, fault) for row, (fault, _) in everyone.items() if fault]
     return bad, [digest for _, digest in everyone.values()]
+
+
+def name_fault(fault: str | None, image: Picture) -> str | None:
+    """Add the name of a row's picture to what is wrong with its texts."""
+    path = path_of(image)
+    return f"{fault} ({path})" if fault and path else fault
 
 
 def validate_captions(captions: Sequence[str]) -> str | None:

@@ -10,7 +10,6 @@ from itertools import chain, groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import datasets
 import fsspec
 from datasets import Dataset, Features, Image, IterableDataset, List, Value
 from datasets.exceptions import DatasetGenerationError, DatasetsError
@@ -22,6 +21,7 @@ from blip_recipe.data.holdout import fingerprint, role_of
 from blip_recipe.data.images import check_picture, wrap_image_errors
 from blip_recipe.data.layouts import LISTED, METADATA, SHARDS
 from blip_recipe.data.rows import SplitColumns, join_columns
+from blip_recipe.data.tars import load_source
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -271,9 +271,7 @@ def _open(arguments: CaptionDataArguments, split: str) -> IterableDataset:
                 "streaming out."
             )
     try:
-        stream = datasets.load_dataset(
-            name, arguments.dataset_config_name, split=split, revision=arguments.dataset_revision, streaming=True
-        )
+        stream = load_source(arguments, name, split, streaming=True)
         stream = stream if stream.features else stream._resolve_features()
         return stream.decode(False)
     except (OSError, ValueError, TypeError, RuntimeError, DatasetsError) as error:

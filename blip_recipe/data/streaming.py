@@ -24,7 +24,7 @@ import torch
 
 from blip_recipe.data.augmentation import augment
 from blip_recipe.data.captions import MAX_WORDS
-from blip_recipe.data.checks import SkippedRow, validate_captions
+from blip_recipe.data.checks import SkippedRow, name_fault, validate_captions
 from blip_recipe.data.dataset import draw_captions
 from blip_recipe.data.images import BadImageError, describe, digest, read_content
 from blip_recipe.data.pixels import read_pixels
@@ -167,7 +167,7 @@ class CaptionStream(torch.utils.data.IterableDataset):
 
     def _open(self, image: StreamedImage) -> tuple[torch.Tensor | None, str]:
         """Read the pixels of an image, or return None and what is wrong with it."""
-        if fault := validate_captions(image.captions):
+        if fault := name_fault(validate_captions(image.captions), image.picture):
             return None, fault
         try:
             picture = self.split.picture(image.picture)

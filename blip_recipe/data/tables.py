@@ -31,6 +31,7 @@ from blip_recipe.data.rows import (
     number_pictures,
     stored_paths,
 )
+from blip_recipe.data.tars import load_source
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -95,9 +96,7 @@ def load_table(arguments: DataArguments, split: str, max_rows: int | None = None
                 return Table(_fetch_rows(arguments, split, max_rows))
             if table := _read_repository(arguments):
                 return select_split(table, split, arguments)
-        rows = datasets.load_dataset(
-            name, arguments.dataset_config_name, split=split, revision=arguments.dataset_revision
-        )
+        rows = load_source(arguments, name, split)
     except (OSError, ValueError, TypeError, RuntimeError, LookupError, AttributeError, DatasetsError) as error:
         # Its parsers raise many exception types for broken files.
         raise RecipeError(explain_load_error(error, arguments, split)) from error
@@ -158,13 +157,7 @@ def select_split(table: Table, split: str, arguments: DataArguments) -> Table:
 def _fetch_rows(arguments: DataArguments, split: str, max_rows: int | None) -> Dataset:
     """Fetch the first rows of a split into the cache of `datasets`, without decoding pictures."""
     streams = [
-        datasets.load_dataset(
-            arguments.dataset_name,
-            arguments.dataset_config_name,
-            split=name.strip(),
-            revision=arguments.dataset_revision,
-            streaming=True,
-        ).decode(False)
+        load_source(arguments, str(arguments.dataset_name), name.strip(), streaming=True).decode(False)
         for name in split.split("+")
     ]
     stream = datasets.concatenate_datasets(streams)

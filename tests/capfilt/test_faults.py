@@ -164,6 +164,55 @@ def test_a_sample_without_a_picture_is_a_bad_row(tmp_path: Path, recipe: Callabl
     assert {row["source_row"] for row in read_judged(output)} == set(range(12)) - {9}
 
 
+def test_samples_with_other_files_are_judged_like_any_other(tmp_path: Path, recipe: Callable[..., Path]) -> None:
+    """`.png` and `.JPG` among `.jpg`, and texts in `.caption` or JSON."""
+    whole = read_judged(run(recipe(write_tars(tmp_path / "good", ROWS, 6)), tmp_path / "whole"))
+    data = write_tars(tmp_path / "data", ROWS, 6)
+    for path in data.iterdir():
+        rename_members(
+            path, lambda name: name.replace("1.jpg", "1.png").replace("2.jpg", "2.JPG").replace("3.txt", "3.caption")
+        )
+    output = run(recipe(data), tmp_path / "out")
+    judged = read_judged(output)
+    assert [(row["source_row"], row["text"], row["score"]) for row in judged] == [
+        (row["source_row"], row["text"], row["score"]) for row in whole
+    ]
+    names = {row["source_name"] for row in judged}
+    assert {"00001.png", "00002.JPG", "00004.jpg"} <= names
+    with tarfile.open(output / "data" / "train-00000.tar") as tar:
+        extensions = {member.name.partition(".")[2] for member in tar}
+    assert {"jpg", "txt", "json"} <= extensions <= {"jpg", "png", "JPG", "txt", "json"}
+
+
+@pytest.mark.parametrize("on_bad_image", ["fail", "skip"])
+def test_a_tar_whose_samples_are_torn_apart_is_told_in_one_message(
+    on_bad_image: str, tmp_path: Path, recipe: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    data = write_tars(tmp_path / "data", ROWS, 6)
+    rename_members(data / "web-001.tar", str, key=lambda name: name.rpartition(".")[2])
+    told = "6 of 6 samples have only a picture or only a text, such as 00000 in web-001.tar"
+    if on_bad_image == "fail":
+        with pytest.raises(RecipeError, match=told):
+            run(recipe(data), tmp_path / "out")
+    else:
+        output = run(recipe(data, on_bad_image="skip"), tmp_path / "out")
+        assert told in caplog.text
+        assert {row["source_shard"] for row in read_judged(output)} == {"web-000.tar"}
+
+
+def rename_members(path: Path, rename: Callable[[str], str], key: Callable[[str], str] = lambda name: "") -> None:
+    """Write a tar again with other names, in the order of `key`."""
+    with tarfile.open(path) as tar:
+        members = [
+            (member, tar.extractfile(member)) for member in sorted(tar.getmembers(), key=lambda each: key(each.name))
+        ]
+        with tarfile.open(path.with_suffix(".again"), "w") as again:
+            for member, file in members:
+                member.name = rename(member.name)
+                again.addfile(member, file)
+    path.with_suffix(".again").replace(path)
+
+
 def test_a_full_disk_ends_the_run_with_a_message(
     tmp_path: Path, recipe: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
