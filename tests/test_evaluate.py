@@ -239,8 +239,8 @@ def test_a_part_of_the_images_is_scored_on_request(tmp_path: Path, capsys: pytes
     (tmp_path / "captions_val2014.json").write_text(json.dumps(references))
     lines = [{"image": f"photos/{names[image_id]}", "caption": f"a picture of {image_id}"} for image_id in (9, 42)]
     (tmp_path / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    arguments = ["--predictions", tmp_path / "captions.jsonl", "--references", tmp_path / "captions_val2014.json"]
-    arguments = [*map(str, [*arguments, "--output_dir", tmp_path / "out", "--metrics", "bleu"])]
+    files = ["--predictions", tmp_path / "captions.jsonl", "--references", tmp_path / "captions_val2014.json"]
+    arguments = [*map(str, files), "--output_dir", str(tmp_path / "out"), "--metrics", "bleu"]
     with pytest.raises(RecipeError, match=r"there is no caption for image 7: .*set subset to true"):
         main(arguments)
     assert not (tmp_path / "out").exists()

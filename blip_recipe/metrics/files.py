@@ -83,13 +83,10 @@ def read_named_references(
     content = read_rows(path, REFERENCES)
     if isinstance(content, dict):
         images = content.get("images")
-        is_karpathy = (
-            isinstance(images, list)
-            and "annotations" not in content
-            and isinstance(next(iter(images), None), dict)
-            and "sentences" in images[0]
-        )
-        return references_of_karpathy(images, path) if is_karpathy else references_of_coco(content, path)
+        first = images[0] if isinstance(images, list) and images else None
+        if isinstance(first, dict) and "sentences" in first and "annotations" not in content:
+            return references_of_karpathy(content["images"], path)
+        return references_of_coco(content, path)
     if not isinstance(content, list):
         raise RecipeError(f"{path} holds {shorten(content)}: expected {REFERENCES}.")
     key = key_of(content)

@@ -131,11 +131,13 @@ def match_ids(values: Mapping[ImageId, Value], image_ids: Mapping[ImageId, objec
 
     "42" and "000042" are 42. Ids of the same type are compared as they are.
     """
-    numbers = {number: image_id for image_id in image_ids if (number := number_of(image_id)) is not None}
+    numbers: dict[int | None, ImageId] = {
+        number: image_id for image_id in image_ids if (number := number_of(image_id)) is not None
+    }
     types = {type(image_id) for image_id in image_ids}, {type(image_id) for image_id in values}
     if types not in (({int}, {str}), ({str}, {int})) or len(numbers) < len(image_ids):
         return dict(values)
-    found = {image_id: numbers.get(number_of(image_id), image_id) for image_id in values}
+    found: dict[ImageId, ImageId] = {image_id: numbers.get(number_of(image_id), image_id) for image_id in values}
     changed = [image_id for image_id in values if type(found[image_id]) is not type(image_id)]
     if not changed or len(set(found.values())) < len(found):
         return dict(values)
