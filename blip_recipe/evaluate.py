@@ -23,6 +23,7 @@ RECORDED = (
     *("task", "prompt", "normalize_captions", "max_words", "max_caption_length", "rerank_top_k"),
     *("label_smoothing_factor", "score_tokenizer"),
     *("generation_num_beams", "generation_max_length", "generation_min_length"),
+    *("generation_repetition_penalty", "generation_no_repeat_ngram_size", "generation_length_penalty"),
 )
 """Keys of a model's `recipe.json` that its scores depend on."""
 

@@ -38,6 +38,10 @@ class CaptionMetrics:
         num_beams (`int`, defaults to 3): Number of beams; 1 is greedy search.
         max_length (`int`, defaults to 20): Maximum length in tokens, prompt included.
         min_length (`int`, defaults to 5): Minimum length in tokens, prompt included.
+        repetition_penalty (`float`, defaults to 1.0): Penalty of tokens that the caption already has; 1: none.
+        no_repeat_ngram_size (`int`, defaults to 0): Sequences of this many tokens may occur only once in a caption; 0:
+            no limit.
+        length_penalty (`float`, defaults to 1.0): Above 1, beam search prefers longer captions; below, shorter ones.
         score_tokenizer (`str`, defaults to `"ptb"`): Words of scored captions: those of the COCO tools (`"ptb"`), or
             characters in scripts that write no spaces between words (`"char"`).
         batch_size (`int`, defaults to 16): Pictures per batch.
@@ -76,12 +80,17 @@ class CaptionMetrics:
         num_beams: int = 3,
         max_length: int = 20,
         min_length: int = 5,
+        repetition_penalty: float = 1.0,
+        no_repeat_ngram_size: int = 0,
+        length_penalty: float = 1.0,
         score_tokenizer: ScoreTokenizer = "ptb",
         batch_size: int = 16,
     ) -> None:
         self.model, self.processor, self.batch_size = model, processor, batch_size
         self.rows = caption_rows(dataset, "dataset")
-        self.decoding = DecodingSettings(prompt, num_beams, max_length, min_length)
+        self.decoding = DecodingSettings(
+            prompt, num_beams, max_length, min_length, repetition_penalty, no_repeat_ngram_size, length_penalty
+        )
         self.scorer = CaptionScorer(metrics, tokenizer=score_tokenizer)
         self.predictions: list[dict[str, Any]] = []
 

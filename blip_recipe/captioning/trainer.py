@@ -278,9 +278,7 @@ class CaptionTrainer(BlipTrainer):
     @classmethod
     def decoding(cls, args: Any) -> DecodingSettings:
         """The prompt and decoding of generated captions."""
-        return DecodingSettings(
-            args.prompt, args.generation_num_beams, args.generation_max_length, args.generation_min_length
-        )
+        return DecodingSettings.from_kwargs(args.generate_kwargs(), args.prompt)
 
     @classmethod
     def describe_settings(cls, args: Any, images: int, texts_per_image: float) -> dict[str, str]:

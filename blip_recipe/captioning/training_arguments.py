@@ -33,6 +33,11 @@ class CaptionTrainingArguments(CaptionArguments, BlipTrainingArguments):  # type
             default the longest training caption.
         generation_min_length (`int`, *optional*): Minimum length of generated captions in tokens, prompt included; by
             default the shortest training caption.
+        generation_repetition_penalty (`float`, defaults to 1.0): Penalty of tokens that the text already has; 1: none.
+        generation_no_repeat_ngram_size (`int`, defaults to 0): Sequences of this many tokens may occur only once in a
+            text; 0: no limit.
+        generation_length_penalty (`float`, defaults to 1.0): Above 1, beam search prefers longer texts; below, shorter
+            ones.
         score_tokenizer (`str`, defaults to `"ptb"`): Words of scored captions: those of the COCO tools (`"ptb"`), or
             characters in scripts that write no spaces between words (`"char"`).
         early_stopping_patience (`int`, *optional*): Stop after this number of evaluations in which

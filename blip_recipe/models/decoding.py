@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Self
+
+NO_PENALTIES = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "length_penalty": 1.0}
+"""The values of the penalties that change nothing."""
 
 
 @dataclass(frozen=True)
@@ -15,15 +22,31 @@ class DecodingSettings:
         num_beams: Number of beams; 1 is greedy search.
         max_length: Maximum length in tokens, prompt included.
         min_length: Minimum length in tokens, prompt included.
+        repetition_penalty: Penalty of tokens that the text already has; 1: none.
+        no_repeat_ngram_size: Sequences of this many tokens may occur only once in a text; 0: no limit.
+        length_penalty: Exponent of the length that divides the score of a beam: above 1, longer texts win more often.
     """
 
     prompt: str = ""
     num_beams: int = 3
     max_length: int = 20
     min_length: int = 5
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    length_penalty: float = 1.0
+
+    @classmethod
+    def from_kwargs(cls, generate_kwargs: Mapping[str, Any], prompt: str = "") -> Self:
+        """The settings with these arguments of `generate`."""
+        return cls(prompt, **{name: value for name, value in generate_kwargs.items() if name != "do_sample"})
 
     def generate_kwargs(self) -> dict[str, Any]:
         """Arguments of `generate` for beam search without sampling."""
         kwargs = asdict(self)
         del kwargs["prompt"]
         return kwargs | {"do_sample": False}
+
+    @property
+    def penalties(self) -> dict[str, float]:
+        """The penalties that have an effect, for model cards."""
+        return {name: value for name, none in NO_PENALTIES.items() if (value := getattr(self, name)) != none}

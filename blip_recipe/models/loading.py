@@ -201,12 +201,8 @@ def load_finished(
 def recorded_decoding(recipe: dict[str, Any], model_class: type[StockModel]) -> DecodingSettings:
     """The prompt and decoding of a model's `recipe.json`; missing keys have the defaults of `model_class`."""
     usual = DecodingSettings(**model_class.decoding)
-    return DecodingSettings(
-        prompt=recipe.get("prompt", usual.prompt),
-        num_beams=recipe.get("generation_num_beams", usual.num_beams),
-        max_length=recipe.get("generation_max_length", usual.max_length),
-        min_length=recipe.get("generation_min_length", usual.min_length),
-    )
+    recorded = {name: recipe.get(f"generation_{name}", value) for name, value in usual.generate_kwargs().items()}
+    return DecodingSettings.from_kwargs(recorded, recipe.get("prompt", usual.prompt))
 
 
 def load_merged(adapter: str, model_class: type[StockModel], **hub: Any) -> tuple[Any, BlipProcessor, DecodingSettings]:

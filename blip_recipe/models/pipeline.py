@@ -65,17 +65,16 @@ def decoding_arguments(settings: DecodingSettings, explicit: Mapping[str, Any]) 
     """Arguments of `generate`: those of `explicit`, and the model's settings for the others."""
     if "generation_config" in explicit:
         return dict(explicit)
-    arguments: dict[str, Any] = {
-        # The original samples without beams (`BLIP_Decoder.generate` in `models/blip.py`).
-        "num_beams": 1 if explicit.get("do_sample") else settings.num_beams,
-        "max_length": settings.max_length,
-        "min_length": settings.min_length,
+    arguments = settings.generate_kwargs() | dict(explicit)
+    if arguments["do_sample"] and "num_beams" not in explicit:
+        arguments["num_beams"] = 1  # as the original samples (`BLIP_Decoder.generate` in `models/blip.py`)
+    superseded = {
+        "max_length": "max_new_tokens" in explicit,
+        "min_length": "min_new_tokens" in explicit,
+        # Only beam search has it; `generate` would warn.
+        "length_penalty": arguments["num_beams"] == 1,
     }
-    if "max_new_tokens" in explicit:
-        del arguments["max_length"]
-    if "min_new_tokens" in explicit:
-        del arguments["min_length"]
-    return arguments | dict(explicit)
+    return {name: value for name, value in arguments.items() if name in explicit or not superseded.get(name)}
 
 
 def split_hub_arguments(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

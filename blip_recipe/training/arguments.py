@@ -96,6 +96,15 @@ class GenerationArguments(BlipArguments):
     generation_num_beams: int = field(default=3, metadata={"help": "Number of beams; 1 is greedy search."})
     generation_max_length: int = field(default=20, metadata={"help": "Maximum length in tokens, prompt included."})
     generation_min_length: int = field(default=5, metadata={"help": "Minimum length in tokens, prompt included."})
+    generation_repetition_penalty: float = field(
+        default=1.0, metadata={"help": "Penalty of tokens that the text already has; 1: none."}
+    )
+    generation_no_repeat_ngram_size: int = field(
+        default=0, metadata={"help": "Sequences of this many tokens may occur only once in a text; 0: no limit."}
+    )
+    generation_length_penalty: float = field(
+        default=1.0, metadata={"help": "Above 1, beam search prefers longer texts; below, shorter ones."}
+    )
 
     def __post_init__(self) -> None:
         if self.generation_num_beams < 1:
@@ -106,6 +115,21 @@ class GenerationArguments(BlipArguments):
                 f"generation_min_length is {self.generation_min_length} and generation_max_length "
                 f"{self.generation_max_length}: expected a minimum of at least 0 and at most the maximum."
             )
+        if self.generation_repetition_penalty <= 0:
+            raise RecipeError(
+                f"generation_repetition_penalty is {self.generation_repetition_penalty}: expected more than 0; 1 is "
+                "none."
+            )
+        if self.generation_no_repeat_ngram_size < 0:
+            raise RecipeError(
+                f"generation_no_repeat_ngram_size is {self.generation_no_repeat_ngram_size}: expected at least 0, "
+                "which is no limit."
+            )
+        if self.generation_length_penalty != 1 and self.generation_num_beams == 1:
+            raise RecipeError(
+                f"generation_length_penalty is {self.generation_length_penalty}, but generation_num_beams is 1: only "
+                "beam search compares captions of different lengths. Set generation_num_beams to 2 or more."
+            )
         super().__post_init__()
 
     def generate_kwargs(self) -> dict[str, Any]:
@@ -114,5 +138,8 @@ class GenerationArguments(BlipArguments):
             "num_beams": self.generation_num_beams,
             "max_length": self.generation_max_length,
             "min_length": self.generation_min_length,
+            "repetition_penalty": self.generation_repetition_penalty,
+            "no_repeat_ngram_size": self.generation_no_repeat_ngram_size,
+            "length_penalty": self.generation_length_penalty,
             "do_sample": False,
         }

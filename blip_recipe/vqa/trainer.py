@@ -243,11 +243,7 @@ class VqaTrainer(BlipTrainer):
     @classmethod
     def decoding(cls, args: Any) -> DecodingSettings:
         """The decoding of generated answers."""
-        return DecodingSettings(
-            num_beams=args.generation_num_beams,
-            max_length=args.generation_max_length,
-            min_length=args.generation_min_length,
-        )
+        return DecodingSettings.from_kwargs(args.generate_kwargs())
 
     @classmethod
     def describe_settings(cls, args: Any, images: int, texts_per_image: float) -> dict[str, str]:

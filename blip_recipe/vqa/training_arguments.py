@@ -25,6 +25,11 @@ class VqaTrainingArguments(VqaArguments, BlipTrainingArguments):  # type: ignore
         generation_num_beams (`int`, defaults to 3): Number of beams; 1 is greedy search.
         generation_max_length (`int`, defaults to 10): Maximum length of generated answers in tokens.
         generation_min_length (`int`, defaults to 1): Minimum length of generated answers in tokens.
+        generation_repetition_penalty (`float`, defaults to 1.0): Penalty of tokens that the text already has; 1: none.
+        generation_no_repeat_ngram_size (`int`, defaults to 0): Sequences of this many tokens may occur only once in a
+            text; 0: no limit.
+        generation_length_penalty (`float`, defaults to 1.0): Above 1, beam search prefers longer texts; below, shorter
+            ones.
         early_stopping_patience (`int`, *optional*): Stop after this number of evaluations in which
             `metric_for_best_model` did not improve.
         image_cache (`str`, *optional*): Directory for resized copies of large and remote pictures.

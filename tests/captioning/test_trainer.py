@@ -8,13 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from captioners import save_captioner
+from coco import write_image_folder
 from commands import run_checked
+from datasets import load_dataset
 from PIL import Image
 from safetensors.torch import load_file
 
+from blip_recipe import CaptionMetrics, CaptionTrainer, CaptionTrainingArguments, caption_pipeline
 from blip_recipe.captioning.collator import CaptionCollator
 from blip_recipe.captioning.modeling import BlipForCaptioning
 from blip_recipe.captioning.tiny import build_tiny_captioner
+from blip_recipe.evaluate import main as evaluate
 
 ONE_STEP = [
     "--max_steps",
@@ -126,3 +131,38 @@ def build_start() -> dict[str, torch.Tensor]:
     torch.manual_seed(3)
     model: BlipForCaptioning = build_tiny_captioner(["a"])[0]
     return {name: torch.zeros_like(weight) for name, weight in model.state_dict().items() if "LayerNorm.bias" in name}
+
+
+PENALTIES: dict[str, Any] = {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "length_penalty": -9.0}
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+def test_a_penalty_reaches_evaluation_and_is_recorded_for_pipelines(tmp_path: Path, name: str) -> None:
+    base = save_captioner(tmp_path / "base")
+    photos = load_dataset("imagefolder", data_dir=str(write_image_folder(tmp_path / "photos")))["test"]
+    plain: dict[str, Any] = {"num_beams": 4, "max_length": 12, "min_length": 2}
+    decoding = plain | {name: PENALTIES[name]}
+    keys: dict[str, Any] = {f"generation_{name}": value for name, value in decoding.items()}
+    args = CaptionTrainingArguments(str(tmp_path / "out"), use_cpu=True, report_to=[], metrics=["bleu"], **keys)
+    trainer = CaptionTrainer(str(base), args, eval_dataset=photos)
+    trainer.evaluate()
+    written = [each["caption"] for each in trainer.predictions]
+    stock = CaptionMetrics(trainer.plain_model, trainer.processor, photos, metrics=["bleu"], **decoding)
+    stock()
+    assert [each["caption"] for each in stock.predictions] == written
+    pipe, pictures = caption_pipeline(base, device="cpu"), photos["image"]
+    assert captions_of_pipe(pipe(pictures, **plain)) != written, "the test needs a penalty that matters"
+    assert captions_of_pipe(pipe(pictures, **decoding)) == written
+    trainer.save_model()
+    assert json.loads((tmp_path / "out/recipe.json").read_text()).items() >= keys.items()
+    recorded = caption_pipeline(tmp_path / "out", device="cpu")
+    assert captions_of_pipe(recorded(pictures)) == written
+    assert recorded.settings.penalties == {name: PENALTIES[name]}
+    words = ["--model", tmp_path / "out", "--dataset_name", tmp_path / "photos", "--eval_split", "test"]
+    evaluate([*map(str, words), "--output_dir", str(tmp_path / "scores"), "--metrics", "bleu", "--use_cpu", "true"])
+    lines = (tmp_path / "scores/predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["caption"] for line in lines] == written
+
+
+def captions_of_pipe(results: Any) -> list[str]:
+    return [result[0]["generated_text"] for result in results]

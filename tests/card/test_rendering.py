@@ -60,7 +60,13 @@ GOLDEN_CARDS: dict[str, dict[str, Any]] = {
         "name": "coco_scst",
         "results": {"test_cider": 1.4, "baseline_cider": 1.3, "test_caption_length": 9.5, "baseline_caption_length": 9},
     },
-    "lora_not_scored": {"name": "coco_lora", "results": {}, "predictions": [], "counts": {"train": (10, 50)}},
+    "lora_not_scored": {
+        "name": "coco_lora",
+        "words": ["--generation_no_repeat_ngram_size=3"],
+        "results": {},
+        "predictions": [],
+        "counts": {"train": (10, 50)},
+    },
     "nothing_scored": {
         "name": "my_folder",
         "words": ["--freeze_vision=true", "--use_peft=false"],
@@ -73,7 +79,7 @@ GOLDEN_CARDS: dict[str, dict[str, Any]] = {
     },
     "everything_wrong": {
         "name": "coco_full",
-        "words": ["--score_tokenizer=char"],
+        "words": ["--score_tokenizer=char", "--generation_repetition_penalty=1.2", "--generation_length_penalty=2.0"],
         "results": {"eval_cider": 0.5, "baseline_cider": 0.6},
         "predictions": SAME,
         "counts": {"train": (1, 1), "eval": (2, 4)},
@@ -93,7 +99,7 @@ GOLDEN_CARDS: dict[str, dict[str, Any]] = {
     },
     "vqa_everything_wrong": {
         "name": "vqav2",
-        "words": ["--use_peft=true", "--generation_num_beams=1"],
+        "words": ["--use_peft=true", "--generation_num_beams=1", "--generation_no_repeat_ngram_size=3"],
         "results": {"eval_vqa_accuracy": 0.5, "baseline_vqa_accuracy": 0.6},
         "predictions": SAME,
         "counts": {"train": (1, 1), "eval": (2, 4)},

@@ -101,6 +101,12 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no such metric": ({"metrics": ["bleu", "blue"]}, "blue"),
     "minimum over maximum": ({"generation_min_length": 30, "generation_max_length": 20}, "generation_min_length"),
     "no beams": ({"generation_num_beams": 0}, "generation_num_beams"),
+    "a penalty of nothing": ({"generation_repetition_penalty": 0}, "generation_repetition_penalty"),
+    "a negative size": ({"generation_no_repeat_ngram_size": -1}, "generation_no_repeat_ngram_size"),
+    "lengths without beams": (
+        {"generation_length_penalty": 2.0, "generation_num_beams": 1},
+        "generation_length_penalty",
+    ),
     "token in a recipe": ({"hub_token": "hf_x"}, "HF_TOKEN"),
     "both precisions": ({"load_in_8bit": True, "load_in_4bit": True, "model_name_or_path": "x"}, "choose one"),
     "quantised without adapter": ({"load_in_8bit": True, "model_name_or_path": "x"}, "use_peft"),
