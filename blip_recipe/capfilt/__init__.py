@@ -5,7 +5,7 @@
 | `__main__.py` | the command |
 | `arguments.py` | the keys of its recipe |
 | `source.py` | a data set of any kind as named shards |
-| `sampling.py` | nucleus sampling of captions with random numbers for each picture |
+| `sampling.py` | sample captions of pictures |
 | `judging.py` | the captioner and the filter: write captions, and score all texts |
 | `shard_output.py` | write the results of a shard atomically |
 | `run.py` | resume a run, or refuse another recipe's output directory |

@@ -10,6 +10,7 @@ from transformers import BlipForConditionalGeneration, DynamicCache, EncoderDeco
 from transformers.modeling_outputs import ModelOutput
 
 from blip_recipe.data.images import open_image
+from blip_recipe.models.adapters import is_adapted
 from blip_recipe.models.attention import CACHE_ARGUMENT, EAGER_CLASSES
 from blip_recipe.models.loading import load_finished
 from blip_recipe.models.stock import StockModel
@@ -197,6 +198,39 @@ def generate_token_ids(
     kind = "pixel_values" if images.ndim == 4 else "image_embeds"
     generated = model.generate(**{kind: images}, input_ids=input_ids, **generate_kwargs)
     return generated[:, input_ids.shape[1] - 1 :]
+
+
+@torch.no_grad()
+def mean_log_probs(
+    model: Any, tokenizer: PreTrainedTokenizerBase, image_embeds: torch.Tensor, prompt: str, token_ids: torch.Tensor
+) -> torch.Tensor:
+    """The mean log-probabilities per token of captions, `(images, captions)` in float32.
+
+    They are the model's own: penalties, temperature and length limits of the generation do not count. The `[SEP]` at
+    the end of a caption counts as a token, the prompt does not.
+
+    Args:
+        model: `BlipForCaptioning` in evaluation mode, or a `PeftModel` of one.
+        tokenizer: Its tokenizer.
+        image_embeds: `(images, patches, width)`.
+        prompt: The text that the captions start with.
+        token_ids: The captions `(images, captions, tokens)` after the prompt, as generated.
+    """
+    model = model.get_base_model() if is_adapted(model) else model
+    captions = token_ids.flatten(0, 1)
+    prompt_ids = tokenizer(prompt, return_tensors="pt").input_ids[:, :-1].to(captions)
+    prompt_ids[:, 0] = model.config.text_config.bos_token_id
+    input_ids = torch.cat([prompt_ids.expand(len(captions), -1), captions], dim=1)
+    is_end = captions == model.config.text_config.sep_token_id
+    is_padding = is_end.cumsum(1) > is_end.long()
+    labels = input_ids.clone()
+    labels[:, : prompt_ids.shape[1]] = IGNORED
+    labels[:, prompt_ids.shape[1] :][is_padding] = IGNORED
+    if not model.uses_sdpa:
+        # In eager attention the captions of an image cannot share its keys and values.
+        image_embeds = image_embeds.repeat_interleave(token_ids.shape[1], 0)
+    losses = model(input_ids=input_ids, labels=labels, image_embeds=image_embeds).token_losses
+    return -(losses.sum(1) / (~is_padding).sum(1)).view(token_ids.shape[:2])
 
 
 def generate_captions(

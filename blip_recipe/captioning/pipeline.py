@@ -17,8 +17,11 @@ from transformers import (
     pipelines,
 )
 
-from blip_recipe.captioning.modeling import BlipForCaptioning, generate_token_ids
+from blip_recipe.captioning.modeling import BlipForCaptioning, generate_token_ids, mean_log_probs
+from blip_recipe.captioning.sampling import seeded_sampling
 from blip_recipe.data.images import open_image
+from blip_recipe.errors import RecipeError
+from blip_recipe.models.adapters import is_adapted
 from blip_recipe.models.loading import read_repository_json
 from blip_recipe.models.pipeline import (
     SINGLE_IMAGE,
@@ -45,8 +48,10 @@ class ImageToTextPipeline(BlipPipeline, Pipeline):
     Args of the constructor or of a call (a call takes precedence):
         prompt: Text that every caption starts with, instead of the recipe's prompt. As in transformers 4.57 it is part
             of `generated_text`; the recipe's prompt is not.
-        max_new_tokens, num_beams, num_return_sequences, ..., or a dictionary of them as `generate_kwargs`: Decoding
-            arguments; by default those of the recipe.
+        max_new_tokens, num_beams, num_return_sequences, do_sample, temperature, repetition_penalty, ..., or a
+            dictionary of them as `generate_kwargs`: Decoding arguments; by default those of the recipe.
+        seed: With `do_sample`, the seed of the sampled captions. They then depend only on the seed and the picture, not
+            on the batch or the order.
         timeout: Seconds to wait for a URL (default 30).
         batch_size, num_workers: As in every pipeline.
     """
@@ -78,6 +83,7 @@ class ImageToTextPipeline(BlipPipeline, Pipeline):
         self,
         prompt: str | None = None,
         timeout: float | None = None,
+        seed: int | None = None,
         max_new_tokens: int | None = None,
         generate_kwargs: dict[str, Any] | None = None,
         **decoding: Any,
@@ -87,6 +93,8 @@ class ImageToTextPipeline(BlipPipeline, Pipeline):
             raise ValueError(f"`prompt` is a {type(prompt).__name__}: expected one text for all pictures.")
         if prompt is not None:
             forward["prompt"] = prompt
+        if seed is not None:
+            forward["seed"] = seed
         return {} if timeout is None else {"timeout": timeout}, forward, {}
 
     def preprocess(  # type: ignore[override]
@@ -104,26 +112,100 @@ class ImageToTextPipeline(BlipPipeline, Pipeline):
     ) -> dict[str, torch.Tensor]:
         """Generate `token_ids` `(pictures, captions, tokens)`."""
         pixel_values = model_inputs["pixel_values"]
-        recorded = prompt is None
+        token_ids = self._generate(pixel_values, pixel_values, prompt, **decoding)
+        return {"token_ids": self._with_given_prompt(token_ids, prompt)}
+
+    def _generate(
+        self,
+        pixel_values: torch.Tensor,
+        images: torch.Tensor,
+        prompt: str | None = None,
+        seed: int | None = None,
+        **decoding: Any,
+    ) -> torch.Tensor:
+        """Generate the token ids `(pictures, captions, tokens)` that follow the prompt.
+
+        `images` are the pixels, or embeddings of them.
+        """
+        arguments = decoding_arguments(self.settings, decoding)
+        if seed is not None:
+            arguments = seeded_sampling(pixel_values, seed, arguments)
         prompt = self.settings.prompt if prompt is None else prompt
-        token_ids = generate_token_ids(
-            self.model, self.tokenizer, pixel_values, prompt, **decoding_arguments(self.settings, decoding)
-        )
-        if not recorded:
-            prompt_ids = self.tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
-            prompt_ids = prompt_ids.to(token_ids).expand(len(token_ids), -1)
-            token_ids = torch.cat([prompt_ids, token_ids], dim=1)
-        return {"token_ids": token_ids.view(len(pixel_values), -1, token_ids.shape[-1])}
+        token_ids = generate_token_ids(self.model, self.tokenizer, images, prompt, **arguments)
+        return token_ids.view(len(images), -1, token_ids.shape[-1])
+
+    def _with_given_prompt(self, token_ids: torch.Tensor, prompt: str | None) -> torch.Tensor:
+        """Put a prompt that is not the recorded one before `token_ids` `(pictures, captions, tokens)`."""
+        if prompt is None:
+            return token_ids
+        prompt_ids = self.tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
+        return torch.cat([prompt_ids.to(token_ids).expand(*token_ids.shape[:2], -1), token_ids], dim=2)
 
     def postprocess(self, model_outputs: Any, **_: Any) -> list[dict[str, str]]:
         """Decode the captions of one picture, each as `{"generated_text": ...}`."""
         captions = decode_texts(self.tokenizer, model_outputs["token_ids"][0])
         return [{"generated_text": caption} for caption in captions]
 
-    def caption_pixels(self, pixel_values: torch.Tensor) -> list[str]:
-        """Caption the preprocessed `pixel_values` `(pictures, 3, height, width)`, one caption each."""
-        token_ids = self.forward({"pixel_values": pixel_values}, **self._forward_params)["token_ids"]
-        return [self.postprocess({"token_ids": each[None]})[0]["generated_text"] for each in token_ids]
+    def check_decoding(self) -> None:
+        """Check that the arguments of the constructor fit the model, its prompt and each other.
+
+        Raises:
+            RecipeError: They do not. The message names them as options of the caption command.
+        """
+        given = {name: value for name, value in self._forward_params.items() if name not in ("prompt", "seed")}
+        decoding = decoding_arguments(self.settings, given)
+        prompt = self._forward_params.get("prompt", self.settings.prompt)
+        prompt_length = len(self.tokenizer(prompt).input_ids) - 1  # without the end token
+        positions = self.model.config.text_config.max_position_embeddings
+        shortest, longest, beams = (decoding[name] for name in ("min_length", "max_length", "num_beams"))
+        if not max(prompt_length + 1, shortest) <= longest <= positions:
+            raise RecipeError(
+                f"max_length is {longest} tokens, min_length {shortest}: expected max_length above the prompt's "
+                f"{prompt_length} tokens, not below min_length, and at most the model's {positions}. Set --max_length "
+                "and --min_length."
+            )
+        if decoding["do_sample"] and beams > 1:
+            raise RecipeError(f"--num_beams is {beams}, but --do_sample samples without beams: give only one of them.")
+        if not decoding["do_sample"] and beams < decoding.get("num_return_sequences", 1):
+            count = decoding["num_return_sequences"]
+            raise RecipeError(
+                f"--num_captions is {count}, but there are {beams} beams, each of which gives one caption: set "
+                f"--num_beams to {count} or more, or add --do_sample."
+            )
+        if "length_penalty" in given and beams == 1:
+            raise RecipeError(
+                "--length_penalty is given, but there is one beam, so no captions of different lengths are compared: "
+                "set --num_beams to 2 or more."
+            )
+
+    @torch.inference_mode()
+    def caption_pixels(
+        self, pixel_values: torch.Tensor, *, with_scores: bool = False
+    ) -> tuple[list[list[str]], list[list[float]] | None]:
+        """Caption preprocessed pictures with the decoding of the constructor.
+
+        Args:
+            pixel_values: `(pictures, 3, height, width)`.
+            with_scores: Whether to return the mean log-probability per token of each caption (`mean_log_probs`).
+
+        Returns:
+            The captions of each picture, and their scores or None.
+        """
+        decoding: dict[str, Any] = dict(self._forward_params)
+        prompt = decoding.get("prompt")
+        with self.device_placement():
+            pixel_values = images = pixel_values.to(self.device)
+            if with_scores:
+                model: Any = self.model
+                model = model.get_base_model() if is_adapted(model) else model
+                images = model.vision_model(pixel_values=pixel_values).last_hidden_state
+            token_ids = self._generate(pixel_values, images, **decoding)
+            scores = None
+            if with_scores:
+                begin = self.settings.prompt if prompt is None else prompt
+                scores = mean_log_probs(self.model, self.tokenizer, images, begin, token_ids).tolist()
+        token_ids = self._with_given_prompt(token_ids, prompt)
+        return [decode_texts(self.tokenizer, each) for each in token_ids], scores
 
 
 def caption_pipeline(model: str | Path, **arguments: Any) -> ImageToTextPipeline:

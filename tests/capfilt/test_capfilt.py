@@ -31,7 +31,7 @@ from blip_recipe.capfilt import source as source_room
 from blip_recipe.capfilt.__main__ import main
 from blip_recipe.capfilt.arguments import read_arguments
 from blip_recipe.capfilt.judging import load_model, score_texts
-from blip_recipe.capfilt.sampling import NucleusSampler, picture_uniforms
+from blip_recipe.captioning.sampling import NucleusSampler, picture_uniforms
 from blip_recipe.data.arguments import CaptionDataArguments
 from blip_recipe.data.captions import normalize_caption
 from blip_recipe.data.load import load_split
