@@ -1,6 +1,6 @@
-"""Score how well texts match a picture, or write the embeddings of pictures and texts.
+"""Score how well texts match pictures, or write the embeddings of pictures and texts.
 
-python -m blip_recipe.match outputs/my_retriever dog.jpg "a dog on a beach" "two cats"
+python -m blip_recipe.match outputs/my_retriever dog.jpg cat.jpg "a dog on a beach" "two cats"
 python -m blip_recipe.match Salesforce/blip-itm-base-coco photos/ queries.txt --embeddings index.parquet
 """
 
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from blip_recipe.data.listing import list_images, printable, read_ahead
+from blip_recipe.data.listing import IMAGE_EXTENSIONS, URL, list_images, printable, read_ahead
 from blip_recipe.errors import RecipeError, run_command
 from blip_recipe.recipe.command_line import add_model_options, escape_output, load_options, positive
 
@@ -21,9 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import torch
-    from transformers import BlipProcessor
 
-    from blip_recipe.retrieval.modeling import BlipForRetrieval
+    from blip_recipe.retrieval.scoring import Matcher
 
 Item = TypeVar("Item")
 
@@ -37,18 +37,14 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     """Load the model, then print matches or write embeddings."""
     escape_output()
     arguments = build_parser(prog).parse_args(argv)
-    if arguments.embeddings is None and len(arguments.inputs) < 2:
-        raise RecipeError(f"There is {arguments.inputs[0]!r} and no text: expected a picture, then texts in quotes.")
     if arguments.embeddings:
         from blip_recipe.retrieval.embeddings import find_writer
 
         find_writer(arguments.embeddings)
-    model, processor = load_matcher(arguments)
-    if arguments.embeddings:
-        write_all_embeddings(model, processor, arguments)
+        write_all_embeddings(load_matcher(arguments), arguments)
         return
-    image, *texts = arguments.inputs
-    for row in match_texts(model, processor, image, texts):
+    pictures, texts = split_inputs(arguments.inputs)
+    for row in match_pictures(load_matcher(arguments), pictures, texts):
         print(json.dumps(row, ensure_ascii=False))
 
 
@@ -56,8 +52,8 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
     """The parser of the command line."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Score how well texts match a picture: one JSON line for each, with the probability of a match "
-        "(ITM) and the cosine of the embeddings (ITC).",
+        description="Score how well texts match pictures: one JSON line for each picture and text, with the "
+        "probability of a match (ITM) and the cosine of the embeddings (ITC).",
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help="directory or Hub id of a BLIP for image-text retrieval, full or LoRA")
@@ -65,8 +61,8 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
         "inputs",
         metavar="INPUT",
         nargs="+",
-        help="a picture (file or URL) and texts; with --embeddings, pictures, folders, globs, URLs, and .txt files of "
-        "one text a line",
+        help="pictures (files, folders, globs, URLs), then texts; with --embeddings, pictures and .txt files of one "
+        "text a line",
     )
     add(
         "--embeddings",
@@ -74,53 +70,76 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
         metavar="OUT",
         help="write the unit vectors and ids of all inputs to this .parquet, .npz or .safetensors file",
     )
-    add("--batch_size", type=positive, default=8, help="pictures in a batch (default 8)")
+    add("--batch_size", type=positive, default=8, help="pictures in a batch of embeddings (default 8)")
     add_model_options(parser)
     return parser
 
 
-def load_matcher(arguments: argparse.Namespace) -> tuple[BlipForRetrieval, BlipProcessor]:
-    """Load the model and its processor.
+def split_inputs(inputs: list[str]) -> tuple[list[str], list[str]]:
+    """Split the inputs into pictures and texts.
+
+    The first input is a picture. The next ones are too, up to the first that is neither a URL, nor a file or folder
+    that exists, nor a name with the extension of a picture.
+
+    Raises:
+        RecipeError: There is no text.
+    """
+    pictures = [inputs[0], *takewhile(looks_like_pictures, inputs[1:])]
+    texts = inputs[len(pictures) :]
+    if not texts:
+        raise RecipeError(
+            f"There is {', '.join(map(repr, pictures))} and no text: expected pictures, then texts in quotes."
+        )
+    return pictures, texts
+
+
+def looks_like_pictures(name: str) -> bool:
+    """Whether an input is a URL, an existing place, or a name with the extension of a picture."""
+    return bool(URL.match(name)) or os.path.exists(name) or name.lower().endswith(IMAGE_EXTENSIONS)  # noqa: PTH110
+
+
+def load_matcher(arguments: argparse.Namespace) -> Matcher:
+    """Load the model with the options of the command line.
 
     Raises:
         RecipeError: The model cannot be loaded, or is not a BLIP for retrieval.
     """
-    from blip_recipe.models.loading import load_finished
-    from blip_recipe.models.pipeline import first_device, usable_device
-    from blip_recipe.retrieval.modeling import BlipForRetrieval
+    from blip_recipe.retrieval.scoring import Matcher
 
-    options = load_options(arguments)
-    options["device"] = usable_device(arguments.device or first_device())
-    model, processor, _ = load_finished(arguments.model, BlipForRetrieval, **options)
-    return model, processor
+    return Matcher.load(arguments.model, **load_options(arguments))
 
 
-def match_texts(
-    model: BlipForRetrieval, processor: BlipProcessor, image: str, texts: list[str]
-) -> Iterator[dict[str, Any]]:
-    """A row `{"image", "text", "probability", "cosine"}` for each text.
+def match_pictures(matcher: Matcher, pictures: list[str], texts: list[str]) -> Iterator[dict[str, Any]]:
+    """A row `{"image", "text", "probability", "cosine"}` for each picture and text; name unreadable pictures on stderr.
 
     Raises:
-        RecipeError: The picture cannot be read.
+        RecipeError: No picture can be read.
     """
     import torch
 
     from blip_recipe.retrieval.losses import MATCHING
     from blip_recipe.retrieval.scoring import tokenize_texts
 
-    pixels = read_picture(processor, image)
-    if isinstance(pixels, Exception):
-        raise RecipeError(f"{image!r} cannot be read as a picture: {pixels}")
+    model = matcher.model
+    faults: list[Exception] = []
+    found = 0
     with torch.no_grad():
-        embeds = model.encode_images(pixels.to(model.device, model.dtype))
-        features = model.image_features(embeds)
-        for part in batches(texts):
-            tokens = tokenize_texts(processor.tokenizer, part)
-            tokens = {name: values.to(model.device) for name, values in tokens.items()}
-            matches = model.match_logits(embeds, **tokens).float().softmax(1)[:, MATCHING]
-            cosines = (model.text_features(**tokens) @ features[0]).float()
-            for text, probability, cosine in zip(part, matches.tolist(), cosines.tolist(), strict=True):
-                yield {"image": image, "text": text, "probability": round(probability, 6), "cosine": round(cosine, 6)}
+        tokens = [tokenize_texts(matcher.processor.tokenizer, part) for part in batches(texts)]
+        tokens = [{name: values.to(model.device) for name, values in part.items()} for part in tokens]
+        text_features = torch.cat([model.text_features(**part) for part in tokens])
+        for name, pixels in read_pictures(matcher, pictures, ahead=4):
+            if isinstance(pixels, Exception):
+                faults.append(pixels)
+                continue
+            found += 1
+            embeds = model.encode_images(pixels.to(model.device, model.dtype))
+            matches = torch.cat([model.match_logits(embeds, **part) for part in tokens]).float().softmax(1)[:, MATCHING]
+            cosines = (text_features @ model.image_features(embeds)[0]).float()
+            for text, probability, cosine in zip(texts, matches.tolist(), cosines.tolist(), strict=True):
+                yield {"image": name, "text": text, "probability": round(probability, 6), "cosine": round(cosine, 6)}
+    if not found:
+        reason = f" The first: {faults[0]}" if faults else ""
+        raise RecipeError(f"There is no picture that could be read: {', '.join(map(repr, pictures))}.{reason}")
 
 
 def batches(items: list[Item]) -> Iterator[list[Item]]:
@@ -128,17 +147,22 @@ def batches(items: list[Item]) -> Iterator[list[Item]]:
     return (items[start : start + TEXTS_AT_A_TIME] for start in range(0, len(items), TEXTS_AT_A_TIME))
 
 
-def read_picture(processor: BlipProcessor, name: str) -> torch.Tensor | Exception:
-    """`pixel_values` `(1, 3, height, width)` of a file or URL, or the error of reading it."""
-    from blip_recipe.data.images import open_image
+def read_pictures(matcher: Matcher, places: list[str], *, ahead: int) -> Iterator[tuple[str, torch.Tensor | Exception]]:
+    """Name and `pixel_values` `(1, 3, height, width)` of each picture, or its error, which is said on stderr."""
 
-    try:
-        return processor.image_processor(open_image(name), return_tensors="pt").pixel_values
-    except Exception as error:  # a file may hold anything: the caller reports the error
-        return error
+    def read(name: str) -> torch.Tensor | Exception:
+        try:
+            return matcher.preprocess(name)
+        except Exception as error:  # a file may hold anything: the others go on
+            return error
+
+    for name, pixels in read_ahead(read, list_images(places, sys.stdin), ahead=ahead):
+        if isinstance(pixels, Exception):
+            print(printable(f"left out: {name}: {pixels}"), file=sys.stderr)
+        yield name, pixels
 
 
-def write_all_embeddings(model: BlipForRetrieval, processor: BlipProcessor, arguments: argparse.Namespace) -> None:
+def write_all_embeddings(matcher: Matcher, arguments: argparse.Namespace) -> None:
     """Embed the pictures, then the lines of text files, and write them; name unreadable pictures on stderr.
 
     Raises:
@@ -148,22 +172,20 @@ def write_all_embeddings(model: BlipForRetrieval, processor: BlipProcessor, argu
 
     from blip_recipe.retrieval.embeddings import Embeddings, embed_images, embed_texts, write_embeddings
 
-    found = Embeddings()
+    model, found = matcher.model, Embeddings()
     text_files = [name for name in arguments.inputs if name.lower().endswith(".txt") and Path(name).is_file()]
     lines = [line for name in text_files for line in read_texts(name)]
-    names = list_images([name for name in arguments.inputs if name not in text_files], sys.stdin)
-    opened = read_ahead(lambda name: read_picture(processor, name), names, ahead=2 * arguments.batch_size)
+    places = [name for name in arguments.inputs if name not in text_files]
+    opened = read_pictures(matcher, places, ahead=2 * arguments.batch_size)
     while batch := list(islice(opened, arguments.batch_size)):
         readable = [(name, pixels) for name, pixels in batch if not isinstance(pixels, Exception)]
-        for name, pixels in batch:
-            if isinstance(pixels, Exception):
-                print(printable(f"left out: {name}: {pixels}"), file=sys.stderr)
         if readable:
             pixel_values = torch.cat([pixels for _, pixels in readable]).to(model.device, model.dtype)
             found.add("image", [name for name, _ in readable], [""] * len(readable), embed_images(model, pixel_values))
     for part in batches(lines):
         texts = [text for _, text in part]
-        found.add("text", [name for name, _ in part], texts, embed_texts(model, processor, texts))
+        features = embed_texts(model, matcher.processor, texts)
+        found.add("text", [name for name, _ in part], texts, features)
     write_embeddings(arguments.embeddings, found)
     print(
         f"{found.kinds.count('image'):,} images and {found.kinds.count('text'):,} texts are in {arguments.embeddings}."

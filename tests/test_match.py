@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
@@ -75,6 +76,34 @@ def test_every_text_is_judged_as_the_stock_class_judges_it(match: Match, retriev
     assert len(set(probabilities)) == len(TEXTS)
 
 
+def test_several_pictures_are_matched_with_each_text(
+    match: Match, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = draw_pictures(tmp_path / "photos", 3)
+    expected = [line for picture in pictures for line in match(picture, *TEXTS).splitlines()]
+    assert len(set(expected)) == 3 * len(TEXTS)
+    assert match(*pictures, *TEXTS).splitlines() == expected
+    assert match(tmp_path / "photos", *TEXTS).splitlines() == expected
+    # What follows the first text is a text, though a folder has its name.
+    monkeypatch.chdir(tmp_path)
+    rows = [json.loads(line) for line in match(pictures[0], "a dog", "photos").splitlines()]
+    assert [row["text"] for row in rows] == ["a dog", "photos"]
+
+
+def test_a_picture_that_cannot_be_read_does_not_end_the_others(
+    match: Match, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures = draw_pictures(tmp_path, 1)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    said = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", said)
+    rows = match(tmp_path / "broken.png", tmp_path / "missing.jpg", pictures[0], "a dog").splitlines()
+    assert [json.loads(row)["image"] for row in rows] == [str(pictures[0])]
+    assert said.getvalue().count("left out: ") == 2
+    with pytest.raises(RecipeError, match=r"no picture that could be read.*broken\.png.*missing\.jpg"):
+        match(tmp_path / "broken.png", tmp_path / "missing.jpg", "a dog")
+
+
 def read_embeddings(path: Path) -> dict[str, Any]:
     if path.suffix == ".parquet":
         table = parquet.read_table(path).to_pydict()
@@ -127,6 +156,7 @@ def test_what_is_left_out_is_said(match: Match, tmp_path: Path, capsys: pytest.C
     ("arguments", "message"),
     [
         (["dog.jpg"], "no text"),
+        (["dog.jpg", "cat.jpg"], "'dog.jpg', 'cat.jpg' and no text"),
         (["missing.jpg", "a dog"], "cannot be read as a picture"),
         (["photos", "--embeddings", "index.csv"], "ends in one of"),
     ],
