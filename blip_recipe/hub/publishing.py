@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from huggingface_hub.errors import (
@@ -27,7 +27,9 @@ from blip_recipe.hub.retries import HUB_ERRORS, LOG_IN, WAITS_BEFORE, WAITS_PUSH
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import ModelInfo
+    from huggingface_hub.hf_api import DatasetInfo, ModelInfo
+
+    RepositoryInfo = ModelInfo | DatasetInfo
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +37,8 @@ TAG = re.compile(r"\w([\w.+/-]*\w)?")
 """Allowed tag names, stricter than `git check-ref-format`."""
 
 COMMIT_MESSAGE = "Upload a BLIP fine-tuned with blip_recipe"
+
+RepoType = Literal["model", "dataset"]
 
 WRITER_ROLES = ("admin", "write", "contributor")
 
@@ -54,6 +58,7 @@ def preflight(
     private: bool | None,
     api: HfApi,
     waits: Sequence[float] = WAITS_BEFORE,
+    repo_type: RepoType = "model",
 ) -> str:
     """Check that the result of a run can be pushed, without creating anything.
 
@@ -63,6 +68,7 @@ def preflight(
         private: Whether the repository must be private; `None` uses its visibility, or the namespace's default.
         api: The Hub client, with a token unless it is the one of the environment.
         waits: Seconds between attempts to reach the Hub.
+        repo_type: `model` or `dataset`.
 
     Returns:
         The full `namespace/name` as on the Hub: the new name of a renamed repository, and with the Hub's upper and
@@ -77,13 +83,13 @@ def preflight(
     try:
         me = with_retries(api.whoami, waits)
         full_name = _with_namespace(repo_id or default_name, me)
-        existing = with_retries(lambda: _find_model(full_name, api), waits)
+        existing = with_retries(lambda: _find_repository(full_name, api, repo_type), waits)
     except LocalTokenNotFoundError as error:
         raise RecipeError(f"{repo_id or default_name} cannot be pushed: no Hub token found, {LOG_IN}.") from error
     except HUB_ERRORS as error:
         raise RecipeError(explain(error, api)) from error
     if existing and existing.id != full_name:
-        logger.warning("%s is named %s on the Hub; the model will be pushed there", full_name, existing.id)
+        logger.warning("%s is named %s on the Hub; it will be pushed there", full_name, existing.id)
         full_name = existing.id
     _check_write_access(full_name, me, exists=existing is not None)
     if existing and private and not existing.private:
@@ -208,6 +214,57 @@ def push_folder(
     return PushResult(url, revision, committed=revision != before)
 
 
+def push_dataset(
+    files: Mapping[str, Path],
+    repo_id: str,
+    *,
+    private: bool | None,
+    stale: Sequence[str],
+    tag: str,
+    message: str,
+    api: HfApi,
+    waits: Sequence[float] = WAITS_PUSH,
+) -> PushResult:
+    """Push the files of a data set in one commit, or in none if the repository has these files already.
+
+    The repository is created if needed. As with `push_folder`, a lost reply never leads to a second commit.
+
+    Args:
+        files: The files by their names in the repository.
+        repo_id: `namespace/name`.
+        private: Whether to create the repository as private; `None` uses the namespace's default.
+        stale: Patterns of files that are deleted if they are not in `files`.
+        tag: A tag of our cards. A card in the repository without it is somebody else's, and is kept.
+        message: The commit message.
+        api: The Hub client.
+        waits: Seconds between attempts.
+
+    Raises:
+        PushError: The files may not be published, or the push failed.
+    """
+
+    def push_once() -> str:
+        info = _find_or_create(repo_id, private, api, "dataset")
+        has_card = any(each.rfilename == "README.md" for each in info.siblings or ())
+        is_ours = tag in ((info.card_data.get("tags") if info.card_data else None) or ())
+        if has_card and not is_ours:
+            logger.warning("%s has a card of its own, which is kept.", info.id)
+        ours = {name: path for name, path in files.items() if name != "README.md" or is_ours or not has_card}
+        operations = _difference(ours, info.id, info, stale, api, "dataset")
+        return _commit(operations, info.id, "main", info, message, api, "dataset")
+
+    try:
+        check_contents(files, api)
+        before = with_retries(lambda: published_revision(repo_id, api, "dataset"), waits)
+        revision = with_retries(push_once, waits)
+    except (PushError, *HUB_ERRORS) as error:
+        raise PushError(
+            f"{len(files):,} files were not pushed to {repo_id}. {explain(error, api)}\nThey are saved. When the "
+            "problem is solved, run the same command again to push them."
+        ) from error
+    return PushResult(f"{api.endpoint}/datasets/{repo_id}", revision, committed=revision != before)
+
+
 def push_command(folder: Path, repo_id: str, *, private: bool | None = None, tag: str | None = None) -> str:
     """Build the command line that pushes a finished output directory."""
     options = [*(["--private"] if private else []), *(["--tag", tag] if tag else [])]
@@ -238,9 +295,9 @@ def commit_to_branch(
     return _commit(operations, repo_id, branch, info, message, api)
 
 
-def published_revision(repo_id: str, api: HfApi) -> str | None:
-    """The commit of a model repository's main branch, or `None` if the repository does not exist."""
-    info = _find_model(repo_id, api)
+def published_revision(repo_id: str, api: HfApi, repo_type: RepoType = "model") -> str | None:
+    """The commit of a repository's main branch, or `None` if the repository does not exist."""
+    info = _find_repository(repo_id, api, repo_type)
     return info.sha if info else None
 
 
@@ -283,34 +340,39 @@ def _is_tagged(files: Mapping[str, Path], repo_id: str, tag: str, api: HfApi) ->
     return True
 
 
-def _find_or_create(repo_id: str, private: bool | None, api: HfApi) -> ModelInfo:
-    """Get the repository of a model, and create it if needed.
+def _find_or_create(repo_id: str, private: bool | None, api: HfApi, repo_type: RepoType = "model") -> RepositoryInfo:
+    """Get a repository, and create it if needed.
 
     Raises:
         PushError: It should be private, but exists and is public.
     """
-    info = _find_model(repo_id, api)
+    info = _find_repository(repo_id, api, repo_type)
     if info is None:
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        return api.model_info(repo_id)
+        api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type)
+        return cast("RepositoryInfo", api.repo_info(repo_id, repo_type=repo_type))
     if private and not info.private:
         raise PushError("The repository should be private, but exists and is public.")
     return info
 
 
-def _find_model(repo_id: str, api: HfApi) -> ModelInfo | None:
-    """Get the repository of a model, or `None` if it does not exist or the token cannot see it."""
+def _find_repository(repo_id: str, api: HfApi, repo_type: RepoType = "model") -> RepositoryInfo | None:
+    """Get a repository, or `None` if it does not exist or the token cannot see it."""
     try:
-        return api.model_info(repo_id)
+        return cast("RepositoryInfo", api.repo_info(repo_id, repo_type=repo_type))
     except RepositoryNotFoundError:
         return None
 
 
 def _difference(
-    files: Mapping[str, Path], repo_id: str, info: ModelInfo, managed: Sequence[str], api: HfApi
+    files: Mapping[str, Path],
+    repo_id: str,
+    info: RepositoryInfo,
+    managed: Sequence[str],
+    api: HfApi,
+    repo_type: RepoType = "model",
 ) -> list[CommitOperationAdd | CommitOperationDelete]:
     """The operations that add changed `files` to a revision, and delete other files that match `managed`."""
-    tree = api.list_repo_tree(repo_id, recursive=True, revision=info.sha) if info.sha else ()
+    tree = api.list_repo_tree(repo_id, recursive=True, revision=info.sha, repo_type=repo_type) if info.sha else ()
     there = {entry.path: entry for entry in tree if isinstance(entry, RepoFile)}
     added = [CommitOperationAdd(name, path) for name, path in files.items() if not _is_same(path, there.get(name))]
     stale = [CommitOperationDelete(name) for name in there if name not in files and matches_any(name, managed)]
@@ -321,15 +383,18 @@ def _commit(
     operations: list[CommitOperationAdd | CommitOperationDelete],
     repo_id: str,
     branch: str,
-    info: ModelInfo,
+    info: RepositoryInfo,
     message: str,
     api: HfApi,
+    repo_type: RepoType = "model",
 ) -> str:
     """Commit `operations` on top of `info`, if there are any. Returns the commit that has the files."""
     if not operations and info.sha:
         return info.sha
     logger.info("Pushing %d files to %s", len(operations), repo_id)
-    commit = api.create_commit(repo_id, operations, commit_message=message, revision=branch, parent_commit=info.sha)
+    commit = api.create_commit(
+        repo_id, operations, commit_message=message, revision=branch, parent_commit=info.sha, repo_type=repo_type
+    )
     return commit.oid
 
 
