@@ -7,12 +7,11 @@ next run tries it again.
 from __future__ import annotations
 
 import dataclasses
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blip_recipe.capfilt.shard_output import DATA, JUDGED, data_path, judged_path
-from blip_recipe.data.storage import read_json, write_json
+from blip_recipe.data.storage import read_json, remove_leftovers, write_json
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -26,9 +25,6 @@ RUN = "capfilt.json"
 
 NOTES = "shards"
 """Folder with a note for each shard."""
-
-LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}")
-"""Names of temporary files (`storage.atomic_file`)."""
 
 MAY_CHANGE = ("output_dir", "on_bad_image", "batch_size")
 """Keys that may change when a run is resumed, because they change no score beyond rounding."""
@@ -56,9 +52,7 @@ def claim_output_dir(arguments: CapFiltArguments, source: Source) -> None:
             raise RecipeError(f"{output_dir} has files that are not from a CapFilt run: choose another output_dir.")
         write_json(output_dir / RUN, {"recipe": recipe, "shards": shards})
     for folder in (DATA, JUDGED, NOTES):
-        for leftover in (output_dir / folder).glob(".*"):
-            if LEFTOVER.fullmatch(leftover.name) and leftover.is_file():
-                leftover.unlink()
+        remove_leftovers(output_dir / folder)
 
 
 def _check_recipe(output_dir: Path, before: dict[str, Any], recipe: dict[str, Any]) -> None:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}")
+"""Names of temporary files of `atomic_file`, which a killed process leaves."""
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -42,6 +46,13 @@ def atomic_file(path: Path, *, flush: bool = False) -> Iterator[BinaryIO]:
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete the temporary files of killed processes in a folder, which need not exist."""
+    for leftover in folder.glob(".*"):
+        if LEFTOVER.fullmatch(leftover.name) and leftover.is_file():
+            leftover.unlink()
 
 
 def read_json(path: Path) -> dict[str, Any]:
