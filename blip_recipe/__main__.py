@@ -28,9 +28,9 @@ class Command(NamedTuple):
 COMMANDS = {
     "finetune": Command("blip_recipe.finetune", "train from a recipe, score, write a card, push to the Hub", True),
     "evaluate": Command("blip_recipe.evaluate", "score a model on a split, or a file of captions", True),
-    "caption": Command("blip_recipe.caption", "caption files, folders and URLs"),
+    "caption": Command("blip_recipe.caption", "caption files, folders and URLs, or a data set"),
     "answer": Command("blip_recipe.answer", "answer questions about a picture"),
-    "match": Command("blip_recipe.match", "score how well texts match a picture, or write embeddings"),
+    "match": Command("blip_recipe.match", "score how well texts match pictures, or write embeddings"),
     "capfilt": Command("blip_recipe.capfilt.__main__", "clean a web data set with a captioner and a filter", True),
     "convert": Command("blip_recipe.convert", "convert weights of the original code or of LAVIS"),
     "merge": Command("blip_recipe.merge", "merge a LoRA adapter into its base model"),

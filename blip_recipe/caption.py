@@ -1,7 +1,9 @@
-"""Caption files, folders and URLs with a trained BLIP, one line for each picture.
+"""Caption files, folders and URLs with a trained BLIP, one line for each picture, or a data set, in a new column.
 
 python -m blip_recipe.caption outputs/my_captioner photos/ --output captions.jsonl
 find photos -name '*.jpg' | python -m blip_recipe.caption lab/my-captioner - --sidecar
+python -m blip_recipe.caption lab/my-captioner --dataset_name lab/photos --output captioned --push_to_hub lab/captioned
+accelerate launch -m blip_recipe.caption outputs/my_captioner photos/ --output captions.jsonl
 """
 
 from __future__ import annotations
@@ -13,170 +15,200 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from blip_recipe.captioning.output import finished_images, open_output, sidecar_path, write_line, write_sidecar
-from blip_recipe.data.listing import URL, list_images, printable, read_ahead
+from blip_recipe.captioning.output import (
+    Finished,
+    LineFormat,
+    Sidecars,
+    find_parts,
+    merge_lines,
+    open_output,
+    part_path,
+    sidecar_path,
+    write_line,
+)
+from blip_recipe.captioning.processes import Processes, join_processes
+from blip_recipe.data.listing import check_places, list_images, printable
 from blip_recipe.errors import RecipeError, run_command
-from blip_recipe.recipe.command_line import add_model_options, decoding_options, load_options, positive
+from blip_recipe.recipe.caption_options import (
+    PROG,
+    added_fields,
+    build_parser,
+    card_options,
+    check_caption_options,
+    data_arguments,
+    generate_options,
+    line_format,
+    run_settings,
+)
+from blip_recipe.recipe.command_line import load_options
 
 if TYPE_CHECKING:
-    import torch
-
-    from blip_recipe.captioning.pipeline import ImageToTextPipeline
-
-
-PROG = "python -m blip_recipe.caption"
+    from blip_recipe.captioning.writing import CaptionWriter
 
 
 def main(argv: list[str] | None = None, prog: str = PROG) -> None:
-    """Caption the pictures in the order of the input; memory holds a few batches."""
+    """Caption the pictures in the order of the input, or the rows of a data set."""
     with exit_on_interrupt():
-        caption_all(build_parser(prog).parse_args(argv))
+        arguments = build_parser(prog).parse_intermixed_args(argv)  # PATH may follow an option
+        check_caption_options(arguments)
+        if arguments.dataset_name:
+            caption_dataset(arguments)
+        else:
+            caption_pictures(arguments)
 
 
-def caption_all(arguments: argparse.Namespace) -> None:
+def caption_pictures(arguments: argparse.Namespace) -> None:
     """List, read and caption the pictures, and write a line for each."""
     if "-" in arguments.paths:
         # A file name need not be UTF-8, and may hold a carriage return.
         sys.stdin.reconfigure(errors="surrogateescape", newline="\n")  # type: ignore[union-attr]
-    row_format = arguments.format or ("csv" if (arguments.output or Path()).suffix.lower() == ".csv" else "jsonl")
-    done = finished_images(arguments.output, row_format) if arguments.output else set()
-    if done:
-        print(f"Pictures already in {arguments.output}: {len(done):,}. Their lines stay as they are.", file=sys.stderr)
-    total = None if "-" in arguments.paths else sum(1 for _ in images_to_caption(arguments, set(done)))
-    if total == 0:
+    check_places(arguments.paths)
+    processes = join_processes(arguments.device)
+    output: Path | None = arguments.output
+    if processes.count > 1 and output is None:
+        raise RecipeError("There are several processes and no --output: name the file that has the lines of all.")
+    lines = line_format(arguments)
+    finished = resume(output, lines) if output and processes.is_main else Finished(set(), set())
+    names, total = list_pending(arguments, finished.captioned, processes)
+    if processes.broadcast(total) == 0:
         print("There is nothing to caption: there are no pictures, or all of them have captions.", file=sys.stderr)
         return
 
     from tqdm import tqdm
 
-    pipeline = load_pipeline(arguments)
-    rows = caption_images(pipeline, images_to_caption(arguments, done), arguments.batch_size)
-    with open_output(arguments.output, row_format) as output, tqdm(total=total, unit="image", mininterval=1) as bar:
-        for row in rows:
+    arguments.device = processes.device
+    writer = load_writer(arguments)
+    sidecars = Sidecars(arguments.overwrite_sidecars, arguments.append, arguments.separator or ", ")
+    own = part_path(output, processes.rank) if output and processes.count > 1 else output
+    written = writer.write_all(((name, name) for name in names), arguments.batch_size)
+    with (
+        open_output(own, lines) as file,
+        tqdm(total=total, unit="image", mininterval=1, disable=not processes.is_main) as bar,
+    ):
+        for row in to_rows(written):
             if "error" in row:
                 bar.write(printable(f"not captioned: {row['error']}"), file=sys.stderr)
-            elif arguments.sidecar and (
-                reason := write_sidecar(row["image"], row["caption"], arguments.overwrite_sidecars)
-            ):
+            elif arguments.sidecar and (reason := sidecars.write(row["image"], row["caption"])):
                 bar.write(printable(f"no .txt for {row['image']}: {reason}"), file=sys.stderr)
-            write_line(output, row, row_format)
+            write_line(file, row, lines)
             bar.update()
+    processes.wait()
+    if output and processes.is_main and (finished.failed or processes.count > 1):
+        merge_lines(output, lines, find_parts(output))
 
 
-def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
-    """The parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog=prog,
-        description="Caption pictures: one JSON line (or CSV row) for each, with its caption or its error.",
-    )
-    add = parser.add_argument
-    add("model", metavar="MODEL", help="directory or Hub id of a BLIP captioner, full or LoRA")
-    add(
-        "paths",
-        metavar="PATH",
-        nargs="+",
-        help="file, folder (all pictures below it), glob, URL, or - for names on stdin",
-    )
-    add(
-        "--output",
-        type=Path,
-        help="append to this file, and skip the pictures that have a line in it; default: standard output",
-    )
-    add("--format", choices=("jsonl", "csv"), help="default: csv for an --output that ends in .csv, else jsonl")
-    add(
-        "--sidecar",
-        action="store_true",
-        help="also write each caption to a .txt file beside its picture; without --output, skip pictures that have one",
-    )
-    add("--overwrite_sidecars", action="store_true", help="replace .txt files that exist")
-    add("--batch_size", type=positive, default=8, help="pictures in a batch (default 8)")
-    add(
-        "--prompt", help="words every caption starts with; default: the model's own, which are left out of its captions"
-    )
-    add("--num_beams", type=positive, help="number of beams; default: as evaluated")
-    add(
-        "--max_length",
-        type=positive,
-        help="longest caption in tokens, prompt included; default: as evaluated",
-    )
-    add(
-        "--min_length",
-        type=int,
-        help="shortest caption in tokens, prompt included; default: as evaluated",
-    )
-    add_model_options(parser)
-    return parser
+def resume(output: Path, lines: LineFormat) -> Finished:
+    """Read the pictures of earlier runs, and say how many there are."""
+    finished = merge_lines(output, lines, find_parts(output))
+    if finished.captioned:
+        print(
+            f"Pictures already in {output}: {len(finished.captioned):,}. Their lines stay as they are.", file=sys.stderr
+        )
+    if finished.failed:
+        print(f"Pictures that failed before: {len(finished.failed):,}. They are tried again.", file=sys.stderr)
+    return finished
 
 
-def images_to_caption(arguments: argparse.Namespace, done: set[str]) -> Iterator[str]:
-    """Names of the pictures without a line in `--output`, or without a sidecar if only sidecars are asked for."""
-    keep_sidecars = arguments.sidecar and not arguments.overwrite_sidecars
+def list_pending(
+    arguments: argparse.Namespace, captioned: set[str], processes: Processes
+) -> tuple[Iterable[str], int | None]:
+    """The names of the pictures of this process, and their number; None if it is not known before the end."""
+    if processes.count > 1:
+        # One process lists them for all: standard input can be read once, and folders may change.
+        pending = list(images_to_caption(arguments, captioned)) if processes.is_main else []
+        names = processes.share(processes.broadcast(pending))
+        return names, len(names)
+    total = None if "-" in arguments.paths else sum(1 for _ in images_to_caption(arguments, set(captioned)))
+    return images_to_caption(arguments, captioned), total
+
+
+def images_to_caption(arguments: argparse.Namespace, captioned: set[str]) -> Iterator[str]:
+    """Names of the pictures without a caption in `--output`, or without a sidecar if only sidecars are asked for."""
+    keep_sidecars = arguments.sidecar and not (arguments.overwrite_sidecars or arguments.append)
     for name in list_images(arguments.paths, sys.stdin):
         if arguments.output:
-            if name not in done:
-                done.add(name)
+            if name not in captioned:
+                captioned.add(name)
                 yield name
         elif not (keep_sidecars and os.path.exists(sidecar_path(name))):  # noqa: PTH110 - pathlib raises for some names
             yield name
 
 
-def load_pipeline(arguments: argparse.Namespace) -> ImageToTextPipeline:
-    """Load the captioner with the decoding options of the command line.
+def to_rows(written: Iterable[tuple[str, dict[str, Any] | Exception]]) -> Iterator[dict[str, Any]]:
+    """A row `{"image", "caption", ...}` or `{"image", "error"}` for each picture."""
+    for name, fields in written:
+        if isinstance(fields, Exception):
+            error = str(fields) or type(fields).__name__
+            yield {"image": name, "error": error if name in error else f"{name}: {error}"}
+        else:
+            yield {"image": name, **fields}
+
+
+def caption_dataset(arguments: argparse.Namespace) -> None:
+    """Write the data set with a column of captions, shard by shard, and push it if asked."""
+    if arguments.output is None:
+        raise RecipeError("--output is missing: name the directory of the new data set.")
+
+    from tqdm import tqdm
+
+    from blip_recipe.captioning.table import SHARD_ROWS, CaptionedTable, preflight_dataset, read_source
+
+    processes = join_processes(arguments.device)
+    repository = None
+    if arguments.push_to_hub and processes.is_main:
+        repository = preflight_dataset(arguments.push_to_hub, arguments.private or None)
+    table = CaptionedTable(
+        read_source(data_arguments(arguments)),
+        arguments.output,
+        arguments.caption_column_name or "caption",
+        ["caption", *added_fields(arguments)],
+        arguments.shard_rows or SHARD_ROWS,
+    )
+    settings = run_settings(arguments)
+    if processes.is_main:
+        table.check(settings, overwrite_column=arguments.overwrite_column)
+    pending = processes.broadcast(table.find_pending() if processes.is_main else [])
+    if pending:
+        arguments.device = processes.device
+        writer = load_writer(arguments)
+        if processes.is_main:
+            table.claim(settings)
+        processes.wait()
+        with tqdm(unit="image", mininterval=1, disable=not processes.is_main) as bar:
+            for shard in processes.share(pending):
+                table.write_shard(shard, writer, arguments.batch_size, bar)
+    processes.wait()
+    if processes.is_main:
+        table.write_card(arguments.model, card_options(arguments))
+        rows, missing = len(table.source.rows), table.count_missing()
+        print(f"{rows - missing:,} of {rows:,} rows of {table.directory} have a caption.", file=sys.stderr)
+        if repository:
+            print(table.push(repository, private=arguments.private or None).url)
+
+
+def load_writer(arguments: argparse.Namespace) -> CaptionWriter:
+    """Load the captioner, and the matcher if there is one, with the decoding options of the command line.
 
     Raises:
-        RecipeError: It cannot be loaded, or the lengths do not fit the model or its prompt.
+        RecipeError: A model cannot be loaded, or the decoding does not fit the model or its prompt.
     """
     from blip_recipe.captioning.pipeline import caption_pipeline
-    from blip_recipe.models.pipeline import decoding_arguments
+    from blip_recipe.captioning.writing import CaptionWriter
 
-    decoding = decoding_options(arguments, ("prompt", "num_beams", "max_length", "min_length"))
-    pipeline = caption_pipeline(
-        arguments.model,
-        **load_options(arguments),
-        **decoding,
-    )
-    prompt = decoding.pop("prompt", pipeline.settings.prompt)
-    lengths = decoding_arguments(pipeline.settings, decoding)
-    prompt_length = len(pipeline.tokenizer(prompt).input_ids) - 1  # without the end token
-    positions = pipeline.model.config.text_config.max_position_embeddings
-    if not max(prompt_length + 1, lengths["min_length"]) <= lengths["max_length"] <= positions:
-        raise RecipeError(
-            f"max_length is {lengths['max_length']} tokens, min_length {lengths['min_length']}: expected max_length "
-            f"above the prompt's {prompt_length} tokens, not below min_length, and at most the model's {positions}. "
-            "Set --max_length and --min_length."
-        )
-    return pipeline
+    pipeline = caption_pipeline(arguments.model, **load_options(arguments), **generate_options(arguments))
+    pipeline.check_decoding()
+    matcher = None
+    if arguments.match:
+        from blip_recipe.retrieval.scoring import Matcher
 
-
-def caption_images(pipeline: ImageToTextPipeline, names: Iterable[str], batch_size: int) -> Iterator[dict[str, str]]:
-    """A row `{"image", "caption"}` or `{"image", "error"}` for each of `names`, in order.
-
-    Pictures are opened while others are captioned; memory holds at most three batches.
-    """
-    import torch
-
-    def read(name: str) -> torch.Tensor | Exception:
         try:
-            if not URL.match(name) and os.path.exists(name) and not os.path.isfile(name):  # noqa: PTH110, PTH113
-                raise RecipeError("it is neither a file nor a folder that can be listed")  # a pipe would never end
-            return pipeline.preprocess(name)["pixel_values"]
-        except Exception as error:  # a file may hold anything: the error becomes its line
-            return error
-
-    opened = read_ahead(read, names, ahead=2 * batch_size)
-    while batch := list(islice(opened, batch_size)):
-        readable = [pixels for _, pixels in batch if not isinstance(pixels, Exception)]
-        captions = iter(pipeline.caption_pixels(torch.cat(readable)) if readable else ())
-        for name, pixels in batch:
-            if isinstance(pixels, Exception):
-                error = str(pixels) or type(pixels).__name__
-                yield {"image": name, "error": error if name in error else f"{name}: {error}"}
-            else:
-                yield {"image": name, "caption": next(captions)}
+            matcher = Matcher.load(arguments.match, **load_options(arguments) | {"revision": None})
+        except RecipeError as error:
+            raise RecipeError(str(error).replace("model_name_or_path", "--match", 1)) from error
+    return CaptionWriter(pipeline, arguments.scores, matcher, arguments.prefix, arguments.suffix)
 
 
 @contextmanager

@@ -18,11 +18,8 @@ COMMANDS = {"answer", "caption", "convert", "env", "evaluate", "finetune", "matc
 """Modules at the top of the package; `capfilt` is a command with parts."""
 
 WITHOUT_TORCH = {
-    "recipe/checks.py",
-    "recipe/effects.py",
-    "recipe/parsing.py",
-    "capfilt/__main__.py",
-    "capfilt/arguments.py",
+    *("recipe/checks.py", "recipe/effects.py", "recipe/parsing.py", "capfilt/__main__.py", "capfilt/arguments.py"),
+    "captioning/processes.py",
 }
 """Modules of commands that `--help` imports, which must not wait for torch."""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -20,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from captioners import draw_pictures, save_captioner
+from captioners import draw_pictures, save_adapter, save_captioner
 from commands import CHECKOUT, run_module, start_module
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,11 +30,11 @@ from hypothesis import strategies as st
 from benchmarks.captioning import watch
 from blip_recipe import caption_pipeline
 from blip_recipe.caption import main
-from blip_recipe.captioning.output import finished_images, write_line
+from blip_recipe.captioning.output import LineFormat, merge_lines, part_path, write_line
 from blip_recipe.data.listing import list_folder, read_ahead
 from blip_recipe.errors import RecipeError
 
-Caption = Callable[..., list[dict[str, str]]]
+Caption = Callable[..., list[dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,7 @@ def folder(tmp_path: Path) -> Path:
 def caption(captioner: Path, monkeypatch: pytest.MonkeyPatch) -> Caption:
     """Run the command on arguments and standard input; gives the rows on its standard output."""
 
-    def run(*arguments: str | Path, stdin: bytes = b"", model: Path = captioner) -> list[dict[str, str]]:
+    def run(*arguments: str | Path, stdin: bytes = b"", model: Path = captioner) -> list[dict[str, Any]]:
         command = ["caption", str(model), "--device", "cpu", *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", command)
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
@@ -62,12 +64,12 @@ def caption(captioner: Path, monkeypatch: pytest.MonkeyPatch) -> Caption:
     return run
 
 
-def rows_of(content: bytes) -> list[dict[str, str]]:
+def rows_of(content: bytes) -> list[dict[str, Any]]:
     assert content == b"" or content.endswith(b"\n")
     return [json.loads(line) for line in content.splitlines()]
 
 
-def names_of(rows: list[dict[str, str]]) -> list[str]:
+def names_of(rows: list[dict[str, Any]]) -> list[str]:
     return [row["image"] for row in rows]
 
 
@@ -256,20 +258,174 @@ row_text = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 def test_a_file_cut_anywhere_keeps_its_whole_lines(
     tmp_path_factory: pytest.TempPathFactory, row_format: str, names: list[str], caption_text: str, data: st.DataObject
 ) -> None:
-    path = tmp_path_factory.mktemp("cut") / "out"
+    path, lines = tmp_path_factory.mktemp("cut") / "out", LineFormat(row_format)
     ends = [0]
     with path.open("wb") as file:
         if row_format == "csv":
-            write_line(file, {"image": "image", "caption": "caption", "error": "error"}, row_format)
+            file.write(lines.header)
             ends.append(file.tell())
         for name in names:
-            write_line(file, {"image": name, "caption": caption_text}, row_format)
+            write_line(file, {"image": name, "caption": caption_text}, lines)
             ends.append(file.tell())
     cut = data.draw(st.integers(0, ends[-1]))
     os.truncate(path, cut)
     whole = max(number for number, end in enumerate(ends) if end <= cut)
-    assert finished_images(path, row_format) == set(names[: max(0, whole - (row_format == "csv"))])
+    assert merge_lines(path, lines).captioned == set(names[: max(0, whole - (row_format == "csv"))])
     assert path.stat().st_size == ends[whole]
+
+
+line_kinds = st.tuples(st.sampled_from("abc"), st.booleans())
+
+
+@given(written=st.lists(line_kinds, max_size=8), parts=st.lists(st.lists(line_kinds, max_size=4), max_size=3))
+@pytest.mark.parametrize("row_format", ["jsonl", "csv"])
+def test_merged_lines_are_one_for_each_picture(
+    tmp_path_factory: pytest.TempPathFactory,
+    row_format: str,
+    written: list[tuple[str, bool]],
+    parts: list[list[tuple[str, bool]]],
+) -> None:
+    """The first caption wins, else the last error, in the place of the first line."""
+    path, lines = tmp_path_factory.mktemp("merged") / "out", LineFormat(row_format)
+    count = itertools.count()
+
+    def write(to: Path, pictures: list[tuple[str, bool]]) -> list[dict[str, str]]:
+        rows = [{"image": name, "error" if failed else "caption": f"{next(count)}"} for name, failed in pictures]
+        to.write_bytes(lines.header + b"".join(map(lines.encode, rows)))
+        return rows
+
+    rows = write(path, written)
+    of_parts = [write(part_path(path, rank), pictures) for rank, pictures in enumerate(parts)]
+    rows += [row for turn in itertools.zip_longest(*of_parts) for row in turn if row]
+    expected: dict[str, dict[str, str]] = {}
+    for row in rows:
+        if "error" in expected.get(row["image"], {"error": ""}):
+            expected[row["image"]] = row
+    found = merge_lines(path, lines, [part_path(path, rank) for rank in range(len(parts))])
+    assert path.read_bytes() == lines.header + b"".join(map(lines.encode, expected.values()))
+    assert found.captioned == {name for name, row in expected.items() if "caption" in row}
+    assert found.failed == expected.keys() - found.captioned
+    assert [each.name for each in path.parent.iterdir()] == ["out"]
+
+
+class Reluctant(SimpleHTTPRequestHandler):
+    """A server that answers 503 as long as `is_busy`."""
+
+    is_busy = True
+
+    def do_GET(self) -> None:
+        """Send the file, or 503."""
+        if type(self).is_busy:
+            self.send_error(503)
+        else:
+            super().do_GET()
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv"])
+def test_failed_pictures_are_tried_again(
+    caption: Caption, folder: Path, tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Handler(Reluctant):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments, directory=str(folder))
+
+    whole = {number: (folder / f"{number:04}.png").read_bytes() for number in (1, 3)}
+    for number in whole:
+        (folder / f"{number:04}.png").write_bytes(b"no picture")
+    output, fresh = tmp_path / name, tmp_path / f"fresh_{name}"
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        paths = [folder, f"http://127.0.0.1:{server.server_address[1]}/0000.png"]
+        caption(*paths, "--output", output)
+        first = output.read_bytes().splitlines()
+        assert b"503" in first[-1]
+        # Nothing has changed: the same errors again, in their places.
+        caption(*paths, "--output", output)
+        assert output.read_bytes().splitlines() == first
+        Handler.is_busy = False
+        (folder / "0001.png").write_bytes(whole[1])
+        caption(*paths, "--output", output)
+        assert "failed before: 3. They are tried again." in capfd.readouterr().err
+        caption(*paths, "--output", fresh)
+        server.shutdown()
+    assert output.read_bytes() == fresh.read_bytes()
+    again = output.read_bytes().splitlines()
+    assert [before == after for before, after in zip(first, again, strict=True)].count(False) == 2
+    assert b"0003.png" in again[3 + name.endswith("csv")]
+
+
+def test_a_run_that_is_killed_while_it_tries_again_loses_no_line(
+    caption: Caption, captioner: Path, folder: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.jsonl"
+    whole = (folder / "0002.png").read_bytes()
+    (folder / "0002.png").write_bytes(b"no picture")
+    caption(folder, "--output", output)
+    before = output.read_bytes()
+    (folder / "0002.png").write_bytes(whole)
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts and never answers
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/picture.png"
+        words = (captioner, folder, address, "--output", output, "--batch_size", "1", "--device", "cpu")
+        process = start_module("blip_recipe.caption", *words, log=tmp_path / "log")
+        deadline = time.monotonic() + 120
+        while output.read_bytes().count(b"\n") < 6 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait(timeout=10)
+    killed = output.read_bytes()
+    assert killed.startswith(before)
+    assert names_of(rows_of(killed))[5:] == [str(folder / "0002.png")]
+    caption(folder, "--output", output)
+    assert rows_of(output.read_bytes()) == caption(folder)
+
+
+def test_a_place_that_does_not_exist_ends_the_command_before_the_model_is_loaded(
+    caption: Caption, folder: Path, tmp_path: Path
+) -> None:
+    for place, hint in {
+        folder.with_name("photso"): f"Did you mean {folder}",
+        folder / "*.jpg": "Expected a file, a folder",
+        tmp_path / "none" / "0000.png": "Expected a file, a folder",
+    }.items():
+        with pytest.raises(RecipeError, match=f"{re.escape(str(place))}' does not exist.*{hint}"):
+            caption(place, "--output", tmp_path / "out.jsonl", model=tmp_path / "no model")
+    with pytest.raises(RecipeError, match="does not exist, nor do the 2 others"):
+        caption("a.png", "b.png", "c", model=tmp_path / "no model")
+    assert not (tmp_path / "out.jsonl").exists()
+    rows = caption("none.png", folder / "0000.png")
+    assert [set(row) for row in rows] == [{"image", "error"}, {"image", "caption"}]
+    assert [set(row) for row in caption("-", stdin=b"none.png\n")] == [{"image", "error"}]
+
+
+def test_several_processes_write_what_one_writes(captioner: Path, folder: Path, tmp_path: Path) -> None:
+    (folder / "0002.png").write_bytes(b"no picture")
+    outputs = [tmp_path / "one.csv", tmp_path / "two.csv"]
+    for processes, output in enumerate(outputs, start=1):
+        words = (captioner, folder, "--output", output, "--device", "cpu", "--sidecar")
+        done = run_module("blip_recipe.caption", *words, processes=processes)
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert len(list(folder.glob("*.txt"))) == 4
+        for text in folder.glob("*.txt"):
+            text.unlink()
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
+    assert sorted(tmp_path.glob("two*")) == [outputs[1]]
+    refused = run_module("blip_recipe.caption", captioner, folder, "--device", "cpu", processes=2)
+    assert refused.returncode == 2
+    assert "There are several processes and no --output" in refused.stderr
+
+
+def test_the_lines_of_killed_processes_are_joined_by_the_next_run(
+    caption: Caption, folder: Path, tmp_path: Path
+) -> None:
+    expected = caption(folder)
+    output, lines = tmp_path / "out.jsonl", LineFormat("jsonl")
+    # The first line is of an earlier run; process 0 has two of its three pictures, process 1 one and a torn line.
+    output.write_bytes(lines.encode(expected[0]))
+    part_path(output, 0).write_bytes(lines.encode(expected[1]) + lines.encode(expected[3]))
+    part_path(output, 1).write_bytes(lines.encode(expected[2]) + lines.encode(expected[4])[:-9])
+    caption(folder, "--output", output)
+    assert rows_of(output.read_bytes()) == expected
+    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.jsonl"]
 
 
 def test_a_sidecar_stands_beside_each_picture_and_texts_of_others_are_kept(
@@ -357,6 +513,214 @@ def test_decoding_and_prompt_are_those_asked_for(caption: Caption, folder: Path)
     plain, long = caption(folder), caption(folder, "--max_length", "16", "--min_length", "16", "--num_beams", "2")
     assert all(len(a["caption"]) < len(b["caption"]) for a, b in zip(plain, long, strict=True))
     assert all(row["caption"].startswith("two green") for row in caption(folder, "--prompt", "two green"))
+
+
+SAMPLED = ("--do_sample", "--temperature", "3", "--num_captions", "3")
+
+
+def test_samples_depend_on_the_seed_and_the_picture_alone(caption: Caption, captioner: Path, folder: Path) -> None:
+    rows = caption(folder, *SAMPLED, "--batch_size", "1")
+    assert len({text for row in rows for text in row["captions"]}) > 5, "the test needs samples that differ"
+    assert [row["caption"] for row in rows] == [row["captions"][0] for row in rows]
+    assert caption(folder, *SAMPLED, "--batch_size", "4") == rows
+    assert caption(*map(str, sorted(folder.iterdir(), reverse=True)), *SAMPLED) == rows[::-1]
+    first = [row["caption"] for row in caption(folder, *SAMPLED[:3])]
+    assert first == [row["caption"] for row in rows], "the first samples do not depend on their number"
+    assert caption(folder, *SAMPLED, "--seed", "0") != rows
+    pipe = caption_pipeline(captioner, device="cpu", do_sample=True, temperature=3.0, seed=42, num_return_sequences=3)
+    results = pipe([row["image"] for row in rows], batch_size=2)
+    assert [[each["generated_text"] for each in result] for result in results] == [row["captions"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    "decoding",
+    [
+        {"repetition_penalty": 3.0},
+        {"no_repeat_ngram_size": 1},
+        {"num_beams": 4, "length_penalty": -9.0},
+        {"do_sample": True, "top_k": 2, "seed": 1},
+        {"do_sample": True, "top_p": 0.3, "temperature": 5.0, "seed": 1},
+    ],
+    ids=lambda decoding: "-".join(decoding),
+)
+def test_decoding_is_that_of_the_pipeline(
+    caption: Caption, captioner: Path, folder: Path, decoding: dict[str, Any]
+) -> None:
+    options = [f"--{name}" if value is True else f"--{name}={value}" for name, value in decoding.items()]
+    lengths = {"max_length": 14, "min_length": 0}
+    rows = caption(folder, *options, *(f"--{name}={value}" for name, value in lengths.items()))
+    pipe = caption_pipeline(captioner, device="cpu")
+    plain = {name: value for name, value in decoding.items() if name == "num_beams"}
+    written, usual = (
+        [result[0]["generated_text"] for result in pipe([row["image"] for row in rows], **lengths, **asked)]
+        for asked in (decoding, plain)
+    )
+    assert [row["caption"] for row in rows] == written
+    assert written != usual, "the test needs decoding that matters"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--temperature", "2"], "--temperature has an effect only with --do_sample"),
+        (["--seed", "0"], "--seed has an effect only with --do_sample"),
+        (["--append"], "--append has an effect only with --sidecar"),
+        (["--sidecar", "--separator", "; "], "--separator has an effect only with --append"),
+        (["--sidecar", "--append", "--overwrite_sidecars"], "contradict each other"),
+        (["--do_sample", "--num_beams", "2"], "samples without beams"),
+        (["--length_penalty", "2"], "there is one beam"),
+        (["--num_captions", "3"], "there are 1 beams"),
+        (["--split", "train"], "--split has an effect only with --dataset_name"),
+        (["--dataset_name", "lab/photos"], "either PATH"),
+        (["--match", "{model}"], "--match is .*BlipForConditionalGeneration"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_options_without_effect_are_refused(
+    caption: Caption, captioner: Path, folder: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    options = [option.format(model=captioner) for option in options]
+    with pytest.raises(RecipeError, match=message):
+        caption(folder, "--output", tmp_path / "out.jsonl", *options)
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize("option", ["--temperature=0", "--top_p=1.5", "--top_k=-1", "--seed=-1", "--num_captions=0"])
+def test_values_out_of_range_are_refused(caption: Caption, folder: Path, option: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        caption(folder, "--do_sample", option)
+    assert ended.value.code == 2
+
+
+def test_the_best_beams_are_the_captions(caption: Caption, captioner: Path, folder: Path, tmp_path: Path) -> None:
+    table = tmp_path / "out.csv"
+    options = ("--num_beams", "4", "--num_captions", "3", "--scores")
+    rows = caption(folder, *options)
+    results = caption_pipeline(captioner, device="cpu", num_beams=4, num_return_sequences=3)(names_of(rows))
+    assert [row["captions"] for row in rows] == [[each["generated_text"] for each in result] for result in results]
+    caption(folder, *options, "--output", table)
+    with table.open(encoding="utf-8", newline="") as file:
+        cells = list(csv.DictReader(file))
+    assert list(cells[0]) == ["image", "caption", "error", "score", "captions", "scores"]
+    assert [json.loads(row["captions"]) for row in cells] == [row["captions"] for row in rows]
+    assert [float(row["score"]) for row in cells] == [row["score"] for row in rows]
+    before = table.read_bytes()
+    with pytest.raises(RecipeError, match="with the columns image, caption, error, or a new file"):
+        caption(folder, "--output", table)
+    assert table.read_bytes() == before
+
+
+ENDING = {"do_sample": True, "temperature": 50.0, "top_k": 0, "max_length": 30, "num_captions": 8}
+"""Decoding by which an untrained captioner ends captions at different lengths."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "decoding"),
+    [
+        ("full", ENDING),
+        ("full", {"prompt": "two green"}),
+        ("full", {"do_sample": True, "temperature": 3.0, "num_captions": 3}),
+        ("adapter", {"num_beams": 3, "num_captions": 2}),
+    ],
+    ids=["ending", "prompt", "sampled", "adapter"],
+)
+def test_scores_are_the_losses_of_the_stock_model(
+    caption: Caption, captioner: Path, folder: Path, tmp_path: Path, kind: str, decoding: dict[str, Any]
+) -> None:
+    import torch
+    from transformers import BlipForConditionalGeneration
+
+    name = captioner if kind == "full" else save_adapter(tmp_path / "adapter", captioner, prompt="a picture of ")
+    stock = BlipForConditionalGeneration.from_pretrained(name).eval()
+    stock.config.text_config.label_smoothing = stock.text_decoder.label_smoothing = 0.0
+    start, end = stock.config.text_config.bos_token_id, stock.config.text_config.sep_token_id
+    options = [f"--{name}" if value is True else f"--{name}={value}" for name, value in decoding.items()]
+    rows = caption(folder, *options, "--scores", "--batch_size", "2", model=name)
+    arguments = {"num_return_sequences" if name == "num_captions" else name: value for name, value in decoding.items()}
+    if "do_sample" in decoding:
+        arguments["seed"] = 42
+    pipe = caption_pipeline(name, device="cpu", **arguments)
+    prompt = pipe.tokenizer(decoding.get("prompt", pipe.settings.prompt)).input_ids[1:-1]
+    lengths = set()
+    for row in rows:
+        inputs = pipe.preprocess(row["image"])
+        generated = pipe.forward(inputs, **pipe._forward_params)["token_ids"][0]
+        assert pipe.tokenizer.batch_decode(generated, skip_special_tokens=True) == row.get("captions", [row["caption"]])
+        for ids, score in zip(generated.tolist(), row.get("scores", [row["score"]]), strict=True):
+            # A prompt that is given is part of the caption.
+            whole = [
+                start,
+                *([] if "prompt" in decoding else prompt),
+                *ids[: ids.index(end) + 1 if end in ids else None],
+            ]
+            labels = torch.tensor([[-100] * (1 + len(prompt)) + whole[1 + len(prompt) :]])
+            with torch.no_grad():
+                loss = stock(inputs["pixel_values"], torch.tensor([whole]), labels=labels).loss.item()
+            assert score == pytest.approx(-loss, abs=1e-5)
+            lengths.add(len(whole))
+    assert len({row["score"] for row in rows}) > 1
+    assert len(lengths) > 1 or decoding is not ENDING, "the test needs captions of different lengths"
+
+
+def test_the_matcher_chooses_the_best_caption(caption: Caption, folder: Path, tmp_path: Path) -> None:
+    from retrievers import build_retriever
+
+    from blip_recipe.match import main as match
+    from blip_recipe.models.processors import save_processor
+
+    model, processor = build_retriever(seed=1)
+    model.save_pretrained(tmp_path / "matcher")
+    save_processor(processor, tmp_path / "matcher")
+    sampled = caption(folder, *SAMPLED)
+    rows = caption(folder, *SAMPLED, "--match", tmp_path / "matcher", "--scores", "--prefix", "ohwx, ")
+    for row, plain in zip(rows, sampled, strict=True):
+        assert sorted(row["captions"]) == sorted(f"ohwx, {text}" for text in plain["captions"])
+        assert row["matches"] == sorted(row["matches"], reverse=True)
+        assert (row["caption"], row["match"], row["score"]) == (row["captions"][0], row["matches"][0], row["scores"][0])
+        texts = [text.removeprefix("ohwx, ") for text in row["captions"]]
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            match([str(tmp_path / "matcher"), row["image"], *texts, "--device", "cpu"])
+        found = [json.loads(line)["probability"] for line in printed.getvalue().splitlines()]
+        assert row["matches"] == pytest.approx(found, abs=1e-5)
+    assert any(row["caption"] != f"ohwx, {plain['caption']}" for row, plain in zip(rows, sampled, strict=True))
+
+
+def test_trigger_words_stand_around_each_caption(caption: Caption, folder: Path) -> None:
+    plain = caption(folder)
+    rows = caption(folder, "--prefix", "ohwx cat, ", "--suffix", ", photo", "--sidecar")
+    assert [row["caption"] for row in rows] == [f"ohwx cat, {row['caption']}, photo" for row in plain]
+    assert [Path(row["image"]).with_suffix(".txt").read_text() for row in rows] == [
+        row["caption"] + "\n" for row in rows
+    ]
+
+
+def test_captions_are_appended_once_to_texts_that_are_there(
+    caption: Caption, folder: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    texts = {number: folder / f"{number:04}.txt" for number in range(5)}
+    texts[0].write_bytes(b"ohwx, red\r\nsecond line\r\n \n")
+    texts[1].write_bytes("ünï".encode())
+    texts[2].write_bytes(b"\xff\xfe not UTF-8")
+    texts[3].write_bytes(b"")
+    rows = caption(folder, "--sidecar", "--append")
+    captions = [row["caption"].encode() for row in rows]
+    assert len(rows) == 5
+    expected = {
+        0: b"ohwx, red\r\nsecond line, " + captions[0] + b"\n",
+        1: "ünï, ".encode() + captions[1] + b"\n",
+        2: b"\xff\xfe not UTF-8",
+        3: captions[3] + b"\n",
+        4: captions[4] + b"\n",
+    }
+    assert {number: path.read_bytes() for number, path in texts.items()} == expected
+    assert (
+        f"no .txt for {folder}/0002.png: the text that is there is not UTF-8".encode() in capfdbinary.readouterr().err
+    )
+    for _ in range(2):
+        caption(folder, "--sidecar", "--append")
+        assert {number: path.read_bytes() for number, path in texts.items()} == expected
+    caption(folder / "0004.png", "--sidecar", "--append", "--separator", " | ", "--suffix", "!")
+    assert texts[4].read_bytes() == captions[4] + b" | " + captions[4] + b"!\n"
 
 
 def test_pictures_are_taken_as_they_are_needed() -> None:

@@ -6,10 +6,13 @@ import glob
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, TypeVar
+
+from blip_recipe.errors import RecipeError
 
 IMAGE_EXTENSIONS = (
     *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg"),
@@ -41,6 +44,25 @@ def list_images(paths: Iterable[str], stdin: IO[str]) -> Iterator[str]:
         else:
             # A name is a pattern only if no file has this name (checked above).
             yield from list(_list_glob(path)) or [path]
+
+
+def check_places(paths: Sequence[str]) -> None:
+    """Check that at least one of `paths` can be read. Addresses, and names on standard input, are not looked at.
+
+    Raises:
+        RecipeError: All are local, and none exists.
+    """
+    if any(path == "-" or "://" in path or os.path.exists(path) or any(_list_glob(path)) for path in paths):  # noqa: PTH110
+        return
+    first = Path(paths[0])
+    neighbours = os.listdir(first.parent) if first.parent.is_dir() else []  # noqa: PTH208
+    nearest = get_close_matches(first.name, neighbours, n=1)
+    hint = f"Did you mean {first.parent / nearest[0]}? " if nearest else ""
+    others = f", nor do the {len(paths) - 1:,} others" if len(paths) > 1 else ""
+    raise RecipeError(
+        f"{paths[0]!r} does not exist{others}. {hint}Expected a file, a folder, a pattern that matches pictures, a "
+        "URL, or - for names on standard input."
+    )
 
 
 def list_folder(folder: str) -> Iterator[str]:

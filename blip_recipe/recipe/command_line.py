@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable, Iterable, Mapping
 from io import TextIOWrapper
 from typing import Any
+
+from blip_recipe.errors import RecipeError
 
 
 def positive(text: str) -> int:
@@ -13,6 +16,30 @@ def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not positive")
+    return number
+
+
+def not_negative(text: str) -> int:
+    """Parse an integer of at least 0, for `argparse`."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{number} is negative")
+    return number
+
+
+def above_zero(text: str) -> float:
+    """Parse a number above 0, for `argparse`."""
+    number = float(text)
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number above 0")
+    return number
+
+
+def share(text: str) -> float:
+    """Parse a number above 0 and at most 1, for `argparse`."""
+    number = above_zero(text)
+    if number > 1:
+        raise argparse.ArgumentTypeError(f"{text} is above 1")
     return number
 
 
@@ -44,6 +71,69 @@ def load_options(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def decoding_options(arguments: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
+SAMPLING: dict[str, tuple[Callable[[str], Any], str]] = {
+    "temperature": (
+        above_zero,
+        "divisor of the logits: below 1, samples are closer to the likeliest caption; default: 1",
+    ),
+    "top_k": (not_negative, "sample from this many of the likeliest tokens; 0: all; default: 50"),
+    "top_p": (share, "sample from the likeliest tokens with this total probability; default: 1"),
+    "seed": (not_negative, "seed of the samples, together with the picture; default: 42"),
+}
+"""Options of sampling: the parser of the value, and its help."""
+
+DECODING: dict[str, tuple[Callable[[str], Any], str]] = {
+    "num_beams": (positive, "number of beams; default: as evaluated"),
+    "max_length": (positive, "longest caption in tokens, prompt included; default: as evaluated"),
+    "min_length": (int, "shortest caption in tokens, prompt included; default: as evaluated"),
+    "repetition_penalty": (
+        above_zero,
+        "penalty of tokens that the caption already has; 1: none; default: as evaluated",
+    ),
+    "no_repeat_ngram_size": (
+        not_negative,
+        "sequences of this many tokens occur only once in a caption; 0: no limit; default: as evaluated",
+    ),
+    "length_penalty": (
+        float,
+        "above 1, beam search prefers longer captions; below, shorter ones; default: as evaluated",
+    ),
+}
+"""Options of decoding: the parser of the value, and its help."""
+
+
+def add_decoding_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `DECODING` and `SAMPLING`."""
+    group = parser.add_argument_group("decoding")
+    for name, (parse, text) in DECODING.items():
+        group.add_argument(f"--{name}", type=parse, metavar="N", help=text)
+    group.add_argument("--do_sample", action="store_true", help="sample captions instead of searching the likeliest")
+    for name, (parse, text) in SAMPLING.items():
+        group.add_argument(f"--{name}", type=parse, metavar="N", help=text)
+
+
+def decoding_options(arguments: argparse.Namespace, names: Iterable[str]) -> dict[str, Any]:
     """The decoding options that were given; the model's own apply for the others."""
     return {name: value for name in names if (value := getattr(arguments, name)) is not None}
+
+
+def check_options(
+    arguments: argparse.Namespace, needed: Mapping[str, str], contradicting: Iterable[tuple[str, str]]
+) -> None:
+    """Check that every option has an effect.
+
+    Args:
+        arguments: The parsed command line.
+        needed: For an option, the one without which it has no effect.
+        contradicting: Pairs of options of which only one may be given.
+
+    Raises:
+        RecipeError: An option has no effect, or two contradict each other.
+    """
+    given = {name for name, value in vars(arguments).items() if value is not None and value is not False}
+    for option, other in needed.items():
+        if option in given and other not in given:
+            raise RecipeError(f"--{option} has an effect only with --{other}: add --{other}, or leave --{option} out.")
+    for option, other in contradicting:
+        if option in given and other in given:
+            raise RecipeError(f"--{option} and --{other} contradict each other: give only one of them.")

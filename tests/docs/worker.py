@@ -16,7 +16,7 @@ import shlex
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ AFTER_PARSING = {
     "capfilt": ("blip_recipe.capfilt.__main__", "start_process"),
     "evaluate": ("blip_recipe.evaluate", "score_model"),
 }
-"""What a command calls once its recipe is read and checked; other commands call `parse_args` alone."""
+"""What a command calls once its recipe is read and checked; other commands parse their arguments alone."""
 PROGRAMS = ("cat", "cp", "echo", "find", "head", "ls", "mkdir", "printf")
 """What a page may call besides the commands of this package."""
 
@@ -171,18 +171,24 @@ def stopping_at(module: Any, name: str) -> Iterator[None]:
 @contextlib.contextmanager
 def stopping_after_parsing() -> Iterator[None]:
     """Stop when a parser has parsed its arguments."""
-    real = argparse.ArgumentParser.parse_args
+    parsers = ("parse_args", "parse_intermixed_args")
+    real = {name: getattr(argparse.ArgumentParser, name) for name in parsers}
 
-    def parse_args(parser: argparse.ArgumentParser, *words: Any, **options: Any) -> None:
-        real(parser, *words, **options)
-        raise ParsedError
+    def parse_with(name: str) -> Callable[..., None]:
+        def parse(parser: argparse.ArgumentParser, *words: Any, **options: Any) -> None:
+            real[name](parser, *words, **options)
+            raise ParsedError
 
-    argparse.ArgumentParser.parse_args = parse_args  # type: ignore[method-assign,assignment]
+        return parse
+
+    for name in parsers:
+        setattr(argparse.ArgumentParser, name, parse_with(name))
     try:
         with contextlib.suppress(ParsedError):
             yield
     finally:
-        argparse.ArgumentParser.parse_args = real  # type: ignore[method-assign]
+        for name in parsers:
+            setattr(argparse.ArgumentParser, name, real[name])
 
 
 def run_command(command: str, arguments: list[str], stdin: io.TextIOWrapper) -> str:

@@ -27,7 +27,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from blip_recipe.captioning.output import finished_images, write_line
+from blip_recipe.captioning.output import LineFormat, merge_lines, write_line
 from blip_recipe.card.rendering import render_card
 from blip_recipe.data.arguments import CaptionDataArguments
 from blip_recipe.data.captions import normalize_caption, read_captions
@@ -412,9 +412,9 @@ def test_names_and_captions_come_back_from_an_output(place: Path, rows: list[tup
     output = io.BytesIO()
     with outcome("rows of CSV"):
         for name, caption in rows:
-            write_line(output, {"image": name, "caption": caption}, row_format)
+            write_line(output, {"image": name, "caption": caption}, LineFormat(row_format))
         (place / "out").write_bytes(output.getvalue())
-        assert finished_images(place / "out", row_format) <= {name for name, _ in rows}
+        assert merge_lines(place / "out", LineFormat(row_format)).captioned <= {name for name, _ in rows}
         if row_format == "csv":
             text = io.StringIO(output.getvalue().decode("utf-8", "surrogateescape"), newline="")
             assert len(list(csv.reader(text))) == len(rows)

@@ -1,0 +1,121 @@
+"""Caption batches of pictures, with scores of the captions, and choose the best of several with a matcher."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+
+import torch
+
+from blip_recipe.data.images import Picture, open_image
+from blip_recipe.data.listing import read_ahead
+
+if TYPE_CHECKING:
+    from blip_recipe.captioning.pipeline import ImageToTextPipeline
+
+Item = TypeVar("Item")
+
+DIGITS = 6
+"""Decimals of scores."""
+
+SEVERAL = {"caption": "captions", "score": "scores", "match": "matches"}
+"""The field that has the values of all captions of a picture, for each field of the first caption."""
+
+
+class CaptionMatcher(Protocol):
+    """Scores how well captions match pictures (`retrieval.scoring.Matcher`)."""
+
+    def preprocess(self, picture: Picture) -> torch.Tensor:
+        """The pixels `(1, 3, height, width)` of a picture."""
+        ...
+
+    def match(self, pixel_values: torch.Tensor, texts: Sequence[Sequence[str]]) -> list[list[float]]:
+        """The probability that each text matches its picture `(pictures, 3, height, width)`."""
+        ...
+
+
+class Pixels(NamedTuple):
+    """A picture's pixels for the captioner and for the matcher, each `(1, 3, height, width)`."""
+
+    for_captioner: torch.Tensor
+    for_matcher: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class CaptionWriter:
+    """Write captions with the decoding of a pipeline.
+
+    Attributes:
+        pipeline: The captioner, with its arguments of `generate`.
+        with_scores: Whether to give the mean log-probability per token of each caption.
+        matcher: Gives the probability that each caption matches, and puts the best caption first.
+        prefix: Text before each caption.
+        suffix: Text after each caption.
+    """
+
+    pipeline: ImageToTextPipeline
+    with_scores: bool = False
+    matcher: CaptionMatcher | None = None
+    prefix: str = ""
+    suffix: str = ""
+
+    def read(self, picture: Picture) -> Pixels | Exception:
+        """Read a picture, or return the error of reading it."""
+        try:
+            opened = open_image(picture)
+            for_matcher = self.matcher.preprocess(opened) if self.matcher else None
+            return Pixels(self.pipeline.preprocess(opened)["pixel_values"], for_matcher)
+        except Exception as error:  # a file may hold anything: the caller reports the error
+            return error
+
+    def write(self, pictures: Sequence[Pixels]) -> list[dict[str, Any]]:
+        """Caption pictures.
+
+        Returns:
+            The fields of each picture: `caption`, with scores also `score`, with a matcher also `match`; and for
+            several captions lists of all their values (`SEVERAL`).
+        """
+        if not pictures:
+            return []
+        captions, scores = self.pipeline.caption_pixels(
+            torch.cat([each.for_captioner for each in pictures]), with_scores=self.with_scores
+        )
+        matches = None
+        if self.matcher:
+            pixels = torch.cat([each.for_matcher for each in pictures if each.for_matcher is not None])
+            matches = self.matcher.match(pixels, captions)
+        rows = []
+        for number, own in enumerate(captions):
+            found: dict[str, list[Any]] = {"caption": [f"{self.prefix}{caption}{self.suffix}" for caption in own]}
+            found |= {
+                name: [round(value, DIGITS) for value in values[number]]
+                for name, values in (("score", scores), ("match", matches))
+                if values is not None
+            }
+            rows.append(_fields(found))
+        return rows
+
+    def write_all(
+        self, pictures: Iterable[tuple[Item, Picture]], batch_size: int
+    ) -> Iterator[tuple[Item, dict[str, Any] | Exception]]:
+        """Caption pictures in order; yields each item with the fields of its picture, or the error of reading it.
+
+        Pictures are opened while others are captioned; memory holds at most three batches.
+        """
+        opened = read_ahead(lambda each: self.read(each[1]), pictures, ahead=2 * batch_size)
+        while batch := list(islice(opened, batch_size)):
+            written = iter(self.write([read for _, read in batch if isinstance(read, Pixels)]))
+            for (item, _), read in batch:
+                yield item, next(written) if isinstance(read, Pixels) else read
+
+
+def _fields(found: dict[str, list[Any]]) -> dict[str, Any]:
+    """The values of the first caption, and of all if there are several; the caption that matches best is first."""
+    count = len(found["caption"])
+    matches = found.get("match", [0.0] * count)
+    order = sorted(range(count), key=lambda number: -matches[number])  # without matches the order stays
+    ordered = {name: [values[number] for number in order] for name, values in found.items()}
+    fields: dict[str, Any] = {name: values[0] for name, values in ordered.items()}
+    return fields if count == 1 else fields | {SEVERAL[name]: values for name, values in ordered.items()}
