@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 from captioners import draw_pictures, save_adapter, save_captioner
-from commands import CHECKOUT, run_module, start_module
+from commands import CHECKOUT, rank_variables, run_module, start_module
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -412,6 +412,33 @@ def test_several_processes_write_what_one_writes(captioner: Path, folder: Path, 
     refused = run_module("blip_recipe.caption", captioner, folder, "--device", "cpu", processes=2)
     assert refused.returncode == 2
     assert "There are several processes and no --output" in refused.stderr
+
+
+def test_processes_that_are_killed_lose_no_line(
+    caption: Caption, captioner: Path, folder: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.jsonl"
+    parts = [part_path(output, rank) for rank in range(2)]
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts and never answers
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}/picture.png"
+        words = (captioner, folder, address, "--output", output, "--batch_size", "1", "--device", "cpu")
+        started = [
+            start_module("blip_recipe.caption", *words, env=ranks, log=tmp_path / f"log{number}")
+            for number, ranks in enumerate(rank_variables(2))
+        ]
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline and all(process.poll() is None for process in started):
+            if sum(part.read_bytes().count(b"\n") for part in parts if part.exists()) == 5:
+                break
+            time.sleep(0.01)
+        for process in started:
+            process.send_signal(signal.SIGKILL)
+            process.wait(timeout=10)
+    assert [part.read_bytes().count(b"\n") for part in parts] == [3, 2]
+    assert not output.exists()
+    caption(folder, "--output", output)
+    assert rows_of(output.read_bytes()) == caption(folder)
+    assert not any(part.exists() for part in parts)
 
 
 def test_the_lines_of_killed_processes_are_joined_by_the_next_run(

@@ -246,8 +246,10 @@ def test_a_data_set_is_pushed_in_one_commit(captioner: Path, folder: Path, tmp_p
         assert len(hub.commits("lab/captioned", "dataset")) == 2
 
 
-def test_files_of_others_are_kept_on_the_hub(captioner: Path, folder: Path, tmp_path: Path) -> None:
-    words = (captioner, "--dataset_name", folder, "--output", tmp_path / "out", "--device", "cpu")
+def test_files_of_others_are_kept_on_the_hub(
+    captioner: Path, folder: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    words = (captioner, "--dataset_name", "lab/photos", "--output", tmp_path / "out", "--device", "cpu")
     with HubServer() as hub:
         theirs = {
             "README.md": b"---\nlicense: mit\n---\n\n# Mine\n",
@@ -255,9 +257,14 @@ def test_files_of_others_are_kept_on_the_hub(captioner: Path, folder: Path, tmp_
             "data/train-00000-of-00009.parquet": b"PAR1 stale",
         }
         hub.publish_dataset("lab/captioned", theirs)
+        hub.publish_dataset("lab/photos", folder)
         done = run_checked("blip_recipe.caption", *words, "--push_to_hub", "lab/captioned", env=hub.environment())
         assert "has a card of its own, which is kept" in done.stderr
         published = hub.files("lab/captioned", kind="dataset")
         assert published.pop("README.md") == theirs["README.md"]
         assert published.pop("data/test-00000-of-00001.parquet") == b"PAR1 theirs"
         assert set(published) == {"data/train-00000-of-00001.parquet"}
+    rows = rows_of(tmp_path / "out")
+    assert [row["image"]["bytes"] for row in rows] == [path.read_bytes() for path in pictures]
+    assert all(row["caption"] for row in rows)
+    assert "source_datasets:\n- lab/photos\n" in (tmp_path / "out/README.md").read_text()
