@@ -154,10 +154,9 @@ class CaptionedTable:
                 f"--output {self.directory} has captions of a run with another {', '.join(changed)}. Name another "
                 "directory, or undo the change to resume that run."
             )
-        if not before and self.directory.exists() and any(self.directory.iterdir()):
-            raise RecipeError(
-                f"--output {self.directory} is not empty, and not from this command: name a new directory."
-            )
+        is_new = not self.directory.exists() or (self.directory.is_dir() and not any(self.directory.iterdir()))
+        if not before and not is_new:
+            raise RecipeError(f"--output {self.directory} exists, and is not from this command: name a new directory.")
 
     def claim(self, settings: Mapping[str, Any]) -> None:
         """Record the settings in the output directory, and delete temporary files of a killed run.

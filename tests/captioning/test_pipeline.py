@@ -218,6 +218,18 @@ def test_several_captions_a_picture_come_together(captioner: Path, pictures: lis
     assert all(text.startswith("two green circles") for text in texts_of_all)
 
 
+def test_seeded_samples_depend_on_the_picture_alone(captioner: Path, pictures: list[Path]) -> None:
+    sampling: dict[str, Any] = {"do_sample": True, "temperature": 3.0, "num_return_sequences": 2}
+    pipe = blip_recipe.caption_pipeline(captioner, device="cpu", **sampling)
+    expected = [pipe(path, seed=1) for path in pictures]
+    assert len({entry["generated_text"] for result in expected for entry in result}) > 5
+    assert pipe(pictures[::-1], batch_size=3, seed=1) == expected[::-1]
+    assert pipe([Image.open(path) for path in pictures], batch_size=2, seed=1) == expected
+    assert [pipe(path, seed=2) for path in pictures] != expected
+    with pytest.raises(ValueError, match="nothing is sampled"):
+        pipe(pictures[0], do_sample=False, seed=1)
+
+
 def test_explicit_decoding_wins_over_the_recipe(captioner: Path, pictures: list[Path]) -> None:
     pipe = pipeline("image-to-text", model=captioner, device="cpu", prompt="", num_beams=1)
     pixels = pipe.preprocess(pictures[0])["pixel_values"]

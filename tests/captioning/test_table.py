@@ -120,10 +120,13 @@ def test_columns_of_any_kind_stay_as_they_are(
     options = ("--split", "test", "--image_column", "left")
     with pytest.raises(RecipeError, match="has a column 'caption' already"):
         run(tmp_path / "data", *options)
-    rows = run(tmp_path / "data", *options, "--caption_column_name", "text", "--num_captions", "2", "--num_beams", "2")
+    several = ("--num_captions", "2", "--num_beams", "2", "--scores")
+    rows = run(tmp_path / "data", *options, "--caption_column_name", "text", *several)
     assert [{name: row[name] for name in features} for row in rows] == source
-    assert list(rows[0]) == [*features, "text", "text_all"]
+    assert list(rows[0]) == [*features, "text", "text_score", "text_all", "text_all_scores"]
     assert [row["text_all"][0] for row in rows] == [row["text"] for row in rows]
+    assert [row["text_all_scores"][0] for row in rows] == [row["text_score"] for row in rows]
+    assert all(row["text_score"] < 0 for row in rows)
     rows = run(tmp_path / "data", *options, "--overwrite_column", name="replaced")
     assert [row["caption"] for row in rows] == captions_of(captioner, pictures, capfdbinary)
     assert set(rows[0]) == set(features)
@@ -195,8 +198,10 @@ def test_a_directory_of_another_run_is_refused(run: Run, folder: Path, tmp_path:
     before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
     with pytest.raises(RecipeError, match=r"another prefix \(was '', is 'a '\)"):
         run(folder, "--prefix", "a ")
-    with pytest.raises(RecipeError, match="is not empty, and not from this command"):
+    with pytest.raises(RecipeError, match="exists, and is not from this command"):
         run(folder, name="photos")
+    with pytest.raises(RecipeError, match="exists, and is not from this command"):
+        run(folder, name="photos/0000.png")
     run(folder, "--batch_size", "2")
     assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
     assert json.loads((tmp_path / "out" / RUN).read_text())["rows"] == ROWS
