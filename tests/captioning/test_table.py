@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from captioners import draw_pictures, save_captioner
@@ -143,6 +144,21 @@ def test_paths_in_a_column_of_text_stay_text(run: Run, pictures: list[Path], tmp
     Dataset.from_dict({"file_name": ["../../x.png"]}).to_parquet(tmp_path / "table/train.parquet")
     with pytest.raises(RecipeError, match="paths are not allowed"):
         run(tmp_path / "table", "--image_root", pictures[0].parent, name="outside")
+
+
+def test_files_that_are_no_pictures_are_not_put_into_the_data_set(
+    run: Run, pictures: list[Path], tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("token")
+    plain = pictures[0].rename(tmp_path / "picture without an extension")
+    images = [{"bytes": None, "path": str(path)} for path in (secret, plain, pictures[1])]
+    schema = Features({"image": Image()}).arrow_schema
+    (tmp_path / "table").mkdir()
+    pq.write_table(pa.table({"image": images}, schema=schema), tmp_path / "table/train.parquet")
+    rows = run(tmp_path / "table")
+    assert [row["image"]["bytes"] for row in rows] == [None, plain.read_bytes(), pictures[1].read_bytes()]
+    assert [row["caption"] is None for row in rows] == [True, False, False]
 
 
 def test_rows_without_a_caption_are_tried_again(
