@@ -87,7 +87,7 @@ def measure(folder: str, images: int) -> dict[str, Any]:
         found["splits"] = load_splits(arguments)
 
     def look() -> None:
-        found["splits"], _ = check_splits(found["splits"], arguments)
+        found["splits"] = check_splits(found["splits"], arguments).rows
 
     def epoch() -> None:
         dataset = build_dataset(found["splits"]["train"], training, processor, training=True)

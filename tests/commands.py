@@ -121,7 +121,8 @@ def _run(
     with tempfile.TemporaryDirectory() as folder:
         files = {"stdout": Path(folder, "stdout"), "stderr": Path(folder, "stderr")}
         started = [
-            _start(words, env={**env, **variables}, cwd=cwd, cold=cold, **files) for variables in ranks(processes)
+            _start(words, env={**env, **variables}, cwd=cwd, cold=cold, **files)  # type: ignore[arg-type]
+            for variables in ranks(processes)
         ]
         end = time.monotonic() + timeout
         while any(process.poll() is None for process in started):

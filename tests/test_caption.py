@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 from captioners import draw_pictures, save_adapter, save_captioner
-from commands import CHECKOUT, rank_variables, run_module, start_module
+from commands import CHECKOUT, ranks, run_module, start_module
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -423,8 +423,8 @@ def test_processes_that_are_killed_lose_no_line(
         address = f"http://127.0.0.1:{silent.getsockname()[1]}/picture.png"
         words = (captioner, folder, address, "--output", output, "--batch_size", "1", "--device", "cpu")
         started = [
-            start_module("blip_recipe.caption", *words, env=ranks, log=tmp_path / f"log{number}")
-            for number, ranks in enumerate(rank_variables(2))
+            start_module("blip_recipe.caption", *words, env=rank, log=tmp_path / f"log{number}")
+            for number, rank in enumerate(ranks(2))
         ]
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and all(process.poll() is None for process in started):

@@ -23,7 +23,7 @@ from blip_recipe.data.columns import choose_image_column
 from blip_recipe.data.images import check_picture
 from blip_recipe.data.listing import IMAGE_EXTENSIONS, printable
 from blip_recipe.data.storage import atomic_file, read_json, remove_leftovers, write_json
-from blip_recipe.data.tables import images_of, load_table
+from blip_recipe.data.tables import images_of, load_table, path_root
 from blip_recipe.errors import RecipeError, SaveError
 from blip_recipe.hub.publishing import PushResult, check_repo_id, preflight, push_dataset
 
@@ -76,20 +76,17 @@ def read_source(arguments: CaptionDataArguments) -> Source:
         RecipeError: The data set, split or column does not exist, or the column has the wrong type.
     """
     name, split = str(arguments.dataset_name), arguments.train_split
-    if Path(name).expanduser().is_file():
-        raise RecipeError(
-            f"--dataset_name is {name}, a file: expected a Hub id or a directory. To caption the pictures that it "
-            "names, name them or their folder as PATH."
-        )
-    rows = load_table(arguments, split)
-    where = f"{name}, split {split!r},"
-    column = choose_image_column(rows.features, arguments.image_column, where)
+    table = load_table(arguments, split)
+    where, root = f"{name}, split {split!r},", path_root(arguments, table)
+    column = choose_image_column(table.rows.features, arguments.image_column or table.image_column, where)
+    pictures = images_of(table.rows, column, root, where, name)
+    # Paths of a file or folder on this disk mean nothing elsewhere: the pictures are put into the parquet files.
+    rows = table.rows if table.root is None else table.rows.cast_column(column, Image(decode=False))
     embedded = {
-        each: images_of(rows, each, arguments, where)
+        each: pictures if each == column else images_of(rows, each, root, where, name)
         for each, feature in rows.features.items()
         if isinstance(feature, Image)
     }
-    pictures = embedded[column] if column in embedded else images_of(rows, column, arguments, where)
     return Source(name, split, rows, pictures, embedded)
 
 

@@ -86,7 +86,9 @@ def read_recipe(
     chosen = f"task is {task!r}" if stage == "xe" else f"stage is {stage!r}"
     own: dict[str, Any] = _drop_other_tasks(content, names, chosen)
     given_arguments: list[str] = [*to_arguments(own, names, lists, arguments[0]), *overrides]
-    known_defaults = {key: value for key, value in defaults.items() if key in names and value is not None}
+    known_defaults: dict[str, Any] = {
+        key: value for key, value in defaults.items() if key in names and value is not None
+    }
     default_dir = f"outputs/{file.stem}" if file and recipe_needed else "outputs/evaluate"
     model, data, _, command, training, unknown = _parse(
         parser,

@@ -224,9 +224,9 @@ def test_samples_without_picture_or_text_are_named_and_can_be_skipped(tmp_path: 
         check_splits(rows, keys)
     assert "image_id 2: train-0.tar/0002 is empty: there is no picture" in str(told.value)
     assert "image_id 4: it has no caption (train-0.tar/0004.jpg)" in str(told.value)
-    kept, skipped = check_splits(rows, arguments(folder, eval_split="train", on_bad_image="skip"))
-    assert kept["eval"]["image_id"][:] == [0, 1, 3, 5]
-    assert [each.row for each in skipped] == [2, 4]
+    checked = check_splits(rows, arguments(folder, eval_split="train", on_bad_image="skip"))
+    assert checked.rows["eval"]["image_id"][:] == [0, 1, 3, 5]
+    assert [each.row for each in checked.skipped] == [2, 4]
 
 
 def test_samples_without_picture_or_text_are_named_in_a_stream_and_can_be_skipped(tmp_path: Path) -> None:
@@ -263,10 +263,10 @@ def test_samples_beside_torn_ones_can_be_used(tmp_path: Path, caplog: pytest.Log
         load_split(arguments(folder), "train")
     keys = arguments(folder, on_bad_image="skip")
     with caplog.at_level(logging.WARNING):
-        rows, skipped = check_splits({"train": load_split(keys, "train")}, keys)
+        checked = check_splits({"train": load_split(keys, "train")}, keys)
     assert told in caplog.text
-    assert len(skipped) == 4
-    assert [row["captions"] for row in rows["train"]] == [captions for _, _, captions in RIGHT[:4]]
+    assert len(checked.skipped) == 4
+    assert [row["captions"] for row in checked.rows["train"]] == [captions for _, _, captions in RIGHT[:4]]
 
 
 def test_tars_of_pictures_alone_are_told(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def fixture_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Job:
     """A job of the command, each process in a session of its own, which writes what it says to one file."""
 
-    def __init__(self, place: Path, folder: Path, processes: int = 1, **keys: Any) -> None:
+    def __init__(self, place: Path, folder: Path, processes: Any = 1, **keys: Any) -> None:
         self.output_dir, self.log, self.processes = folder / "run", folder / "log", processes
         self.recipe = folder / "recipe.json"
         recipe = RECIPE | {"output_dir": str(self.output_dir)} | keys
