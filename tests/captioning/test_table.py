@@ -182,9 +182,9 @@ def test_rows_without_a_caption_are_tried_again(
 
 
 def test_a_killed_run_ends_as_if_it_had_not_been(captioner: Path, tmp_path: Path) -> None:
-    draw_pictures(tmp_path / "photos", 120, size=20)
+    draw_pictures(tmp_path / "photos", 60, size=20)
     words: list[str | Path] = [captioner, "--dataset_name", tmp_path / "photos", "--device", "cpu"]
-    words += ["--shard_rows", "10", "--batch_size", "1"]
+    words += ["--shard_rows", "5", "--batch_size", "1"]
     run_checked("blip_recipe.caption", *words, "--output", tmp_path / "whole")
     whole = {path.name: path.read_bytes() for path in (tmp_path / "whole/data").iterdir()}
     data = tmp_path / "out/data"
