@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -73,12 +75,15 @@ def test_a_process_killed_between_evaluations_is_started_again(scorer: CaptionSc
     assert scorer.score(DOGS, DOG_REFERENCES) == first
 
 
-def test_a_process_killed_during_an_evaluation_is_started_again(scorer: CaptionScorer) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_process_killed_during_an_evaluation_is_started_again(number: signal.Signals, scorer: CaptionScorer) -> None:
     captions: Captions = {number: f"a dog runs {number}" for number in range(1000)}
     known: References = {number: ["the dog ran far", "two dogs"] * 5 for number in captions}
     expected = scorer.score(captions, known)
     (process,) = javas()
-    killer = threading.Timer(0.2, process.kill)
+    # A signal to the whole job does not reach it.
+    assert os.getsid(process.pid) == process.pid
+    killer = threading.Timer(0.2, process.send_signal, [number])
     killer.start()
     assert scorer.score(captions, known) == expected
     assert [java.pid for java in javas()] != [process.pid]
