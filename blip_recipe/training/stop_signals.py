@@ -76,13 +76,14 @@ def start_worker(initialise: Callable[[int], None] | None, worker: int) -> None:
 
     A worker that does not end by itself is ended by its trainer, or would keep it from ending.
     """
-    for each in JOB_SIGNALS:
-        signal.signal(each, signal.SIG_IGN)
-    trainer = multiprocessing.parent_process()
+    trainer, ignored = multiprocessing.parent_process(), set(JOB_SIGNALS)
     if trainer and hasattr(signal, "sigtimedwait"):  # not on macOS
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        # Blocked and not ignored, so that one that came during the start is not lost.
+        ignored.remove(signal.SIGTERM)
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
         threading.Thread(target=end_with_trainer, args=(trainer.pid, os.getppid()), daemon=True).start()
+    for each in ignored:
+        signal.signal(each, signal.SIG_IGN)
     if initialise:
         initialise(worker)
 

@@ -244,12 +244,12 @@ def test_workers_read_on_whenever_signals_come(method: str, tmp_path: Path) -> N
             # Another process sends, as the workers obey a SIGTERM of their trainer.
             sender = os.fork()
             if sender == 0:
-                send(stop_signals.JOB_SIGNALS * 25)
+                send(stop_signals.JOB_SIGNALS * 20)
                 os._exit(0)
-            for _ in range(3):
+            for _ in range(2):
                 read += [int(row) for batch in loader(20, 0.005, multiprocessing_context=sys.argv[1]) for row in batch]
             os.waitpid(sender, 0)
-            print(read == [*range(20)] * 3)
+            print(read == [*range(20)] * 2)
     """)
     )
     assert run_script(script, method, env=dict(os.environ)).strip() == "True"
@@ -265,7 +265,7 @@ def test_a_worker_that_never_ends_does_not_keep_its_trainer() -> None:
         print("ends")
     """)
     assert (done.returncode, done.stdout) == (0, "ends\n"), done.stderr
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < PATIENCE
 
 
 def test_workers_end_with_a_trainer_that_was_killed() -> None:
