@@ -120,6 +120,7 @@ def _run(
     """Run to the end; of several processes the first bad status counts, and ends the others."""
     with tempfile.TemporaryDirectory() as folder:
         files = {"stdout": Path(folder, "stdout"), "stderr": Path(folder, "stderr")}
+        output, errors = files["stdout"], files["stderr"]
         started = [
             _start(words, env={**env, **variables}, cwd=cwd, cold=cold, **files)  # type: ignore[arg-type]
             for variables in ranks(processes)

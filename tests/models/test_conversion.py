@@ -186,10 +186,9 @@ def pretrained(folder: Path) -> tuple[Tiny, dict[str, Any]]:
     weights: dict[str, torch.Tensor] = {}
     for part in parts:
         weights = original_weights(part.model) | weights
+    averaged = ("visual_encoder", "text_encoder", "vision_proj", "text_proj")
     momentum = {
-        f"{part}_m.{rest}": values
-        for part, rest, values in ((*name.split(".", 1), values) for name, values in weights.items())
-        if part in ("visual_encoder", "text_encoder", "vision_proj", "text_proj")
+        name.replace(".", "_m.", 1): values for name, values in weights.items() if name.split(".")[0] in averaged
     }
     queues = {"image_queue": torch.zeros(8, 4), "text_queue": torch.zeros(8, 4), "idx_queue": torch.zeros(1, 4)}
     counters = {"queue_ptr": torch.zeros(1), "ptr_queue": torch.zeros(1), "temp": torch.tensor(0.07)}

@@ -41,7 +41,7 @@ RECIPE: dict[str, Any] = {
     "logging_steps": 1,
     "disable_tqdm": True,
 }
-EVALUATED = {
+EVALUATED: dict[str, Any] = {
     "eval_split": "validation",
     "eval_strategy": "steps",
     "eval_steps": 1,
@@ -187,7 +187,8 @@ def test_a_warning_signal_to_the_job_saves_too(place: Path, tmp_path: Path) -> N
 
 
 def test_ctrl_c_ends_the_job_with_one_line_and_earlier_checkpoints(place: Path, tmp_path: Path) -> None:
-    job = Job(place, tmp_path, **KINDS["captioning"], **{"save_strategy": "steps", "save_steps": 1})
+    saved: dict[str, Any] = {"save_strategy": "steps", "save_steps": 1}
+    job = Job(place, tmp_path, **KINDS["captioning"], **saved)
     job.start()
     job.wait_until(lambda: job.steps() > 1)
     job.send(signal.SIGINT)
