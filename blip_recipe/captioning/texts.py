@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from blip_recipe.captioning.data import join_prompt
 from blip_recipe.data.captions import normalize_caption
 from blip_recipe.models.decoding import DecodingSettings
 from blip_recipe.training.texts import TokenizedTexts, describe_cut_tokens, describe_found, describe_words
@@ -42,16 +41,12 @@ def look_at_captions(
     def clean(text: str) -> str:
         return normalize_caption(text, max_words=None) if args.normalize_captions else text
 
-    def join(text: str) -> str:
-        return join_prompt(args.prompt, text)
-
     whole = list(map(clean, captions))
     limit = args.max_words if args.normalize_captions else None
     cut = [caption for caption in whole if limit and len(caption.split()) > limit]
-    train = TokenizedTexts.read(
-        (" ".join(caption.split()[:limit]) for caption in whole) if cut else whole, tokenizer, join
-    )
-    scored = TokenizedTexts.read(map(clean, references), tokenizer, join)
+    kept = (" ".join(caption.split()[:limit]) for caption in whole) if cut else whole
+    train = TokenizedTexts.read(kept, tokenizer, args.prompt)
+    scored = TokenizedTexts.read(map(clean, references), tokenizer, args.prompt)
     fit_lengths(args, train.lengths, positions)
     return [
         *_describe_cut_words(cut, len(whole), limit),

@@ -24,7 +24,7 @@ from blip_recipe.metrics.characters import cut_unspaced, has_unspaced
 from blip_recipe.models.weights import first_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from transformers import BlipProcessor, PreTrainedTokenizerBase
 
@@ -40,7 +40,11 @@ Row = int | list[int]
 
 def count_words(texts: Iterable[str]) -> Counter[str]:
     """Count the words of `texts`: punctuation is cut off, and characters of scripts without spaces are words."""
-    counts = Counter(chain.from_iterable(map(str.split, texts)))
+    return cut_words(Counter(chain.from_iterable(map(str.split, texts))))
+
+
+def cut_words(counts: Mapping[str, int]) -> Counter[str]:
+    """Cut counted texts, or what stands between spaces in them, into words, and count these."""
     words: Counter[str] = Counter()
     for word, count in counts.items():
         for piece in [word] if word.isascii() and word.isalnum() else _cut(word):
@@ -54,12 +58,13 @@ def _cut(word: str) -> list[str]:
 
 def find_changed_words(words: Iterable[str], tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
     """Find the words that a tokenizer does not give back, with what it makes of them; case does not count."""
-    known = list(words)
-    if not known:
+    vocabulary = tokenizer.get_vocab()
+    doubtful = [word for word in words if not (word.isascii() and word in vocabulary)]
+    if not doubtful:
         return {}
-    ids = tokenizer(known, add_special_tokens=False, verbose=False).input_ids
+    ids = tokenizer(doubtful, add_special_tokens=False, return_attention_mask=False, verbose=False).input_ids
     found = tokenizer.batch_decode(ids, clean_up_tokenization_spaces=False)
-    return {word: text for word, text in zip(known, found, strict=True) if _fold(word) != _fold(text)}
+    return {word: text for word, text in zip(doubtful, found, strict=True) if _fold(word) != _fold(text)}
 
 
 def _fold(text: str) -> str:
@@ -154,18 +159,21 @@ def use_tokenizer(model: Any, processor: BlipProcessor, name: str, **hub: Any) -
     resize_vocabulary(model, rows, tokenizer)
 
 
+def is_bert(tokenizer: Any) -> bool:
+    """Whether a tokenizer has a WordPiece vocabulary and cuts words as BERT's does: at spaces and punctuation."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    parts = [(name, getattr(backend, name, None)) for name in ("model", "normalizer", "pre_tokenizer")]
+    kinds = {"model": WordPiece, "normalizer": BertNormalizer, "pre_tokenizer": BertPreTokenizer}
+    return all(isinstance(part, kinds[name]) for name, part in parts)
+
+
 def check_is_bert(tokenizer: Any, subject: str) -> None:
     """Check that a tokenizer has a WordPiece vocabulary, as BERT's; the message begins with `subject`.
 
     Raises:
         RecipeError: It has not.
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if (
-        backend is None
-        or not isinstance(backend.model, WordPiece)
-        or not isinstance(backend.normalizer, BertNormalizer)
-    ):
+    if not is_bert(tokenizer):
         raise RecipeError(
             f"{subject} is a {type(tokenizer).__name__}, not a WordPiece tokenizer like BERT's: expected one with a "
             "vocab.txt or tokenizer.json of BERT's kind, such as bert-base-multilingual-cased."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -12,7 +13,7 @@ from datasets import Dataset
 
 from blip_recipe.data.dataset import PictureDataset
 from blip_recipe.data.streaming import CaptionStream
-from blip_recipe.models.vocabulary import count_words, find_changed_words
+from blip_recipe.models.vocabulary import cut_words, find_changed_words, is_bert
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -37,27 +38,46 @@ class TokenizedTexts:
     """Some texts with their lengths.
 
     Attributes:
-        texts: The texts.
-        lengths: Their lengths in tokens, with the first token and `[SEP]`.
-        unknown: The number of tokens that are `[UNK]`.
+        texts: The texts, without the prompt.
+        lengths: Their lengths in tokens, with the prompt, the first token and `[SEP]`.
+        unknown: The number of tokens that are `[UNK]`, without those of the prompt.
+        counts: What stands between spaces in the texts, with numbers of occurrences.
     """
 
     texts: list[str]
     lengths: list[int]
     unknown: int
+    counts: Counter[str]
 
     @classmethod
-    def read(
-        cls, texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, join: Callable[[str], str] = str
-    ) -> TokenizedTexts:
-        """Tokenise `texts`; `join` adds a prompt."""
+    def read(cls, texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, prompt: str = "") -> TokenizedTexts:
+        """Tokenise `texts`, which begin with `prompt`.
+
+        BERT's tokenizer cuts at spaces first, so each different word is tokenised only once.
+        """
         found = list(texts)
-        ids = tokenizer(list(map(join, found)), return_attention_mask=False, verbose=False).input_ids if found else []
-        return cls(found, list(map(len, ids)), sum(each.count(tokenizer.unk_token_id) for each in ids))
+        words = [text.split() for text in found] if is_bert(tokenizer) else [[text] for text in found]
+        counts = Counter(chain.from_iterable(words))
+        ids = _tokenize(tokenizer, list(counts))
+        sizes = {word: len(each) for word, each in ids.items()}
+        start = len(tokenizer(prompt).input_ids)
+        return cls(
+            found,
+            [start + sum(map(sizes.__getitem__, each)) for each in words],
+            sum(number * ids[word].count(tokenizer.unk_token_id) for word, number in counts.items()),
+            counts,
+        )
 
     def find(self, is_wrong: Callable[[int], bool]) -> list[str]:
         """The texts whose length is wrong."""
         return [text for text, length in zip(self.texts, self.lengths, strict=True) if is_wrong(length)]
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, words: list[str]) -> dict[str, list[int]]:
+    if not words:
+        return {}
+    ids = tokenizer(words, add_special_tokens=False, return_attention_mask=False, verbose=False).input_ids
+    return dict(zip(words, ids, strict=True))
 
 
 def texts_of(dataset: Any, *columns: str) -> Iterator[str]:
@@ -98,7 +118,10 @@ def describe_cut_tokens(texts: TokenizedTexts, limit: int, positions: int, noun:
 
 def describe_words(tokenizer: PreTrainedTokenizerBase, nouns: str, *tokenized: TokenizedTexts) -> list[str]:
     """A sentence on the words that the tokenizer changes; none if there are none."""
-    words = count_words(chain.from_iterable(each.texts for each in tokenized))
+    counts: Counter[str] = Counter()
+    for each in tokenized:
+        counts.update(each.counts)
+    words = cut_words(counts)
     changed = find_changed_words(words, tokenizer)
     if not changed:
         return []

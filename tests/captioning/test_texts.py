@@ -13,10 +13,12 @@ import torch
 from captioners import save_captioner
 from PIL import Image
 
+from blip_recipe.captioning.data import join_prompt
 from blip_recipe.captioning.texts import look_at_captions
 from blip_recipe.captioning.trainer import CaptionTrainer
 from blip_recipe.captioning.training_arguments import CaptionTrainingArguments
 from blip_recipe.models.processors import load_processor
+from blip_recipe.training.texts import TokenizedTexts
 
 LONG = " ".join(["a", "red", "square"] * 20)
 POSITIONS = 512
@@ -141,3 +143,21 @@ def test_a_trainer_looks_once_warns_and_leaves_its_arguments_as_they_were(
     assert '"generation_min_length": 2' in recipe
     assert "- 2 of 6 references" in card
     assert all(len(each["caption"].split()) <= 2 for each in trainer.predictions)
+
+
+@pytest.mark.parametrize("prompt", ["", "a picture of ", "two-"])
+def test_lengths_from_words_are_those_of_whole_texts(captioner: Path, prompt: str) -> None:
+    tokenizer = load_processor(str(captioner)).tokenizer
+    texts = [
+        "two green circles",
+        "a dog, isn't it?  two\tdogs",
+        "",
+        "...",
+        "caf\u00e9 \u732b\u732b [SEP] unknownword",
+        LONG,
+    ]
+    read = TokenizedTexts.read(texts, tokenizer, prompt)
+    ids = [tokenizer(join_prompt(prompt, text)).input_ids for text in texts]
+    assert read.lengths == list(map(len, ids))
+    of_prompts = len(texts) * tokenizer(prompt).input_ids.count(tokenizer.unk_token_id)
+    assert read.unknown == sum(each.count(tokenizer.unk_token_id) for each in ids) - of_prompts
