@@ -74,5 +74,5 @@ def record_run(recipe: Recipe[FinetuneOptions], resolved: dict[str, Any], *, fin
     """Record the run in the output directory, and whether it is finished."""
     revisions = {key: resolved.get(key) for key in ("model_revision", "dataset_revision")}
     given = {key: value for key, value in recipe.given.items() if key not in ONE_START_KEYS}
-    fitted = {key: resolved[key] for key in recipe.training.fitted_keys if key not in given}
+    fitted = {key: resolved[key] for key in recipe.training.fitted_keys if key in resolved and key not in given}
     write_json(recipe.output_dir / RUN, {"given": given, **revisions, "finished": finished, "fitted": fitted})

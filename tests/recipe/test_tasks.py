@@ -35,6 +35,19 @@ def test_a_run_goes_on_with_what_its_task_takes_for_granted(tmp_path: Path) -> N
         find_run(read(*words, "--generation_max_length", "12"))
 
 
+def test_a_run_goes_on_with_the_lengths_that_followed_its_data(tmp_path: Path) -> None:
+    """Its own `recipe.json` gives them, and is the same recipe; other lengths are another one."""
+    words = ("recipes/my_folder.json", "--output_dir", tmp_path)
+    fitted = {"max_caption_length": 40, "generation_min_length": 2, "generation_max_length": 27}
+    record_run(read(*words), fitted, finished=False)
+    (tmp_path / "checkpoint-1").mkdir()
+    given = [word for key, value in fitted.items() for word in (f"--{key}", str(value))]
+    assert find_run(read(*words)).given
+    assert find_run(read(*words, *given)).given
+    with pytest.raises(RecipeError, match=r"generation_max_length \(was 27, is 30\)"):
+        find_run(read(*words, *given, "--generation_max_length", "30"))
+
+
 @pytest.mark.parametrize(
     ("recipe", "words", "says"),
     [
