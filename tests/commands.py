@@ -120,10 +120,9 @@ def _run(
     """Run to the end; of several processes the first bad status counts, and ends the others."""
     with tempfile.TemporaryDirectory() as folder:
         files = {"stdout": Path(folder, "stdout"), "stderr": Path(folder, "stderr")}
-        output, errors = files["stdout"], files["stderr"]
         started = [
-            _start(words, env={**env, **variables}, cwd=cwd, cold=cold, **files)  # type: ignore[arg-type]
-            for variables in ranks(processes)
+            _start(words, env={**env, **rank}, cwd=cwd, stdout=files["stdout"], stderr=files["stderr"], cold=cold)
+            for rank in ranks(processes)
         ]
         end = time.monotonic() + timeout
         while any(process.poll() is None for process in started):

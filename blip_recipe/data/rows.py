@@ -96,7 +96,8 @@ def _picture_keys(chunk: pa.StructArray) -> Iterator[str | bytes | None]:
     contents, paths = chunk.field("bytes"), chunk.field("path")
     for row in range(len(chunk)):
         content = contents[row]
-        yield digest(content.as_buffer()) if content.is_valid else paths[row].as_py()
+        found = content.as_buffer() if content.is_valid else b""
+        yield digest(found) if len(found) else paths[row].as_py()
 
 
 def stored_paths(images: Dataset) -> list[str | None]:

@@ -377,7 +377,7 @@ def test_keys_that_cannot_work_are_refused(keys: dict[str, Any]) -> None:
 
 def test_two_processes_train_and_the_card_tells_of_it(tmp_path: Path, base: Path) -> None:
     file = tmp_path / "scst.json"
-    recipe = SMALL | places(base) | {"test_split": "test", "max_steps": 3, "kl_coef": 0.1}
+    recipe = SMALL | places(base) | {"test_split": "test", "allow_shared_images": True, "max_steps": 3, "kl_coef": 0.1}
     file.write_text(json.dumps(recipe | {"logging_steps": 1, "per_device_train_batch_size": 2}))
     out = tmp_path / "out"
     run_checked("blip_recipe.finetune", file, "--output_dir", out, processes=2)

@@ -78,7 +78,7 @@ def test_a_folder_gets_a_column_of_captions(
     capfdbinary: pytest.CaptureFixture[bytes],
 ) -> None:
     rows = run(folder)
-    assert [list(row) for row in rows] == [["image", "place", "caption"]] * ROWS
+    assert [list(row) for row in rows] == [["image", "file_name", "place", "caption"]] * ROWS
     assert [row["caption"] for row in rows] == captions_of(captioner, pictures, capfdbinary)
     assert [row["image"] for row in rows] == [{"bytes": path.read_bytes(), "path": path.name} for path in pictures]
     assert [row["place"] for row in rows] == [f"no. {number}" for number in range(ROWS)]
