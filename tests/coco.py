@@ -29,7 +29,7 @@ def publish_base_model(hub: HubServer, folder: Path) -> None:
     """A tiny BLIP with the name of the real one."""
     torch.manual_seed(0)
     captions = [caption for number in range(40) for caption in captions_of(number)]
-    model, processor = build_tiny_captioner(["a picture of", *captions])
+    model, processor = build_tiny_captioner(["a picture of , .", *captions])
     model.save_pretrained(folder)
     save_processor(processor, folder)
     hub.publish_model(BASE_MODEL, folder)

@@ -81,7 +81,7 @@ def read_source(arguments: CaptionDataArguments) -> Source:
     column = choose_image_column(table.rows.features, arguments.image_column or table.image_column, where)
     pictures = images_of(table.rows, column, root, where, name)
     # Paths of a file or folder on this disk mean nothing elsewhere: the pictures are put into the parquet files.
-    rows = table.rows if table.root is None else table.rows.cast_column(column, Image(decode=False))
+    rows = table.rows if table.root is None else table.rows.cast_column(column, Image())
     embedded = {
         each: pictures if each == column else images_of(rows, each, root, where, name)
         for each, feature in rows.features.items()

@@ -85,7 +85,8 @@ def test_a_folder_gets_a_column_of_captions(
     names = [f"train-{number:05}-of-00003.parquet" for number in range(3)]
     assert sorted(path.name for path in (tmp_path / "out/data").iterdir()) == names
     loaded = load_dataset(str(tmp_path / "out"), split="train")
-    assert loaded.features == Features({"image": Image(), "place": Value("string"), "caption": Value("string")})
+    texts = {name: Value("string") for name in ("file_name", "place", "caption")}
+    assert loaded.features == Features({"image": Image(), **texts})
     assert loaded[2]["image"].size == (40, 40)
     card = (tmp_path / "out/README.md").read_text()
     assert "The pictures of `photos`, split `train`, with captions by `captioner0`" in card
