@@ -64,21 +64,13 @@ def published_model() -> None:
     from blip_recipe import load_captioner
 
     picture = next(Path("my_folder/test").glob("*.png"))
-    for name in ("lab/tiny", "lab/mine"):
+    data = {"lab/tiny": ("shapes", "--max_eval_samples", "4"), "lab/mine": ("my_folder",)}
+    for name, options in data.items():
         load_captioner(name)
         pipeline("image-to-text", model=name)([str(picture)], batch_size=2)  # type: ignore[call-overload]
         run("caption", name, picture)
-        run(
-            "evaluate",
-            "--model",
-            name,
-            "--dataset_name",
-            "my_folder",
-            "--eval_split",
-            "test",
-            "--output_dir",
-            f"scored/{name}",
-        )
+        scored = ("--eval_split", "test", "--output_dir", f"scored/{name}")
+        run("evaluate", "--model", name, "--dataset_name", *options, *scored)
     run("merge", "lab/mine", "outputs/merged")
     run("push", "outputs/merged", "--repo_id", "lab/merged")
 
