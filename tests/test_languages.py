@@ -95,7 +95,7 @@ def test_captions_of_another_language_are_learnt_and_given_back_letter_for_lette
         **{"model_name_or_path": str(english), "dataset_name": str(tmp_path / "scenes"), "train_split": "train"},
         **{"output_dir": str(output), "max_steps": STEPS, "per_device_train_batch_size": len(captions)},
         **{"learning_rate": 2e-3, "label_smoothing_factor": 0.0, "augmentation": "none", "save_strategy": "no"},
-        **{"generation_num_beams": 1, "score_tokenizer": "char", "metrics": ["exact_match", "bleu", "cider"]},
+        **{"generation_num_beams": 1, "score_tokenizer": "char"},
         **{"report_to": "none", "dataloader_num_workers": 0, "warmup_steps": 20},
     }
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))

@@ -117,6 +117,7 @@ def test_a_few_scenes_are_learnt_from_scratch(tmp_path: Path) -> None:
         max_eval_samples=12,
         eval_split="train",
         test_split="train",
+        allow_shared_images=True,
         max_steps=120,
         eval_steps=120,
         save_steps=120,
