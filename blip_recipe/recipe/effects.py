@@ -196,13 +196,20 @@ Keys that a later push reads (`hub_private_repo`, `hub_tag`), and keys of speed 
 def check_effects(recipe: Recipe[Any], needs: Sequence[Need] = NEEDS) -> None:
     """Check that every key that is given, and not turned off, has an effect.
 
+    A key of the file is dropped if the command line changes what it needs.
+
     Raises:
         RecipeError: A key has none. The message names the key, what it needs, and what to do.
     """
     for need in needs:
+        is_met = need.is_met(recipe)
+        if not is_met and any(key in recipe.overrides for key in need.partners):
+            # `--eval_strategy epoch` beside the eval_steps of a file: the command line takes the file's key away.
+            for key in set(need.keys) - set(recipe.overrides):
+                recipe.given.pop(key, None)
         given = [key for key in need.keys if not is_off(recipe.given.get(key))]
         is_turned_off = any(key in recipe.given and is_no(recipe.given[key]) for key in need.partners)
-        if given and not is_turned_off and not need.is_met(recipe):
+        if given and not is_turned_off and not is_met:
             key = given[0]
             partners = " and ".join(f"{each} is {show(recipe.value_of(each))}" for each in need.partners)
             raise RecipeError(

@@ -95,14 +95,14 @@ def read_recipe(
         [f"--output_dir={default_dir}", *to_arguments(known_defaults, names, lists, "recipe.json"), *given_arguments],
     )
     _refuse_unknown(unknown, parser, chosen)
-    given = _given_keys(parser, given_arguments)
+    given, chosen_here = _given_keys(parser, given_arguments), _given_keys(parser, overrides).keys()
     # Trainer's own push ignores its failures and uploads pickles: this package pushes, once, at the end.
     push_to_hub, training.push_to_hub = training.push_to_hub, False
 
     # Trainers import `datasets`, which takes a second that the message about a wrong key need not wait for.
     from blip_recipe.recipe.tasks import find_task
 
-    recipe = Recipe(model, data, training, command, find_task(task), stage, given=given, push_to_hub=push_to_hub)
+    recipe = Recipe(model, data, training, command, find_task(task), stage, given, push_to_hub, chosen_here)
     check_values(recipe)
     return recipe
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from blip_recipe.recipe.arguments import EvaluateOptions, FinetuneOptions, TaskArguments
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from blip_recipe.data.arguments import DataArguments
     from blip_recipe.models.arguments import ModelArguments
     from blip_recipe.training.task import Task
@@ -43,6 +45,7 @@ class Recipe(Generic[Options]):
         stage: Cross entropy (`xe`) or self-critical training (`scst`).
         given: The keys that the user gave, in the file or on the command line.
         push_to_hub: Whether the result is pushed.
+        overrides: The keys that the command line sets.
     """
 
     model: ModelArguments
@@ -53,6 +56,7 @@ class Recipe(Generic[Options]):
     stage: str
     given: dict[str, Any]
     push_to_hub: bool
+    overrides: Collection[str] = ()
 
     @property
     def output_dir(self) -> Path:

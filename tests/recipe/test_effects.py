@@ -161,12 +161,6 @@ def test_a_part_of_a_recipe_may_be_turned_off(keys: dict[str, Any], words: tuple
     check_recipe(parse(again))
 
 
-def test_another_value_of_what_decides_is_no_turning_off(write: Write) -> None:
-    keys = {**EVALUATED, "eval_strategy": "steps", "eval_steps": 5}
-    with pytest.raises(RecipeError, match=r"eval_steps is 5\.0, but eval_strategy is 'epoch'"):
-        check_recipe(parse(write(**keys), "--eval_strategy", "epoch"))
-
-
 def test_an_evaluation_ignores_what_has_an_effect_on_training_alone(write: Write) -> None:
     path = write(lora_r=8, save_steps=5, shuffle_buffer_size=9, eval_split="test")
     with pytest.raises(RecipeError, match="lora_r is 8"):
@@ -187,3 +181,14 @@ def test_keys_that_the_schema_lets_be_null_are_those_that_can_be_unset() -> None
         key for key, each in properties.items() if None in each.get("enum", ()) or "null" in each.get("type", ())
     }
     assert may_be_null == set(unset_values(groups)) & set(properties)
+
+
+def test_the_command_line_may_change_what_a_key_of_the_file_needs(write: Write) -> None:
+    file = write(**EVALUATED | {"eval_strategy": "steps", "eval_steps": 50, "save_strategy": "steps", "save_steps": 50})
+    recipe = parse(file, "--eval_strategy", "epoch", "--save_strategy", "epoch")
+    check_recipe(recipe)
+    # What such a run records can be run again.
+    file.write_text(json.dumps(recipe.to_json()))
+    check_recipe(parse(file))
+    with pytest.raises(RecipeError, match=r"eval_steps is 20\.0, but eval_strategy is 'epoch'"):
+        check_recipe(parse(file, "--eval_strategy", "epoch", "--eval_steps", "20"))

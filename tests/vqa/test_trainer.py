@@ -174,8 +174,7 @@ def test_rows_without_question_or_answer_stop_the_run_before_it_begins(tmp_path:
         {"file_name": pictures[2].name, "question": "what colour?", "answer": ""},
     ]
     (tmp_path / "data" / "train" / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    splits = ("--train_split", "train", "--eval_split", "train", "--test_split", "train")
-    splits += ("--allow_shared_images", "true")
+    splits = ("--train_split=train", "--eval_split=train", "--test_split=train", "--allow_shared_images=true")
     data = ("--dataset_name", tmp_path / "data", *splits)
     done = run_module("blip_recipe.finetune", RECIPE, *QUIET, *data, "--output_dir", tmp_path / "out")
     assert done.returncode == 2
