@@ -89,7 +89,7 @@ def test_a_folder_gets_a_column_of_captions(
     assert loaded.features == Features({"image": Image(), **texts})
     assert loaded[2]["image"].size == (40, 40)
     card = (tmp_path / "out/README.md").read_text()
-    assert "The pictures of `photos`, split `train`, with captions by `captioner0`" in card
+    assert f"The pictures of `photos`, split `train`, with captions by `{captioner.name}`" in card
     assert str(tmp_path) not in card
 
 
