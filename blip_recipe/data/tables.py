@@ -18,7 +18,7 @@ from huggingface_hub.file_download import repo_folder_name
 
 from blip_recipe.data.captions import read_captions
 from blip_recipe.data.columns import check_column, choose_caption_columns, choose_image_column
-from blip_recipe.data.layouts import FOLDERS, Table, read_layout
+from blip_recipe.data.layouts import FILES, FOLDERS, Table, read_layout
 from blip_recipe.data.layouts.folders import SPLITS, canonical_split, is_picture_folder, list_folder
 from blip_recipe.data.rows import (
     PathRoot,
@@ -186,7 +186,9 @@ def _yield_rows(stream: IterableDataset, source: str) -> Iterator[dict[str, Any]
 
 
 def _looks_like_path(name: str) -> bool:
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or name.endswith(".json")
+    return (
+        name.startswith((".", "/", "~")) or name.count("/") > 1 or "\\" in name or name.lower().endswith(tuple(FILES))
+    )
 
 
 def _nearest(path: Path) -> str:
@@ -201,9 +203,11 @@ def _nearest(path: Path) -> str:
 def _image_keys(table: Table, arguments: DataArguments, where: str) -> Sequence[Any]:
     """What tells the image of each row: its id, or its picture."""
     features = table.rows.features
-    id_column = arguments.image_id_column or table.id_column or ("image_id" if "image_id" in features else None)
+    id_column = arguments.image_id_column or table.id_column
     if id_column is not None:
         return ids_of(table.rows, id_column, where)
+    if isinstance(features.get("image_id"), Value) and None not in (image_ids := table.rows["image_id"][:]):
+        return image_ids
     column = choose_image_column(features, arguments.image_column or table.image_column, where)
     return number_pictures(images_of(table.rows, column, None, where))
 
