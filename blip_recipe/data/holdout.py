@@ -73,8 +73,8 @@ def describe_held_out(arguments: DataArguments) -> list[str]:
     names = {role: str(name) for role, (name, _) in arguments.splits().items()}
     return [
         f"The images of '{names[role]}' are about {share:.4g} of the images of '{arguments.train_split}'. A hash of "
-        f"each picture chose them ({FRACTION_KEYS[role]} {share:.4g}, split_seed {arguments.split_seed}) before training, "
-        "and the model was not trained on them."
+        f"each picture chose them ({FRACTION_KEYS[role]} {share:.4g}, split_seed {arguments.split_seed}) before "
+        "training, and the model was not trained on them."
         for role, share in arguments.held_out().items()
     ]
 
