@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PROG = "python -m blip_recipe.evaluate"
 
 RECORDED = (
-    *("task", "prompt", "normalize_captions", "max_words", "max_caption_length", "rerank_top_k"),
+    *("task", "prompt", "prompt_column", "normalize_captions", "max_words", "max_caption_length", "rerank_top_k"),
     *("label_smoothing_factor", "score_tokenizer"),
     *("generation_num_beams", "generation_max_length", "generation_min_length"),
     *("generation_repetition_penalty", "generation_no_repeat_ngram_size", "generation_length_penalty"),

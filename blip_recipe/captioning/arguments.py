@@ -18,6 +18,7 @@ class CaptionArguments(GenerationArguments):
 
     known_metrics: ClassVar[tuple[str, ...]] = tuple(METRICS)
     score_names: ClassVar[dict[str, tuple[str, ...]]] = {"bleu": ("bleu_1", "bleu_2", "bleu_3", "bleu_4")}
+    has_own_prompts: ClassVar[bool] = False
     fitted_keys: ClassVar[tuple[str, ...]] = ("max_caption_length", "generation_min_length", "generation_max_length")
 
     metrics: list[str] = field(

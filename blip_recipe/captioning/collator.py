@@ -14,6 +14,7 @@ from blip_recipe.captioning.data import join_prompt
 from blip_recipe.data.captions import normalize_caption
 from blip_recipe.data.convert import read_record
 from blip_recipe.data.pixels import normalize_pixels, read_resized
+from blip_recipe.data.rows import PROMPT
 from blip_recipe.errors import RecipeError
 from blip_recipe.models.text import IGNORED
 
@@ -37,7 +38,8 @@ class CaptionCollator:
 
     Args:
         processor (`BlipProcessor`): Image processor and tokenizer.
-        prompt (`str`, defaults to `""`): Text that every caption starts with.
+        prompt (`str`, defaults to `""`): Text that every caption starts with. Rows with a `prompt` of their own have
+            that instead.
         max_length (`int`, defaults to 40): Maximum caption length in tokens, prompt included.
         packed (`bool`, defaults to `True`): Whether the captions of an image share a row.
         normalize_captions (`bool`, defaults to `True`): Whether to clean captions as the original does.
@@ -87,13 +89,13 @@ class CaptionCollator:
                 f"A packed CaptionCollator was given rows of {', '.join(rows[0])}: expected the rows of "
                 "CaptionTrainer. Set packed=False to use it with your own rows or the stock trainer."
             )
-        encoded = [self._encode(row["captions"]) for row in rows]
+        encoded, labels = zip(*map(self._encode, rows), strict=True)
         return {
             "row": torch.tensor([row["row"] for row in rows]),
             **self._images(rows),
             "input_ids": self._pad([chain(*ids) for ids in encoded], self.processor.tokenizer.pad_token_id),
             "position_ids": self._pad([chain(*(range(len(each)) for each in ids)) for ids in encoded], 0),
-            "labels": self._pad([chain(*map(self._label, ids)) for ids in encoded], IGNORED),
+            "labels": self._pad([chain(*each) for each in labels], IGNORED),
         }
 
     def _images(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
@@ -103,7 +105,7 @@ class CaptionCollator:
 
     def _pair(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         records = [read_record(row) for row in rows]
-        encoded = [self._encode(record["captions"]) for record in records]
+        encoded, labels = zip(*map(self._encode, records), strict=True)
         ids = list(chain(*encoded))
         pixels = read_resized([record["image"] for record in records], self.processor.image_processor)
         pixel_values = normalize_pixels(pixels, self.processor.image_processor)
@@ -111,28 +113,31 @@ class CaptionCollator:
             "pixel_values": pixel_values.repeat_interleave(torch.tensor(list(map(len, encoded))), 0),
             "input_ids": self._pad(ids, self.processor.tokenizer.pad_token_id),
             "attention_mask": self._pad([[1] * len(each) for each in ids], 0),
-            "labels": self._pad(map(self._label, ids), IGNORED),
+            "labels": self._pad(chain(*labels), IGNORED),
         }
 
-    def _encode(self, captions: Sequence[str]) -> list[list[int]]:
-        """The token ids of each caption: `[DEC]`, prompt, caption, `[SEP]`."""
-        texts = [
-            join_prompt(self.prompt, normalize_caption(each) if self.normalize_captions else each) for each in captions
-        ]
+    def _encode(self, row: Mapping[str, Any]) -> tuple[list[list[int]], list[list[int]]]:
+        """The token ids of each caption (`[DEC]`, prompt, caption, `[SEP]`), and its labels."""
+        prompt = row.get(PROMPT, self.prompt)
+        captions = map(normalize_caption, row["captions"]) if self.normalize_captions else row["captions"]
+        texts = [join_prompt(prompt, caption) for caption in captions]
         encoded = self.processor.tokenizer(texts, truncation=True, max_length=self.max_length).input_ids
-        return [[self.start_token_id, *ids[1:]] for ids in encoded]
-
-    def _label(self, ids: list[int]) -> list[int]:
-        return [IGNORED] * self.prompt_length + ids[self.prompt_length :]
+        start = self.prompt_length if prompt == self.prompt else self.count_tokens(prompt)
+        labels = [[IGNORED] * start + ids[start:] for ids in encoded]
+        return [[self.start_token_id, *ids[1:]] for ids in encoded], labels
 
     @staticmethod
     def _pad(rows: Any, value: int) -> torch.Tensor:
         return pad_sequence([torch.tensor(list(row)) for row in rows], batch_first=True, padding_value=value)
 
+    def count_tokens(self, prompt: str) -> int:
+        """The number of a prompt's tokens, including `[DEC]` but not `[SEP]`: 1 for an empty prompt."""
+        return len(self.processor.tokenizer(prompt).input_ids) - 1
+
     @cached_property
     def prompt_length(self) -> int:
-        """The number of prompt tokens, including `[DEC]` but not `[SEP]`: 1 for an empty prompt."""
-        return len(self.processor.tokenizer(self.prompt).input_ids) - 1
+        """The number of tokens of `prompt`, including `[DEC]`."""
+        return self.count_tokens(self.prompt)
 
     @cached_property
     def start_token_id(self) -> int:

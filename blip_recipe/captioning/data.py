@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from datasets import IterableDataset
 
+from blip_recipe.data.rows import PROMPT
 from blip_recipe.data.shards import ShardedSplit
 from blip_recipe.training.datasets import caption_dataset, training_stream
 
@@ -50,8 +52,10 @@ def join_prompt(prompt: str, caption: str) -> str:
 def tokens_per_image(args: CaptionTrainingArguments, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> int:
     """The maximum number of caption tokens per image and step, over the first `SAMPLE` images."""
     lengths = []
-    for captions in rows.select_columns(["captions"])[range(min(SAMPLE, len(rows)))]["captions"]:
-        texts = [join_prompt(args.prompt, caption) for caption in captions]
+    names = [name for name in ("captions", PROMPT) if name in rows.column_names]
+    table = rows.select_columns(names)[range(min(SAMPLE, len(rows)))]
+    for captions, prompt in zip(table["captions"], table.get(PROMPT, repeat(args.prompt)), strict=False):
+        texts = [join_prompt(prompt, caption) for caption in captions]
         tokens = tokenizer(texts, truncation=True, max_length=args.max_caption_length).input_ids
         lengths.append(sum(sorted(map(len, tokens))[-(args.captions_per_image or len(tokens)) :]))
     return max(lengths)

@@ -10,6 +10,7 @@ from transformers import BlipForConditionalGeneration, DynamicCache, EncoderDeco
 from transformers.modeling_outputs import ModelOutput
 
 from blip_recipe.data.images import open_image
+from blip_recipe.data.rows import PROMPT
 from blip_recipe.models.adapters import is_adapted
 from blip_recipe.models.attention import CACHE_ARGUMENT, EAGER_CLASSES
 from blip_recipe.models.loading import load_finished
@@ -249,13 +250,13 @@ def generate_captions(
 
 
 def caption_row(model: Any, processor: BlipProcessor, row: Mapping[str, Any], settings: DecodingSettings) -> str:
-    """Caption the picture of a row with the decoding that the model was scored with."""
+    """Caption the picture of a row with the prompt and decoding that the model was scored with."""
     pixel_values = processor.image_processor([open_image(row["image"])], return_tensors="pt").pixel_values
     return generate_captions(
         model,
         processor.tokenizer,
         pixel_values.to(model.device),
-        prompt=settings.prompt,
+        prompt=row.get(PROMPT, settings.prompt),
         **settings.generate_kwargs(),
     )[0]
 

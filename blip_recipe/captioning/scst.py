@@ -174,6 +174,11 @@ class ScstTrainer(CaptionTrainer):
     def prepare_task(self) -> None:
         """Like `CaptionTrainer`'s, and disables dropout and records samples."""
         super().prepare_task()
+        if getattr(self.train_dataset, "has_prompts", False):
+            raise RecipeError(
+                "train_dataset has a prompt for each image, but self-critical training samples all captions from one: "
+                "remove the column (`dataset.remove_columns('prompt')`), and set the argument `prompt`."
+            )
         self.record = SampleRecord()
         self.add_callback(self.record)
         disable_dropout(self.plain_model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from blip_recipe.captioning.scst import ScstTrainer
 from blip_recipe.captioning.tiny import build_tiny_captioner
@@ -35,7 +35,8 @@ class Captioning(Task):
         return ScstTrainer if stage == "scst" else CaptionTrainer
 
     def check(self, model: ModelArguments, data: DataArguments, training: Any) -> None:
-        """Check that streaming is combined neither with self-critical training nor with a cache of pictures."""
+        """Check that keys which exclude each other are not combined: two prompts, streams with caches or a reward."""
+        _check_prompts(cast("CaptionDataArguments", data).prompt_column, training)
         if not data.is_streamed:
             return
         if isinstance(training, ScstTrainer.arguments_class):
@@ -70,3 +71,18 @@ class Captioning(Task):
     def build_tiny(self, texts: Iterable[str], image_size: int | None) -> tuple[BlipForCaptioning, BlipProcessor]:
         """Build the tiny captioner."""
         return build_tiny_captioner(texts, image_size)
+
+
+def _check_prompts(prompt_column: str | None, training: Any) -> None:
+    """Check that images have prompts of their own only where there is no other, and no self-critical training."""
+    if prompt_column is None:
+        return
+    if training.prompt:
+        raise RecipeError(
+            f"prompt is {training.prompt!r} and prompt_column is {prompt_column!r}: use only one of them."
+        )
+    if isinstance(training, ScstTrainer.arguments_class):
+        raise RecipeError(
+            f"stage is 'scst' and prompt_column is {prompt_column!r}, but self-critical training samples all captions "
+            "from one prompt: leave one of them out."
+        )

@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from itertools import repeat
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from blip_recipe.data.captions import normalize_caption
+from blip_recipe.data.rows import PROMPT
 from blip_recipe.models.decoding import DecodingSettings
-from blip_recipe.training.texts import TokenizedTexts, describe_cut_tokens, describe_found, describe_words
+from blip_recipe.training.compatibility import check_prompt_fits
+from blip_recipe.training.texts import (
+    MAX_TEXTS,
+    TokenizedTexts,
+    describe_cut_tokens,
+    describe_found,
+    describe_words,
+    first_rows,
+    shorten,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from transformers import PreTrainedTokenizerBase
+
+
+class PromptedTexts(NamedTuple):
+    """Captions, and the prompt of each."""
+
+    texts: list[str]
+    prompts: list[str]
+
+    @classmethod
+    def read(cls, datasets: Iterable[Any], prompt: str) -> PromptedTexts:
+        """Read the captions to look at. Those of rows without a prompt of their own start with `prompt`."""
+        texts: list[str] = []
+        prompts: list[str] = []
+        for dataset in datasets:
+            table = first_rows(dataset, ["captions", PROMPT])
+            for captions, own in zip(table.get("captions", ()), table.get(PROMPT, repeat(prompt)), strict=False):
+                texts += captions
+                prompts += [own] * len(captions)
+        return cls(texts[:MAX_TEXTS], prompts[:MAX_TEXTS])
 
 
 MAX_LENGTH = 40
@@ -21,8 +51,8 @@ MAX_LENGTH = 40
 def look_at_captions(
     args: Any,
     tokenizer: PreTrainedTokenizerBase,
-    captions: Iterable[str],
-    references: Iterable[str],
+    captions: PromptedTexts,
+    references: PromptedTexts,
     positions: int,
 ) -> list[str]:
     """Look at the tokenised captions, and set the lengths of `args` that are None.
@@ -30,7 +60,7 @@ def look_at_captions(
     Args:
         args: The `CaptionTrainingArguments`.
         tokenizer: The model's tokenizer.
-        captions: The training captions; none if nothing is trained.
+        captions: The training captions with their prompts; none if nothing is trained.
         references: The references of the scored splits. They are cleaned like training captions, but not cut.
         positions: The maximum length of the model in tokens.
 
@@ -41,14 +71,19 @@ def look_at_captions(
     def clean(text: str) -> str:
         return normalize_caption(text, max_words=None) if args.normalize_captions else text
 
-    whole = list(map(clean, captions))
+    whole = list(map(clean, captions.texts))
     limit = args.max_words if args.normalize_captions else None
     cut = [caption for caption in whole if limit and len(caption.split()) > limit]
     kept = (" ".join(caption.split()[:limit]) for caption in whole) if cut else whole
-    train = TokenizedTexts.read(kept, tokenizer, args.prompt)
-    scored = TokenizedTexts.read(map(clean, references), tokenizer, args.prompt)
+    train = TokenizedTexts.read(kept, tokenizer, captions.prompts)
+    scored = TokenizedTexts.read(map(clean, references.texts), tokenizer, references.prompts)
     fit_lengths(args, train.lengths, positions)
+    prompts = dict.fromkeys([*captions.prompts, *references.prompts])
+    args.has_own_prompts = not prompts.keys() <= {args.prompt}
+    for prompt in prompts if args.has_own_prompts else ():
+        check_prompt_fits(args, prompt, tokenizer, positions)
     return [
+        *_describe_prompts(list(prompts) if args.has_own_prompts else []),
         *_describe_cut_words(cut, len(whole), limit),
         *describe_cut_tokens(train, args.max_caption_length, positions, "training caption"),
         *_describe_outside(args, scored, "reference"),
@@ -78,6 +113,15 @@ def fit_lengths(args: Any, lengths: list[int], positions: int) -> None:
         args.generation_min_length = min(shortest, args.generation_max_length)
     if args.max_caption_length is None:
         args.max_caption_length = min(positions, max([MAX_LENGTH, *lengths]))
+
+
+def _describe_prompts(prompts: list[str]) -> list[str]:
+    if not prompts:
+        return []
+    return [
+        f"Captions start with the prompts of their rows, which are not learnt: {len(prompts):,} different, such as "
+        f"{shorten(prompts[0])}."
+    ]
 
 
 def _describe_cut_words(cut: list[str], total: int, limit: int | None) -> list[str]:

@@ -7,27 +7,28 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from blip_recipe.captioning.collator import CaptionCollator
 from blip_recipe.captioning.data import build_dataset, tokens_per_image
 from blip_recipe.captioning.modeling import BlipForCaptioning, caption_row, generate_token_ids
-from blip_recipe.captioning.texts import look_at_captions
+from blip_recipe.captioning.texts import PromptedTexts, look_at_captions
 from blip_recipe.captioning.training_arguments import CaptionTrainingArguments
 from blip_recipe.card.facts import TaskWords
 from blip_recipe.card.rendering import format_code
 from blip_recipe.data.dataset import CaptionDataset
+from blip_recipe.data.rows import PROMPT
 from blip_recipe.errors import RecipeError
 from blip_recipe.metrics import CaptionScorer
 from blip_recipe.models.decoding import DecodingSettings
 from blip_recipe.models.text import IGNORED, decode_texts
 from blip_recipe.training.embeddings import cache_embeddings, check_frozen
 from blip_recipe.training.memory import choose_checkpointing
-from blip_recipe.training.texts import scored_texts, texts_of
 from blip_recipe.training.trainer import BlipTrainer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from transformers import BlipProcessor, EvalPrediction, PreTrainedTokenizerBase
 
 
@@ -64,6 +65,8 @@ class CaptionTrainer(BlipTrainer):
         train_dataset (`Dataset`, `IterableDataset` or `torch.utils.data.Dataset`, *optional*): Rows with a picture (an
             `Image` column, paths, URLs or bytes) and captions (a text, a list, structs, numbered columns) in columns
             with common names. Rows with the same `image_id` are one image. A text with line breaks is several captions.
+            Rows of exactly `image`, `captions` and `prompt` (and perhaps `image_id`) have prompts of their own, which
+            are not learnt.
         eval_dataset (the same, or a dictionary of these, *optional*): The data set, or data sets, to evaluate.
         processing_class (`BlipProcessor`, *optional*): Image processor and tokenizer; by default the model's own.
         peft_config (`LoraConfig`, *optional*): Train this adapter instead of all weights. Without `target_modules`,
@@ -151,7 +154,8 @@ class CaptionTrainer(BlipTrainer):
         cls, args: Any, tokenizer: PreTrainedTokenizerBase, train: Any, scored: Any, positions: int
     ) -> list[str]:
         """Look at the captions, and fit the lengths of training and generated captions to them."""
-        captions, references = texts_of(train, "captions"), scored_texts(scored, "captions")
+        captions = PromptedTexts.read([train], args.prompt)
+        references = PromptedTexts.read(scored.values() if isinstance(scored, dict) else [scored], args.prompt)
         return look_at_captions(args, tokenizer, captions, references, positions)
 
     def build_collator(self, args: Any) -> CaptionCollator:
@@ -232,24 +236,31 @@ class CaptionTrainer(BlipTrainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.accelerator.autocast():
             outputs = self._run(model, inputs)
-            token_ids = self.generate(outputs.image_embeds)
+            token_ids = self.generate(outputs.image_embeds, self.prompts_of(inputs["row"]))
         return None, token_ids, (inputs["row"], outputs.token_losses.sum(1), count_predicted_tokens(inputs["labels"]))
 
-    def generate(self, image_embeds: torch.Tensor) -> torch.Tensor:
-        """Generate token ids `(images, tokens)` without the prompt, padded to the maximum length.
+    def prompts_of(self, rows: torch.Tensor) -> list[str]:
+        """The prompt of each row `(images,)` of the scored split: its own, if it has one, or that of the arguments."""
+        if not self.scored_dataset.has_prompts:
+            return [self.args.prompt] * len(rows)
+        return self.scored_dataset.rows.select_columns([PROMPT])[rows.tolist()][PROMPT]
 
-        `image_embeds` `(images, patches, width)` are reused from the loss, so an image is encoded once.
+    def generate(self, image_embeds: torch.Tensor, prompts: Sequence[str]) -> torch.Tensor:
+        """Generate token ids `(images, maximum length)` without the prompts, with padding behind.
+
+        `image_embeds` `(images, patches, width)` are reused from the loss, so an image is encoded once. Images with the
+        same prompt are captioned together.
         """
         generate_kwargs = self.generate_kwargs()
-        token_ids = generate_token_ids(
-            self.accelerator.unwrap_model(self.model, keep_torch_compile=False),
-            self.processor.tokenizer,
-            image_embeds,
-            self.args.prompt,
-            **generate_kwargs,
-        )
-        padding = max(0, self.max_generated_tokens(generate_kwargs) - token_ids.shape[1])
-        return F.pad(token_ids, (0, padding), value=self.processor.tokenizer.pad_token_id)
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        tokenizer = self.processor.tokenizer
+        size = len(prompts), self.max_generated_tokens(generate_kwargs)
+        token_ids = torch.full(size, tokenizer.pad_token_id, device=image_embeds.device)
+        for prompt in dict.fromkeys(prompts):
+            images = [image for image, each in enumerate(prompts) if each == prompt]
+            found = generate_token_ids(model, tokenizer, image_embeds[images], prompt, **generate_kwargs)
+            token_ids[images, : found.shape[1]] = found
+        return token_ids
 
     def score_on_this_process(self, prediction: EvalPrediction) -> dict[str, float]:
         """The mean token loss, and the scores of generated captions against all references.
@@ -257,12 +268,15 @@ class CaptionTrainer(BlipTrainer):
         Fills `predictions` with one record per image: `image_id`, `caption`, `references`, `scores`.
         """
         rows, loss_sums, counts = prediction.label_ids  # type: ignore[misc]
-        scored = self.scored_dataset.rows.select_columns(["image_id", "captions"])[rows.tolist()]
+        names = ["image_id", "captions", *([PROMPT] if self.scored_dataset.has_prompts else [])]
+        scored = self.scored_dataset.rows.select_columns(names)[rows.tolist()]
         captions = decode_texts(self.processor.tokenizer, prediction.predictions)  # type: ignore[arg-type]
         references = dict(zip(scored["image_id"], scored["captions"], strict=True))
         texts = dict(zip(scored["image_id"], captions, strict=True))
         scores = self.scorer.score(texts, references, self.current_metrics())
         self.predictions = scores.records(texts, references)
+        for record, prompt in zip(self.predictions, scored.get(PROMPT, ()), strict=False):
+            record[PROMPT] = prompt
         return {"loss": float(loss_sums.sum(dtype="float64") / counts.sum())} | scores.corpus
 
     def reference_ids(self) -> list[list[int]]:
@@ -290,5 +304,9 @@ class CaptionTrainer(BlipTrainer):
             "label smoothing": f"{args.label_smoothing_factor:g}",
             "training captions": ("cleaned as BLIP's authors do" if args.normalize_captions else "as written")
             + f", at most {args.max_caption_length} tokens",
-            "prompt": format_code(args.prompt) if args.prompt else "none",
+            "prompt": "each image's own"
+            if args.has_own_prompts
+            else format_code(args.prompt)
+            if args.prompt
+            else "none",
         }

@@ -122,6 +122,10 @@ class CaptionDataArguments(DataArguments):
     """The data set of a captioning run."""
 
     caption_column: list[str] | None = field(default=None, metadata={"help": "Column (or columns) of captions."})
+    prompt_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of prompts, instead of prompt: each image's captions start with its own prompt."},
+    )
     caption_lines: bool = field(
         default=False,
         metadata={

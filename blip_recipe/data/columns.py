@@ -118,6 +118,16 @@ def check_column(columns: Iterable[str], name: str, key: str, where: str) -> Non
         raise RecipeError(f"{where} has no column {name!r}, which {key} names: its columns are {_list(columns)}.")
 
 
+def check_prompt_type(feature: Any, name: str, where: str) -> None:
+    """Check that the column that `prompt_column` names holds text.
+
+    Raises:
+        RecipeError: It holds something else.
+    """
+    if not (isinstance(feature, Value) and "string" in feature.dtype):
+        raise RecipeError(f"{where} prompt_column {name!r} holds {feature}: expected text.")
+
+
 def _known_caption_columns(features: Features) -> list[list[str]]:
     """Well-known columns that hold text. Numbered columns such as `caption_0` and `caption_1` form one group."""
     text = [name for name, feature in features.items() if _holds_text(feature)]

@@ -18,9 +18,9 @@ from blip_recipe.data.captions import read_captions
 from blip_recipe.data.checks import validate_captions
 from blip_recipe.data.columns import CAPTION_NAMES, choose_caption_columns, choose_image_column
 from blip_recipe.data.pixels import to_image
-from blip_recipe.data.rows import SplitColumns, join_columns
+from blip_recipe.data.rows import PROMPT, SplitColumns, join_columns
 from blip_recipe.data.shards import ShardedSplit, choose_columns
-from blip_recipe.data.tables import captions_of, fetch_stream, ids_of, images_of
+from blip_recipe.data.tables import captions_of, fetch_stream, ids_of, images_of, prompts_of
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -33,6 +33,11 @@ FEATURES = Features({"image": Image(decode=False), IMAGE_ID: Value("int64"), "ca
 """The columns of rows. Ids may also be text."""
 
 
+PROMPTED = (*FEATURES, PROMPT)
+"""The columns of rows that have prompts of their own. A column `prompt` beside others is not read: it may be the prompt
+of an image generator."""
+
+
 class Rows(Protocol):
     """The interface of rows: a `datasets.Dataset`, or `TorchRows` for a torch data set."""
 
@@ -42,6 +47,9 @@ class Rows(Protocol):
 
     def select_columns(self, names: Any) -> Any: ...
 
+    @property
+    def column_names(self) -> list[str]: ...
+
 
 def caption_rows(dataset: Any, where: str) -> Rows:
     """Convert a data set into images with captions, one image per row.
@@ -49,11 +57,11 @@ def caption_rows(dataset: Any, where: str) -> Rows:
     Args:
         dataset: A `datasets.Dataset`, `IterableDataset` or torch data set. Its rows have a picture and captions in any
             format that recipes read. Rows with the same `image_id` are one image. A string holds one caption per line;
-            a list holds one caption per string.
+            a list holds one caption per string. Prompts are read from rows whose columns are those of `PROMPTED`.
         where: Name of the data set in error messages.
 
     Returns:
-        Rows of `image`, `image_id` and `captions`. A stream is read to its end and saved to disk.
+        Rows of `image`, `image_id` and `captions`, and perhaps `prompt`. A stream is read to its end and saved to disk.
 
     Raises:
         RecipeError: The data set has the wrong type, its columns are unknown or of the wrong type, or a row has no
@@ -63,7 +71,8 @@ def caption_rows(dataset: Any, where: str) -> Rows:
     if isinstance(dataset, IterableDataset):
         dataset = fetch_stream(with_features(dataset))
     if not isinstance(dataset, Dataset):
-        return TorchRows(dataset, where, partial(read_record, columns=find_columns(dataset[0], where)))
+        names = PROMPTED if find_prompt(dataset[0]) else tuple(FEATURES)
+        return TorchRows(dataset, where, partial(read_record, columns=find_columns(dataset[0], where)), names)
     table = dataset.with_format(None)
     columns = choose_columns_of(table.features, where)
     image_ids = ids_of(table, IMAGE_ID, where) if IMAGE_ID in table.features else None
@@ -71,9 +80,10 @@ def caption_rows(dataset: Any, where: str) -> Rows:
     if is_caption_rows(table) and len(set(image_ids or ())) == len(table) and table["captions"][:] == captions:
         rows = table
     else:
-        rows = join_columns(SplitColumns(images_of(table, columns.image, None, where), captions, image_ids), where)
-    names = rows["image_id"] if image_ids else None
-    raise_for_faults(map(validate_captions, rows["captions"][:]), where, names)
+        prompts = prompts_of(table, PROMPT, where) if find_prompt(table.features) else None
+        images = images_of(table, columns.image, None, where)
+        rows = join_columns(SplitColumns(images, captions, image_ids, prompts), where)
+    raise_for_faults(map(validate_captions, rows["captions"][:]), where, rows["image_id"] if image_ids else None)
     return rows
 
 
@@ -139,10 +149,16 @@ def is_caption_rows(dataset: Dataset) -> bool:
     """Whether a table already has the columns and types that `caption_rows` returns."""
     features = dataset.features
     return (
-        features.keys() == FEATURES.keys()
+        features.keys() in (FEATURES.keys(), set(PROMPTED))
         and features["image"] == FEATURES["image"]
         and features["captions"] == FEATURES["captions"]
+        and features.get(PROMPT, Value("string")) == Value("string")
     )
+
+
+def find_prompt(columns: Iterable[str]) -> str | None:
+    """The column of prompts, if the columns are those of `PROMPTED`; ids may be missing."""
+    return PROMPT if {IMAGE_ID, *columns} == set(PROMPTED) else None
 
 
 def shard_stream(stream: IterableDataset, where: str) -> ShardedSplit:
@@ -155,7 +171,9 @@ def shard_stream(stream: IterableDataset, where: str) -> ShardedSplit:
     choose_columns_of(stream.features, where)
     # With a local directory as name, absolute paths are allowed: the caller chose them.
     arguments = CaptionDataArguments(
-        dataset_name=".", image_id_column=IMAGE_ID if IMAGE_ID in stream.features else None
+        dataset_name=".",
+        image_id_column=IMAGE_ID if IMAGE_ID in stream.features else None,
+        prompt_column=find_prompt(stream.features),
     )
     return choose_columns([stream], arguments, title=where)
 
@@ -184,7 +202,8 @@ def read_record(item: Any, where: str = "data set", *, columns: Columns | None =
         raise RecipeError(f"{where} holds {error}: expected captions as text.") from error
     if fault := validate_captions(captions):
         raise RecipeError(f"{where}: {fault}. Repair the row, or drop it.")
-    return {"image": get_entry(item, columns.image, where), IMAGE_ID: item.get(IMAGE_ID), "captions": captions}
+    record = {"image": get_entry(item, columns.image, where), IMAGE_ID: item.get(IMAGE_ID), "captions": captions}
+    return record | ({PROMPT: get_entry(item, PROMPT, where)} if find_prompt(item) else {})
 
 
 def get_entry(item: Any, name: str, where: str) -> Any:
@@ -265,6 +284,11 @@ class TorchRows:
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    @property
+    def column_names(self) -> list[str]:
+        """The names of the columns."""
+        return list(self.names)
 
     def select_columns(self, names: Sequence[str] | str) -> TorchRows:
         """The rows with these columns only."""

@@ -17,6 +17,7 @@ import torch
 from blip_recipe.data.augmentation import augment
 from blip_recipe.data.captions import MAX_WORDS, normalize_caption
 from blip_recipe.data.pixels import read_pixels
+from blip_recipe.data.rows import PROMPT, has_prompts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,10 +76,10 @@ class PictureDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
 
 class CaptionDataset(PictureDataset):
-    """Images with captions, as items `{"row", "image", "captions"}`.
+    """Images with captions, as items `{"row", "image", "captions"}`, and `prompt` if rows have prompts of their own.
 
     Args:
-        rows: Rows of `image`, `image_id` and `captions`.
+        rows: Rows of `image`, `image_id` and `captions`, and perhaps `prompt`.
         captions_per_image: How many captions per image to draw without replacement; None takes all. An image with
             fewer captions gives all of them.
         normalize_captions: Whether to clean captions with `normalize_caption`.
@@ -96,7 +97,8 @@ class CaptionDataset(PictureDataset):
         **kwargs: Any,
     ) -> None:
         super().__init__(rows, **kwargs)
-        self._captions = rows.select_columns(["captions"])
+        self.has_prompts = has_prompts(rows)
+        self._captions = rows.select_columns(["captions", *([PROMPT] if self.has_prompts else [])])
         self.captions_per_image = captions_per_image
         self.normalize_captions, self.max_words = normalize_captions, max_words
         self.embeddings: tuple[EmbeddingStore, list[str]] | None = None
@@ -120,10 +122,11 @@ class CaptionDataset(PictureDataset):
         captions = draw_captions(
             record["captions"], self.captions_per_image, self.normalize_captions, self.max_words, rng
         )
+        item = {"row": row, "captions": captions, **({PROMPT: record[PROMPT]} if self.has_prompts else {})}
         if self.embeddings:
             store, keys = self.embeddings
-            return {"row": row, "image_embeds": store.load(keys[row]), "captions": captions}
-        return {"row": row, "image": self.read_picture(resized or record["image"], rng), "captions": captions}
+            return {**item, "image_embeds": store.load(keys[row])}
+        return {**item, "image": self.read_picture(resized or record["image"], rng)}
 
 
 def draw_captions(

@@ -9,7 +9,7 @@ from blip_recipe.data.arguments import SHAPES
 from blip_recipe.data.captions import MAX_WORDS, normalize_caption
 from blip_recipe.data.holdout import divide
 from blip_recipe.data.layouts import SHARDS
-from blip_recipe.data.rows import SplitColumns, join_columns, parse_split
+from blip_recipe.data.rows import PROMPT, SplitColumns, has_prompts, join_columns, parse_split
 from blip_recipe.data.shapes import SHAPES_SPLITS, SHAPES_STYLES, Style, load_shapes, shapes_vocabulary
 from blip_recipe.data.shards import fetch_role, read_directory
 from blip_recipe.data.tables import is_directory, kind_of_folder, read_table
@@ -35,6 +35,7 @@ def load_split(arguments: CaptionDataArguments, split: str, *, max_samples: int 
         `image`: `{"bytes", "path"}` (`datasets.Image(decode=False)`) for `open_image`. `path` may be a URL.
         `image_id`: the id in the data set (int or str), else the row number.
         `captions`: stripped strings. Single rows are not checked here, but by `check_splits`.
+        `prompt`: with `prompt_column`, the text that the image's captions start with.
 
     Raises:
         RecipeError: The data set, split or column does not exist, the split is empty, or paths lead out of their
@@ -105,13 +106,14 @@ def vocabulary_texts(
         rows: Rows with `captions`.
         normalize: Whether to clean captions with `normalize_caption`.
         max_words: The number of words that cleaning keeps; None for all.
-        prompt: The prompt of all captions.
+        prompt: The prompt of all captions. Rows may have prompts of their own.
         drawn: Whether to add all words of the drawn scenes.
     """
     captions: Iterable[str] = chain.from_iterable(rows["captions"])
     words = shapes_vocabulary() if drawn else []
     cleaned = (normalize_caption(caption, max_words) for caption in captions) if normalize else captions
-    return chain(cleaned, [prompt], words)
+    prompts = dict.fromkeys(rows[PROMPT]) if has_prompts(rows) else [prompt]
+    return chain(cleaned, prompts, words)
 
 
 def _read_columns(arguments: CaptionDataArguments, split: str, max_samples: int | None) -> SplitColumns:

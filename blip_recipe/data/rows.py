@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
 from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
     import pyarrow as pa
+
+PROMPT = "prompt"
+"""The column of the prompts of rows, if each has its own."""
 
 MAX_LISTED = 10
 """Maximum number of items that an error message lists."""
@@ -44,39 +47,73 @@ class SplitColumns:
     Args:
         images: One column `image`, not decoded (`datasets.Image(decode=False)`).
         captions: The captions of each row.
-        image_ids: The image id of each row; None if the source has no ids, so that rows of the same picture are one
-            image.
+        image_ids: The image id of each row; None if the source has no ids, so that rows of the same picture (and the
+            same prompt) are one image.
+        prompts: The prompt of each row; None if rows have no prompts of their own.
     """
 
     images: Dataset
     captions: list[list[str]]
     image_ids: Sequence[int | str] | None
+    prompts: list[str] | None = None
 
 
 def join_columns(columns: SplitColumns, where: str) -> Dataset:
     """Join columns into rows of `image`, `image_id` and `captions`, one image per row, in order of first appearance.
 
-    Pictures are neither decoded nor copied.
+    Rows also have a `prompt` if the source has prompts. Pictures are neither decoded nor copied.
 
     Raises:
-        RecipeError: There are no rows, or ids have the wrong type.
+        RecipeError: There are no rows, ids have the wrong type, or rows with the same id have different prompts.
     """
     if len(columns.images) == 0:
         raise RecipeError(f"{where} is empty: expected at least one picture with captions.")
-    image_ids = number_pictures(columns.images) if columns.image_ids is None else columns.image_ids
+    image_ids = _number_rows(columns) if columns.image_ids is None else columns.image_ids
+    prompts = [] if columns.prompts is None else check_prompts(image_ids, columns.prompts, where)
     id_type = infer_id_type(image_ids, where)
     captions: dict[int | str, list[str]] = {}
     first_rows: dict[int | str, int] = {}
     for row, (image_id, found) in enumerate(zip(image_ids, columns.captions, strict=True)):
         first_rows.setdefault(image_id, row)
         captions.setdefault(image_id, []).extend(found)
-    facts = Dataset.from_dict(
-        {"image_id": list(image_ids), "captions": [captions[image_id] for image_id in image_ids]},
-        features=Features({"image_id": Value(id_type), "captions": List(Value("string"))}),
-    )
+    cells = {"image_id": list(image_ids), "captions": [captions[image_id] for image_id in image_ids]}
+    features = {"image_id": Value(id_type), "captions": List(Value("string"))}
+    if prompts:
+        cells[PROMPT], features[PROMPT] = prompts, Value("string")
+    facts = Dataset.from_dict(cells, features=Features(features))
     # Join before selecting rows: joining selected rows would copy their pictures.
     rows = concatenate_datasets([columns.images, facts], axis=1)
     return rows if len(first_rows) == len(rows) else rows.select(list(first_rows.values()))
+
+
+def has_prompts(rows: Any) -> bool:
+    """Whether rows have prompts of their own."""
+    return PROMPT in rows.column_names
+
+
+def _number_rows(columns: SplitColumns) -> list[int]:
+    """Number the different pictures; a picture with several prompts has several numbers."""
+    numbers = number_pictures(columns.images)
+    if columns.prompts is None:
+        return numbers
+    found: dict[tuple[int, str], int] = {}
+    return [found.setdefault(each, len(found)) for each in zip(numbers, columns.prompts, strict=True)]
+
+
+def check_prompts(image_ids: Sequence[int | str], prompts: list[str], where: str) -> list[str]:
+    """Check that rows with the same id have the same prompt, and return the prompts.
+
+    Raises:
+        RecipeError: An image has several prompts.
+    """
+    first: dict[int | str, str] = {}
+    for image_id, prompt in zip(image_ids, prompts, strict=True):
+        if (other := first.setdefault(image_id, prompt)) != prompt:
+            raise RecipeError(
+                f"{where} has two prompts for the image {image_id!r:.50}: {other!r:.60} and {prompt!r:.60}. Expected "
+                "one prompt for each image id: give rows with different prompts different ids."
+            )
+    return prompts
 
 
 def number_pictures(images: Dataset) -> list[int]:

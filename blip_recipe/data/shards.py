@@ -16,11 +16,11 @@ from datasets.exceptions import DatasetGenerationError, DatasetsError
 
 from blip_recipe.data import tables
 from blip_recipe.data.captions import read_captions
-from blip_recipe.data.columns import check_column, choose_caption_columns, choose_image_column
+from blip_recipe.data.columns import check_column, check_prompt_type, choose_caption_columns, choose_image_column
 from blip_recipe.data.holdout import fingerprint, role_of
 from blip_recipe.data.images import check_picture, wrap_image_errors
 from blip_recipe.data.layouts import LISTED, METADATA, SHARDS
-from blip_recipe.data.rows import SplitColumns, join_columns
+from blip_recipe.data.rows import PROMPT, SplitColumns, check_prompts, join_columns
 from blip_recipe.data.tars import load_source
 from blip_recipe.errors import RecipeError
 
@@ -38,12 +38,13 @@ READ_AT_ONCE = 16
 
 
 class StreamedImage(NamedTuple):
-    """An image of a shard: its first row, its id, its picture as stored, and its captions."""
+    """An image of a shard: its first row, its id, its picture as stored, its captions, and its prompt if it has one."""
 
     row: int
     image_id: int | str | None
     picture: Any
     captions: list[str]
+    prompt: str | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ class ShardedSplit:
         """Read the images of a shard in order. Adjacent rows with the same id are one image.
 
         Raises:
-            RecipeError: The shard is broken, rows of an image are not adjacent, or captions are not text.
+            RecipeError: The shard is broken, rows of an image are not adjacent or have different prompts, or captions
+                are not text.
         """
         column, shares = self.arguments.image_id_column, self.arguments.held_out()
         seen: set[int | str] = set()
@@ -97,7 +99,15 @@ class ShardedSplit:
             picture = first[self.image_column]
             if shares and role_of(fingerprint(self.picture(picture)), shares, self.arguments.split_seed) != self.role:
                 continue
-            yield StreamedImage(row, None if column is None else image_id, picture, captions)
+            prompt = self._prompt([each for _, each in rows], image_id, self.where(shard, row))
+            yield StreamedImage(row, None if column is None else image_id, picture, captions, prompt)
+
+    def _prompt(self, rows: list[dict[str, Any]], image_id: Any, where: str) -> str | None:
+        """The prompt of an image, or None if images have none of their own."""
+        if self.arguments.prompt_column is None:
+            return None
+        prompts = [(row[self.arguments.prompt_column] or "").rstrip() for row in rows]
+        return check_prompts([image_id] * len(rows), prompts, f"{where},")[0]
 
     def _check_id(self, image_id: Any, column: str, seen: set[int | str], where: str) -> None:
         """Check that the id is new in its shard, and remember it."""
@@ -188,16 +198,15 @@ class ShardedSplit:
             raise RecipeError(f"{self.title}, is empty: expected at least one picture with captions.")
         good = next((n for n, each in enumerate(found) if check_picture(self.picture(each.picture)) is None), 0)
         found.insert(0, found.pop(good))
-        return Dataset.from_dict(
-            {
-                "image": [self.picture(found[0].picture), *[None] * (len(found) - 1)],
-                "image_id": list(range(len(found))),
-                "captions": [each.captions for each in found],
-            },
-            features=Features(
-                {"image": Image(decode=False), "image_id": Value("int64"), "captions": List(Value("string"))}
-            ),
-        )
+        cells = {
+            "image": [self.picture(found[0].picture), *[None] * (len(found) - 1)],
+            "image_id": list(range(len(found))),
+            "captions": [each.captions for each in found],
+        }
+        features = {"image": Image(decode=False), "image_id": Value("int64"), "captions": List(Value("string"))}
+        if self.arguments.prompt_column is not None:
+            cells[PROMPT], features[PROMPT] = [each.prompt for each in found], Value("string")
+        return Dataset.from_dict(cells, features=Features(features))
 
 
 def open_stream(arguments: CaptionDataArguments) -> ShardedSplit:
@@ -236,7 +245,10 @@ def choose_columns(
         raise RecipeError(f"{where} column {image_column!r} holds {feature}: expected pictures, bytes, paths or URLs.")
     if id_column is not None:
         check_column(features, id_column, "image_id_column", where)
-    columns = list(dict.fromkeys([image_column, *caption_columns, *([id_column] if id_column else [])]))
+    if arguments.prompt_column is not None:
+        check_column(features, arguments.prompt_column, "prompt_column", where)
+        check_prompt_type(features[arguments.prompt_column], arguments.prompt_column, where)
+    columns = list(dict.fromkeys([image_column, *caption_columns, *filter(None, [id_column, arguments.prompt_column])]))
     for stream in streams:
         if missing := [column for column in columns if column not in stream.features]:
             raise RecipeError(
@@ -322,6 +334,7 @@ def _read_stream(source: ShardedSplit, max_images: int | None) -> SplitColumns:
     id_column = arguments.image_id_column
     features = {"image": Image(decode=False), "captions": List(Value("string"))}
     features |= {"image_id": source.tables[0].features[id_column]} if id_column else {}
+    features |= {} if arguments.prompt_column is None else {PROMPT: Value("string")}
     try:
         rows = Dataset.from_generator(
             _yield_images,
@@ -333,11 +346,13 @@ def _read_stream(source: ShardedSplit, max_images: int | None) -> SplitColumns:
             raise error.__cause__ from None
         raise
     ids = rows["image_id"][:] if id_column else None
-    return SplitColumns(rows.select_columns(["image"]), rows["captions"][:], ids)
+    prompts = None if arguments.prompt_column is None else rows[PROMPT][:]
+    return SplitColumns(rows.select_columns(["image"]), rows["captions"][:], ids, prompts)
 
 
 def _yield_images(source: ShardedSplit, max_images: int | None, stamp: str) -> Iterator[dict[str, Any]]:
     images = chain.from_iterable(map(source.read, range(source.shards)))
     for image in islice(images, max_images):
         row = {"image": source.picture(image.picture) if image.picture else None, "captions": image.captions}
-        yield row if image.image_id is None else row | {"image_id": image.image_id}
+        row |= {} if image.image_id is None else {"image_id": image.image_id}
+        yield row if image.prompt is None else row | {PROMPT: image.prompt}

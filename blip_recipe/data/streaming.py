@@ -28,6 +28,7 @@ from blip_recipe.data.checks import SkippedRow, name_fault, validate_captions
 from blip_recipe.data.dataset import draw_captions
 from blip_recipe.data.images import BadImageError, describe, digest, read_content
 from blip_recipe.data.pixels import read_pixels
+from blip_recipe.data.rows import PROMPT
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -125,7 +126,10 @@ class CaptionStream(torch.utils.data.IterableDataset):
         return self.shards * self.parts(workers)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield rows `{"row", "image", "captions", "progress"}`, and after an error `{"progress"}` with its fault."""
+        """Yield rows `{"row", "image", "captions", "progress"}`, and after an error `{"progress"}` with its fault.
+
+        Rows also have a `prompt` if images have prompts of their own.
+        """
         info = torch.utils.data.get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         # A DataLoader always starts with worker 0. On resuming, it must read the stream whose turn it was.
@@ -162,7 +166,8 @@ class CaptionStream(torch.utils.data.IterableDataset):
             row = (place.shard << SHARD_BITS) + image.row
             counts = (1, len(image.captions)) if place.number == 0 else (0, 0)
             progress = Progress(worker, position, *counts, tuple(skipped))
-            yield {"row": row, "image": pixels, "captions": captions, "progress": progress}
+            record = {"row": row, "image": pixels, "captions": captions, "progress": progress}
+            yield record if image.prompt is None else record | {PROMPT: image.prompt}
             skipped, last = [], position.turn
 
     def _open(self, image: StreamedImage) -> tuple[torch.Tensor | None, str]:

@@ -91,6 +91,7 @@ NEEDS = (
             "image_id_column",
             "image_root",
             "caption_lines",
+            "prompt_column",
         ),
         ("dataset_name",),
         lambda recipe: recipe.data.dataset_name != SHAPES,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from blip_recipe.data.checks import validate_captions
 from blip_recipe.data.load import load_split, vocabulary_texts
@@ -30,8 +30,13 @@ class Retrieval(Task):
     trainer = RetrievalTrainer
 
     def check(self, model: ModelArguments, data: DataArguments, training: Any) -> None:
-        """Check that the model is not quantised."""
+        """Check that the model is not quantised, and that texts have no prompts."""
         super().check(model, data, training)
+        if prompt_column := cast("CaptionDataArguments", data).prompt_column:
+            raise RecipeError(
+                f"task is 'retrieval' and prompt_column is {prompt_column!r}, but texts are matched without a prompt: "
+                "leave it out."
+            )
         if model.quantization:
             raise RecipeError(
                 f"task is 'retrieval' and load_in_{model.quantization} is true, but momentum encoders need weights in "

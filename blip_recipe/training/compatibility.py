@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
-    from transformers import BlipProcessor
+    from transformers import BlipProcessor, PreTrainedTokenizerBase
+
+LENGTH_KEYS = ("max_caption_length", "generation_max_length")
+"""Keys of lengths in tokens, prompt included."""
 
 
 def check_compatibility(args: Any, model: Any, processor: BlipProcessor) -> None:
@@ -29,12 +32,21 @@ def check_compatibility(args: Any, model: Any, processor: BlipProcessor) -> None
             f"The image processor resizes pictures to {size['width']}x{size['height']} pixels, but the model reads "
             f"{side}x{side}: expected the processor of this model."
         )
-    prompt = getattr(args, "prompt", "")
-    prompt_length = len(tokenizer(prompt).input_ids) - 1
-    for key in ("max_caption_length", "generation_max_length"):
-        length = getattr(args, key, None) or text.max_position_embeddings
-        if length > text.max_position_embeddings:
+    for key in LENGTH_KEYS:
+        if (length := getattr(args, key, None) or 0) > text.max_position_embeddings:
             raise RecipeError(f"{key} is {length}: the model reads at most {text.max_position_embeddings} tokens.")
+    check_prompt_fits(args, getattr(args, "prompt", ""), tokenizer, text.max_position_embeddings)
+
+
+def check_prompt_fits(args: Any, prompt: str, tokenizer: PreTrainedTokenizerBase, positions: int) -> None:
+    """Check that a prompt leaves room for a text.
+
+    Raises:
+        RecipeError: It has as many tokens as a text may have.
+    """
+    prompt_length = len(tokenizer(prompt).input_ids) - 1
+    for key in LENGTH_KEYS:
+        length = getattr(args, key, None) or positions
         if length <= prompt_length:
             raise RecipeError(
                 f"{key} is {length} and includes the prompt {prompt!r:.60} of {prompt_length} tokens: raise it, or "

@@ -50,8 +50,10 @@ class TokenizedTexts:
     counts: Counter[str]
 
     @classmethod
-    def read(cls, texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, prompt: str = "") -> TokenizedTexts:
-        """Tokenise `texts`, which begin with `prompt`.
+    def read(
+        cls, texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[str] = ""
+    ) -> TokenizedTexts:
+        """Tokenise `texts`, which begin with `prompt`, or each with its own.
 
         BERT's tokenizer cuts at spaces first, so each different word is tokenised only once.
         """
@@ -60,10 +62,11 @@ class TokenizedTexts:
         counts = Counter(chain.from_iterable(words))
         ids = _tokenize(tokenizer, list(counts))
         sizes = {word: len(each) for word, each in ids.items()}
-        start = len(tokenizer(prompt).input_ids)
+        prompts = [prompt] * len(found) if isinstance(prompt, str) else prompt
+        starts = {each: len(tokenizer(each).input_ids) for each in set(prompts)}
         return cls(
             found,
-            [start + sum(map(sizes.__getitem__, each)) for each in words],
+            [starts[own] + sum(map(sizes.__getitem__, each)) for own, each in zip(prompts, words, strict=True)],
             sum(number * ids[word].count(tokenizer.unk_token_id) for word, number in counts.items()),
             counts,
         )
@@ -82,14 +85,20 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, words: list[str]) -> dict[str,
 
 def texts_of(dataset: Any, *columns: str) -> Iterator[str]:
     """The texts to look at in some columns of a trainer's rows, data set or stream; none of None."""
+    table = first_rows(dataset, columns)
+    cells = chain.from_iterable(table.get(column, ()) for column in columns)
+    return islice(chain.from_iterable([cell] if isinstance(cell, str) else cell for cell in cells), MAX_TEXTS)
+
+
+def first_rows(dataset: Any, columns: Sequence[str]) -> Mapping[str, list[Any]]:
+    """Those of some columns that a trainer's rows, data set or stream has, for the rows to look at; none of None."""
     if dataset is None:
-        return iter(())
+        return {}
     rows = dataset.rows if isinstance(dataset, PictureDataset) else dataset
     rows = rows.split.sample() if isinstance(rows, CaptionStream) else rows
     limit = MAX_TEXTS if isinstance(rows, Dataset) else MAX_ITEMS
-    table = rows.select_columns(list(columns))[range(min(limit, len(rows)))]
-    cells = chain.from_iterable(table[column] for column in columns)
-    return islice(chain.from_iterable([cell] if isinstance(cell, str) else cell for cell in cells), MAX_TEXTS)
+    found = [column for column in columns if column in rows.column_names]
+    return rows.select_columns(found)[range(min(limit, len(rows)))]
 
 
 def scored_texts(scored: Any, *columns: str) -> Iterator[str]:

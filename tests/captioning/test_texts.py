@@ -14,7 +14,7 @@ from captioners import save_captioner
 from PIL import Image
 
 from blip_recipe.captioning.data import join_prompt
-from blip_recipe.captioning.texts import look_at_captions
+from blip_recipe.captioning.texts import PromptedTexts, look_at_captions
 from blip_recipe.captioning.trainer import CaptionTrainer
 from blip_recipe.captioning.training_arguments import CaptionTrainingArguments
 from blip_recipe.models.processors import load_processor
@@ -39,7 +39,8 @@ def look(
     captioner: Path, captions: Sequence[str], references: Sequence[str] = (), positions: int = POSITIONS, **given: Any
 ) -> tuple[CaptionTrainingArguments, list[str]]:
     args = arguments(Path("outputs"), **given)
-    return args, look_at_captions(args, load_processor(str(captioner)).tokenizer, captions, references, positions)
+    train, scored = (PromptedTexts(list(each), [args.prompt] * len(each)) for each in (captions, references))
+    return args, look_at_captions(args, load_processor(str(captioner)).tokenizer, train, scored, positions)
 
 
 def lengths(args: CaptionTrainingArguments) -> tuple[int | None, ...]:
