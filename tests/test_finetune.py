@@ -72,7 +72,11 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["coco_lora", "coco_full", "coco_lora_8bit", "coco_qlora_4bit"])
+RUNS = ["coco_lora", "coco_full", pytest.param("coco_lora_8bit", marks=pytest.mark.long), "coco_qlora_4bit"]
+"""The merged run below keeps the 8-bit recipe in `make test`."""
+
+
+@pytest.fixture(scope="module", params=RUNS)
 def run(request: pytest.FixtureRequest, hub: HubServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A recipe, run word for word in an empty directory by somebody who is logged in."""
     place = tmp_path_factory.mktemp(request.param)

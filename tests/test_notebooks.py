@@ -22,6 +22,17 @@ UNCLEAN = re.compile(
 )
 """What a reader of a committed notebook must not find: paths of a machine, tokens, servers of one's own, warnings."""
 
+LONG = pytest.param(False, id="as committed", marks=pytest.mark.long)
+SHORT = pytest.param(True, id="fewer steps")
+FEWER_STEPS = {
+    "finetune_blip": {'"max_steps": 500': '"max_steps": 120', "STEPS_OF_EXPERIMENTS = 60": "STEPS_OF_EXPERIMENTS = 20"},
+    "blip_modes": {
+        '"max_steps": 200, "per_device_train_batch_size": 96': '"max_steps": 100, "per_device_train_batch_size": 96',
+        '"max_steps": 200, "per_device_train_batch_size": 32': '"max_steps": 100, "per_device_train_batch_size": 32',
+    },
+}
+"""What `make test` changes in the settings; `make test-all` also runs the notebooks as they are committed."""
+
 PICTURES = {"finetune_blip": 10, "blip_modes": 9}
 """At least so many are in the outputs."""
 
@@ -69,6 +80,14 @@ def change_settings(notebook: NotebookNode, source: str) -> None:
     settings.source = source
 
 
+def take_fewer_steps(notebook: NotebookNode, name: str) -> None:
+    """Shorten the trainings in the one cell that a reader changes."""
+    (settings,) = (cell for cell in notebook.cells if "settings" in cell.metadata.get("tags", []))
+    for committed, fewer in FEWER_STEPS[name].items():
+        assert settings.source.count(committed) == 1
+        settings.source = settings.source.replace(committed, fewer)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_notebook_is_committed_with_clean_outputs(name: str) -> None:
     notebook = read(name)
@@ -81,8 +100,11 @@ def test_a_notebook_is_committed_with_clean_outputs(name: str) -> None:
     assert (CHECKOUT / "notebooks" / f"{name}.ipynb").stat().st_size < 2_000_000
 
 
-def test_finetune_blip_runs_and_what_it_claims_holds(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_short", [SHORT, LONG])
+def test_finetune_blip_runs_and_what_it_claims_holds(tmp_path: Path, is_short: bool) -> None:
     notebook = read("finetune_blip")
+    if is_short:
+        take_fewer_steps(notebook, "finetune_blip")
     found = run(
         notebook,
         tmp_path,
@@ -95,8 +117,8 @@ def test_finetune_blip_runs_and_what_it_claims_holds(tmp_path: Path) -> None:
     assert len(pictures(notebook)) >= PICTURES["finetune_blip"]
     before, after = found["before"], found["after"]
     assert before["eval_cider"] < 0.5
-    assert after["eval_cider"] > 3
-    assert after["eval_bleu_4"] > 0.7
+    assert after["eval_cider"] > (1 if is_short else 3)
+    assert after["eval_bleu_4"] > (0.3 if is_short else 0.7)
     assert after["eval_loss"] < before["eval_loss"] / 3
     # The usual mistake.
     assert 0.4 < found["padding"] < 0.9
@@ -114,8 +136,11 @@ def test_finetune_blip_runs_and_what_it_claims_holds(tmp_path: Path) -> None:
     assert found["same"]
 
 
-def test_blip_modes_runs_and_what_it_claims_holds(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_short", [SHORT, LONG])
+def test_blip_modes_runs_and_what_it_claims_holds(tmp_path: Path, is_short: bool) -> None:
     notebook = read("blip_modes")
+    if is_short:
+        take_fewer_steps(notebook, "blip_modes")
     found = run(
         notebook,
         tmp_path,
@@ -126,13 +151,14 @@ def test_blip_modes_runs_and_what_it_claims_holds(tmp_path: Path) -> None:
     assert_clean(notebook)
     assert len(pictures(notebook)) >= PICTURES["blip_modes"]
     assert found["accuracy"][0] < 0.3
-    assert found["accuracy"][1] > 0.6
+    assert found["accuracy"][1] > (0.5 if is_short else 0.6)
     before, after = (each["eval_recall_mean"] for each in found["recall"])
     assert after > before + 0.3
     assert found["own"] > found["all"] + 0.3
     assert found["wrong"][0] == pytest.approx(0.4)
     assert found["wrong"][1] < 0.1
-    assert found["true"][1] > found["true"][0]
+    # A captioner of fewer steps writes hardly a true caption.
+    assert found["true"][1] > found["true"][0] or is_short
     assert 0 < found["left"][0] <= found["left"][1]
 
 

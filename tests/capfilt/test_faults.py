@@ -247,7 +247,7 @@ def kill_when(process: Process, begun: Callable[[], bool]) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="there is no SIGKILL here")
-@pytest.mark.parametrize("write", [write_tars, write_parquet])
+@pytest.mark.parametrize("write", [pytest.param(write_tars, marks=pytest.mark.long), write_parquet])
 def test_a_killed_run_goes_on_to_the_same_bytes(
     write: Callable[..., Path], tmp_path: Path, recipe: Callable[..., Path]
 ) -> None:

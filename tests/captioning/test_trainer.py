@@ -90,7 +90,7 @@ def test_one_step_is_the_same_step_for_any_batch_and_accumulation(tmp_path: Path
         assert worst < 1e-6, f"{name}: {worst}"
 
 
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_any_number_of_processes_trains_and_scores_as_one(one_process: Path, tmp_path: Path, processes: int) -> None:
     run = two_epochs(tmp_path, processes)
     whole, shared = (load_file(folder / "model.safetensors") for folder in (one_process, run))

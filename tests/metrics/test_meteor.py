@@ -75,7 +75,7 @@ def test_a_process_killed_between_evaluations_is_started_again(scorer: CaptionSc
     assert scorer.score(DOGS, DOG_REFERENCES) == first
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_a_process_killed_during_an_evaluation_is_started_again(number: signal.Signals, scorer: CaptionScorer) -> None:
     captions: Captions = {number: f"a dog runs {number}" for number in range(1000)}
     known: References = {number: ["the dog ran far", "two dogs"] * 5 for number in captions}

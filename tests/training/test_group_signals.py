@@ -7,7 +7,7 @@ import os
 import signal
 import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -148,7 +148,12 @@ def check_stopped_well(job: Job, codes: list[int]) -> None:
     assert not any(is_left(process.pid) for process in job.started)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+def one_of_each_path(kinds: Iterable[str]) -> list[Any]:
+    """The kinds as parameters; tasks that stop as captioning does are long."""
+    return [pytest.param(kind, marks=pytest.mark.long if kind in ("vqa", "retrieval") else ()) for kind in kinds]
+
+
+@pytest.mark.parametrize("kind", one_of_each_path(KINDS))
 def test_a_job_that_is_told_to_end_saves_and_goes_on(kind: str, place: Path, tmp_path: Path) -> None:
     job = Job(place, tmp_path, **KINDS[kind])
     check_stopped_well(job, job.stop_in_a_step(signal.SIGTERM))
@@ -162,13 +167,13 @@ def test_a_job_that_is_told_to_end_saves_and_goes_on(kind: str, place: Path, tmp
     assert job.said().count("{'loss'") == STEPS - saved
 
 
-@pytest.mark.parametrize("kind", ["captioning", "stream"])
+@pytest.mark.parametrize("kind", [pytest.param("captioning", marks=pytest.mark.long), "stream"])
 def test_a_job_of_two_processes_does_so_too(kind: str, place: Path, tmp_path: Path) -> None:
     job = Job(place, tmp_path, processes=2, **KINDS[kind])
     check_stopped_well(job, job.stop_in_a_step(signal.SIGTERM))
 
 
-@pytest.mark.parametrize("kind", ["captioning", "vqa", "retrieval"])
+@pytest.mark.parametrize("kind", one_of_each_path(["captioning", "vqa", "retrieval"]))
 def test_a_job_does_so_in_an_evaluation_too(kind: str, place: Path, tmp_path: Path) -> None:
     job = Job(place, tmp_path, **KINDS[kind], **EVALUATED)
     job.start()

@@ -173,8 +173,11 @@ def test_what_is_missing_or_wrong_is_said(answerer: Path, pictures: list[str], t
     [
         "import blip_recipe\nfrom transformers import pipeline",
         "from transformers import pipeline\nimport blip_recipe",
-        "from blip_recipe.vqa.pipeline import answer_pipeline\nfrom transformers import pipeline",
-        "import blip_recipe.models.pipeline\nfrom transformers import pipeline",
+        pytest.param(
+            "from blip_recipe.vqa.pipeline import answer_pipeline\nfrom transformers import pipeline",
+            marks=pytest.mark.long,
+        ),
+        pytest.param("import blip_recipe.models.pipeline\nfrom transformers import pipeline", marks=pytest.mark.long),
     ],
 )
 def test_importing_blip_recipe_brings_both_tasks_back(
