@@ -117,7 +117,7 @@ def match_pictures(matcher: Matcher, pictures: list[str], texts: list[str]) -> I
     """
     import torch
 
-    from blip_recipe.retrieval.losses import MATCHING
+    from blip_recipe.models.contrastive import MATCHING
     from blip_recipe.retrieval.scoring import tokenize_texts
 
     model = matcher.model

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from blip_recipe.captioning.modeling import generate_captions
 from blip_recipe.captioning.sampling import NucleusSampler, picture_uniforms
+from blip_recipe.models.captioner import generate_captions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from blip_recipe.captioning.modeling import generate_captions
 from blip_recipe.data.convert import caption_rows
 from blip_recipe.data.pixels import normalize_pixels, read_resized
 from blip_recipe.metrics import CaptionScorer
+from blip_recipe.models.captioner import generate_captions
 from blip_recipe.models.decoding import DecodingSettings
 
 if TYPE_CHECKING:

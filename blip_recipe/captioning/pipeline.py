@@ -17,11 +17,12 @@ from transformers import (
     pipelines,
 )
 
-from blip_recipe.captioning.modeling import BlipForCaptioning, generate_token_ids, mean_log_probs
+from blip_recipe.captioning.modeling import BlipForCaptioning, mean_log_probs
 from blip_recipe.captioning.sampling import seeded_sampling
 from blip_recipe.data.images import open_image
 from blip_recipe.errors import RecipeError
 from blip_recipe.models.adapters import is_adapted
+from blip_recipe.models.captioner import generate_token_ids
 from blip_recipe.models.loading import read_repository_json
 from blip_recipe.models.pipeline import (
     SINGLE_IMAGE,

@@ -34,13 +34,13 @@ from torch.nn import functional as F
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from blip_recipe.captioning.modeling import generate_token_ids
 from blip_recipe.captioning.rewards import CaptionReward, caption_statistics
 from blip_recipe.captioning.trainer import CaptionTrainer, count_predicted_tokens
 from blip_recipe.captioning.training_arguments import ScstTrainingArguments
 from blip_recipe.data.dataset import CaptionDataset
 from blip_recipe.errors import RecipeError
 from blip_recipe.models.adapters import is_adapted
+from blip_recipe.models.captioner import generate_token_ids
 from blip_recipe.models.text import IGNORED, decode_texts
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from blip_recipe.captioning.collator import CaptionCollator
 from blip_recipe.captioning.data import build_dataset, tokens_per_image
-from blip_recipe.captioning.modeling import BlipForCaptioning, caption_row, generate_token_ids
+from blip_recipe.captioning.modeling import BlipForCaptioning
 from blip_recipe.captioning.texts import PromptedTexts, look_at_captions
 from blip_recipe.captioning.training_arguments import CaptionTrainingArguments
 from blip_recipe.card.facts import TaskWords
@@ -20,6 +20,7 @@ from blip_recipe.data.dataset import CaptionDataset
 from blip_recipe.data.rows import PROMPT
 from blip_recipe.errors import RecipeError
 from blip_recipe.metrics import CaptionScorer
+from blip_recipe.models.captioner import caption_row, generate_token_ids
 from blip_recipe.models.decoding import DecodingSettings
 from blip_recipe.models.text import IGNORED, decode_texts
 from blip_recipe.training.embeddings import cache_embeddings, check_frozen

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
+from blip_recipe.models.contrastive import BLOCK
 from blip_recipe.retrieval.arguments import RANKS
-from blip_recipe.retrieval.losses import BLOCK
 
 
 @dataclass

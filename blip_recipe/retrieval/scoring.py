@@ -9,9 +9,9 @@ import torch
 
 from blip_recipe.data.captions import normalize_caption
 from blip_recipe.data.images import Picture, open_image
+from blip_recipe.models.contrastive import MATCHING
 from blip_recipe.models.loading import load_finished
 from blip_recipe.models.pipeline import first_device, usable_device
-from blip_recipe.retrieval.losses import MATCHING
 from blip_recipe.retrieval.modeling import BlipForRetrieval
 
 if TYPE_CHECKING:

@@ -14,12 +14,12 @@ from blip_recipe.card.facts import TaskWords
 from blip_recipe.data.captions import MAX_WORDS, normalize_caption
 from blip_recipe.errors import RecipeError
 from blip_recipe.models.adapters import quantization_of
+from blip_recipe.models.contrastive import MATCHING, split_loss
+from blip_recipe.models.momentum import MomentumState, saved_temperature
 from blip_recipe.retrieval.collator import PairCollator
 from blip_recipe.retrieval.data import build_dataset, image_ids
-from blip_recipe.retrieval.losses import MATCHING, split_loss
 from blip_recipe.retrieval.metrics import PairsToMatch, Shortlist, first_match_rank, recalls, shortlist
 from blip_recipe.retrieval.modeling import BlipForRetrieval
-from blip_recipe.retrieval.momentum import MomentumState, saved_temperature
 from blip_recipe.retrieval.scoring import match_row, tokenize_texts
 from blip_recipe.retrieval.training_arguments import RetrievalTrainingArguments
 from blip_recipe.training.stop_signals import shield_workers

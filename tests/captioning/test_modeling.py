@@ -13,8 +13,9 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BlipForConditionalGeneration, BlipProcessor
 
-from blip_recipe.captioning.modeling import BlipForCaptioning, generate_captions
+from blip_recipe.captioning.modeling import BlipForCaptioning
 from blip_recipe.captioning.tiny import build_tiny_captioner
+from blip_recipe.models.captioner import generate_captions
 from blip_recipe.models.vision import resize_position_embeddings
 
 WORDS = ["a red circle left of a blue square", "two small green rings at the top"]

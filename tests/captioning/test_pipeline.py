@@ -21,8 +21,9 @@ from transformers import pipeline as typed_pipeline
 from transformers.pipelines.pt_utils import KeyDataset
 
 import blip_recipe
-from blip_recipe.captioning.modeling import generate_captions, load_captioner
+from blip_recipe.captioning.modeling import load_captioner
 from blip_recipe.errors import RecipeError
+from blip_recipe.models.captioner import generate_captions
 from blip_recipe.models.processors import load_processor, save_processor
 from blip_recipe.models.weights import PICKLES
 

@@ -15,13 +15,14 @@ from commands import run_checked
 from safetensors.torch import load_file
 
 from blip_recipe.captioning.arguments import ScstArguments
-from blip_recipe.captioning.modeling import BlipForCaptioning, generate_token_ids
+from blip_recipe.captioning.modeling import BlipForCaptioning
 from blip_recipe.captioning.rewards import BAD_ENDINGS, CaptionReward, caption_statistics
 from blip_recipe.captioning.scst import ScstTrainer, advantages, disable_dropout, pack_samples
 from blip_recipe.captioning.tiny import build_tiny_captioner
 from blip_recipe.errors import RecipeError
 from blip_recipe.metrics.cider import Cider
 from blip_recipe.metrics.plain_tokenizer import tokenize_without_java
+from blip_recipe.models.captioner import generate_token_ids
 from blip_recipe.recipe.arguments import FinetuneOptions
 from blip_recipe.recipe.parsing import read_recipe
 from blip_recipe.recipe.recipe import Recipe

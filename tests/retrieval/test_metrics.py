@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from blip_recipe.models.contrastive import split_loss
 from blip_recipe.retrieval.data import image_ids
-from blip_recipe.retrieval.losses import split_loss
 from blip_recipe.retrieval.metrics import PairsToMatch, Shortlist, first_match_rank, recalls, shortlist
 
 IMAGES = torch.eye(3)

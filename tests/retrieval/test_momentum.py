@@ -15,10 +15,10 @@ from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 from transformers import BlipForImageTextRetrieval
 
+from blip_recipe.models.contrastive import Features
+from blip_recipe.models.momentum import NO_IMAGE, MomentumState, saved_temperature
 from blip_recipe.models.processors import save_processor
-from blip_recipe.retrieval.losses import Features
 from blip_recipe.retrieval.modeling import BlipForRetrieval
-from blip_recipe.retrieval.momentum import NO_IMAGE, MomentumState, saved_temperature
 from blip_recipe.retrieval.scoring import match_probabilities
 
 

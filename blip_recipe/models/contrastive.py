@@ -1,4 +1,6 @@
-"""The losses of retrieval: ITC with soft targets, and ITM with hard negatives.
+"""The losses of image-text contrastive learning (ITC) and image-text matching (ITM).
+
+ITC has soft targets, and ITM hard negatives.
 
 Both follow the original repository (`models/blip_retrieval.py`), which uses the formulas of ALBEF (Li et al., 2021,
 https://arxiv.org/abs/2107.07651, equations 1 to 4 and 6).

@@ -10,8 +10,8 @@ import pytest
 import torch
 from retrievers import PlainMomentum, build_retriever, draw_pairs, plain_step, stock_copy
 
-from blip_recipe.retrieval.losses import Features, contrastive_losses, matching_losses, sample_negatives
-from blip_recipe.retrieval.momentum import MomentumState
+from blip_recipe.models.contrastive import Features, contrastive_losses, matching_losses, sample_negatives
+from blip_recipe.models.momentum import MomentumState
 
 
 def features(images: list[list[float]], texts: list[list[float]], ids: list[int]) -> Features:

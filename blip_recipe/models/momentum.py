@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
-from blip_recipe.retrieval.gathering import gather, rank, world_size
-from blip_recipe.retrieval.losses import Features
+from blip_recipe.models.contrastive import Features
+from blip_recipe.models.gathering import gather, rank, world_size
 
 if TYPE_CHECKING:
-    from blip_recipe.retrieval.modeling import BlipForRetrieval
+    from blip_recipe.models.image_text import ImageTextModel
 
 MOMENTUM_FILE = "momentum.safetensors"
 """The file of the momentum state in a checkpoint."""
@@ -46,7 +46,7 @@ class MomentumState(nn.Module):
     id_queue: torch.Tensor
     pointer: torch.Tensor
 
-    def __init__(self, model: BlipForRetrieval, queue_size: int, momentum: float, seed: int) -> None:
+    def __init__(self, model: ImageTextModel, queue_size: int, momentum: float, seed: int) -> None:
         super().__init__()
         self.momentum = momentum
         self.encoders = nn.ModuleDict({name: copy.deepcopy(getattr(model, name)) for name in ENCODERS})
@@ -60,7 +60,7 @@ class MomentumState(nn.Module):
         self.register_buffer("pointer", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()
-    def update(self, model: BlipForRetrieval) -> None:
+    def update(self, model: ImageTextModel) -> None:
         """Update the momentum encoders from `model`; called once per optimiser step."""
         for name, encoder in self.encoders.items():
             for kept, learnt in zip(encoder.parameters(), getattr(model, name).parameters(), strict=True):

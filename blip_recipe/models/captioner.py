@@ -1,0 +1,227 @@
+"""The captioning side of BLIP: token losses and generation, with each image encoded once for all its captions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from transformers import DynamicCache, EncoderDecoderCache
+from transformers.modeling_outputs import ModelOutput
+from transformers.models.blip.modeling_blip import BlipVisionModel
+from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
+
+from blip_recipe.data.images import open_image
+from blip_recipe.data.rows import PROMPT
+from blip_recipe.models.attention import CACHE_ARGUMENT, EAGER_CLASSES
+from blip_recipe.models.stock import StockModel
+from blip_recipe.models.text import IGNORED, decode_texts, packed_mask, token_losses
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from transformers import BlipProcessor, PreTrainedTokenizerBase
+
+    from blip_recipe.models.decoding import DecodingSettings
+
+
+class SharedImageCache(EncoderDecoderCache):
+    """A generation cache with one row of cross-attention keys and values per image, for any number of beams.
+
+    Beams are only reordered within their image, so cross-attention needs no reordering.
+    """
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Reorder the self-attention cache only; the beams of an image share its cross-attention cache."""
+        self.self_attention_cache.reorder_cache(beam_idx)
+
+
+@dataclass
+class CaptioningOutput(ModelOutput):
+    """The output of a captioner.
+
+    Attributes:
+        token_losses: `(images, tokens - 1)` in float32: the cross entropy of each next token, 0 where it is not
+            predicted. Returned with `labels`.
+        logits: `(images, tokens, vocabulary)`. Returned without `labels`.
+        image_embeds: `(images, patches, width)`.
+        attentions: `(images, heads, patches, patches)` for each layer of the image encoder, with `output_attentions`.
+        cross_attentions: `(images, heads, tokens, patches)` for each layer of the text decoder, with
+            `output_attentions`.
+    """
+
+    token_losses: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    image_embeds: torch.Tensor | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    cross_attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class CaptioningModel(StockModel):
+    """A model with the parts of `BlipForConditionalGeneration`, for several captions per image in one row.
+
+    The image encoder and the keys and values of cross-attention are computed once per image, not once per caption. The
+    positions of each caption start at 0, and a caption attends only to itself.
+    """
+
+    vision_model: BlipVisionModel
+    text_decoder: BlipTextLMHeadModel
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        image_embeds: torch.Tensor | None = None,
+        label_smoothing: float = 0.0,
+        output_attentions: bool = False,
+        **kwargs: Any,
+    ) -> CaptioningOutput:
+        """Predict each caption token from its image and the tokens before it.
+
+        Args:
+            pixel_values: `(images, 3, height, width)`.
+            input_ids: `(images, tokens)`, the captions of an image end to end.
+            attention_mask: `(images, tokens)`, 0 on padding. Only for rows of one caption, without `position_ids`.
+            position_ids: `(images, tokens)`, starting at 0 in each caption; padding is 0.
+            labels: `(images, tokens)`, not shifted; `-100` is not predicted. With labels, losses are returned instead
+                of logits, and logits are computed for predicted tokens only.
+            image_embeds: `(images, patches, width)`, instead of `pixel_values`.
+            label_smoothing: Label smoothing (BLIP: 0.1).
+            output_attentions: Whether to return attention maps, which switches to eager attention.
+            kwargs: Ignored. Because `forward` accepts them, Trainer counts the tokens of all accumulated batches.
+        """
+        if output_attentions and self.uses_sdpa:
+            self._switch_attention(EAGER_CLASSES)
+            try:
+                return self.forward(
+                    pixel_values, input_ids, attention_mask, position_ids, labels, image_embeds, label_smoothing, True
+                )
+            finally:
+                self.use_sdpa()
+        # Done first because it synchronises with the device, which is still idle here.
+        predicted = None if labels is None else (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+        vision = None
+        if image_embeds is None:
+            vision = self.vision_model(pixel_values=pixel_values, output_attentions=output_attentions)
+            image_embeds = vision.last_hidden_state
+        if position_ids is not None:
+            attention_mask = packed_mask(position_ids, self.text_decoder.dtype)
+        text = self.text_decoder.bert(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            encoder_hidden_states=image_embeds,
+            use_cache=False,
+            is_decoder=True,
+            output_attentions=output_attentions,
+        )
+        output = CaptioningOutput(
+            image_embeds=image_embeds,
+            attentions=vision.attentions if vision else None,
+            cross_attentions=text.cross_attentions,
+        )
+        if labels is None or predicted is None:
+            output.logits = self.text_decoder.cls(text.last_hidden_state)
+        else:
+            logits = self.text_decoder.cls(text.last_hidden_state[:, :-1][predicted])
+            output.token_losses = token_losses(logits, labels[:, 1:], predicted, label_smoothing)
+        return output
+
+    @torch.no_grad()
+    def generate(  # type: ignore[override]
+        self,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        image_embeds: torch.Tensor | None = None,
+        **generate_kwargs: Any,
+    ) -> torch.Tensor:
+        """Like the stock class, from `pixel_values` or from `image_embeds` `(images, patches, width)`.
+
+        With `use_sdpa`, the keys and values of an image are computed once for all its beams and samples.
+        """
+        if image_embeds is None:
+            image_embeds = self.vision_model(
+                pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding
+            ).last_hidden_state
+        text_config = cast("Any", self.config.text_config)
+        if input_ids is None:
+            input_ids = torch.tensor([[text_config.bos_token_id, text_config.sep_token_id]], device=image_embeds.device)
+            input_ids = input_ids.repeat(len(image_embeds), 1)
+        prompt = input_ids[:, :-1].clone()
+        prompt[:, 0] = text_config.bos_token_id
+        if self.uses_sdpa:
+            generate_kwargs[CACHE_ARGUMENT] = self._image_cache(image_embeds)
+            # One patch is enough to enable cross-attention: its keys and values are in the cache.
+            image_embeds = image_embeds[:, :1]
+        return cast("Any", self.text_decoder).generate(
+            input_ids=prompt,
+            attention_mask=None if attention_mask is None else attention_mask[:, :-1],
+            encoder_hidden_states=image_embeds,
+            eos_token_id=text_config.sep_token_id,
+            pad_token_id=text_config.pad_token_id,
+            # A sharded model was gathered before (`sharding.gather_weights`), so no process waits for another.
+            synced_gpus=False,
+            **generate_kwargs,
+        )
+
+    def _image_cache(self, image_embeds: torch.Tensor) -> SharedImageCache:
+        keys_and_values = DynamicCache()
+        layers = cast("Any", self.text_decoder.bert.encoder.layer)
+        for number, layer in enumerate(layers):
+            keys_and_values.update(*layer.crossattention.self.project(image_embeds), number)
+        return SharedImageCache(DynamicCache(), keys_and_values)
+
+
+@torch.no_grad()
+def generate_token_ids(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    images: torch.Tensor,
+    prompt: str,
+    **generate_kwargs: Any,
+) -> torch.Tensor:
+    """Generate the token ids `(images, tokens)` that follow `prompt`.
+
+    `images` are `pixel_values` `(images, 3, height, width)` or, for `BlipForCaptioning`, `image_embeds`
+    `(images, patches, width)`.
+
+    The prompt is passed with its `[SEP]`, which BLIP's `generate` drops. All decoding arguments must be passed: BLIP
+    takes its defaults from the text decoder's generation configuration, not from the one saved with the model.
+    """
+    prompt_ids = tokenizer(prompt, return_tensors="pt").input_ids.to(images.device)
+    input_ids = prompt_ids.repeat(len(images), 1)
+    kind = "pixel_values" if images.ndim == 4 else "image_embeds"
+    generated = model.generate(**{kind: images}, input_ids=input_ids, **generate_kwargs)
+    return generated[:, input_ids.shape[1] - 1 :]
+
+
+def generate_captions(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    pixel_values: torch.Tensor,
+    *,
+    prompt: str = "",
+    **generate_kwargs: Any,
+) -> list[str]:
+    """Generate captions, without the prompt, for `pixel_values` `(images, 3, height, width)`.
+
+    Lengths in `generate_kwargs` include the prompt, as in BLIP's own configuration.
+    """
+    return decode_texts(tokenizer, generate_token_ids(model, tokenizer, pixel_values, prompt, **generate_kwargs))
+
+
+def caption_row(model: Any, processor: BlipProcessor, row: Mapping[str, Any], settings: DecodingSettings) -> str:
+    """Caption the picture of a row with the prompt and decoding that the model was scored with."""
+    pixel_values = processor.image_processor([open_image(row["image"])], return_tensors="pt").pixel_values
+    return generate_captions(
+        model,
+        processor.tokenizer,
+        pixel_values.to(model.device),
+        prompt=row.get(PROMPT, settings.prompt),
+        **settings.generate_kwargs(),
+    )[0]
