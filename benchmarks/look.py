@@ -26,11 +26,11 @@ from transformers import BertTokenizer
 
 from benchmarks.common import RESULTS, machine, seconds_of, write_results
 from benchmarks.loading import made_photograph
-from blip_recipe.captioning.texts import look_at_captions
 from blip_recipe.captioning.training_arguments import CaptionTrainingArguments
 from blip_recipe.data.arguments import CaptionDataArguments
 from blip_recipe.data.checks import check_splits
 from blip_recipe.errors import run_command
+from blip_recipe.training.caption_texts import look_at_captions
 from blip_recipe.training.texts import MAX_POSITIONS, texts_of
 
 SHARED = Path(os.environ.get("BLIP_RECIPE_SHARED", Path(__file__).parents[2] / "shared"))

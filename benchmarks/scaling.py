@@ -25,7 +25,6 @@ from PIL import Image
 
 from benchmarks.common import RESULTS, machine, seconds_of, write_results
 from benchmarks.workload import PeakMemory
-from blip_recipe.captioning.collator import CaptionCollator
 from blip_recipe.captioning.data import build_dataset
 from blip_recipe.captioning.tiny import build_tiny_captioner
 from blip_recipe.captioning.training_arguments import CaptionTrainingArguments
@@ -34,6 +33,7 @@ from blip_recipe.data.checks import check_splits
 from blip_recipe.data.dataset import CaptionDataset
 from blip_recipe.data.load import load_splits
 from blip_recipe.errors import run_command
+from blip_recipe.training.caption_collator import CaptionCollator
 
 SHARD, BATCH, SIDE = 10_000, 32, 32
 CAPTIONS = [f"a made picture with number {number}" for number in range(5)]

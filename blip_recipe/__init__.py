@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
-    from blip_recipe.captioning.collator import CaptionCollator
     from blip_recipe.captioning.metrics import CaptionMetrics
     from blip_recipe.captioning.modeling import BlipForCaptioning, load_captioner
     from blip_recipe.captioning.pipeline import caption_pipeline
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from blip_recipe.retrieval.modeling import BlipForRetrieval
     from blip_recipe.retrieval.trainer import RetrievalTrainer
     from blip_recipe.retrieval.training_arguments import RetrievalTrainingArguments
+    from blip_recipe.training.caption_collator import CaptionCollator
     from blip_recipe.vqa.modeling import BlipForAnswering
     from blip_recipe.vqa.pipeline import answer_pipeline
     from blip_recipe.vqa.trainer import VqaTrainer
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PLACES = {
-    "captioning.collator": ("CaptionCollator",),
+    "training.caption_collator": ("CaptionCollator",),
     "captioning.metrics": ("CaptionMetrics",),
     "captioning.modeling": ("BlipForCaptioning", "load_captioner"),
     "captioning.pipeline": ("caption_pipeline",),

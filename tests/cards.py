@@ -6,13 +6,13 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from blip_recipe.captioning.texts import fit_lengths
 from blip_recipe.card.callback import CardCallback
 from blip_recipe.card.facts import CardFacts, Source, Sources
 from blip_recipe.data.resources import resource_folder
 from blip_recipe.models.adapters import lora_config
 from blip_recipe.recipe.arguments import FinetuneOptions
 from blip_recipe.recipe.parsing import Recipe, read_recipe
+from blip_recipe.training.caption_texts import fit_lengths
 from blip_recipe.training.publishing import gather_facts
 
 BASE = Source(

@@ -3,59 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 from blip_recipe.errors import RecipeError
-from blip_recipe.metrics.scores import METRICS, ScoreTokenizer
-from blip_recipe.training.arguments import GenerationArguments
+from blip_recipe.training.arguments import CaptionTextArguments, check_at_least_one
 
 
 @dataclass
-class CaptionArguments(GenerationArguments):
+class CaptionArguments(CaptionTextArguments):
     """Training arguments of captioning."""
 
     _argument_group_name = "captioning"
 
-    known_metrics: ClassVar[tuple[str, ...]] = tuple(METRICS)
-    score_names: ClassVar[dict[str, tuple[str, ...]]] = {"bleu": ("bleu_1", "bleu_2", "bleu_3", "bleu_4")}
-    has_own_prompts: ClassVar[bool] = False
-    fitted_keys: ClassVar[tuple[str, ...]] = ("max_caption_length", "generation_min_length", "generation_max_length")
-
-    metrics: list[str] = field(
-        default_factory=lambda: ["bleu", "cider"], metadata={"help": f"Metrics: {' '.join(METRICS)}."}
-    )
-    score_tokenizer: ScoreTokenizer = field(
-        default="ptb",
-        metadata={
-            "help": "Words of scored captions: those of the COCO tools (ptb), or characters in scripts that write no "
-            "spaces between words, such as Chinese, Japanese and Thai (char)."
-        },
-    )
-    max_words: int | None = field(
-        default=None,
-        metadata={"help": "Words that cleaning keeps of a training caption; default: all. The original keeps 30."},
-    )
-    max_caption_length: int | None = field(  # type: ignore[assignment]
-        default=None,
-        metadata={
-            "help": "Maximum caption length in tokens, prompt included; default: 40, or the longest training caption "
-            "if it is longer."
-        },
-    )
-    generation_max_length: int | None = field(  # type: ignore[assignment]
-        default=None,
-        metadata={
-            "help": "Maximum length of generated captions in tokens, prompt included; default: the longest training "
-            "caption."
-        },
-    )
-    generation_min_length: int | None = field(  # type: ignore[assignment]
-        default=None,
-        metadata={
-            "help": "Minimum length of generated captions in tokens, prompt included; default: the shortest training "
-            "caption."
-        },
-    )
     prompt: str = field(default="", metadata={"help": "Text that every caption starts with, e.g. 'a picture of '."})
     captions_per_image: int | None = field(
         default=None,
@@ -73,10 +32,7 @@ class CaptionArguments(GenerationArguments):
     )
 
     def __post_init__(self) -> None:
-        for name in ("captions_per_image", "shuffle_buffer_size", "max_words"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise RecipeError(f"{name} is {value}: expected at least 1, or null for the default.")
+        check_at_least_one(self, "captions_per_image", "shuffle_buffer_size")
         super().__post_init__()
         if self.cache_image_embeds and self.image_cache is not None:
             raise RecipeError("cache_image_embeds and image_cache are both given: use only one of them.")
@@ -84,10 +40,6 @@ class CaptionArguments(GenerationArguments):
             raise RecipeError(
                 f"cache_image_embeds is true and augmentation is {self.augmentation!r}: expected augmentation 'none'."
             )
-
-    def score_settings(self) -> dict[str, str]:
-        """The tokenizer of scores, unless it is that of the COCO tools."""
-        return {} if self.score_tokenizer == "ptb" else {"score_tokenizer": self.score_tokenizer}
 
 
 @dataclass

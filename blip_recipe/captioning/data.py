@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import IterableDataset
 
+from blip_recipe.data.captions import join_prompt
 from blip_recipe.data.rows import PROMPT
 from blip_recipe.data.shards import ShardedSplit
 from blip_recipe.training.datasets import caption_dataset, training_stream
@@ -42,11 +43,6 @@ def build_dataset(
     return caption_dataset(
         dataset, args, processor, training=training, captions_per_image=args.captions_per_image, name=name
     )
-
-
-def join_prompt(prompt: str, caption: str) -> str:
-    """Join prompt and caption as the original does (`models/blip.py`)."""
-    return f"{prompt.rstrip()} {caption}".strip()
 
 
 def tokens_per_image(args: CaptionTrainingArguments, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -31,17 +31,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import TrainerCallback
-from transformers.trainer_callback import ExportableState
 
 from blip_recipe.captioning.rewards import CaptionReward, caption_statistics
-from blip_recipe.captioning.trainer import CaptionTrainer, count_predicted_tokens
+from blip_recipe.captioning.trainer import CaptionTrainer
 from blip_recipe.captioning.training_arguments import ScstTrainingArguments
 from blip_recipe.data.dataset import CaptionDataset
 from blip_recipe.errors import RecipeError
 from blip_recipe.models.adapters import is_adapted
 from blip_recipe.models.captioner import generate_token_ids
 from blip_recipe.models.text import IGNORED, decode_texts
+from blip_recipe.training.caption_scoring import count_predicted_tokens
+from blip_recipe.training.records import MeanRecord
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -50,9 +50,6 @@ if TYPE_CHECKING:
     from transformers import (
         EvalPrediction,
         PreTrainedTokenizerBase,
-        TrainerControl,
-        TrainerState,
-        TrainingArguments,
     )
 
 
@@ -111,39 +108,6 @@ def disable_dropout(model: nn.Module) -> None:
             module.p = 0.0
 
 
-class SampleRecord(TrainerCallback, ExportableState):
-    """Average the statistics of samples between two log lines; saved in checkpoints.
-
-    Attributes:
-        sums: Sums over the images of all processes, by name; `images` is their number.
-    """
-
-    def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
-
-    def state(self) -> dict[str, Any]:
-        """The state for a checkpoint."""
-        return {"args": {}, "attributes": {"sums": dict(self.sums)}}
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Restore the state of the checkpoint."""
-        saved: dict[str, Any] = state.stateful_callbacks.get(type(self).__name__, {}) if state.global_step else {}
-        self.sums = dict(saved.get("attributes", {}).get("sums", {}))
-
-    def add(self, sums: dict[str, float]) -> None:
-        """Add the sums of a batch."""
-        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in sums.items()}
-
-    def pop_means(self) -> dict[str, float]:
-        """Return the means and reset the sums."""
-        images = self.sums.pop("images", 0.0)
-        means = {name: value / images for name, value in self.sums.items()}
-        self.sums = {}
-        return means
-
-
 class ScstTrainer(CaptionTrainer):
     """Train a BLIP captioner on the scores of its own captions (self-critical sequence training).
 
@@ -179,7 +143,7 @@ class ScstTrainer(CaptionTrainer):
                 "train_dataset has a prompt for each image, but self-critical training samples all captions from one: "
                 "remove the column (`dataset.remove_columns('prompt')`), and set the argument `prompt`."
             )
-        self.record = SampleRecord()
+        self.record = MeanRecord()
         self.add_callback(self.record)
         disable_dropout(self.plain_model)
         tokenizer, text_config = self.processor.tokenizer, self.plain_model.config.text_config

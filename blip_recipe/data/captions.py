@@ -85,3 +85,8 @@ def flatten_texts(cell: Any, keys: Sequence[str], *, numbers: bool = False) -> l
     if isinstance(cell, list):
         return [text for item in cell for text in flatten_texts(item, keys, numbers=numbers)]
     raise TypeError(f"a {type(cell).__name__} ({cell!r:.50})")
+
+
+def join_prompt(prompt: str, caption: str) -> str:
+    """Join prompt and caption as the original does (`models/blip.py`)."""
+    return f"{prompt.rstrip()} {caption}".strip()

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from itertools import chain
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader, Subset
 
 from blip_recipe.card.facts import TaskWords
 from blip_recipe.data.captions import MAX_WORDS, normalize_caption
-from blip_recipe.errors import RecipeError
-from blip_recipe.models.adapters import quantization_of
 from blip_recipe.models.contrastive import MATCHING, split_loss
-from blip_recipe.models.momentum import MomentumState, saved_temperature
 from blip_recipe.retrieval.collator import PairCollator
-from blip_recipe.retrieval.data import build_dataset, image_ids
+from blip_recipe.retrieval.data import build_dataset
 from blip_recipe.retrieval.metrics import PairsToMatch, Shortlist, first_match_rank, recalls, shortlist
 from blip_recipe.retrieval.modeling import BlipForRetrieval
 from blip_recipe.retrieval.scoring import match_row, tokenize_texts
 from blip_recipe.retrieval.training_arguments import RetrievalTrainingArguments
+from blip_recipe.training.datasets import image_ids
+from blip_recipe.training.momentum import MomentumTrainer
 from blip_recipe.training.stop_signals import shield_workers
 from blip_recipe.training.texts import (
     TokenizedTexts,
@@ -31,7 +28,6 @@ from blip_recipe.training.texts import (
     scored_texts,
     texts_of,
 )
-from blip_recipe.training.trainer import BlipTrainer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,7 +42,7 @@ TEXTS_AT_A_TIME = 256
 """Number of texts to encode, or to match with an image, at a time (as in the original's `train_retrieval.py`)."""
 
 
-class RetrievalTrainer(BlipTrainer):
+class RetrievalTrainer(MomentumTrainer):
     """Fine-tune a BLIP for image-text retrieval.
 
     The losses are image-text contrastive learning (ITC) and image-text matching (ITM) as in the paper, with momentum
@@ -96,18 +92,6 @@ class RetrievalTrainer(BlipTrainer):
 
     args: RetrievalTrainingArguments
 
-    def prepare_model(self, model: Any, args: Any) -> Any:
-        """Load or convert the model, and reset the momentum encoders."""
-        model = super().prepare_model(model, args)
-        if quantization := quantization_of(model):
-            raise RecipeError(
-                f"The model is quantised (load_in_{quantization}), but the momentum encoders of retrieval need weights "
-                "in full precision: load it without quantisation."
-            )
-        self.momentum: MomentumState | None = None
-        self._momentum_step = -1
-        return model
-
     def build_dataset(self, dataset: Any, args: Any, *, training: bool, name: str) -> Any:
         """Convert a data set to a `CaptionDataset`."""
         return build_dataset(dataset, args, self.processor, training=training, name=name)
@@ -132,16 +116,6 @@ class RetrievalTrainer(BlipTrainer):
         """The collator of image-text pairs."""
         return PairCollator(self.processor, args.max_caption_length)
 
-    def _start_momentum(self) -> MomentumState:
-        momentum = MomentumState(self.plain_model, self.args.queue_size, self.args.momentum, self.args.seed)
-        return momentum.to(self.args.device)
-
-    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
-        """Like Trainer's, after copying the momentum encoders from the model."""
-        if self.momentum is None:
-            self.momentum = self._start_momentum()
-        return super().create_optimizer(*args, **kwargs)
-
     def compute_loss(
         self,
         model: nn.Module,
@@ -153,65 +127,11 @@ class RetrievalTrainer(BlipTrainer):
 
         With gradient accumulation, a pair is still compared only with its own batch and the queue.
         """
-        outputs = self._run(model, inputs)
+        outputs = model(**self.with_momentum(inputs))
         pairs = len(inputs["row"]) if num_items_in_batch is None else self.items_per_process(num_items_in_batch)
         losses = outputs.contrastive_losses + outputs.matching_losses.mean(1)
         loss = losses.sum() / pairs
         return (loss, outputs) if return_outputs else loss
-
-    def _run(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
-        momentum, plain = cast("MomentumState", self.momentum), self.plain_model
-        plain.clamp_temperature()
-        if self._momentum_step != self.state.global_step:
-            momentum.update(plain)
-            self._momentum_step = self.state.global_step
-        pairs = {name: inputs[name] for name in ("pixel_values", "input_ids", "attention_mask")}
-        ids = self._train_ids[inputs["row"].cpu()].to(inputs["row"].device)
-        features = momentum.train(model.training).encode(**pairs, ids=ids)
-        return model(
-            **pairs,
-            momentum=features,
-            candidates=momentum.candidates(features),
-            alpha=self.alpha,
-            uniform=momentum.uniform(len(inputs["row"])),
-            negatives_from_all=self.args.negative_all_rank,
-        )
-
-    @cached_property
-    def _train_ids(self) -> torch.Tensor:
-        return image_ids(cast("Any", self.train_dataset).rows["captions"])
-
-    @property
-    def alpha(self) -> float:
-        """The weight of soft targets, ramped up over the first epoch (`train_retrieval.py` of the original)."""
-        return self.args.alpha * min(1.0, float(self.state.epoch or 0))
-
-    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | int | None:
-        """Count the pairs of a step instead of the predicted tokens."""
-        pairs = [{"labels": batch["row"], "shift_labels": batch["row"]} for batch in batch_samples]
-        return super()._get_num_items_in_batch(pairs, device)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        """Like Trainer's, with momentum encoders, queue and temperature."""
-        super()._save_optimizer_and_scheduler(output_dir)
-        if self.args.should_save:
-            cast("MomentumState", self.momentum).save(Path(output_dir), self.plain_model.temperature)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        """Like Trainer's, with momentum encoders, queue and temperature."""
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            cast("MomentumState", self.momentum).load(Path(checkpoint))
-            self._restore_temperature(Path(checkpoint))
-
-    def _load_best_model(self) -> None:
-        """Like Trainer's, with the temperature of the best model."""
-        super()._load_best_model()
-        self._restore_temperature(Path(str(self.state.best_model_checkpoint)))
-
-    def _restore_temperature(self, checkpoint: Path) -> None:
-        temperature = self.plain_model.temperature
-        temperature.data.copy_(saved_temperature(checkpoint))
 
     def prediction_step(  # type: ignore[override]
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any
@@ -327,10 +247,7 @@ class RetrievalTrainer(BlipTrainer):
         return {
             "image-caption pairs per step": f"about {images:,}",
             "captions per image and step": "1",
-            "queue": f"{args.queue_size:,} pairs",
-            "momentum of the encoders": f"{args.momentum:g}",
-            "weight of soft targets": f"{args.alpha:g}, ramped up over the first epoch",
-            "hard negatives": "of all processes" if args.negative_all_rank else "of the process's own batch",
+            **cls.describe_momentum(args),
         }
 
     @classmethod

@@ -6,12 +6,11 @@ from dataclasses import dataclass, field
 
 from blip_recipe.errors import RecipeError
 from blip_recipe.retrieval.arguments import RetrievalArguments
-from blip_recipe.training.sharding import is_fsdp_requested
-from blip_recipe.training.training_arguments import BlipTrainingArguments
+from blip_recipe.training.training_arguments import MomentumTrainingArguments
 
 
 @dataclass
-class RetrievalTrainingArguments(RetrievalArguments, BlipTrainingArguments):
+class RetrievalTrainingArguments(RetrievalArguments, MomentumTrainingArguments):
     """Arguments of [`RetrievalTrainer`]: `Seq2SeqTrainingArguments` with BLIP's defaults, and the arguments below.
 
     `remove_unused_columns`, `predict_with_generate` and `dataloader_persistent_workers` are fixed and cannot be given.
@@ -51,14 +50,4 @@ class RetrievalTrainingArguments(RetrievalArguments, BlipTrainingArguments):
             raise RecipeError(
                 f"task is 'retrieval' and label_smoothing_factor is {self.label_smoothing_factor:g}: its losses do not "
                 "use label smoothing. Leave it out."
-            )
-        if self.save_only_model:
-            raise RecipeError(
-                "task is 'retrieval' and save_only_model is true, but checkpoints must hold the momentum encoders: "
-                "leave it out."
-            )
-        if is_fsdp_requested(self):
-            raise RecipeError(
-                "task is 'retrieval' and FSDP is enabled, but momentum encoders need full weights in each process: "
-                "start several processes without FSDP (DistributedDataParallel)."
             )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from blip_recipe.errors import RecipeError
+from blip_recipe.metrics.scores import METRICS, ScoreTokenizer
 
 MAY_CHANGE = re.compile(
     "output_dir|overwrite_output_dir|push_to_hub|hub_.*|report_to|run_name|project|trackio_.*|log_.*|logging_.*"
@@ -143,3 +144,105 @@ class GenerationArguments(BlipArguments):
             "length_penalty": self.generation_length_penalty,
             "do_sample": False,
         }
+
+
+def check_at_least_one(arguments: BlipArguments, *names: str) -> None:
+    """Check keys that are open (None) or at least 1.
+
+    Raises:
+        RecipeError: A value is below 1.
+    """
+    for name in names:
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise RecipeError(f"{name} is {value}: expected at least 1, or null for the default.")
+
+
+@dataclass
+class CaptionTextArguments(GenerationArguments):
+    """Arguments of captions that are trained on, generated and scored."""
+
+    _argument_group_name = "captions"
+
+    known_metrics: ClassVar[tuple[str, ...]] = tuple(METRICS)
+    score_names: ClassVar[dict[str, tuple[str, ...]]] = {"bleu": ("bleu_1", "bleu_2", "bleu_3", "bleu_4")}
+    has_own_prompts: ClassVar[bool] = False
+    fitted_keys: ClassVar[tuple[str, ...]] = ("max_caption_length", "generation_min_length", "generation_max_length")
+
+    metrics: list[str] = field(
+        default_factory=lambda: ["bleu", "cider"], metadata={"help": f"Metrics: {' '.join(METRICS)}."}
+    )
+    score_tokenizer: ScoreTokenizer = field(
+        default="ptb",
+        metadata={
+            "help": "Words of scored captions: those of the COCO tools (ptb), or characters in scripts that write no "
+            "spaces between words, such as Chinese, Japanese and Thai (char)."
+        },
+    )
+    max_words: int | None = field(
+        default=None,
+        metadata={"help": "Words that cleaning keeps of a training caption; default: all. The original keeps 30."},
+    )
+    max_caption_length: int | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={
+            "help": "Maximum caption length in tokens, prompt included; default: 40, or the longest training caption "
+            "if it is longer."
+        },
+    )
+    generation_max_length: int | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={
+            "help": "Maximum length of generated captions in tokens, prompt included; default: the longest training "
+            "caption."
+        },
+    )
+    generation_min_length: int | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={
+            "help": "Minimum length of generated captions in tokens, prompt included; default: the shortest training "
+            "caption."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self, "max_words")
+        super().__post_init__()
+
+    def score_settings(self) -> dict[str, str]:
+        """The tokenizer of scores, unless it is that of the COCO tools."""
+        return {} if self.score_tokenizer == "ptb" else {"score_tokenizer": self.score_tokenizer}
+
+
+@dataclass
+class MomentumArguments(BlipArguments):
+    """Arguments of ITC and ITM with momentum encoders.
+
+    Attributes:
+        task_name: The name of the task, for error messages.
+    """
+
+    _argument_group_name = "momentum"
+
+    task_name: ClassVar[str]
+
+    captions_per_image: int = field(default=1, metadata={"help": "Captions per image and epoch; must be 1."})
+    queue_size: int = field(default=57_600, metadata={"help": "Image-text pairs in the momentum queue of ITC."})
+    momentum: float = field(default=0.995, metadata={"help": "Momentum of the momentum encoders, from 0 to 1."})
+    alpha: float = field(default=0.4, metadata={"help": "Weight of the momentum encoders' soft targets in ITC."})
+    negative_all_rank: bool = field(
+        default=True, metadata={"help": "Sample hard negatives from the batches of all processes."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.queue_size < 0:
+            raise RecipeError(f"queue_size is {self.queue_size}: expected at least 0.")
+        for name in ("momentum", "alpha"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise RecipeError(f"{name} is {getattr(self, name)}: expected a number from 0 to 1.")
+        if self.captions_per_image != 1:
+            raise RecipeError(
+                f"task is {self.task_name!r} and captions_per_image is {self.captions_per_image}: expected 1. Each "
+                "epoch samples one caption per image."
+            )
+        super().__post_init__()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+import torch
 from datasets import IterableDataset
 
 from blip_recipe.data.captions import MAX_WORDS
@@ -15,7 +16,7 @@ from blip_recipe.data.shards import ShardedSplit
 from blip_recipe.data.streaming import CaptionStream
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from transformers import BlipProcessor
 
@@ -95,3 +96,13 @@ def training_stream(
             stream.parts(workers),
         )
     return stream
+
+
+def image_ids(captions: Iterable[Sequence[str]]) -> torch.Tensor:
+    """An id for each image, `(images,)`: the row number of the first image with the same captions.
+
+    Images with the same captions cannot be told apart by texts, so they are neither negatives nor errors of each other.
+    This matters for drawn scenes, which may differ in details that no caption mentions, not for photographs.
+    """
+    first: dict[tuple[str, ...], int] = {}
+    return torch.tensor([first.setdefault(tuple(each), row) for row, each in enumerate(captions)])

@@ -11,7 +11,7 @@ from transformers import Seq2SeqTrainingArguments
 from transformers.trainer_utils import SchedulerType
 
 from blip_recipe.errors import RecipeError
-from blip_recipe.training.arguments import BlipArguments
+from blip_recipe.training.arguments import BlipArguments, MomentumArguments
 from blip_recipe.training.sharding import disable_ram_efficient_loading, is_fsdp_requested
 
 MAX_WORKERS = 8
@@ -142,3 +142,21 @@ class BlipTrainingArguments(BlipArguments, Seq2SeqTrainingArguments):
     def place_model_on_device(self) -> bool | None:
         """Place a sharded model on the device at the start too: the base model is scored before training."""
         return True if is_fsdp_requested(self) else None
+
+
+@dataclass
+class MomentumTrainingArguments(MomentumArguments, BlipTrainingArguments):
+    """`BlipTrainingArguments` for losses with momentum encoders."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.save_only_model:
+            raise RecipeError(
+                f"task is {self.task_name!r} and save_only_model is true, but checkpoints must hold the momentum "
+                "encoders: leave it out."
+            )
+        if is_fsdp_requested(self):
+            raise RecipeError(
+                f"task is {self.task_name!r} and FSDP is enabled, but momentum encoders need full weights in each "
+                "process: start several processes without FSDP (DistributedDataParallel)."
+            )

@@ -8,8 +8,8 @@ import pytest
 import torch
 from transformers import BlipProcessor
 
-from blip_recipe.captioning.collator import CaptionCollator
 from blip_recipe.captioning.tiny import build_tiny_captioner
+from blip_recipe.training.caption_collator import CaptionCollator
 
 CAPTIONS = ["a red circle", "two blue squares on the left", "a picture of it"]
 

@@ -15,7 +15,6 @@ import torch
 from captioners import save_captioner
 from layouts import make_records
 
-from blip_recipe.captioning.collator import CaptionCollator
 from blip_recipe.captioning.scst import ScstTrainer
 from blip_recipe.captioning.tiny import build_tiny_captioner
 from blip_recipe.captioning.trainer import CaptionTrainer
@@ -28,6 +27,7 @@ from blip_recipe.errors import RecipeError
 from blip_recipe.evaluate import main as evaluate
 from blip_recipe.finetune import main as finetune
 from blip_recipe.models.text import IGNORED
+from blip_recipe.training.caption_collator import CaptionCollator
 
 PROMPTS = ["in one word:", "a picture of", ""]
 CAPTIONS = {"in one word:": "square", "a picture of": "a red square on a blue ground", "": "two green circles"}

@@ -13,11 +13,11 @@ import torch
 from captioners import save_captioner
 from PIL import Image
 
-from blip_recipe.captioning.data import join_prompt
-from blip_recipe.captioning.texts import PromptedTexts, look_at_captions
 from blip_recipe.captioning.trainer import CaptionTrainer
 from blip_recipe.captioning.training_arguments import CaptionTrainingArguments
+from blip_recipe.data.captions import join_prompt
 from blip_recipe.models.processors import load_processor
+from blip_recipe.training.caption_texts import PromptedTexts, look_at_captions
 from blip_recipe.training.texts import TokenizedTexts
 
 LONG = " ".join(["a", "red", "square"] * 20)

@@ -16,10 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from blip_recipe import CaptionMetrics, CaptionTrainer, CaptionTrainingArguments, caption_pipeline
-from blip_recipe.captioning.collator import CaptionCollator
 from blip_recipe.captioning.modeling import BlipForCaptioning
 from blip_recipe.captioning.tiny import build_tiny_captioner
 from blip_recipe.evaluate import main as evaluate
+from blip_recipe.training.caption_collator import CaptionCollator
 
 ONE_STEP = [
     "--max_steps",

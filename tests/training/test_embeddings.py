@@ -10,12 +10,12 @@ from commands import run_checked, run_module
 from datasets import Dataset as Rows
 from PIL import Image
 
-from blip_recipe.captioning.collator import CaptionCollator
 from blip_recipe.captioning.data import build_dataset
 from blip_recipe.captioning.tiny import build_tiny_captioner
 from blip_recipe.captioning.trainer import CaptionTrainingArguments
 from blip_recipe.data.dataset import CaptionDataset
 from blip_recipe.data.embeddings import EmbeddingStore, picture_key
+from blip_recipe.training.caption_collator import CaptionCollator
 
 RUN: dict[str, object] = {
     "max_steps": 3,

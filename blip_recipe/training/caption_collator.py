@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from blip_recipe.captioning.data import join_prompt
-from blip_recipe.data.captions import normalize_caption
+from blip_recipe.data.captions import join_prompt, normalize_caption
 from blip_recipe.data.convert import read_record
 from blip_recipe.data.pixels import normalize_pixels, read_resized
 from blip_recipe.data.rows import PROMPT

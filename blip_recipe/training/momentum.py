@@ -1,0 +1,125 @@
+"""Train with momentum encoders, and save them in checkpoints."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import torch
+
+from blip_recipe.errors import RecipeError
+from blip_recipe.models.adapters import quantization_of
+from blip_recipe.models.momentum import MomentumState, saved_temperature
+from blip_recipe.training.datasets import image_ids
+from blip_recipe.training.trainer import BlipTrainer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class MomentumTrainer(BlipTrainer):
+    """The base class of trainers with the losses of ITC and ITM.
+
+    Its model is an `ImageTextModel`, and its arguments have those of `MomentumArguments`.
+
+    Attributes:
+        alpha_epochs: The epochs over which the weight of soft targets is ramped up.
+        momentum: The momentum encoders and the queue; None before the training.
+    """
+
+    alpha_epochs: ClassVar[int] = 1
+
+    args: Any
+
+    def prepare_model(self, model: Any, args: Any) -> Any:
+        """Load or convert the model, and reset the momentum encoders."""
+        model = super().prepare_model(model, args)
+        if quantization := quantization_of(model):
+            raise RecipeError(
+                f"The model is quantised (load_in_{quantization}), but momentum encoders need weights in full "
+                "precision: load it without quantisation."
+            )
+        self.momentum: MomentumState | None = None
+        self._momentum_step = -1
+        return model
+
+    def _start_momentum(self) -> MomentumState:
+        momentum = MomentumState(self.plain_model, self.args.queue_size, self.args.momentum, self.args.seed)
+        return momentum.to(self.args.device)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Like Trainer's, after copying the momentum encoders from the model."""
+        if self.momentum is None:
+            self.momentum = self._start_momentum()
+        return super().create_optimizer(*args, **kwargs)
+
+    def with_momentum(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments of a forward pass in training, after the update of the momentum encoders.
+
+        Args:
+            inputs: A batch of pairs: `row`, `pixel_values`, `input_ids` and `attention_mask`.
+        """
+        momentum, plain = cast("MomentumState", self.momentum), self.plain_model
+        plain.clamp_temperature()
+        if self._momentum_step != self.state.global_step:
+            momentum.update(plain)
+            self._momentum_step = self.state.global_step
+        pairs = {name: inputs[name] for name in ("pixel_values", "input_ids", "attention_mask")}
+        ids = self._train_ids[inputs["row"].cpu()].to(inputs["row"].device)
+        features = momentum.train().encode(**pairs, ids=ids)
+        return {
+            **pairs,
+            "momentum": features,
+            "candidates": momentum.candidates(features),
+            "alpha": self.alpha,
+            "uniform": momentum.uniform(len(inputs["row"])),
+            "negatives_from_all": self.args.negative_all_rank,
+        }
+
+    @cached_property
+    def _train_ids(self) -> torch.Tensor:
+        return image_ids(cast("Any", self.train_dataset).rows["captions"])
+
+    @property
+    def alpha(self) -> float:
+        """The weight of soft targets, ramped up over the first epochs."""
+        return self.args.alpha * min(1.0, float(self.state.epoch or 0) / self.alpha_epochs)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | int | None:
+        """Count the pairs of a step instead of the predicted tokens."""
+        pairs = [{"labels": batch["row"], "shift_labels": batch["row"]} for batch in batch_samples]
+        return super()._get_num_items_in_batch(pairs, device)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """Like Trainer's, with momentum encoders, queue and temperature."""
+        super()._save_optimizer_and_scheduler(output_dir)
+        if self.args.should_save:
+            cast("MomentumState", self.momentum).save(Path(output_dir), self.plain_model.temperature)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Like Trainer's, with momentum encoders, queue and temperature."""
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            cast("MomentumState", self.momentum).load(Path(checkpoint))
+            self._restore_temperature(Path(checkpoint))
+
+    def _load_best_model(self) -> None:
+        """Like Trainer's, with the temperature of the best model."""
+        super()._load_best_model()
+        self._restore_temperature(Path(str(self.state.best_model_checkpoint)))
+
+    def _restore_temperature(self, checkpoint: Path) -> None:
+        temperature = self.plain_model.temperature
+        temperature.data.copy_(saved_temperature(checkpoint))
+
+    @classmethod
+    def describe_momentum(cls, args: Any) -> dict[str, str]:
+        """The settings of ITC and ITM for the card."""
+        first = "the first epoch" if cls.alpha_epochs == 1 else f"the first {cls.alpha_epochs} epochs"
+        return {
+            "queue": f"{args.queue_size:,} pairs",
+            "momentum of the encoders": f"{args.momentum:g}",
+            "weight of soft targets": f"{args.alpha:g}, ramped up over {first}",
+            "hard negatives": "of all processes" if args.negative_all_rank else "of the process's own batch",
+        }
