@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blip_recipe.errors import RecipeError, run_command
-from blip_recipe.recipe.command_line import add_model_options, decoding_options, escape_output, load_options, positive
+from blip_recipe.recipe.command_line import (
+    DECODING,
+    add_answer_decoding_options,
+    add_model_options,
+    decoding_options,
+    escape_output,
+    load_options,
+    positive,
+)
 
 if TYPE_CHECKING:
     from blip_recipe.vqa.pipeline import VisualQuestionAnsweringPipeline
@@ -52,13 +60,7 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
         default=1,
         help="print this many of the likeliest --answers, with their log likelihoods",
     )
-    add("--num_beams", type=positive, help="number of beams; default: as evaluated")
-    add(
-        "--max_length",
-        type=positive,
-        help="longest answer in tokens, start token included; default: as evaluated",
-    )
-    add("--min_length", type=int, help="shortest answer in tokens; default: as evaluated")
+    add_answer_decoding_options(parser)
     add_model_options(parser)
     return parser
 
@@ -90,10 +92,10 @@ def load_pipeline(arguments: argparse.Namespace, answers: list[str] | None) -> V
     Raises:
         RecipeError: It cannot be loaded, or the lengths do not fit it.
     """
-    from blip_recipe.models.pipeline import decoding_arguments
+    from blip_recipe.models.pipeline import check_has_beams, decoding_arguments
     from blip_recipe.vqa.pipeline import answer_pipeline
 
-    decoding = decoding_options(arguments, ("num_beams", "max_length", "min_length"))
+    decoding = decoding_options(arguments, DECODING)
     pipeline = answer_pipeline(
         arguments.model,
         **load_options(arguments),
@@ -101,6 +103,7 @@ def load_pipeline(arguments: argparse.Namespace, answers: list[str] | None) -> V
         **decoding,
     )
     lengths = decoding_arguments(pipeline.settings, decoding)
+    check_has_beams(decoding, lengths["num_beams"])
     positions = pipeline.model.config.text_config.max_position_embeddings
     if not max(2, lengths["min_length"]) <= lengths["max_length"] <= positions:
         raise RecipeError(

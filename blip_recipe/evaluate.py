@@ -24,6 +24,7 @@ RECORDED = (
     *("label_smoothing_factor", "score_tokenizer"),
     *("generation_num_beams", "generation_max_length", "generation_min_length"),
     *("generation_repetition_penalty", "generation_no_repeat_ngram_size", "generation_length_penalty"),
+    *("generation_early_stopping", "generation_length_penalty_counts_prompt"),
 )
 """Keys of a model's `recipe.json` that its scores depend on."""
 

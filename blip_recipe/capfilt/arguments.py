@@ -83,9 +83,15 @@ class CapFiltArguments:
         default=0.9,
         metadata={"help": "Total probability of the tokens sampled from (arXiv 1904.09751)."},
     )
+    temperature: float = field(
+        default=1.0, metadata={"help": "Divisor of the logits: below 1, samples are closer to the likeliest caption."}
+    )
     top_k: int = field(default=50, metadata={"help": "Sample from this many of the likeliest tokens; 0: all."})
     repetition_penalty: float = field(
         default=1.1, metadata={"help": "Penalty of tokens that the caption already has; 1: none."}
+    )
+    no_repeat_ngram_size: int = field(
+        default=0, metadata={"help": "Sequences of this many tokens may occur only once in a caption; 0: no limit."}
     )
     min_length: int = field(default=5, metadata={"help": "Shortest caption in tokens, prompt included."})
     max_length: int = field(default=20, metadata={"help": "Longest caption in tokens, prompt included."})
@@ -125,7 +131,9 @@ RANGES: dict[str, tuple[str, Any]] = {
     "num_generations": ("at least 0", lambda value: value >= 0),
     "top_p": ("more than 0 and at most 1", lambda value: 0 < value <= 1),
     "top_k": ("at least 0", lambda value: value >= 0),
+    "temperature": ("more than 0", lambda value: 0 < value < float("inf")),
     "repetition_penalty": ("more than 0", lambda value: value > 0),
+    "no_repeat_ngram_size": ("at least 0", lambda value: value >= 0),
     "min_length": ("at least 0", lambda value: value >= 0),
     "max_length": ("at least 3 tokens", lambda value: value >= 3),
     "seed": ("at least 0", lambda value: value >= 0),

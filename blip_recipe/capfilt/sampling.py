@@ -38,7 +38,9 @@ def sample_captions(
     """
     count = arguments.num_generations
     uniforms = [picture_uniforms(content, arguments.seed, count, arguments.max_length) for content in contents]
-    sampler = NucleusSampler(np.concatenate(uniforms), top_k=arguments.top_k, top_p=arguments.top_p)
+    sampler = NucleusSampler(
+        np.concatenate(uniforms), top_k=arguments.top_k, top_p=arguments.top_p, temperature=arguments.temperature
+    )
     captions = generate_captions(
         model,
         tokenizer,
@@ -46,6 +48,7 @@ def sample_captions(
         prompt=prompt,
         num_return_sequences=count,
         repetition_penalty=arguments.repetition_penalty,
+        no_repeat_ngram_size=arguments.no_repeat_ngram_size,
         min_length=arguments.min_length,
         max_length=arguments.max_length,
         **sampler.generate_kwargs(),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from blip_recipe.errors import RecipeError
+from blip_recipe.models.decoding import COUNTS_PROMPT
 from blip_recipe.training.arguments import CaptionTextArguments, check_at_least_one
 
 
@@ -15,6 +16,17 @@ class CaptionArguments(CaptionTextArguments):
 
     _argument_group_name = "captioning"
 
+    beam_settings: ClassVar[dict[str, Any]] = {
+        **CaptionTextArguments.beam_settings,
+        "generation_length_penalty_counts_prompt": False,
+    }
+
+    generation_length_penalty_counts_prompt: bool = field(
+        default=False,
+        metadata={
+            "help": "Divide the score of a beam by its whole length, as the original does; default: without the prompt."
+        },
+    )
     prompt: str = field(default="", metadata={"help": "Text that every caption starts with, e.g. 'a picture of '."})
     captions_per_image: int | None = field(
         default=None,
@@ -40,6 +52,11 @@ class CaptionArguments(CaptionTextArguments):
             raise RecipeError(
                 f"cache_image_embeds is true and augmentation is {self.augmentation!r}: expected augmentation 'none'."
             )
+
+    def generate_kwargs(self) -> dict[str, Any]:
+        """Arguments of `generate_token_ids` for beam search without sampling."""
+        own = {COUNTS_PROMPT: True} if self.generation_length_penalty_counts_prompt else {}
+        return super().generate_kwargs() | own
 
 
 @dataclass

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from transformers import BlipProcessor, EvalPrediction
 
     from blip_recipe.metrics.scores import ScoreTokenizer
+    from blip_recipe.models.decoding import EarlyStopping
 
 
 class CaptionMetrics:
@@ -42,6 +43,10 @@ class CaptionMetrics:
         no_repeat_ngram_size (`int`, defaults to 0): Sequences of this many tokens may occur only once in a caption; 0:
             no limit.
         length_penalty (`float`, defaults to 1.0): Above 1, beam search prefers longer captions; below, shorter ones.
+        early_stopping (`bool` or `str`, defaults to `False`): End of beam search: `True` with the first complete
+            captions, `"never"` when no other caption can be better, `False` when none is likely to be.
+        length_penalty_counts_prompt (`bool`, defaults to `False`): Whether to divide the score of a beam by its whole
+            length, as the original does, or by that without the prompt.
         score_tokenizer (`str`, defaults to `"ptb"`): Words of scored captions: those of the COCO tools (`"ptb"`), or
             characters in scripts that write no spaces between words (`"char"`).
         batch_size (`int`, defaults to 16): Pictures per batch.
@@ -83,13 +88,16 @@ class CaptionMetrics:
         repetition_penalty: float = 1.0,
         no_repeat_ngram_size: int = 0,
         length_penalty: float = 1.0,
+        early_stopping: EarlyStopping = False,
+        length_penalty_counts_prompt: bool = False,
         score_tokenizer: ScoreTokenizer = "ptb",
         batch_size: int = 16,
     ) -> None:
         self.model, self.processor, self.batch_size = model, processor, batch_size
         self.rows = caption_rows(dataset, "dataset")
         self.decoding = DecodingSettings(
-            prompt, num_beams, max_length, min_length, repetition_penalty, no_repeat_ngram_size, length_penalty
+            *(prompt, num_beams, max_length, min_length, repetition_penalty, no_repeat_ngram_size, length_penalty),
+            *(early_stopping, length_penalty_counts_prompt),
         )
         self.scorer = CaptionScorer(metrics, tokenizer=score_tokenizer)
         self.predictions: list[dict[str, Any]] = []

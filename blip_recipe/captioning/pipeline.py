@@ -28,6 +28,7 @@ from blip_recipe.models.pipeline import (
     SINGLE_IMAGE,
     BlipPipeline,
     attach_processor,
+    check_has_beams,
     decoding_arguments,
     load_blip_model,
     register_pipeline,
@@ -173,11 +174,7 @@ class ImageToTextPipeline(BlipPipeline, Pipeline):
                 f"--num_captions is {count}, but there are {beams} beams, each of which gives one caption: set "
                 f"--num_beams to {count} or more, or add --do_sample."
             )
-        if "length_penalty" in given and beams == 1:
-            raise RecipeError(
-                "--length_penalty is given, but there is one beam, so no captions of different lengths are compared: "
-                "set --num_beams to 2 or more."
-            )
+        check_has_beams(given, beams)
 
     @torch.inference_mode()
     def caption_pixels(

@@ -38,6 +38,11 @@ class CaptionTrainingArguments(CaptionArguments, BlipTrainingArguments):  # type
             text; 0: no limit.
         generation_length_penalty (`float`, defaults to 1.0): Above 1, beam search prefers longer texts; below, shorter
             ones.
+        generation_early_stopping (`bool` or `str`, defaults to `False`): End of beam search: `True` with the first
+            complete texts, as many as beams; `"never"` when no other text can be better; `False` when none is likely
+            to be.
+        generation_length_penalty_counts_prompt (`bool`, defaults to `False`): Whether to divide the score of a beam by
+            its whole length, as the original does, or by that without the prompt.
         score_tokenizer (`str`, defaults to `"ptb"`): Words of scored captions: those of the COCO tools (`"ptb"`), or
             characters in scripts that write no spaces between words (`"char"`).
         early_stopping_patience (`int`, *optional*): Stop after this number of evaluations in which

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from transformers import DynamicCache, EncoderDecoderCache
+from transformers import DynamicCache, EncoderDecoderCache, LogitsProcessor, LogitsProcessorList
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
@@ -177,27 +177,69 @@ class CaptioningModel(StockModel):
         return SharedImageCache(DynamicCache(), keys_and_values)
 
 
+class ForcedStart(LogitsProcessor):
+    """Begin each text with given tokens, after one start token.
+
+    Args:
+        token_ids: `(tokens,)`.
+    """
+
+    def __init__(self, token_ids: torch.Tensor) -> None:
+        self.token_ids = token_ids
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        """Set the log-probabilities `scores` `(rows, vocabulary)` to 0 for the given token, else to minus infinity."""
+        place = input_ids.shape[1] - 1
+        if place >= len(self.token_ids):
+            return scores
+        return torch.full_like(scores, -torch.inf).index_fill(1, self.token_ids[place], 0.0)  # type: ignore[return-value]
+
+
+def force_start(token_ids: torch.Tensor, generate_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of `generate` for texts that begin with `token_ids` `(tokens,)`, which new tokens do not count."""
+    own = generate_kwargs.get("logits_processor") or []
+    counts = {name: generate_kwargs.get(name) for name in ("max_new_tokens", "min_new_tokens")}
+    return {
+        **generate_kwargs,
+        **{name: count + len(token_ids) for name, count in counts.items() if count is not None},
+        "logits_processor": LogitsProcessorList([*own, ForcedStart(token_ids)]),
+    }
+
+
 @torch.no_grad()
 def generate_token_ids(
     model: Any,
     tokenizer: PreTrainedTokenizerBase,
     images: torch.Tensor,
     prompt: str,
+    *,
+    length_penalty_counts_prompt: bool = False,
     **generate_kwargs: Any,
 ) -> torch.Tensor:
     """Generate the token ids `(images, tokens)` that follow `prompt`.
 
-    `images` are `pixel_values` `(images, 3, height, width)` or, for `BlipForCaptioning`, `image_embeds`
-    `(images, patches, width)`.
-
     The prompt is passed with its `[SEP]`, which BLIP's `generate` drops. All decoding arguments must be passed: BLIP
     takes its defaults from the text decoder's generation configuration, not from the one saved with the model.
+
+    Args:
+        model: A captioner, ours or of the stock class.
+        tokenizer: Its tokenizer.
+        images: `pixel_values` `(images, 3, height, width)` or, for `BlipForCaptioning`, `image_embeds`
+            `(images, patches, width)`.
+        prompt: The text that every caption starts with.
+        length_penalty_counts_prompt: Whether beam search divides scores by the whole length, as transformers 4.15 did,
+            with which the original ran.
+        generate_kwargs: Other arguments of `generate`.
     """
     prompt_ids = tokenizer(prompt, return_tensors="pt").input_ids.to(images.device)
-    input_ids = prompt_ids.repeat(len(images), 1)
+    start = prompt_ids
+    if length_penalty_counts_prompt and prompt_ids.shape[1] > 2:
+        # `generate` divides by the tokens that it generates, so it generates the prompt too.
+        start = prompt_ids[:, [0, -1]]
+        generate_kwargs = force_start(prompt_ids[0, 1:-1], generate_kwargs)
     kind = "pixel_values" if images.ndim == 4 else "image_embeds"
-    generated = model.generate(**{kind: images}, input_ids=input_ids, **generate_kwargs)
-    return generated[:, input_ids.shape[1] - 1 :]
+    generated = model.generate(**{kind: images}, input_ids=start.repeat(len(images), 1), **generate_kwargs)
+    return generated[:, prompt_ids.shape[1] - 1 :]
 
 
 def generate_captions(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -201,8 +202,9 @@ def load_finished(
 def recorded_decoding(recipe: dict[str, Any], model_class: type[StockModel]) -> DecodingSettings:
     """The prompt and decoding of a model's `recipe.json`; missing keys have the defaults of `model_class`."""
     usual = DecodingSettings(**model_class.decoding)
-    recorded = {name: recipe.get(f"generation_{name}", value) for name, value in usual.generate_kwargs().items()}
-    return DecodingSettings.from_kwargs(recorded, recipe.get("prompt", usual.prompt))
+    keys = {name: f"generation_{name}" for name in asdict(usual) if name != "prompt"}
+    recorded = {name: recipe[key] for name, key in keys.items() if key in recipe}
+    return replace(usual, **recorded, prompt=recipe.get("prompt", usual.prompt))
 
 
 def load_merged(adapter: str, model_class: type[StockModel], **hub: Any) -> tuple[Any, BlipProcessor, DecodingSettings]:

@@ -14,12 +14,12 @@ from PIL import Image
 from transformers import AutoTokenizer, BlipImageProcessor
 
 from blip_recipe.errors import RecipeError
-from blip_recipe.models.decoding import DecodingSettings
+from blip_recipe.models.decoding import ONLY_BEAMS, DecodingSettings
 from blip_recipe.models.loading import load_finished
 from blip_recipe.models.processors import load_processor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Self
 
     from transformers import Pipeline
@@ -71,10 +71,23 @@ def decoding_arguments(settings: DecodingSettings, explicit: Mapping[str, Any]) 
     superseded = {
         "max_length": "max_new_tokens" in explicit,
         "min_length": "min_new_tokens" in explicit,
-        # Only beam search has it; `generate` would warn.
-        "length_penalty": arguments["num_beams"] == 1,
+        # Only beam search has them; `generate` would warn.
+        **dict.fromkeys(ONLY_BEAMS, arguments["num_beams"] == 1),
     }
     return {name: value for name, value in arguments.items() if name in explicit or not superseded.get(name)}
+
+
+def check_has_beams(given: Iterable[str], num_beams: int) -> None:
+    """Check that none of the `given` options of a command needs more beams.
+
+    Raises:
+        RecipeError: One does.
+    """
+    if num_beams == 1 and (names := [name for name in ONLY_BEAMS if name in given]):
+        raise RecipeError(
+            f"--{names[0]} is given, but there is one beam, so no texts of different lengths are compared: set "
+            "--num_beams to 2 or more."
+        )
 
 
 def split_hub_arguments(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -15,6 +15,8 @@ from blip_recipe.models.weights import first_line
 if TYPE_CHECKING:
     from os import PathLike
 
+    from transformers import PreTrainedTokenizerBase
+
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
@@ -44,8 +46,7 @@ def load_processor(
             f"The processor of {name!r} cannot be read: {error} Expected the files that "
             "`processor.save_pretrained` writes (preprocessor_config.json, tokenizer.json, tokenizer_config.json)."
         ) from error
-    # BERT's default also has token_type_ids, which BLIP's generate does not accept.
-    processor.tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    _set_up(processor.tokenizer)
     return processor
 
 
@@ -53,10 +54,11 @@ def save_processor(processor: BlipProcessor, directory: str | PathLike[str]) -> 
     """Save `processor` to `directory` in a form that transformers 4.57 and 5 read.
 
     transformers 5 saves the image processor inside `processor_config.json` and additional special tokens as a list
-    `extra_special_tokens`. transformers 4.57 needs `preprocessor_config.json` and fails on that list.
+    `extra_special_tokens`. transformers 4.57 needs `preprocessor_config.json` and fails on that list. Both decode with
+    the saved `clean_up_tokenization_spaces`, as `decode_texts` does.
     """
     directory = Path(directory)
-    processor.tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    _set_up(processor.tokenizer)
     processor.save_pretrained(directory)
     processor.image_processor.save_pretrained(directory)
     path = directory / TOKENIZER_CONFIG
@@ -66,6 +68,12 @@ def save_processor(processor: BlipProcessor, directory: str | PathLike[str]) -> 
     for how_it_was_loaded in ("is_local", "local_files_only"):
         config.pop(how_it_was_loaded, None)
     path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _set_up(tokenizer: PreTrainedTokenizerBase) -> None:
+    # BERT's default also has token_type_ids, which BLIP's generate does not accept.
+    tokenizer.model_input_names = ["input_ids", "attention_mask"]
+    tokenizer.clean_up_tokenization_spaces = True
 
 
 def _find(name: str, filename: str, hub: dict[str, Any]) -> str | None:

@@ -41,5 +41,10 @@ def packed_mask(position_ids: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def decode_texts(tokenizer: PreTrainedTokenizerBase, token_ids: torch.Tensor) -> list[str]:
-    """Decode each row of `token_ids` `(texts, tokens)`, without special tokens."""
-    return [text.strip() for text in tokenizer.batch_decode(token_ids, skip_special_tokens=True)]
+    """Decode each row of generated `token_ids` `(texts, tokens)`, without special tokens, as the original does.
+
+    BERT's tokenizer cuts off punctuation. The clean-up of transformers takes out the spaces that this leaves: `don't`,
+    not `don ' t`. The original ran with transformers 4.15, where it was the default of `decode`.
+    """
+    found = tokenizer.batch_decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=True)
+    return [text.strip() for text in found]

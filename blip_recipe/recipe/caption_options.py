@@ -9,6 +9,7 @@ from typing import Any
 from blip_recipe.captioning.output import COLUMNS, LineFormat
 from blip_recipe.data.arguments import CaptionDataArguments
 from blip_recipe.errors import RecipeError
+from blip_recipe.models.decoding import COUNTS_PROMPT, ONLY_BEAMS
 from blip_recipe.recipe.command_line import (
     DECODING,
     SAMPLING,
@@ -39,7 +40,7 @@ NEEDED = {
 
 CONTRADICTING = (
     ("append", "overwrite_sidecars"),
-    ("do_sample", "length_penalty"),
+    *(("do_sample", name) for name in ONLY_BEAMS),
     ("dataset_name", "sidecar"),
     ("dataset_name", "format"),
 )
@@ -55,6 +56,7 @@ MAY_CHANGE = (
 CARD_OPTIONS = (
     *("revision", "prompt", "prefix", "suffix", "num_captions", "scores", "match", "do_sample"),
     *DECODING,
+    COUNTS_PROMPT,
     *SAMPLING,
 )
 """Options that the card of a captioned data set names."""
@@ -153,7 +155,7 @@ def added_fields(arguments: argparse.Namespace) -> list[str]:
 
 def generate_options(arguments: argparse.Namespace) -> dict[str, Any]:
     """The prompt and decoding of the command line, as arguments of the pipeline."""
-    decoding = decoding_options(arguments, ("prompt", *DECODING))
+    decoding = decoding_options(arguments, ("prompt", *DECODING, COUNTS_PROMPT))
     if arguments.do_sample:
         decoding |= {"do_sample": True, "seed": SEED} | decoding_options(arguments, SAMPLING)
     if arguments.num_captions > 1:

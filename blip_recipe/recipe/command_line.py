@@ -9,6 +9,7 @@ from io import TextIOWrapper
 from typing import Any
 
 from blip_recipe.errors import RecipeError
+from blip_recipe.models.decoding import COUNTS_PROMPT
 
 
 def positive(text: str) -> int:
@@ -41,6 +42,14 @@ def share(text: str) -> float:
     if number > 1:
         raise argparse.ArgumentTypeError(f"{text} is above 1")
     return number
+
+
+def early_stopping(text: str) -> bool | str:
+    """Parse `true`, `false` or `never`, for `argparse`."""
+    values = {"true": True, "false": False, "never": "never"}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"{text!r} is not true, false or never")
+    return values[text.lower()]
 
 
 def escape_output() -> None:
@@ -98,17 +107,40 @@ DECODING: dict[str, tuple[Callable[[str], Any], str]] = {
         float,
         "above 1, beam search prefers longer captions; below, shorter ones; default: as evaluated",
     ),
+    "early_stopping": (
+        early_stopping,
+        "end of beam search: true with the first complete captions, never when no other can be better, false when none "
+        "is likely to be; default: as evaluated",
+    ),
 }
 """Options of decoding: the parser of the value, and its help."""
 
 
 def add_decoding_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `DECODING` and `SAMPLING`."""
+    """Add the options of `DECODING` and `SAMPLING`, for captions."""
     group = parser.add_argument_group("decoding")
-    for name, (parse, text) in DECODING.items():
-        group.add_argument(f"--{name}", type=parse, metavar="N", help=text)
+    _add_options(group, DECODING)
+    group.add_argument(
+        f"--{COUNTS_PROMPT}",
+        action="store_true",
+        default=None,
+        help="divide the score of a beam by its whole length, as the original does; default: as evaluated",
+    )
     group.add_argument("--do_sample", action="store_true", help="sample captions instead of searching the likeliest")
-    for name, (parse, text) in SAMPLING.items():
+    _add_options(group, SAMPLING)
+
+
+def add_answer_decoding_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `DECODING`, for answers."""
+    options = {
+        name: (parse, text.replace("caption", "answer").replace("prompt", "start token"))
+        for name, (parse, text) in DECODING.items()
+    }
+    _add_options(parser.add_argument_group("decoding"), options)
+
+
+def _add_options(group: Any, options: Mapping[str, tuple[Callable[[str], Any], str]]) -> None:
+    for name, (parse, text) in options.items():
         group.add_argument(f"--{name}", type=parse, metavar="N", help=text)
 
 

@@ -170,6 +170,12 @@ NEEDS = (
         "Set dataloader_num_workers",
     ),
     Need(
+        ("generation_length_penalty_counts_prompt",),
+        ("prompt",),
+        lambda recipe: bool(getattr(recipe.training, "prompt", "")),
+        "Set prompt",
+    ),
+    Need(
         ("fsdp_config",),
         ("fsdp",),
         is_sharded,

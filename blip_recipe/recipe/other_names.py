@@ -67,6 +67,7 @@ NAMES = {
     "save_steps": "save_every save_interval",
     "logging_steps": "log_steps log_every log_interval",
     "early_stopping_patience": "patience early_stopping",
+    "generation_early_stopping": "early_stopping",
     "resume_from_checkpoint": "resume checkpoint",
     "overwrite_output_dir": "overwrite",
     "dataloader_num_workers": "num_workers workers",

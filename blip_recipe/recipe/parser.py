@@ -52,7 +52,9 @@ class RecipeParser(HfArgumentParser):
         raise RecipeError(re.sub(r"^argument --(\w+)[^:]*", r"\1", message))
 
     def _get_values(self, action: Action, words: list[str]) -> Any:
-        """Like argparse's, but `null` and `none` unset a key."""
+        """Like argparse's, but `null` and `none` unset a key, and truth values among choices are read in any case."""
+        if any(isinstance(choice, bool) for choice in action.choices or ()):
+            words = [word.capitalize() if word.lower() in ("true", "false") else word for word in words]
         if len(words) != 1 or words[0].lower() not in UNSET or words[0] in (action.choices or ()):
             return super()._get_values(action, words)  # type: ignore[misc]
         if action.dest not in self.unset_values:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from blip_recipe.errors import RecipeError
 from blip_recipe.metrics.scores import METRICS, ScoreTokenizer
+from blip_recipe.models.decoding import EarlyStopping
 
 MAY_CHANGE = re.compile(
     "output_dir|overwrite_output_dir|push_to_hub|hub_.*|report_to|run_name|project|trackio_.*|log_.*|logging_.*"
@@ -92,7 +93,13 @@ class BlipArguments:
 
 @dataclass
 class GenerationArguments(BlipArguments):
-    """Arguments of text generation. Lengths include the prompt, as in BLIP's own configuration."""
+    """Arguments of text generation. Lengths include the prompt, as in BLIP's own configuration.
+
+    Attributes:
+        beam_settings: Arguments without effect where there is one beam, and their usual values.
+    """
+
+    beam_settings: ClassVar[dict[str, Any]] = {"generation_length_penalty": 1.0, "generation_early_stopping": False}
 
     generation_num_beams: int = field(default=3, metadata={"help": "Number of beams; 1 is greedy search."})
     generation_max_length: int = field(default=20, metadata={"help": "Maximum length in tokens, prompt included."})
@@ -105,6 +112,13 @@ class GenerationArguments(BlipArguments):
     )
     generation_length_penalty: float = field(
         default=1.0, metadata={"help": "Above 1, beam search prefers longer texts; below, shorter ones."}
+    )
+    generation_early_stopping: EarlyStopping = field(
+        default=False,
+        metadata={
+            "help": "End of beam search: true with the first complete texts, as many as beams; 'never' when no other "
+            "text can be better; false when none is likely to be."
+        },
     )
 
     def __post_init__(self) -> None:
@@ -126,11 +140,17 @@ class GenerationArguments(BlipArguments):
                 f"generation_no_repeat_ngram_size is {self.generation_no_repeat_ngram_size}: expected at least 0, "
                 "which is no limit."
             )
-        if self.generation_length_penalty != 1 and self.generation_num_beams == 1:
+        if self.generation_early_stopping not in (True, False, "never"):
             raise RecipeError(
-                f"generation_length_penalty is {self.generation_length_penalty}, but generation_num_beams is 1: only "
-                "beam search compares captions of different lengths. Set generation_num_beams to 2 or more."
+                f"generation_early_stopping is {self.generation_early_stopping!r}: expected true, false or 'never'."
             )
+        for name, usual in self.beam_settings.items():
+            value = getattr(self, name)
+            if value != usual and self.generation_num_beams == 1:
+                raise RecipeError(
+                    f"{name} is {value}, but generation_num_beams is 1: only beam search compares texts of different "
+                    "lengths. Set generation_num_beams to 2 or more."
+                )
         super().__post_init__()
 
     def generate_kwargs(self) -> dict[str, Any]:
@@ -142,6 +162,7 @@ class GenerationArguments(BlipArguments):
             "repetition_penalty": self.generation_repetition_penalty,
             "no_repeat_ngram_size": self.generation_no_repeat_ngram_size,
             "length_penalty": self.generation_length_penalty,
+            "early_stopping": self.generation_early_stopping,
             "do_sample": False,
         }
 

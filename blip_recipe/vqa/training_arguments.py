@@ -30,6 +30,9 @@ class VqaTrainingArguments(VqaArguments, BlipTrainingArguments):  # type: ignore
             text; 0: no limit.
         generation_length_penalty (`float`, defaults to 1.0): Above 1, beam search prefers longer texts; below, shorter
             ones.
+        generation_early_stopping (`bool` or `str`, defaults to `False`): End of beam search: `True` with the first
+            complete texts, as many as beams; `"never"` when no other text can be better; `False` when none is likely
+            to be.
         early_stopping_patience (`int`, *optional*): Stop after this number of evaluations in which
             `metric_for_best_model` did not improve.
         image_cache (`str`, *optional*): Directory for resized copies of large and remote pictures.
