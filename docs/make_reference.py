@@ -216,7 +216,7 @@ def describe_type(hint: Any) -> str:
     """A type in the words of a recipe."""
     origin, inner = typing.get_origin(hint), [each for each in typing.get_args(hint) if each is not type(None)]
     if origin is typing.Literal:
-        return " or ".join(f"`{each}`" for each in inner)
+        return " or ".join(f"`{str(each).lower() if isinstance(each, bool) else each}`" for each in inner)
     if origin in (typing.Union, types.UnionType):
         return describe_type(inner[-1] if str in inner else inner[0])
     if origin is list:

@@ -64,6 +64,42 @@ def save_translated(directory: Path) -> Path:
     return directory
 
 
+SPELT = [
+    "the man's dog doesn't run, it's asleep",
+    "two o'clock, three cats, and a child's kite",
+    "they're at the lady's shop, aren't they?",
+    "i'm sure we've seen it before!",
+    "a plain red square",
+]
+"""Captions whose punctuation BERT's tokenizer cuts off."""
+
+
+def save_speller(directory: Path, pictures: list[Path], *, prompt: str = "", **recipe: Any) -> Path:
+    """A captioner that learnt `SPELT` for five pictures, each after `prompt`."""
+    torch.manual_seed(0)
+    model, processor = build_tiny_captioner([prompt, *SPELT])
+    texts = processor.tokenizer([prompt + caption for caption in SPELT], padding=True, return_tensors="pt")
+    ids = texts.input_ids
+    ids[:, 0] = processor.tokenizer.bos_token_id
+    pixels = processor.image_processor([Image.open(path) for path in pictures], return_tensors="pt").pixel_values
+    labels = ids.masked_fill(texts.attention_mask == 0, -100)
+    learn(model, pixel_values=pixels, input_ids=ids, attention_mask=texts.attention_mask, labels=labels)
+    model.save_pretrained(directory)
+    save_processor(processor, directory)
+    write_recipe(directory, prompt=prompt, generation_max_length=40, **recipe)
+    return directory
+
+
+def learn(model: Any, *, steps: int = 80, **batch: torch.Tensor) -> None:
+    """Train a tiny model on one batch until it knows it by heart."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    for _ in range(steps):
+        losses = model(**batch).token_losses
+        (losses.sum() / (losses != 0).sum()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
 def write_recipe(directory: Path, **recipe: Any) -> None:
     """The keys of `recipe.json` that a captioner's users need."""
     (directory / "recipe.json").write_text(json.dumps(recipe), encoding="utf-8")

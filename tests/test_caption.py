@@ -565,6 +565,7 @@ def test_samples_depend_on_the_seed_and_the_picture_alone(caption: Caption, capt
         {"repetition_penalty": 3.0},
         {"no_repeat_ngram_size": 1},
         {"num_beams": 4, "length_penalty": -9.0},
+        {"num_beams": 4, "early_stopping": "true"},
         {"do_sample": True, "top_k": 2, "seed": 1},
         {"do_sample": True, "top_p": 0.3, "temperature": 5.0, "seed": 1},
     ],
@@ -596,6 +597,9 @@ def test_decoding_is_that_of_the_pipeline(
         (["--sidecar", "--append", "--overwrite_sidecars"], "contradict each other"),
         (["--do_sample", "--num_beams", "2"], "samples without beams"),
         (["--length_penalty", "2"], "there is one beam"),
+        (["--early_stopping", "never"], "there is one beam"),
+        (["--length_penalty_counts_prompt"], "there is one beam"),
+        (["--do_sample", "--early_stopping", "never"], "contradict each other"),
         (["--num_captions", "3"], "there are 1 beams"),
         (["--split", "train"], "--split has an effect only with --dataset_name"),
         (["--dataset_name", "lab/photos"], "either PATH"),
@@ -612,7 +616,9 @@ def test_options_without_effect_are_refused(
     assert not (tmp_path / "out.jsonl").exists()
 
 
-@pytest.mark.parametrize("option", ["--temperature=0", "--top_p=1.5", "--top_k=-1", "--seed=-1", "--num_captions=0"])
+@pytest.mark.parametrize(
+    "option", ["--temperature=0", "--top_p=1.5", "--top_k=-1", "--seed=-1", "--num_captions=0", "--early_stopping=1"]
+)
 def test_values_out_of_range_are_refused(caption: Caption, folder: Path, option: str) -> None:
     with pytest.raises(SystemExit) as ended:
         caption(folder, "--do_sample", option)

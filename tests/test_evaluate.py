@@ -59,6 +59,34 @@ def test_beam_captions_are_those_of_todays_library(parity: dict[str, Any], tmp_p
     assert [captions[image_id] for image_id in expected["image_ids"]] == expected["captions_beam_transformers5"]
 
 
+@pytest.mark.parametrize("stop", ["never", "false"])
+def test_beam_captions_with_the_originals_length_penalty_are_the_original_codes(
+    parity: dict[str, Any], tmp_path: Path, stop: str
+) -> None:
+    """Transformers 4.15 divided the score of a beam by its whole length, prompt included."""
+    options = ["--generation_length_penalty_counts_prompt", "true", "--generation_early_stopping", stop]
+    _, captions = evaluate(tmp_path, parity["model"], *parity["data"], *options)
+    expected = parity["expected"]
+    assert [captions[image_id] for image_id in expected["image_ids"]] == expected["captions_beam_original"]
+    assert expected["captions_beam_original"] != expected["captions_beam_transformers5"]
+
+
+def test_answers_of_a_search_that_never_stops_early_are_the_original_codes(shared: Path, tmp_path: Path) -> None:
+    """In padded batches, though the original was asked one question at a time."""
+    folder = shared / "data" / "parity_vqa"
+    expected = json.loads((folder / "expected.json").read_text())
+    data = ["--task", "vqa", "--dataset_name", folder / "images", "--eval_split", "test", "--use_cpu", "true"]
+    found = {}
+    for stop in ("never", "false"):
+        words = ["--model", folder / "model", *data, "--output_dir", tmp_path / stop]
+        main([*map(str, words), "--dataloader_num_workers", "0", "--generation_early_stopping", stop])
+        lines = map(json.loads, (tmp_path / stop / "predictions.jsonl").read_text().splitlines())
+        answers = {line["question_id"]: line["answer"] for line in lines}
+        found[stop] = [answers[question] for question in expected["question_ids"]]
+    assert found["never"] == expected["answers_beam_original"]
+    assert found["false"] == expected["answers_beam_transformers5"]
+
+
 @pytest.fixture(scope="module")
 def untrained(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A BLIP with random weights that knows BERT's words."""

@@ -24,6 +24,7 @@ from transformers import AutoProcessor, BlipForImageTextRetrieval
 from blip_recipe.errors import RecipeError
 from blip_recipe.match import main
 from blip_recipe.models.processors import save_processor
+from blip_recipe.retrieval.scoring import Matcher, tokenize_texts
 
 Match = Callable[..., str]
 
@@ -185,3 +186,16 @@ def test_help_is_quick() -> None:
     imported = run_code(code, cold=True)
     assert imported.returncode == 0, imported.stderr
     assert time.monotonic() - start < 30
+
+
+def test_pairs_are_read_as_in_the_originals_training_and_not_as_in_its_demo(shared: Path) -> None:
+    """The demo and the stock class leave `[CLS]` first, where training and evaluation have `[ENC]`."""
+    folder = shared / "data" / "parity_retrieval"
+    matcher = Matcher.load(str(folder / "model"), device="cpu")
+    stock = BlipForImageTextRetrieval.from_pretrained(folder / "model").eval()
+    for each in json.loads((folder / "expected.json").read_text())["matches"]:
+        pixels = matcher.preprocess(folder / "images" / "test" / each["file_name"])
+        assert matcher.match(pixels, [[each["text"]]])[0][0] == pytest.approx(each["probability"], abs=1e-5)
+        with torch.no_grad():
+            scores = stock(pixel_values=pixels, **tokenize_texts(matcher.processor.tokenizer, [each["text"]])).itm_score
+        assert scores.softmax(1)[0, 1].item() == pytest.approx(each["probability_with_cls_first"], abs=1e-5)

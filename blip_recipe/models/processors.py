@@ -74,6 +74,7 @@ def _set_up(tokenizer: PreTrainedTokenizerBase) -> None:
     # BERT's default also has token_type_ids, which BLIP's generate does not accept.
     tokenizer.model_input_names = ["input_ids", "attention_mask"]
     tokenizer.clean_up_tokenization_spaces = True
+    tokenizer.init_kwargs["clean_up_tokenization_spaces"] = True  # what is saved
 
 
 def _find(name: str, filename: str, hub: dict[str, Any]) -> str | None:

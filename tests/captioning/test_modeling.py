@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BlipForConditionalGeneration, BlipProcessor
 
-from blip_recipe.captioning.modeling import BlipForCaptioning
+from blip_recipe.captioning.modeling import BlipForCaptioning, mean_log_probs
 from blip_recipe.captioning.tiny import build_tiny_captioner
-from blip_recipe.models.captioner import generate_captions
+from blip_recipe.models.captioner import generate_captions, generate_token_ids
 from blip_recipe.models.vision import resize_position_embeddings
 
 WORDS = ["a red circle left of a blue square", "two small green rings at the top"]
@@ -176,6 +177,54 @@ def test_captions_come_without_the_prompt(captioner: tuple[BlipForCaptioning, Bl
     pixels = batch([1], 30)[0]["pixel_values"]
     prompted = generate_captions(model, processor.tokenizer, pixels, prompt="two small green ", **GREEDY)
     assert not prompted[0].startswith("two small green")
+
+
+@pytest.mark.parametrize("counts", [True, False])
+def test_beams_are_ordered_by_the_length_that_the_penalty_counts(
+    captioner: tuple[BlipForCaptioning, BlipProcessor, Path], counts: bool
+) -> None:
+    """The score of a beam is the log-probability of its tokens over the length to the power of the penalty."""
+    model, processor, _ = captioner
+    model = copy.deepcopy(model)
+    with torch.no_grad():  # so that captions end, after different lengths
+        model.text_decoder.cls.predictions.bias[processor.tokenizer.sep_token_id] += 2.0
+    pixels, prompt = batch([1] * 6, 30)[0]["pixel_values"], "two small green "
+    decoding: dict[str, Any] = {"num_beams": 4, "num_return_sequences": 4, "max_length": 12, "min_length": 0}
+    embeds = model.vision_model(pixels).last_hidden_state
+    ids = generate_token_ids(
+        *(model, processor.tokenizer, embeds, prompt),
+        **{**decoding, "length_penalty": 3.0, "early_stopping": "never"},
+        length_penalty_counts_prompt=counts,
+    ).unflatten(0, (6, 4))
+    is_end = ids == processor.tokenizer.sep_token_id
+    lengths = (is_end.cumsum(2) - is_end.long() == 0).sum(2)
+    assert lengths.unique().numel() > 2, "the test needs captions of several lengths"
+    sums = mean_log_probs(model, processor.tokenizer, embeds, prompt, ids) * lengths
+    first, second = (
+        sums / (lengths + prompt_length * on) ** 3 for prompt_length in (3,) for on in (counts, not counts)
+    )
+    assert torch.equal(first.sort(1, descending=True, stable=True).indices, torch.arange(4).expand(6, -1))
+    assert not torch.equal(second.sort(1, descending=True, stable=True).indices, torch.arange(4).expand(6, -1))
+
+
+def test_a_counted_prompt_changes_nothing_but_the_length_penalty(
+    captioner: tuple[BlipForCaptioning, BlipProcessor, Path],
+) -> None:
+    """Lengths of new tokens leave it out; the stock class takes it too; without a prompt there is nothing to count."""
+    model, processor, directory = captioner
+    stock = BlipForConditionalGeneration.from_pretrained(directory).eval()
+    pixels = batch([1] * 6, 30)[0]["pixel_values"]
+
+    def captions(model: Any = model, prompt: str = "two small green ", **keys: Any) -> list[str]:
+        decoding = {"num_beams": 3, "max_new_tokens": 6, "min_new_tokens": 2, "length_penalty": 0.0}
+        return generate_captions(model, processor.tokenizer, pixels, prompt=prompt, **{**decoding, **keys})
+
+    assert captions(length_penalty_counts_prompt=True) == captions()
+    assert captions(length_penalty_counts_prompt=True, repetition_penalty=2.0) == captions(repetition_penalty=2.0)
+    for keys in ({"length_penalty": 2.0}, {"length_penalty": 2.0, "num_return_sequences": 3}):
+        counted = captions(length_penalty_counts_prompt=True, **keys)
+        assert captions(stock, length_penalty_counts_prompt=True, **keys) == counted
+    assert captions(prompt="", length_penalty_counts_prompt=True) == captions(prompt="")
 
 
 def test_resized_position_embeddings_fit_the_new_pictures() -> None:

@@ -231,6 +231,19 @@ def test_seeded_samples_depend_on_the_picture_alone(captioner: Path, pictures: l
         pipe(pictures[0], do_sample=False, seed=1)
 
 
+def test_a_recorded_length_penalty_counts_the_prompt(tmp_path: Path, pictures: list[Path]) -> None:
+    keys: dict[str, Any] = {"num_beams": 4, "length_penalty": 8.0, "max_length": 12, "early_stopping": "never"}
+    recipe: dict[str, Any] = {"prompt": PROMPT, **{f"generation_{name}": value for name, value in keys.items()}}
+    plain = save_captioner(tmp_path / "plain", **recipe)
+    counting = save_captioner(tmp_path / "counting", **recipe, generation_length_penalty_counts_prompt=True)
+    for directory, counts in ((plain, False), (counting, True)):
+        pipe = blip_recipe.caption_pipeline(directory, device="cpu")
+        given = blip_recipe.caption_pipeline(plain, device="cpu", length_penalty_counts_prompt=counts)
+        assert pipe.settings.length_penalty_counts_prompt is counts
+        assert texts(pipe(pictures)) == texts(given(pictures))
+        assert texts(pipe(pictures, num_beams=1)), "one beam has no length penalty"
+
+
 def test_explicit_decoding_wins_over_the_recipe(captioner: Path, pictures: list[Path]) -> None:
     pipe = pipeline("image-to-text", model=captioner, device="cpu", prompt="", num_beams=1)
     pixels = pipe.preprocess(pictures[0])["pixel_values"]

@@ -133,7 +133,12 @@ def build_start() -> dict[str, torch.Tensor]:
     return {name: torch.zeros_like(weight) for name, weight in model.state_dict().items() if "LayerNorm.bias" in name}
 
 
-PENALTIES: dict[str, Any] = {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "length_penalty": -9.0}
+PENALTIES: dict[str, Any] = {
+    "repetition_penalty": 5.0,
+    "no_repeat_ngram_size": 1,
+    "length_penalty": -9.0,
+    "early_stopping": True,
+}
 
 
 @pytest.mark.parametrize("name", PENALTIES)

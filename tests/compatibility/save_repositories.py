@@ -1,4 +1,4 @@
-"""Save what a run leaves, a full model, a LoRA adapter and a model with added tokens, with our own captions.
+"""Save what a run leaves: a full model, an adapter, one with added tokens, one that writes apostrophes; and captions.
 
 python tests/compatibility/save_repositories.py FOLDER   (with the transformers that blip_recipe asks for)
 """
@@ -17,8 +17,8 @@ PROMPT = "two green circles"
 
 
 def main() -> None:
-    """Write `full/`, `lora/`, `translated/`, `pictures/` and `expected.json` into the folder of the command line."""
-    from captioners import draw_pictures, save_adapter, save_captioner, save_translated
+    """Write the repositories, `pictures/` and `expected.json` into the folder of the command line."""
+    from captioners import SPELT, draw_pictures, save_adapter, save_captioner, save_speller, save_translated
     from transformers import GenerationConfig
 
     import blip_recipe
@@ -27,7 +27,8 @@ def main() -> None:
     pictures = draw_pictures(folder / "pictures", 6)
     repositories = [save_captioner(folder / "full"), save_adapter(folder / "lora", folder / "full")]
     repositories.append(save_translated(folder / "translated"))
-    for name in ("full", "translated"):
+    repositories.append(save_speller(folder / "spelt", pictures[: len(SPELT)]))
+    for name in ("full", "translated", "spelt"):
         GenerationConfig(**RECORDED).save_pretrained(folder / name)
     expected = {}
     for repository in repositories:
@@ -40,6 +41,8 @@ def main() -> None:
         expected[repository.name] = {
             kind: [captions[0]["generated_text"] for captions in result] for kind, result in results.items()
         }
+    spelt = expected["spelt"]["as recorded"][: len(SPELT)]
+    assert spelt == SPELT, spelt
     settings = {"decoding": ASKED_FOR, "prompt": PROMPT, "captions": expected}
     (folder / "expected.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
     print(f"saved {', '.join(expected)} in {folder}")

@@ -107,6 +107,15 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"generation_length_penalty": 2.0, "generation_num_beams": 1},
         "generation_length_penalty",
     ),
+    "an end without beams": (
+        {"generation_early_stopping": True, "generation_num_beams": 1},
+        "generation_early_stopping is True, but generation_num_beams is 1",
+    ),
+    "no such end of the search": ({"generation_early_stopping": "always"}, "generation_early_stopping"),
+    "a prompt that is counted, and none": (
+        {"generation_length_penalty_counts_prompt": True},
+        "generation_length_penalty_counts_prompt is true, but prompt is ''",
+    ),
     "token in a recipe": ({"hub_token": "hf_x"}, "HF_TOKEN"),
     "both precisions": ({"load_in_8bit": True, "load_in_4bit": True, "model_name_or_path": "x"}, "choose one"),
     "quantised without adapter": ({"load_in_8bit": True, "model_name_or_path": "x"}, "use_peft"),
