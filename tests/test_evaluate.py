@@ -14,6 +14,7 @@ import torch
 from commands import run_module
 from transformers import BertTokenizer, BlipImageProcessor, BlipProcessor
 
+from blip_recipe.caption import main as caption
 from blip_recipe.captioning.modeling import BlipForCaptioning
 from blip_recipe.errors import RecipeError
 from blip_recipe.evaluate import main
@@ -38,6 +39,7 @@ def parity(shared: Path) -> dict[str, Any]:
     return {
         "expected": json.loads((folder / "expected.json").read_text()),
         "model": folder / "model",
+        "folder": folder / "images" / "test",
         "data": [*data, "--prompt", "a picture of "],
     }
 
@@ -69,6 +71,23 @@ def test_beam_captions_with_the_originals_length_penalty_are_the_original_codes(
     expected = parity["expected"]
     assert [captions[image_id] for image_id in expected["image_ids"]] == expected["captions_beam_original"]
     assert expected["captions_beam_original"] != expected["captions_beam_transformers5"]
+
+
+def test_the_caption_command_gives_the_original_codes_captions(
+    parity: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = parity["expected"]
+    rows = map(json.loads, (parity["folder"] / "metadata.jsonl").read_text().splitlines())
+    files = {row["image_id"]: str(parity["folder"] / row["file_name"]) for row in rows}
+    words = [str(parity["model"]), *(files[image_id] for image_id in expected["image_ids"]), "--device", "cpu"]
+    words += ["--prompt", "a picture of ", "--length_penalty_counts_prompt", "--early_stopping"]
+    captions = {}
+    for stop in ("never", "true"):
+        caption([*words, stop])
+        lines = map(json.loads, capsys.readouterr().out.splitlines())
+        captions[stop] = [line["caption"].removeprefix("a picture of ") for line in lines]
+    assert captions["never"] == expected["captions_beam_original"]
+    assert captions["true"] != captions["never"]
 
 
 def test_answers_of_a_search_that_never_stops_early_are_the_original_codes(shared: Path, tmp_path: Path) -> None:

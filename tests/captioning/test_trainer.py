@@ -137,7 +137,6 @@ PENALTIES: dict[str, Any] = {
     "repetition_penalty": 5.0,
     "no_repeat_ngram_size": 1,
     "length_penalty": -9.0,
-    "early_stopping": True,
 }
 
 
@@ -167,6 +166,18 @@ def test_a_penalty_reaches_evaluation_and_is_recorded_for_pipelines(tmp_path: Pa
     evaluate([*map(str, words), "--output_dir", str(tmp_path / "scores"), "--metrics", "bleu", "--use_cpu", "true"])
     lines = (tmp_path / "scores/predictions.jsonl").read_text().splitlines()
     assert [json.loads(line)["caption"] for line in lines] == written
+
+
+def test_the_end_of_beam_search_is_recorded_for_pipelines_here_and_of_transformers(tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"generation_early_stopping": "never", "generation_length_penalty_counts_prompt": True}
+    args = CaptionTrainingArguments(str(tmp_path / "out"), use_cpu=True, report_to=[], prompt="a picture of ", **keys)
+    CaptionTrainer(str(save_captioner(tmp_path / "base")), args).save_model()
+    assert json.loads((tmp_path / "out/recipe.json").read_text()).items() >= keys.items()
+    saved = json.loads((tmp_path / "out/generation_config.json").read_text())
+    assert saved["early_stopping"] == "never"
+    assert "length_penalty_counts_prompt" not in saved, "transformers does not have it"
+    settings = caption_pipeline(tmp_path / "out", device="cpu").settings
+    assert (settings.early_stopping, settings.length_penalty_counts_prompt) == ("never", True)
 
 
 def captions_of_pipe(results: Any) -> list[str]:

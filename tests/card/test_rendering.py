@@ -79,7 +79,12 @@ GOLDEN_CARDS: dict[str, dict[str, Any]] = {
     },
     "everything_wrong": {
         "name": "coco_full",
-        "words": ["--score_tokenizer=char", "--generation_repetition_penalty=1.2", "--generation_length_penalty=2.0"],
+        "words": [
+            "--score_tokenizer=char",
+            "--generation_repetition_penalty=1.2",
+            "--generation_length_penalty=2.0",
+            "--generation_length_penalty_counts_prompt=true",
+        ],
         "results": {"eval_cider": 0.5, "baseline_cider": 0.6},
         "predictions": SAME,
         "counts": {"train": (1, 1), "eval": (2, 4)},

@@ -59,6 +59,7 @@ EFFECTS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "greater_is_better": (True, EVALUATED, {"metric_for_best_model": "cider"}),
     "warmup_steps": (10, {"lr_scheduler_type": "constant"}, {"lr_scheduler_type": "constant_with_warmup"}),
     "dataloader_multiprocessing_context": ("fork", {"dataloader_num_workers": 0}, {"dataloader_num_workers": 1}),
+    "generation_length_penalty_counts_prompt": (True, {}, {"prompt": "a picture of "}),
     "fsdp_config": ({"fsdp_version": 2}, {}, {"fsdp": True}),
     "trackio_space_id": ("lab/runs", {}, {"report_to": "trackio"}),
     "trackio_bucket_id": ("lab/runs", {}, {"report_to": "trackio"}),
