@@ -134,6 +134,10 @@ def test_capfilt_and_a_stock_trainers_metrics_spell_alike(speller: Path, prompt:
     contents = [path.read_bytes() for path in pictures]
     found = sample_captions(model, processor.tokenizer, pixels, contents, prompt, keys)
     assert found == [[text] for text in SPELT]
+    keys = CapFiltArguments(temperature=0.01, repetition_penalty=1.0, max_length=40, no_repeat_ngram_size=1)
+    found = sample_captions(model, processor.tokenizer, pixels, contents, prompt, keys)
+    assert found[0] != [SPELT[0]], "an apostrophe occurs twice in it"
+    assert found[4] == [SPELT[4]], "at a low temperature, a caption that was learnt"
     rows = Dataset.from_dict({"image": [*map(str, pictures)], "text": SPELT})
     metrics = CaptionMetrics(model, processor, rows, metrics=["exact_match"], prompt=prompt, max_length=40)
     assert metrics() == {"exact_match": 1.0}

@@ -172,7 +172,7 @@ NEEDS = (
     Need(
         ("generation_length_penalty_counts_prompt",),
         ("prompt",),
-        lambda recipe: bool(getattr(recipe.training, "prompt", "")),
+        lambda recipe: bool(getattr(recipe.training, "prompt", "") or getattr(recipe.data, "prompt_column", None)),
         "Set prompt",
     ),
     Need(

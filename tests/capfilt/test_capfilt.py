@@ -253,6 +253,8 @@ def test_another_recipe_or_other_data_are_refused(tmp_path: Path, run: Callable[
         ({"filter_treshold": 0.5}, "Did you mean 'filter_threshold'"),
         ({"filter_threshold": 1.5}, "filter_threshold is 1.5: expected a probability"),
         ({"top_p": 0}, "top_p is 0"),
+        ({"temperature": 0}, "temperature is 0"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size is -1"),
         ({"min_length": 30}, "min_length is 30 and max_length 20"),
         ({"dataset_name": "shapes"}, "expected a Hub id or a directory"),
         ({"split": "test"}, "no split 'test'"),

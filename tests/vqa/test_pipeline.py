@@ -19,6 +19,7 @@ from transformers import pipeline as typed_pipeline
 from vqa_models import QUESTIONS, save_answerer
 
 import blip_recipe
+from blip_recipe.answer import main
 from blip_recipe.errors import RecipeError
 from blip_recipe.models.loading import load_finished
 from blip_recipe.vqa.modeling import BlipForAnswering
@@ -102,6 +103,31 @@ def test_answers_of_a_list_are_ranked(answerer: Path, pictures: list[str], batch
         assert likelihoods == sorted(likelihoods, reverse=True)
     best = pipe(pairs, answers=CHOICE)
     assert [each[0] for each in best] == [pytest.approx(each[0]) for each in ranked]
+
+
+@pytest.mark.parametrize(
+    "decoding",
+    [
+        {"repetition_penalty": 5.0},
+        {"no_repeat_ngram_size": 1},
+        {"num_beams": 3, "length_penalty": -9.0, "early_stopping": "never"},
+    ],
+    ids=lambda decoding: "-".join(decoding),
+)
+def test_the_command_decodes_as_the_pipeline(
+    answerer: Path, pictures: list[str], capsys: pytest.CaptureFixture[str], decoding: dict[str, Any]
+) -> None:
+    """By the options of `caption`."""
+    main([str(answerer), pictures[0], *QUESTIONS, *(f"--{name}={value}" for name, value in decoding.items())])
+    written = [json.loads(line)["answer"] for line in capsys.readouterr().out.splitlines()]
+    pipe = blip_recipe.answer_pipeline(answerer, device="cpu")
+    assert texts(pipe(pictures[0], QUESTIONS, **decoding)) == written
+    assert texts(pipe(pictures[0], QUESTIONS)) != written, "the test needs decoding that matters"
+
+
+def test_a_length_penalty_of_one_beam_is_refused(answerer: Path, pictures: list[str]) -> None:
+    with pytest.raises(RecipeError, match="--length_penalty is given, but there is one beam"):
+        main([str(answerer), pictures[0], QUESTIONS[0], "--num_beams", "1", "--length_penalty", "2"])
 
 
 def test_a_model_that_is_loaded_already_answers_as_its_directory(
