@@ -145,12 +145,12 @@ def test_capfilt_and_a_stock_trainers_metrics_spell_alike(speller: Path, prompt:
 
 def test_self_critical_training_rewards_the_spelling(speller: Path, prompt: str, pictures: list[Path]) -> None:
     rows = Dataset.from_dict({"image": [*map(str, pictures)], "text": SPELT})
-    args = ScstTrainingArguments(
-        *("outputs/unused",),
+    keys: dict[str, Any] = {
         **{"prompt": prompt, "max_steps": 1, "learning_rate": 0.0, "per_device_train_batch_size": len(SPELT)},
         **{"augmentation": "none", "use_cpu": True, "report_to": [], "save_strategy": "no", "logging_steps": 1},
         **{"normalize_captions": False, "generation_max_length": 40, "dataloader_num_workers": 0},
-    )
+    }
+    args = ScstTrainingArguments("outputs/unused", **keys)
     trainer = ScstTrainer(str(speller), args, rows)
     trainer.train()
     logged = next(line["reward"] for line in trainer.state.log_history if "reward" in line)

@@ -46,7 +46,7 @@ def share(text: str) -> float:
 
 def early_stopping(text: str) -> bool | str:
     """Parse `true`, `false` or `never`, for `argparse`."""
-    values = {"true": True, "false": False, "never": "never"}
+    values: dict[str, bool | str] = {"true": True, "false": False, "never": "never"}
     if text.lower() not in values:
         raise argparse.ArgumentTypeError(f"{text!r} is not true, false or never")
     return values[text.lower()]

@@ -192,11 +192,9 @@ def test_beams_are_ordered_by_the_length_that_the_penalty_counts(
         model.text_decoder.cls.predictions.bias[processor.tokenizer.sep_token_id] += 1.0
     pixels, prompt = batch([1] * 6, 30)[0]["pixel_values"], "two small green "
     embeds = model.vision_model(pixels).last_hidden_state
-    ids = generate_token_ids(
-        *(model, processor.tokenizer, embeds, prompt),
-        **{"num_beams": 4, "num_return_sequences": 4, "max_length": 12, "early_stopping": "never"},
-        length_penalty_counts_prompt=counts,
-    ).unflatten(0, (6, 4))
+    decoding: dict[str, Any] = {"num_beams": 4, "num_return_sequences": 4, "max_length": 12, "early_stopping": "never"}
+    decoding["length_penalty_counts_prompt"] = counts
+    ids = generate_token_ids(model, processor.tokenizer, embeds, prompt, **decoding).unflatten(0, (6, 4))
     is_end = ids == processor.tokenizer.sep_token_id
     lengths = (is_end.cumsum(2) - is_end.long() == 0).sum(2)
     assert lengths.unique().numel() > 2, "the test needs captions of several lengths"
@@ -220,9 +218,9 @@ def test_a_counted_prompt_changes_nothing_but_the_length_penalty(
 
     assert captions(length_penalty_counts_prompt=True) == captions()
     assert captions(length_penalty_counts_prompt=True, repetition_penalty=2.0) == captions(repetition_penalty=2.0)
-    for keys in ({"length_penalty": 2.0}, {"length_penalty": 2.0, "num_return_sequences": 3}):
-        counted = captions(length_penalty_counts_prompt=True, **keys)
-        assert captions(stock, length_penalty_counts_prompt=True, **keys) == counted
+    for count in (1, 3):
+        keys: dict[str, Any] = {"length_penalty": 2.0, "length_penalty_counts_prompt": True}
+        assert captions(stock, num_return_sequences=count, **keys) == captions(num_return_sequences=count, **keys)
     assert captions(prompt="", length_penalty_counts_prompt=True) == captions(prompt="")
 
 
