@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from blip_recipe.captioning.training_arguments import CaptionTrainingArguments, ScstTrainingArguments
     from blip_recipe.errors import PushError, RecipeError
     from blip_recipe.metrics.scorer import CaptionScorer, score_captions
+    from blip_recipe.models.heatmaps import Explanation
+    from blip_recipe.recipe.finished import load_explainer, load_features
+    from blip_recipe.retrieval.features import BlipFeatures
     from blip_recipe.retrieval.modeling import BlipForRetrieval
     from blip_recipe.retrieval.trainer import RetrievalTrainer
     from blip_recipe.retrieval.training_arguments import RetrievalTrainingArguments
@@ -45,6 +48,9 @@ _PLACES = {
     "captioning.training_arguments": ("CaptionTrainingArguments", "ScstTrainingArguments"),
     "errors": ("PushError", "RecipeError"),
     "metrics.scorer": ("CaptionScorer", "score_captions"),
+    "models.heatmaps": ("Explanation",),
+    "recipe.finished": ("load_explainer", "load_features"),
+    "retrieval.features": ("BlipFeatures",),
     "retrieval.modeling": ("BlipForRetrieval",),
     "retrieval.trainer": ("RetrievalTrainer",),
     "retrieval.training_arguments": ("RetrievalTrainingArguments",),
@@ -58,6 +64,7 @@ _PLACES = {
 _MODULES = {name: f"blip_recipe.{module}" for module, names in _PLACES.items() for name in names}
 
 __all__ = [
+    "BlipFeatures",
     "BlipForAnswering",
     "BlipForCaptioning",
     "BlipForRetrieval",
@@ -66,6 +73,7 @@ __all__ = [
     "CaptionScorer",
     "CaptionTrainer",
     "CaptionTrainingArguments",
+    "Explanation",
     "PushError",
     "RecipeError",
     "RetrievalTrainer",
@@ -77,6 +85,8 @@ __all__ = [
     "answer_pipeline",
     "caption_pipeline",
     "load_captioner",
+    "load_explainer",
+    "load_features",
     "score_captions",
 ]
 

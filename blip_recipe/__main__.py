@@ -31,6 +31,7 @@ COMMANDS = {
     "caption": Command("blip_recipe.caption", "caption files, folders and URLs, or a data set"),
     "answer": Command("blip_recipe.answer", "answer questions about a picture"),
     "match": Command("blip_recipe.match", "score how well texts match pictures, or write embeddings"),
+    "explain": Command("blip_recipe.explain", "draw which parts of a picture a caption, answer or match rests on"),
     "capfilt": Command("blip_recipe.capfilt.__main__", "clean a web data set with a captioner and a filter", True),
     "convert": Command("blip_recipe.convert", "convert weights of the original code or of LAVIS"),
     "merge": Command("blip_recipe.merge", "merge a LoRA adapter into its base model"),

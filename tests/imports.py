@@ -14,7 +14,19 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "blip_recipe"
 
 TOP = {"__init__", "__main__", "errors"}
-COMMANDS = {"answer", "caption", "convert", "env", "evaluate", "finetune", "match", "merge", "push", "schema"}
+COMMANDS = {
+    "answer",
+    "caption",
+    "convert",
+    "env",
+    "evaluate",
+    "explain",
+    "finetune",
+    "match",
+    "merge",
+    "push",
+    "schema",
+}
 """Modules at the top of the package; `capfilt` is a command with parts."""
 
 WITHOUT_TORCH = {

@@ -87,6 +87,18 @@ class Thing:
     place: str
     shift: tuple[int, int]
 
+    @property
+    def centre(self) -> tuple[float, float]:
+        """Its middle `(x, y)` in pixels."""
+        row, column = divmod(PLACES.index(self.place), 2)
+        return (column + 0.5) * CELL + self.shift[0], (row + 0.5) * CELL + self.shift[1]
+
+    @property
+    def box(self) -> tuple[float, float, float, float]:
+        """The smallest box around it, `(left, top, right, bottom)` in pixels."""
+        (x, y), radius = self.centre, SIZES[self.size]
+        return x - radius, y - radius, x + radius, y + radius
+
 
 @dataclass(frozen=True)
 class Scene:
@@ -126,9 +138,7 @@ def draw_scene(scene: Scene) -> Image.Image:
     image = Image.new("RGB", (side, side), (scene.background,) * 3)
     canvas = ImageDraw.Draw(image)
     for thing in scene.things:
-        row, column = divmod(PLACES.index(thing.place), 2)
-        x = ((column + 0.5) * CELL + thing.shift[0]) * SUPERSAMPLING
-        y = ((row + 0.5) * CELL + thing.shift[1]) * SUPERSAMPLING
+        x, y = (SUPERSAMPLING * middle for middle in thing.centre)
         _draw_form(canvas, thing.form, x, y, SIZES[thing.size] * SUPERSAMPLING, COLOURS[thing.colour])
     return image.reduce(SUPERSAMPLING)
 

@@ -76,20 +76,49 @@ def load_blip(
     return model
 
 
-def check_is_blip(name: str, model_class: type[StockModel], **hub: Any) -> PreTrainedConfig:
-    """Load the configuration of `name` and check that it fits `model_class`.
+def find_stock_class(name: str, *, trust_remote_code: bool = False, **hub: Any) -> str:
+    """The name of the stock class of a model or of an adapter's base, one of `KINDS`.
 
     Raises:
-        RecipeError: There is no such model, it cannot be read, or it is of another class.
+        RecipeError: There is no such model, or it is of another kind.
+    """
+    adapter = read_repository_json(name, "adapter_config.json", **hub)
+    if adapter:
+        name, hub = adapter["base_model_name_or_path"], hub | {"revision": adapter.get("revision")}
+    config = _load_config(name, trust_remote_code=trust_remote_code, **hub)
+    found = (config.architectures or ["no class"])[0]
+    if not isinstance(config, BlipConfig) or found not in KINDS:
+        kinds = " or ".join(f"a {kind} (such as {example})" for kind, example in KINDS.values())
+        raise RecipeError(
+            f"The model is {name!r}, a {found} of type {config.model_type!r}: expected a BLIP (model type 'blip'), "
+            f"{kinds}."
+        )
+    return found
+
+
+def _load_config(name: str, **arguments: Any) -> PreTrainedConfig:
+    """Load the configuration of a model.
+
+    Raises:
+        RecipeError: There is no such model, or it cannot be read.
     """
     try:
-        config = AutoConfig.from_pretrained(name, **hub)
+        return AutoConfig.from_pretrained(name, **arguments)
     except (OSError, ValueError) as error:
         own_code = "trust_remote_code" in str(error)
         advice = " Read that code first; to run it, set trust_remote_code (--trust_remote_code)." if own_code else ""
         raise RecipeError(
             f"model_name_or_path is {name!r}, which cannot be loaded: {first_line(error)}{advice}"
         ) from error
+
+
+def check_is_blip(name: str, model_class: type[StockModel], **hub: Any) -> PreTrainedConfig:
+    """Load the configuration of `name` and check that it fits `model_class`.
+
+    Raises:
+        RecipeError: There is no such model, it cannot be read, or it is of another class.
+    """
+    config = _load_config(name, **hub)
     kind, example = KINDS[model_class.stock_class.__name__]
     if not isinstance(config, BlipConfig):
         raise RecipeError(
