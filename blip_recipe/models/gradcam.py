@@ -109,7 +109,7 @@ def attention_grad_cam(attention: nn.Module, scores: Callable[[], torch.Tensor])
         Maps `(scores, tokens, patches)` in float32, without the class token of the picture: the mean over the heads of
         the map times its positive gradient. And the scores `(scores,)`.
     """
-    with torch.inference_mode(False), torch.enable_grad(), _record_map(attention) as maps:
+    with torch.enable_grad(), _record_map(attention) as maps:
         values = scores()
         (found,) = maps
         gradients = [torch.autograd.grad(value, found, retain_graph=True)[0] for value in values]
@@ -160,6 +160,7 @@ class Explainer(ABC):
         device = usable_device(device or first_device())
         return cls(*load_finished(name, cls.model_class, device=device, **options))
 
+    @torch.inference_mode(False)  # its tensors have no gradients
     def __call__(
         self,
         image: Picture,
@@ -186,6 +187,8 @@ class Explainer(ABC):
         """
         if text is not None and not text.strip():
             raise RecipeError("The text is empty: expected a caption, a question or a text.")
+        if answer is not None and not answer.strip():
+            raise RecipeError("The answer is empty: expected a word, or no answer to explain the generated one.")
         picture = open_image(image)
         pixels = self.processor.image_processor(picture, return_tensors="pt").pixel_values
         pixels = pixels.to(self.model.device, self.model.dtype)

@@ -43,8 +43,8 @@ class MatchExplainer(Explainer):
         cleaned = normalize_caption(text, None)
         if len(cleaned.split()) > MAX_WORDS:
             raise RecipeError(
-                f"The text has {len(cleaned.split())} words: expected at most {MAX_WORDS}, for a matcher reads no more. "
-                f"Shorten {cleaned!r:.200}."
+                f"The text has {len(cleaned.split())} words: expected at most {MAX_WORDS}, for a matcher reads no "
+                f"more. Shorten {cleaned!r:.200}."
             )
         encoding = self.processor.tokenizer(cleaned)
         check_length(cleaned, len(encoding.input_ids), MAX_TOKENS)
