@@ -21,11 +21,12 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     """Load the model, explain the text, write the files, and print a JSON line."""
     escape_output()
     arguments = build_parser(prog).parse_args(argv)
-    check_text(arguments.text)
 
+    from blip_recipe.models.gradcam import check_texts
     from blip_recipe.models.heatmaps import find_writer
     from blip_recipe.recipe.finished import load_explainer
 
+    check_texts(arguments.text, arguments.answer)
     for path in arguments.output:
         find_writer(path)
     explain = load_explainer(arguments.model, **load_options(arguments))
@@ -77,16 +78,6 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
     )
     add_model_options(parser)
     return parser
-
-
-def check_text(text: str | None) -> None:
-    """Check the text before the model is loaded.
-
-    Raises:
-        RecipeError: It is empty.
-    """
-    if text is not None and not text.strip():
-        raise RecipeError("The text is empty: expected a caption, a question or a text to match.")
 
 
 def format_row(arguments: argparse.Namespace, explanation: Any) -> dict[str, Any]:

@@ -117,6 +117,18 @@ def attention_grad_cam(attention: nn.Module, scores: Callable[[], torch.Tensor])
     return weighted.mean(1)[..., 1:], values.detach().float()
 
 
+def check_texts(text: str | None, answer: str | None) -> None:
+    """Check that neither text nor answer is empty.
+
+    Raises:
+        RecipeError: One is.
+    """
+    if text is not None and not text.strip():
+        raise RecipeError("The text is empty: expected a caption, a question or a text to match.")
+    if answer is not None and not answer.strip():
+        raise RecipeError("The answer is empty: expected a word, or no answer to explain the generated one.")
+
+
 def check_length(text: str, tokens: int, longest: int) -> None:
     """Check that no part of a text is cut.
 
@@ -185,10 +197,7 @@ class Explainer(ABC):
         Raises:
             RecipeError: The picture cannot be read, a text is missing or empty, or the layer does not exist.
         """
-        if text is not None and not text.strip():
-            raise RecipeError("The text is empty: expected a caption, a question or a text.")
-        if answer is not None and not answer.strip():
-            raise RecipeError("The answer is empty: expected a word, or no answer to explain the generated one.")
+        check_texts(text, answer)
         picture = open_image(image)
         pixels = self.processor.image_processor(picture, return_tensors="pt").pixel_values
         pixels = pixels.to(self.model.device, self.model.dtype)

@@ -9,7 +9,7 @@
 `<!-- needs: network -->` before a block exempts it (see `NEEDS`); commands of this package in it are still parsed.
 
 A page runs in a folder of its own, with `my_folder` (an imagefolder with three splits), `photos`, `photo.jpg`,
-`scene.png`, and finished tiny models in `outputs`: `shapes_tiny`, `shapes_vqa`, `shapes_retrieval` and `my_folder` (a
+`scene.png`, and finished tiny models in `outputs`: `shapes_tiny`, `shapes_fine`, `shapes_vqa`, `shapes_retrieval` and `my_folder` (a
 LoRA run of `my_folder.json`). The Hub is one on loopback, with tiny models under the names of `HUB_MODELS` and the data
 sets of the recipes; its user is `me`.
 """
@@ -95,7 +95,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     picture = Image.open(first)
     picture.save(place / "scene.png")
     picture.save(place / "photo.jpg")
-    save_captioner(place / "outputs/shapes_tiny")
+    for name in ("shapes_tiny", "shapes_fine"):
+        save_captioner(place / "outputs" / name)
     save_answerer(place / "outputs/shapes_vqa", task="vqa")
     model, processor = build_retriever()
     model.save_pretrained(place / "outputs/shapes_retrieval")
