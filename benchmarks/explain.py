@@ -1,6 +1,6 @@
 """Measure whether Grad-CAM finds the objects of drawn scenes. From the checkout:
 
-python -m benchmarks.explain                                         # trains three models; 10 minutes on one core
+python -m benchmarks.explain                                         # trains three models; 15 minutes on one core
 python -m benchmarks.explain outputs/shapes_tiny outputs/shapes_retrieval          # measures trained models too
 python -m benchmarks.explain --kinds captioner --steps 100 --scenes 20             # a quick run
 
@@ -88,21 +88,26 @@ def main() -> None:
     write_results(options.output, machine(["torch", "transformers"]), rows)
 
 
-def train(kind: str, steps: int, seed: int = 0) -> Explainer:
-    """Train a tiny model of a kind from scratch with patches of `PATCH_SIZE`, and return its explainer."""
+def build(kind: str, seed: int = 0) -> Explainer:
+    """Build a tiny model of a kind with new weights and patches of `PATCH_SIZE`, and return its explainer."""
     torch.manual_seed(seed)
     usual, tiny.PATCH_SIZE = tiny.PATCH_SIZE, PATCH_SIZE
     try:
         model, processor = KINDS[kind].build()
     finally:
         tiny.PATCH_SIZE = usual
-    model.use_sdpa()
-    explainer = KINDS[kind].explainer(model, processor, DecodingSettings(**model.decoding))
-    scenes = make_scenes("train")[:TRAINED_SCENES]
-    pictures = [draw_scene(scene) for scene in scenes]
+    return KINDS[kind].explainer(model.use_sdpa(), processor, DecodingSettings(**model.decoding))
+
+
+def train(kind: str, steps: int, seed: int = 0) -> Explainer:
+    """Train the model of `build`."""
+    explainer = build(kind, seed)
+    model, processor = explainer.model, explainer.processor
+    scenes = make_scenes("train")[: min(TRAINED_SCENES, BATCH * steps)]
     pixels = torch.cat(
-        [processor.image_processor(picture, return_tensors="pt").pixel_values.half() for picture in pictures]
+        [processor.image_processor(draw_scene(scene), return_tensors="pt").pixel_values.half() for scene in scenes]
     )
+    model.train()
     optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=LEARNING_RATE)
     rng = random.Random(seed)
     for step in range(steps):

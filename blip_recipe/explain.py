@@ -11,7 +11,7 @@ import argparse
 import json
 from typing import Any
 
-from blip_recipe.errors import RecipeError, run_command
+from blip_recipe.errors import run_command
 from blip_recipe.recipe.command_line import add_model_options, escape_output, load_options, not_negative
 
 PROG = "python -m blip_recipe.explain"

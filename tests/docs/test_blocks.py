@@ -9,8 +9,8 @@
 `<!-- needs: network -->` before a block exempts it (see `NEEDS`); commands of this package in it are still parsed.
 
 A page runs in a folder of its own, with `my_folder` (an imagefolder with three splits), `photos`, `photo.jpg`,
-`scene.png`, and finished tiny models in `outputs`: `shapes_tiny`, `shapes_fine`, `shapes_vqa`, `shapes_retrieval` and `my_folder` (a
-LoRA run of `my_folder.json`). The Hub is one on loopback, with tiny models under the names of `HUB_MODELS` and the data
+`scene.png`, and finished tiny models in `outputs`: `shapes_tiny`, `shapes_fine`, `shapes_vqa`, `shapes_retrieval` and
+`my_folder` (a LoRA run of `my_folder.json`). The Hub is one on loopback, with tiny models under the names of `HUB_MODELS` and the data
 sets of the recipes; its user is `me`.
 """
 
