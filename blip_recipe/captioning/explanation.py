@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from blip_recipe.captioning.modeling import BlipForCaptioning, generate_token_ids
+from blip_recipe.captioning.modeling import BlipForCaptioning
+from blip_recipe.models.captioner import generate_token_ids
 from blip_recipe.models.gradcam import Explainer, check_length, find_words
 from blip_recipe.models.heatmaps import Explanation
 from blip_recipe.models.pipeline import decoding_arguments

@@ -8,9 +8,9 @@ import torch
 
 from blip_recipe.data.captions import MAX_WORDS, normalize_caption
 from blip_recipe.errors import RecipeError
+from blip_recipe.models.contrastive import MATCHING
 from blip_recipe.models.gradcam import Explainer, check_length, find_words
 from blip_recipe.models.heatmaps import Explanation
-from blip_recipe.retrieval.losses import MATCHING
 from blip_recipe.retrieval.modeling import BlipForRetrieval
 from blip_recipe.retrieval.scoring import MAX_TOKENS
 

@@ -30,7 +30,7 @@ BATCH_SIZE = 16
 
 
 @dataclass(frozen=True, eq=False)
-class Features:
+class Encoded:
     """Features of pictures, texts, or pairs of both.
 
     Attributes:
@@ -76,7 +76,7 @@ class BlipFeatures:
         return cls(model, processor)
 
     @torch.no_grad()
-    def image(self, images: Picture | Sequence[Picture], batch_size: int = BATCH_SIZE) -> Features:
+    def image(self, images: Picture | Sequence[Picture], batch_size: int = BATCH_SIZE) -> Encoded:
         """Encode pictures with the image encoder.
 
         Args:
@@ -89,14 +89,13 @@ class BlipFeatures:
         Raises:
             RecipeError: There are no pictures, or one cannot be read.
         """
-        pictures = list(images) if isinstance(images, (list, tuple)) else [images]
-        states = self._encode_images(pictures, batch_size)
+        states = self._encode_images(_listed(images), batch_size)
         if not isinstance(self.model, BlipForRetrieval):
-            return Features(states, None)
-        return Features(states, self.model.image_features(states))
+            return Encoded(states, None)
+        return Encoded(states, self.model.image_features(states))
 
     @torch.no_grad()
-    def text(self, texts: str | Sequence[str], batch_size: int = BATCH_SIZE) -> Features:
+    def text(self, texts: str | Sequence[str], batch_size: int = BATCH_SIZE) -> Encoded:
         """Encode texts with the text encoder, which sees no picture.
 
         Args:
@@ -114,12 +113,12 @@ class BlipFeatures:
         parts = zip(ids.split(batch_size), mask.split(batch_size), strict=True)
         states = torch.cat([self.model.text_encoder(*part).last_hidden_state for part in parts])
         embeds = torch.nn.functional.normalize(self.model.text_proj(states[:, 0]), dim=-1)
-        return Features(states, embeds, mask)
+        return Encoded(states, embeds, mask)
 
     @torch.no_grad()
     def multimodal(
         self, images: Picture | Sequence[Picture], texts: str | Sequence[str], batch_size: int = BATCH_SIZE
-    ) -> Features:
+    ) -> Encoded:
         """Encode pairs of a picture and a text with the image-grounded encoder.
 
         Args:
@@ -134,7 +133,7 @@ class BlipFeatures:
             RecipeError: The model is not a matcher, the numbers differ, or a picture cannot be read.
         """
         ids, mask = self._tokenize(texts)
-        pictures = list(images) if isinstance(images, (list, tuple)) else [images]
+        pictures = _listed(images)
         if len(pictures) != len(ids):
             raise RecipeError(
                 f"There are {len(pictures)} pictures and {len(ids)} texts: expected a text for each picture."
@@ -150,7 +149,7 @@ class BlipFeatures:
                 for start in range(0, len(pictures), batch_size)
             ]
         )
-        return Features(states, states[:, 0], mask)
+        return Encoded(states, states[:, 0], mask)
 
     def _encode_images(self, pictures: Sequence[Picture], batch_size: int) -> torch.Tensor:
         """Encode pictures to `(images, patches + 1, width)`."""
@@ -177,3 +176,8 @@ class BlipFeatures:
             raise RecipeError("There are no texts: expected at least one.")
         tokens = tokenize_texts(self.processor.tokenizer, texts)
         return tokens["input_ids"].to(self.model.device), tokens["attention_mask"].to(self.model.device)
+
+
+def _listed(images: Picture | Sequence[Picture]) -> list[Any]:
+    """One picture or several as a list; bytes and arrays are one picture."""
+    return list(images) if isinstance(images, (list, tuple)) else [images]

@@ -74,9 +74,9 @@ class AnswerExplainer(Explainer):
 
         maps, values, layer = self._grad_cam(layer, scores)
         if over == "answer":
-            words, of_words = answer_words, maps.sum(1)
+            words, of_words = answer_words, list(maps.sum(1))
         else:
-            of_words = torch.stack([maps[0, each].sum(0) for each in words.tokens])
+            of_words = [maps[0, each].sum(0) for each in words.tokens]
         return Explanation(
             picture, question, tuple(words.texts), self._to_grid(of_words), values, layer=layer, answer=answer
         )
