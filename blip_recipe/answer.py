@@ -21,6 +21,7 @@ from blip_recipe.recipe.command_line import (
     load_options,
     positive,
 )
+from blip_recipe.vqa.answer_lists import RANK_BY, RANKED_ANSWERS, read_answer_list
 
 if TYPE_CHECKING:
     from blip_recipe.vqa.pipeline import VisualQuestionAnsweringPipeline
@@ -33,12 +34,13 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     """Answer the questions; the picture is encoded once."""
     escape_output()
     arguments = build_parser(prog).parse_args(argv)
-    if arguments.top_k > 1 and arguments.answers is None:
-        raise RecipeError("--top_k ranks the answers of a list: name its file with --answers.")
-    answers = None if arguments.answers is None else read_answers(arguments.answers)
+    for option in ("top_k", "rank_top_k", "rank_by"):
+        if getattr(arguments, option) is not None and arguments.answers is None:
+            raise RecipeError(f"--{option} ranks the answers of a list: name its file with --answers.")
+    answers = None if arguments.answers is None else read_answer_list(arguments.answers, "--answers")
     pipeline = load_pipeline(arguments, answers)
     for question, found in zip(
-        arguments.questions, pipeline.ask(arguments.image, arguments.questions, arguments.top_k), strict=True
+        arguments.questions, pipeline.ask(arguments.image, arguments.questions, arguments.top_k or 1), strict=True
     ):
         print(json.dumps(format_row(arguments.image, question, found, ranked=answers is not None), ensure_ascii=False))
 
@@ -57,33 +59,22 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
     add(
         "--top_k",
         type=positive,
-        default=1,
-        help="print this many of the likeliest --answers, with their log likelihoods",
+        help="print this many of the best --answers, with their losses and log likelihoods; default: 1",
+    )
+    add(
+        "--rank_top_k",
+        type=positive,
+        help=f"compare only this many of --answers in full, those with the most probable first token; default: "
+        f"{RANKED_ANSWERS}",
+    )
+    add(
+        "--rank_by",
+        choices=RANK_BY,
+        help="rank --answers by BLIP's loss with label smoothing (default), or by likelihood",
     )
     add_answer_decoding_options(parser)
     add_model_options(parser)
     return parser
-
-
-def read_answers(file: Path) -> list[str]:
-    """The distinct answers of a file, in order: a JSON list of texts, or one answer a line.
-
-    Raises:
-        RecipeError: The file cannot be read, or has no answers.
-    """
-    try:
-        content = file.read_text(encoding="utf-8-sig")
-        found: Any = json.loads(content) if file.suffix.lower() == ".json" else content.splitlines()
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"--answers {file} cannot be read: {error}.") from error
-    if not isinstance(found, list) or not all(isinstance(answer, str) for answer in found):
-        raise RecipeError(
-            f"--answers {file} is not a list of answers: expected a JSON list of texts, or a text a line."
-        )
-    answers = list(dict.fromkeys(answer.strip() for answer in found if answer.strip()))
-    if not answers:
-        raise RecipeError(f"--answers {file} is empty: expected a JSON list of texts, or a text a line.")
-    return answers
 
 
 def load_pipeline(arguments: argparse.Namespace, answers: list[str] | None) -> VisualQuestionAnsweringPipeline:
@@ -100,6 +91,8 @@ def load_pipeline(arguments: argparse.Namespace, answers: list[str] | None) -> V
         arguments.model,
         **load_options(arguments),
         answers=answers,
+        rank_top_k=arguments.rank_top_k,
+        rank_by=arguments.rank_by,
         **decoding,
     )
     lengths = decoding_arguments(pipeline.settings, decoding)
@@ -114,7 +107,7 @@ def load_pipeline(arguments: argparse.Namespace, answers: list[str] | None) -> V
 
 
 def format_row(image: str, question: str, found: list[dict[str, Any]], *, ranked: bool) -> dict[str, Any]:
-    """The JSON line of a question: its answer and, if ranked, the `top_k` answers with their log likelihoods."""
+    """The JSON line of a question: its answer and, if ranked, the `top_k` answers with losses and log likelihoods."""
     row = {"image": image, "question": question, **found[0]}
     return row | {"ranked": found} if ranked and len(found) > 1 else row
 

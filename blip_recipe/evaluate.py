@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from blip_recipe.errors import RecipeError, run_command
 from blip_recipe.recipe.arguments import EvaluateOptions, recorded_task
-from blip_recipe.recipe.effects import Need, check_effects
+from blip_recipe.recipe.effects import RANKING_NEEDS, Need, check_effects
 from blip_recipe.recipe.parsing import read_recipe
+from blip_recipe.vqa.answer_lists import ANSWER_LIST_FILE
 
 if TYPE_CHECKING:
     from blip_recipe.recipe.recipe import Recipe
@@ -21,7 +22,7 @@ PROG = "python -m blip_recipe.evaluate"
 
 RECORDED = (
     *("task", "prompt", "prompt_column", "normalize_captions", "max_words", "max_caption_length", "rerank_top_k"),
-    *("label_smoothing_factor", "score_tokenizer"),
+    *("label_smoothing_factor", "score_tokenizer", "rank_top_k", "rank_by"),
     *("generation_num_beams", "generation_max_length", "generation_min_length"),
     *("generation_repetition_penalty", "generation_no_repeat_ngram_size", "generation_length_penalty"),
     *("generation_early_stopping", "generation_length_penalty_counts_prompt"),
@@ -60,10 +61,14 @@ def read_recorded(given: dict[str, str]) -> dict[str, Any]:
     if "model_name_or_path" not in given:
         return {}
 
-    from blip_recipe.models.loading import read_repository_json
+    from blip_recipe.models.loading import find_repository_file, read_repository_json
 
-    found = read_repository_json(given["model_name_or_path"], "recipe.json", revision=given.get("model_revision"))
-    return {key: found[key] for key in RECORDED if key in found} | {"task": recorded_task(found)}
+    hub = {"name": given["model_name_or_path"], "revision": given.get("model_revision")}
+    found = read_repository_json(filename="recipe.json", **hub)
+    recorded = {key: found[key] for key in RECORDED if key in found} | {"task": recorded_task(found)}
+    if found.get("answer_list") and (answers := find_repository_file(filename=ANSWER_LIST_FILE, **hub)):
+        recorded["answer_list"] = str(answers)
+    return recorded
 
 
 def score_file(recipe: Recipe[EvaluateOptions]) -> None:
@@ -89,7 +94,7 @@ def score_model(recipe: Recipe[EvaluateOptions]) -> None:
     role = next((role for role in ("eval", "test") if recipe.data.has_split(role)), None)
     if recipe.data.dataset_name is None or role is None:
         raise RecipeError("Set dataset_name and eval_split to score a model, or --predictions to score a file.")
-    check_effects(recipe, FILE_NEEDS)
+    check_effects(recipe, [*FILE_NEEDS, *RANKING_NEEDS])
 
     from blip_recipe.data.checks import SKIPPED_FILE, check_splits, write_skipped_rows
     from blip_recipe.data.load import load_role
@@ -123,7 +128,7 @@ def report(recipe: Recipe[EvaluateOptions], results: dict[str, float], records: 
     write_json(recipe.output_dir / "all_results.json", dict(sorted(recorded.items())))
     write_predictions(recipe.output_dir / "predictions.jsonl", records)
     names = [name for name in ("loss", *recipe.training.scores()) if f"eval_{name}" in results]
-    width = max(12, *(len(name) + 2 for name in names))
+    width = max([12, *(len(name) + 2 for name in names)])
     for name in names:
         print(f"{name:<{width}}{results[f'eval_{name}']:.4f}")
 

@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+CAPTIONS_RESULT_FILE = "captions_result.json"
+"""File beside `predictions.jsonl` that COCO's evaluation server takes."""
+
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}")
 """Names of temporary files of `atomic_file`, which a killed process leaves."""
 
@@ -61,7 +64,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_predictions(path: Path, records: list[dict[str, Any]]) -> None:
-    """Write one JSON line per image: `image_id`, `caption`, `references`, `scores`."""
+    """Write one JSON line per image: `image_id`, `caption`, `references`, `scores`.
+
+    Captions of images with integer ids go to `captions_result.json` too, in the form of COCO's evaluation server.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    results = path.with_name(CAPTIONS_RESULT_FILE)
+    results.unlink(missing_ok=True)
+    if records and all("caption" in each and type(each["image_id"]) is int for each in records):
+        captions = [{"image_id": each["image_id"], "caption": each["caption"]} for each in records]
+        write_atomically(results, json.dumps(captions, ensure_ascii=False).encode())

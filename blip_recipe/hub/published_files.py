@@ -33,6 +33,7 @@ MODEL_FILES = (
     "added_tokens.json",
     "vocab.txt",
     "recipe.json",
+    "answer_list.json",
     "samples/best.jpg",
     "samples/median.jpg",
     "samples/worst.jpg",

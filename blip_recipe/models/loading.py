@@ -251,8 +251,8 @@ def load_merged(adapter: str, model_class: type[StockModel], **hub: Any) -> tupl
     return merged, processor, settings
 
 
-def read_repository_json(name: str, filename: str, **hub: Any) -> dict[str, Any]:
-    """Read a JSON file of a model directory or Hub repository; empty if the file is missing.
+def find_repository_file(name: str, filename: str, **hub: Any) -> Path | None:
+    """Find a file of a model directory or Hub repository; None if it is missing.
 
     Raises:
         RecipeError: There is no such directory or repository.
@@ -261,7 +261,17 @@ def read_repository_json(name: str, filename: str, **hub: Any) -> dict[str, Any]
         path = cached_file(name, filename, _raise_exceptions_for_missing_entries=False, **hub)
     except (OSError, ValueError) as error:
         raise RecipeError(f"The model {name!r} cannot be found: {first_line(error)}") from error
-    return json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
+    return Path(path) if path else None
+
+
+def read_repository_json(name: str, filename: str, **hub: Any) -> dict[str, Any]:
+    """Read a JSON file of a model directory or Hub repository; empty if the file is missing.
+
+    Raises:
+        RecipeError: There is no such directory or repository.
+    """
+    path = find_repository_file(name, filename, **hub)
+    return json.loads(path.read_text(encoding="utf-8")) if path else {}
 
 
 def _with_adapter(base: StockModel, adapter: str, device: Any, allow_pickle: bool, **hub: Any) -> PeftModel:

@@ -57,7 +57,24 @@ def is_local(name: str | None) -> bool:
     return Path(str(name)).expanduser().exists()
 
 
+RANKING_NEEDS = (
+    Need(
+        ("rank_top_k", "rank_by"),
+        ("answer_list",),
+        lambda recipe: getattr(recipe.training, "answer_list", None) is not None,
+        "Set answer_list",
+    ),
+    Need(
+        ("answer_min_questions",),
+        ("answer_list",),
+        lambda recipe: getattr(recipe.training, "answer_list", None) == "train",
+        "Set answer_list to 'train'",
+    ),
+)
+"""The keys that rank a list of answers."""
+
 NEEDS = (
+    *RANKING_NEEDS,
     Need(
         ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_dora", "use_rslora", "merge_adapter"),
         ("use_peft",),
@@ -88,6 +105,7 @@ NEEDS = (
             "caption_column",
             "question_column",
             "answer_column",
+            "answer_weight_column",
             "image_id_column",
             "image_root",
             "caption_lines",
@@ -110,7 +128,7 @@ NEEDS = (
         "Set streaming to true, without max_train_samples",
     ),
     Need(
-        ("metrics", "max_eval_samples", "allow_shared_images"),
+        ("metrics", "max_eval_samples", "allow_shared_images", "answer_list"),
         ("eval_split", "test_split"),
         is_scored,
         "Set one of them, or validation_fraction or test_fraction",

@@ -78,12 +78,14 @@ class Splits:
         skipped: Rows that cannot be used.
         stream: The training split, if it is read while training.
         notes: Sentences on the data for the plan and the card.
+        unscored: Roles whose rows have no references: the model's texts are written, but not scored.
     """
 
     rows: dict[str, Dataset]
     skipped: list[SkippedRow]
     stream: ShardedSplit | None = None
     notes: Sequence[str] = ()
+    unscored: Sequence[str] = ()
 
     @property
     def train(self) -> Dataset | ShardedSplit:
@@ -93,7 +95,7 @@ class Splits:
     @property
     def scored_role(self) -> str | None:
         """The split that the finished model is scored on: `test`, else `eval`."""
-        return next((role for role in ("test", "eval") if role in self.rows), None)
+        return next((role for role in ("test", "eval") if role in self.rows and role not in self.unscored), None)
 
 
 def find_repository(recipe: Recipe[FinetuneOptions]) -> str | None:
@@ -140,7 +142,8 @@ def load_dataset_splits(recipe: Recipe[FinetuneOptions]) -> Splits:
             stream = replace(stream, scored=checked.digests)
         plan_steps(recipe.training, stream.images)
         rows["train"] = stream.sample()
-    return Splits(rows, checked.skipped, stream, [*describe_held_out(recipe.data), *checked.shared])
+    unscored = [role for role, each in rows.items() if not recipe.task.has_references(each)]
+    return Splits(rows, checked.skipped, stream, [*describe_held_out(recipe.data), *checked.shared], unscored)
 
 
 def look_at_texts(recipe: Recipe[FinetuneOptions], splits: Splits, model: Any, processor: BlipProcessor) -> None:
@@ -162,7 +165,8 @@ def plan_run(
 
 def count_rows(recipe: Recipe[FinetuneOptions], splits: Splits) -> dict[str, tuple[int, int]]:
     """The numbers of rows and texts of each split, by role."""
-    return {role: (len(rows), sum(map(len, rows[recipe.trainer.task.texts]))) for role, rows in splits.rows.items()}
+    texts = recipe.trainer.task.texts
+    return {role: (len(rows), sum(len(each or ()) for each in rows[texts])) for role, rows in splits.rows.items()}
 
 
 @contextmanager
@@ -234,7 +238,9 @@ def train(trainer: BlipTrainer, recipe: Recipe[FinetuneOptions]) -> None:
 
 
 def score(trainer: BlipTrainer, splits: Splits) -> None:
-    """Score the finished model."""
+    """Score the finished model, after it has written the texts of splits without references."""
+    for unscored in splits.unscored:
+        trainer.evaluate(splits.rows[unscored], metric_key_prefix=unscored)
     role = splits.scored_role
     if role:
         logger.info("Scoring the finished model")

@@ -156,7 +156,7 @@ def clear_output_dir(output_dir: Path, patterns: tuple[str, ...]) -> None:
     """Delete an earlier run's checkpoints, results and files that match `patterns`."""
     for folder in (*find_checkpoints(output_dir), output_dir / STAGING):
         shutil.rmtree(folder, ignore_errors=not folder.exists())
-    for pattern in (*patterns, "*_results.json", "predictions.jsonl", TRAINER_STATE_NAME):
+    for pattern in (*patterns, "*_results.json", "*_result.json", "predictions.jsonl", TRAINER_STATE_NAME):
         for path in output_dir.glob(pattern):
             path.unlink()
 

@@ -174,7 +174,7 @@ class PublishingTrainer(StreamingTrainer):
         """Numbers of rows and texts of the training split and of each evaluated split."""
         counted = {"train": self.train_dataset, **self.scored}
         counts = {
-            role: (len(dataset), sum(map(len, dataset.rows[self.task.texts])))
+            role: (len(dataset), sum(len(texts or ()) for texts in dataset.rows[self.task.texts]))
             for role, dataset in counted.items()
             if isinstance(dataset, PictureDataset) and role != BASELINE
         }

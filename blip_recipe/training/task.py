@@ -56,6 +56,10 @@ class Task(ABC):
     def validate_row(self, record: Mapping[str, Any]) -> str | None:
         """Why the texts of a row cannot be used; None if they can."""
 
+    def has_references(self, rows: Dataset) -> bool:
+        """Whether a split can be scored; without references, only its texts are written."""
+        return True
+
     @abstractmethod
     def vocabulary_texts(self, rows: Dataset, arguments: BlipArguments, *, drawn: bool) -> Iterable[str]:
         """Texts for the vocabulary of a new tokenizer: those of `rows`, or of all possible scenes if `drawn`."""

@@ -491,7 +491,7 @@ class BlipTrainer(PublishingTrainer):
         metrics: list[dict[str, float]] = [{}]
         if self.is_world_process_zero():
             scores = self.score_on_this_process(prediction)
-            if self.user_metrics is not None:
+            if self.user_metrics is not None and "loss" in scores:
                 scores = {"loss": scores["loss"]} | self.user_metrics(self._for_user_metrics(prediction))
             metrics = [scores | self._sum_for_best_model(scores)]
         # One process scores, as METEOR starts a JVM; all processes need the result to choose the best checkpoint.

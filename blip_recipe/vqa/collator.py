@@ -11,7 +11,9 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from blip_recipe.data.pixels import read_resized
+from blip_recipe.errors import RecipeError
 from blip_recipe.models.text import IGNORED
+from blip_recipe.training.texts import MAX_POSITIONS, shorten
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Sequence
@@ -30,7 +32,7 @@ class AnswerCollator:
 
     Questions and answers are tokenised as in the original repository (`models/blip_vqa.py`, `BLIP_VQA.forward`):
     questions start with `[ENC]`, answers with `[DEC]`, and the `[SEP]` of an answer is predicted. The weight of an
-    answer is the share of annotators who gave it (`data/vqa_dataset.py`).
+    answer is the share of annotators who gave it (`data/vqa_dataset.py`), times the `answer_weight` of its row.
 
     Args:
         processor: The image processor and tokenizer, after `use_question_token`.
@@ -50,13 +52,14 @@ class AnswerCollator:
             the device; `image_index` `(questions,)`; `input_ids` and `attention_mask`, each `(questions, question
             tokens)`; and `decoder_input_ids`, `decoder_position_ids`, `labels` and `answer_weights`, each `(questions,
             tokens)`. Positions restart at 0 in each answer. `answer_weights` holds the weight of its answer for each
-            predicted token, and 0 elsewhere.
+            predicted token, and 0 elsewhere. Without answers, the last four are missing.
         """
+        answers = [row["answers"] for row in rows]
         return {
             "row": torch.tensor([row["row"] for row in rows]),
             **self._images(rows),
             **encode_questions(self.processor.tokenizer, [row["question"] for row in rows]),
-            **self._answers([row["answers"] for row in rows]),
+            **({} if None in answers else self._answers(answers, [row.get("answer_weight", 1.0) for row in rows])),
         }
 
     def _images(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
@@ -66,8 +69,11 @@ class AnswerCollator:
         pixels = read_resized(images, self.processor.image_processor)
         return {"pixel_values": pixels, "image_index": torch.tensor(index)}
 
-    def _answers(self, answers: list[list[str]]) -> dict[str, torch.Tensor]:
-        shares = [{answer: count / len(each) for answer, count in Counter(each).items()} for each in answers]
+    def _answers(self, answers: list[list[str]], row_weights: list[float]) -> dict[str, torch.Tensor]:
+        shares = [
+            {answer: row_weight * count / len(each) for answer, count in Counter(each).items()}
+            for each, row_weight in zip(answers, row_weights, strict=True)
+        ]
         texts = list(chain.from_iterable(shares))
         encoded = iter(answer_token_ids(self.processor.tokenizer, texts, self.max_length))
         padding: dict[str, Any] = {
@@ -97,15 +103,25 @@ def encode_questions(tokenizer: PreTrainedTokenizerBase, questions: Sequence[str
     return {"input_ids": encoded.input_ids, "attention_mask": encoded.attention_mask}
 
 
-def encode_answers(
-    tokenizer: PreTrainedTokenizerBase, answers: Sequence[str], max_length: int = MAX_ANSWER_LENGTH
-) -> torch.Tensor:
-    """Tokenise answers to padded token ids `(answers, tokens)`, for `BlipForAnswering.rank`."""
-    ids = [torch.tensor(each) for each in answer_token_ids(tokenizer, answers, max_length)]
+def encode_answers(tokenizer: PreTrainedTokenizerBase, answers: Sequence[str]) -> torch.Tensor:
+    """Tokenise answers to padded token ids `(answers, tokens)`, for `BlipForAnswering.rank`.
+
+    Raises:
+        RecipeError: An answer is longer than BLIP reads.
+    """
+    ids = [torch.tensor(each) for each in answer_token_ids(tokenizer, answers)]
+    for answer, each in zip(answers, ids, strict=True):
+        if len(each) > MAX_POSITIONS:
+            raise RecipeError(
+                f"The list of answers has one of {len(each):,} tokens, {shorten(answer)}: expected at most "
+                f"{MAX_POSITIONS}."
+            )
     return pad_sequence(ids, batch_first=True, padding_value=cast("Any", tokenizer).pad_token_id)
 
 
-def answer_token_ids(tokenizer: PreTrainedTokenizerBase, answers: Sequence[str], max_length: int) -> list[list[int]]:
-    """The token ids of each answer: `[DEC]`, answer, `[SEP]`."""
-    encoded = tokenizer(list(answers), truncation=True, max_length=max_length).input_ids
-    return [[cast("Any", tokenizer).bos_token_id, *each[1:]] for each in encoded]
+def answer_token_ids(
+    tokenizer: PreTrainedTokenizerBase, answers: Sequence[str], max_length: int | None = None
+) -> list[list[int]]:
+    """The token ids of each answer: `[DEC]`, answer, `[SEP]`. They are cut to `max_length`, if it is given."""
+    encoded = tokenizer(list(answers), truncation=max_length is not None, max_length=max_length, verbose=False)
+    return [[cast("Any", tokenizer).bos_token_id, *each[1:]] for each in encoded.input_ids]

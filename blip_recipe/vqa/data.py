@@ -30,7 +30,7 @@ from blip_recipe.training.datasets import resized_pictures
 from blip_recipe.vqa.arguments import VqaDataArguments
 from blip_recipe.vqa.files import is_vqa_folder, read_vqa_files
 from blip_recipe.vqa.questions import Question, scene_questions
-from blip_recipe.vqa.rows import QuestionColumns, join_questions, read_answers
+from blip_recipe.vqa.rows import QuestionColumns, check_weight, join_questions, read_answers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -81,19 +81,22 @@ def load_questions(arguments: VqaDataArguments, split: str, *, max_samples: int 
     Returns:
         Rows of `image`, `{"bytes", "path"}` (`datasets.Image(decode=False)`); `image_id` and `question_id`, those of
         the data (int or str) or row numbers; `question`; and `answers`, one per annotator. Texts are stripped. Rows
-        with the same `image_id` are about one picture. `check_splits` finds rows that cannot be used.
+        with the same `image_id` are about one picture. A split other than `train_split` may have no answers at all;
+        then they are None. `check_splits` finds rows that cannot be used.
 
     Raises:
         RecipeError: There is no such data set, split or column, the split is empty, or a path leads out of its folder.
     """
     where = f"{arguments.dataset_name}, split {split!r},"
+    needs_answers = split == arguments.train_split
     if arguments.dataset_name == SHAPES:
         columns = _read_shapes(split, max_samples)
     elif is_vqa_folder(arguments):
-        columns = read_vqa_files(arguments, split)
+        columns = read_vqa_files(arguments, split, needs_answers=needs_answers)
     else:
         table = load_table(arguments, split, max_samples)
-        columns = _read_columns(table.rows, arguments, where, root=path_root(arguments, table))
+        root = path_root(arguments, table)
+        columns = _read_columns(table.rows, arguments, where, root=root, needs_answers=needs_answers)
     rows = join_questions(columns, where)
     return rows if max_samples is None else rows.select(range(min(max_samples, len(rows))))
 
@@ -119,10 +122,21 @@ def _read_shapes(split: str, max_samples: int | None) -> QuestionColumns:
 
 
 def _read_columns(
-    table: Dataset, arguments: VqaDataArguments, where: str, advice: str = SET_KEY, root: PathRoot | None = None
+    table: Dataset,
+    arguments: VqaDataArguments,
+    where: str,
+    advice: str = SET_KEY,
+    root: PathRoot | None = None,
+    needs_answers: bool = True,
 ) -> QuestionColumns:
     question_column = _choose(table, QUESTION_NAMES, arguments.question_column, "question_column", where, advice)[0]
-    answer_columns = _choose(table, ANSWER_NAMES, arguments.answer_column, "answer_column", where, advice)
+    has_answers = needs_answers or arguments.answer_column or _find_columns(table, ANSWER_NAMES)
+    answer_columns = (
+        _choose(table, ANSWER_NAMES, arguments.answer_column, "answer_column", where, advice) if has_answers else []
+    )
+    if arguments.answer_weight_column is not None:
+        check_column(table.features, arguments.answer_weight_column, "answer_weight_column", where)
+    weights = arguments.answer_weight_column or (WEIGHT if WEIGHT in table.features else None)
     feature = table.features[question_column]
     if not (isinstance(feature, Value) and ("string" in feature.dtype or feature.dtype == "null")):
         raise RecipeError(
@@ -133,9 +147,10 @@ def _read_columns(
     return QuestionColumns(
         _images_of(table, arguments, where, advice, root),
         [question and question.replace(IMAGE_TOKEN, "").strip() for question in table[question_column][:]],
-        _answers_of(table, answer_columns, where),
+        _answers_of(table, answer_columns, where) if answer_columns else [None] * len(table),
         None if image_ids is None else ids_of(table, image_ids, where),
         None if question_ids is None else ids_of(table, question_ids, where),
+        None if weights is None else table[weights][:],
     )
 
 
@@ -172,6 +187,14 @@ def _choose(table: Dataset, known: tuple[str, ...], asked: str | None, key: str,
     if asked is not None:
         check_column(table.features, asked, key, where)
         return [asked]
+    if found := _find_columns(table, known):
+        return found
+    todo = advice.format(key=key, name=known[0], columns=", ".join(table.features))
+    raise RecipeError(f"{where} has none of the columns {', '.join(known)}: {todo}.")
+
+
+def _find_columns(table: Dataset, known: tuple[str, ...]) -> list[str]:
+    """The first of `known` that exists, or its numbered columns."""
     for name in known:
         numbered = re.compile(rf"{name}_?(\d+)", re.IGNORECASE)
         numbers = {each: int(match[1]) for each in table.features if (match := numbered.fullmatch(each))}
@@ -180,8 +203,7 @@ def _choose(table: Dataset, known: tuple[str, ...], asked: str | None, key: str,
         )
         if found:
             return found
-    todo = advice.format(key=key, name=known[0], columns=", ".join(table.features))
-    raise RecipeError(f"{where} has none of the columns {', '.join(known)}: {todo}.")
+    return []
 
 
 def _answers_of(table: Dataset, columns: list[str], where: str) -> list[list[str]]:
@@ -205,7 +227,7 @@ def _name_classes(cell: Any, feature: Any) -> Any:
     return cell
 
 
-def question_rows(dataset: Any, where: str) -> Rows:
+def question_rows(dataset: Any, where: str, *, needs_answers: bool = True) -> Rows:
     """Convert a data set of questions to rows, one per question.
 
     Args:
@@ -213,9 +235,10 @@ def question_rows(dataset: Any, where: str) -> Rows:
             answers in columns with known names. Answers are a text, a number, a class, or a list of texts or structs
             (one per annotator).
         where: The name of the data set in messages.
+        needs_answers: Whether the answers may not be missing altogether.
 
     Returns:
-        Rows of `image`, `image_id`, `question_id`, `question` and `answers`.
+        Rows of `image`, `image_id`, `question_id`, `question`, `answers` and, if the data set has it, `answer_weight`.
 
     Raises:
         RecipeError: It is not a data set, a column is unknown or has an unexpected type, or a row has no question or no
@@ -227,10 +250,11 @@ def question_rows(dataset: Any, where: str) -> Rows:
     if not isinstance(dataset, Dataset):
         item = dataset[0]
         image = choose_image_column(infer_features(item, where), None, where, ADVICE)
+        names = (*COLUMNS, WEIGHT) if WEIGHT in item else COLUMNS
         question, answers = _first(QUESTION_NAMES, item, where), _first(ANSWER_NAMES, item, where)
-        return TorchRows(dataset, where, partial(_read_item, image=image, question=question, answers=answers), COLUMNS)
+        return TorchRows(dataset, where, partial(_read_item, image=image, question=question, answers=answers), names)
     table = dataset.with_format(None)
-    columns = _read_columns(table, VqaDataArguments(dataset_name="."), where, ADVICE)
+    columns = _read_columns(table, VqaDataArguments(dataset_name="."), where, ADVICE, needs_answers=needs_answers)
     texts = zip(columns.questions, columns.answers, strict=True)
     raise_for_faults((validate_question({"question": asked, "answers": said}) for asked, said in texts), where)
     # Joining chosen rows would copy their pictures.
@@ -242,6 +266,8 @@ def _same_texts(table: Dataset, columns: QuestionColumns) -> bool:
 
 
 COLUMNS = ("image", "image_id", "question_id", "question", "answers")
+WEIGHT = "answer_weight"
+"""The column with the weight of a row's answers in the loss, if there is one."""
 
 
 def is_question_rows(dataset: Dataset) -> bool:
@@ -256,15 +282,23 @@ def is_question_rows(dataset: Dataset) -> bool:
 
 
 def validate_question(record: Mapping[str, Any]) -> str | None:
-    """Why the question or the answers of a row cannot be used; None if they can."""
+    """Why the question or the answers of a row cannot be used; None if they can.
+
+    Answers are None in a split without answers.
+    """
     if not (record["question"] or "").strip():
         return "it has no question"
-    if not record["answers"]:
+    if record["answers"] == []:
         return "it has no answer"
-    longest = max(map(len, [record["question"], *record["answers"]]))
+    longest = max(map(len, [record["question"], *(record["answers"] or ())]))
     if longest > MAX_CHARACTERS:
         return f"it has a text of {longest:,} characters: expected at most {MAX_CHARACTERS:,}"
     return None
+
+
+def is_answered(rows: Any) -> bool:
+    """Whether the questions of `question_rows` have answers."""
+    return rows.select_columns(["answers"])[0]["answers"] is not None
 
 
 def _first(known: Sequence[str], item: Mapping[str, Any], where: str) -> str:
@@ -285,6 +319,7 @@ def _read_item(item: Mapping[str, Any], where: str, *, image: str, question: str
             "question_id": item.get("question_id"),
             "question": asked,
             "answers": read_answers(said),
+            **({WEIGHT: check_weight(item[WEIGHT], where)} if WEIGHT in item else {}),
         }
     except TypeError as error:
         raise RecipeError(f"{where}: {answers!r} holds {error}: {EXPECTED_ANSWERS}.") from error
@@ -294,7 +329,7 @@ def _read_item(item: Mapping[str, Any], where: str, *, image: str, question: str
 
 
 class QuestionDataset(PictureDataset):
-    """A data set of `{"row", "image_key", "image", "question", "answers"}`.
+    """A data set of `{"row", "image_key", "image", "question", "answers", "answer_weight"}`.
 
     Args:
         rows: Rows of `question_rows`; they are not changed.
@@ -305,7 +340,8 @@ class QuestionDataset(PictureDataset):
     def __init__(self, rows: Rows, *, normalize: bool, **kwargs: Any) -> None:
         super().__init__(rows, **kwargs)
         self.normalize = normalize
-        self._texts = rows.select_columns(["image_id", "question", "answers"])
+        weights = [WEIGHT] if WEIGHT in rows.column_names else []
+        self._texts = rows.select_columns(["image_id", "question", "answers", *weights])
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         """Row number, picture (uint8 `(3, height, width)`, square if augmented), question and answers.
@@ -318,6 +354,7 @@ class QuestionDataset(PictureDataset):
     def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
         """The rows of a batch. A picture is read once, and augmented for the first of its rows."""
         texts = self._texts[rows]
+        weights = texts.get(WEIGHT, [1.0] * len(rows))
         images: dict[Any, torch.Tensor] = {}
         for row, key in zip(rows, texts["image_id"], strict=True):
             if key not in images:
@@ -330,9 +367,10 @@ class QuestionDataset(PictureDataset):
                 "image": images[key],
                 "question": normalize_question(question) if self.normalize else question,
                 "answers": answers,
+                "answer_weight": weight,
             }
-            for row, key, question, answers in zip(
-                rows, texts["image_id"], texts["question"], texts["answers"], strict=True
+            for row, key, question, answers, weight in zip(
+                rows, texts["image_id"], texts["question"], texts["answers"], weights, strict=True
             )
         ]
 
@@ -345,7 +383,7 @@ def build_dataset(
     Raises:
         RecipeError: A column is unknown, or `image_cache` cannot be written.
     """
-    rows = question_rows(dataset, name)
+    rows = question_rows(dataset, name, needs_answers=training)
     size = processor.image_processor.size["height"]
     return QuestionDataset(
         rows,

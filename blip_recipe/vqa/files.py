@@ -32,7 +32,7 @@ def is_vqa_folder(arguments: VqaDataArguments) -> bool:
     return path.name.endswith(QUESTIONS) if path.is_file() else path.is_dir() and any(path.glob(f"*{QUESTIONS}"))
 
 
-def read_vqa_files(arguments: VqaDataArguments, split: str) -> QuestionColumns:
+def read_vqa_files(arguments: VqaDataArguments, split: str, *, needs_answers: bool = True) -> QuestionColumns:
     """Read the questions of a split, of a slice (`train[:80%]`), or of a sum of these.
 
     A slice counts images, in the order in which the file names them, so all questions about an image stay together.
@@ -43,6 +43,11 @@ def read_vqa_files(arguments: VqaDataArguments, split: str) -> QuestionColumns:
     `image_root/train2014/COCO_train2014_000000000009.jpg` or directly in `image_root`, by default the directory of the
     files. A question can name another file in `image`.
 
+    Args:
+        arguments: The data arguments.
+        split: The split.
+        needs_answers: Whether the file of annotations may not be missing. VQAv2's test questions have none.
+
     Raises:
         RecipeError: There is no such split, a slice is not valid, a file has another format, or a picture is missing.
     """
@@ -52,7 +57,9 @@ def read_vqa_files(arguments: VqaDataArguments, split: str) -> QuestionColumns:
         (path if path.is_file() else _find(path, name.strip()), bracket + bounds) for name, bracket, bounds in asked
     ]
     # Several names of a single file are the same questions.
-    parts = [_read_file(file, arguments, part) for file, part in dict.fromkeys(places)]
+    needs_answers = needs_answers or len(set(places)) > 1
+    parts = [_read_file(file, arguments, part, needs_answers) for file, part in dict.fromkeys(places)]
+    weights = [weight for part in parts for weight in part.answer_weights or ()]
     images: Any = [part.images for part in parts]
     return QuestionColumns(
         images=images[0] if len(images) == 1 else concatenate_datasets(images),
@@ -60,6 +67,7 @@ def read_vqa_files(arguments: VqaDataArguments, split: str) -> QuestionColumns:
         answers=[answers for part in parts for answers in part.answers],
         image_ids=[image_id for part in parts for image_id in part.image_ids or ()],
         question_ids=[question_id for part in parts for question_id in part.question_ids or ()],
+        answer_weights=weights or None,
     )
 
 
@@ -72,33 +80,40 @@ def _find(folder: Path, split: str) -> Path:
     return folder / fitting[0]
 
 
-def _read_file(file: Path, arguments: VqaDataArguments, part: str) -> QuestionColumns:
+def _read_file(file: Path, arguments: VqaDataArguments, part: str, needs_answers: bool) -> QuestionColumns:
     content = load_json(file, EXPECTED)
-    annotations_file = file.with_name(file.name.replace("OpenEnded_", "").replace(QUESTIONS, ANNOTATIONS))
-    if annotations_file == file or not annotations_file.is_file():
-        raise RecipeError(
-            f"{annotations_file.name}, the file of the answers, is missing in the folder of {file}. {EXPECTED}"
-        )
     try:
-        answers = {
-            annotation["question_id"]: read_answers(annotation["answers"])
-            for annotation in load_json(annotations_file, EXPECTED)["annotations"]
-        }
+        answers = _read_annotations(file, needs_answers)
         questions = content["questions"]
         if not all(isinstance(question["question"], (str, type(None))) for question in questions):
             raise ValueError("a question is not a text")
         if part:
             images = choose_images(part, [question["image_id"] for question in questions])
             questions = [question for question in questions if question["image_id"] in images]
+        weight_column: Any = arguments.answer_weight_column
         return QuestionColumns(
             images=_pictures(questions, str(content.get("data_subtype", "")), arguments, file),
             questions=[question["question"] for question in questions],
-            answers=[answers.get(question["question_id"], []) for question in questions],
+            answers=[None if answers is None else answers.get(each["question_id"], []) for each in questions],
             image_ids=[question["image_id"] for question in questions],
             question_ids=[question["question_id"] for question in questions],
+            answer_weights=weight_column and [question[weight_column] for question in questions],
         )
     except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise RecipeError(f"{file} is not as expected ({type(error).__name__}: {error}). {EXPECTED}") from error
+
+
+def _read_annotations(file: Path, needs_answers: bool) -> dict[Any, list[str]] | None:
+    """The answers to the questions of `file` by question id; None if there is no file of annotations."""
+    annotations_file = file.with_name(file.name.replace("OpenEnded_", "").replace(QUESTIONS, ANNOTATIONS))
+    if annotations_file != file and annotations_file.is_file():
+        annotations = load_json(annotations_file, EXPECTED)["annotations"]
+        return {each["question_id"]: read_answers(each["answers"]) for each in annotations}
+    if needs_answers:
+        raise RecipeError(
+            f"{annotations_file.name}, the file of the answers, is missing in the folder of {file}. {EXPECTED}"
+        )
+    return None
 
 
 def choose_images(part: str, image_ids: Iterable[Any]) -> set[Any]:

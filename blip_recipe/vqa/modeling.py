@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
-from torch.nn import functional as F
 from transformers import BlipForQuestionAnswering
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
@@ -19,8 +18,10 @@ from blip_recipe.data.images import open_image
 from blip_recipe.models.attention import SDPA_CLASSES, SdpaTextAttention
 from blip_recipe.models.stock import StockModel
 from blip_recipe.models.text import IGNORED, decode_texts, packed_mask, token_losses
+from blip_recipe.vqa.answer_lists import RANKED_ANSWERS
 from blip_recipe.vqa.collator import encode_questions
 from blip_recipe.vqa.data import normalize_question
+from blip_recipe.vqa.ranking import SMOOTHING, Ranking, rank_answers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -188,59 +189,31 @@ class BlipForAnswering(StockModel, BlipForQuestionAnswering):
         """`[DEC]` as the first token, `(rows, 1)`."""
         return torch.full((rows, 1), cast("Any", self.config.text_config).bos_token_id, device=self.device)
 
-    @torch.no_grad()
     def rank(
         self,
         question_states: torch.Tensor,
         attention_mask: torch.Tensor | None,
         answer_ids: torch.Tensor,
-        top_k: int = 128,
-        label_smoothing: float = 0.0,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rank a list of answers to each question by likelihood, best first.
+        top_k: int = RANKED_ANSWERS,
+        label_smoothing: float = SMOOTHING["smoothed_loss"],
+    ) -> Ranking:
+        """Rank a list of answers to each question, best first.
 
-        As in the original's `rank_answer`, the `top_k` answers with the most likely first token are ranked by the
-        log-likelihood of all their tokens, `[SEP]` included. (The original ranks by its training loss, with a label
-        smoothing of 0.1.)
+        As in the original's `rank_answer`, the `top_k` answers with the most probable first token are ranked by the
+        loss of all their tokens, `[SEP]` included, with a label smoothing of 0.1. Without label smoothing, they are
+        ranked by likelihood.
 
         Args:
             question_states: `(questions, question tokens, width)`, from `encode_questions`.
             attention_mask: `(questions, question tokens)`, 0 on padding.
-            answer_ids: `(answers, tokens)`, each `[DEC]`, answer, `[SEP]`, padding.
+            answer_ids: `(answers, tokens)`, each `[DEC]`, answer, `[SEP]`, padding, from `encode_answers`.
             top_k: The number of answers to rank.
-            label_smoothing: Label smoothing.
+            label_smoothing: Label smoothing of the loss.
 
         Returns:
-            Row numbers of `answer_ids` and their log-likelihoods, each `(questions, min(top_k, answers))`.
+            Row numbers of `answer_ids`, losses and log-likelihoods, each `(questions, min(top_k, answers))`.
         """
-        questions, top_k = len(question_states), min(top_k, len(answer_ids))
-        first = self._answer_logits(self._start(questions), question_states, attention_mask)[:, 0]
-        candidates = first.log_softmax(1)[:, answer_ids[:, 1]].topk(top_k).indices
-        ids = answer_ids[candidates.flatten()]
-        logits = self._answer_logits(
-            ids,
-            question_states.repeat_interleave(top_k, 0),
-            None if attention_mask is None else attention_mask.repeat_interleave(top_k, 0),
-        )
-        targets = ids.masked_fill(ids == cast("Any", self.config.text_config).pad_token_id, IGNORED)[:, 1:]
-        losses = F.cross_entropy(
-            logits[:, :-1].flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=label_smoothing
-        )
-        likelihoods, order = (-losses.view(questions, top_k, -1).sum(2)).sort(descending=True, stable=True)
-        return candidates.gather(1, order), likelihoods
-
-    def _answer_logits(
-        self, answer_ids: torch.Tensor, question_states: torch.Tensor, attention_mask: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Logits `(rows, tokens, vocabulary)` in float32. The causal mask hides the padding after an answer."""
-        states = self.text_decoder.bert(
-            input_ids=answer_ids,
-            encoder_hidden_states=question_states,
-            encoder_attention_mask=attention_mask,
-            use_cache=False,
-            is_decoder=True,
-        ).last_hidden_state
-        return self.text_decoder.cls(states).float()
+        return rank_answers(self.text_decoder, question_states, attention_mask, answer_ids, top_k, label_smoothing)
 
 
 def answer_row(model: Any, processor: BlipProcessor, row: Mapping[str, Any], settings: DecodingSettings) -> str:

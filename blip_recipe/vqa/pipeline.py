@@ -20,16 +20,15 @@ from blip_recipe.models.pipeline import (
     split_hub_arguments,
 )
 from blip_recipe.models.text import decode_texts
+from blip_recipe.vqa.answer_lists import RANK_BY, RANKED_ANSWERS, RankBy
 from blip_recipe.vqa.collator import encode_answers, encode_questions
 from blip_recipe.vqa.data import normalize_question
 from blip_recipe.vqa.modeling import BlipForAnswering
+from blip_recipe.vqa.ranking import SMOOTHING, Ranking
 from blip_recipe.vqa.tokens import use_question_token
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-RANKED_ANSWERS = 128
-"""Number of given answers whose full likelihood is computed (`k_test` in the original's `configs/vqa.yaml`)."""
 
 
 class VisualQuestionAnsweringPipeline(BlipPipeline, Pipeline):
@@ -37,11 +36,15 @@ class VisualQuestionAnsweringPipeline(BlipPipeline, Pipeline):
 
     As in transformers 4, takes `image` and `question`, each of which can be a list (every question is then asked about
     every picture); or a single argument `{"image", "question"}`, or a list, generator or data set of these. A question
-    gives `[{"answer": ...}]`. With `answers`, it gives the `top_k` most likely of them with their `log_likelihood`.
+    gives `[{"answer": ...}]`. With `answers`, it gives the `top_k` best of them with their `loss` and `log_likelihood`.
 
     Args of the constructor or of a call (a call takes precedence):
         answers: Texts to choose from, instead of generated answers.
         top_k: Number of chosen answers to return (default 1).
+        rank_top_k: Compare only this number of `answers` in full, those with the most probable first token (default
+            128, as in the original).
+        rank_by: `"smoothed_loss"`, BLIP's loss with a label smoothing of 0.1, as in the original (default), or
+            `"likelihood"`.
         max_new_tokens, num_beams, ..., or a dictionary of them as `generate_kwargs`: Decoding arguments; by default
             those of the recipe.
         timeout: Seconds to wait for a URL (default 30).
@@ -85,6 +88,8 @@ class VisualQuestionAnsweringPipeline(BlipPipeline, Pipeline):
         timeout: float | None = None,
         answers: Sequence[str] | None = None,
         top_k: int | None = None,
+        rank_top_k: int | None = None,
+        rank_by: RankBy | None = None,
         max_new_tokens: int | None = None,
         generate_kwargs: dict[str, Any] | None = None,
         **decoding: Any,
@@ -92,9 +97,15 @@ class VisualQuestionAnsweringPipeline(BlipPipeline, Pipeline):
         forward = self.decoding_parameters(decoding, max_new_tokens, generate_kwargs)
         if answers is not None and (isinstance(answers, str) or not answers):
             raise ValueError("`answers` is a text or empty: expected a list of texts to choose from.")
-        choice = {} if answers is None else {"answers": list(answers)}
+        if rank_by is not None and rank_by not in RANK_BY:
+            raise ValueError(f"`rank_by` is {rank_by!r}: expected one of {', '.join(RANK_BY)}.")
+        if answers is not None:
+            forward["answer_ids"] = encode_answers(self.tokenizer, list(answers))
+        forward |= {} if rank_top_k is None else {"rank_top_k": rank_top_k}
+        forward |= {} if rank_by is None else {"rank_by": rank_by}
+        postprocess = {} if answers is None else {"answers": list(answers)}
         preprocess = {} if timeout is None else {"timeout": timeout}
-        return preprocess, forward | choice, choice | ({} if top_k is None else {"top_k": top_k})
+        return preprocess, forward, postprocess | ({} if top_k is None else {"top_k": top_k})
 
     def preprocess(  # type: ignore[override]
         self, inputs: Mapping[str, Any], timeout: float | None = None
@@ -109,37 +120,43 @@ class VisualQuestionAnsweringPipeline(BlipPipeline, Pipeline):
         }
 
     def _forward(  # type: ignore[override]
-        self, model_inputs: dict[str, torch.Tensor], answers: list[str] | None = None, **decoding: Any
+        self,
+        model_inputs: dict[str, torch.Tensor],
+        answer_ids: torch.Tensor | None = None,
+        rank_top_k: int = RANKED_ANSWERS,
+        rank_by: RankBy = "smoothed_loss",
+        **decoding: Any,
     ) -> dict[str, Any]:
-        """Generate answers, or rank `answers`.
+        """Generate answers, or rank those of `answer_ids`.
 
         `pixel_values` of one row are encoded once for all questions.
 
         Returns:
-            `token_ids` `(questions, sequences, tokens)`. With `answers`: `rows` of `answers`, best first, and their
+            `token_ids` `(questions, sequences, tokens)`. With `answer_ids`: `rows` of them, best first, `losses` and
             `log_likelihoods`, each `(questions, ranked answers)`.
         """
         questions = {name: model_inputs[name] for name in ("input_ids", "attention_mask")}
         model: Any = self.model
         embeds = model.vision_model(model_inputs["pixel_values"].to(model.dtype)).last_hidden_state
         states = model.encode_questions(embeds.expand(len(questions["input_ids"]), -1, -1), **questions)
-        if answers is None:
+        if answer_ids is None:
             arguments = decoding_arguments(self.settings, decoding)
             token_ids = model.generate(**questions, question_states=states, **arguments)
             return {"token_ids": token_ids.view(len(states), -1, token_ids.shape[-1])}
-        answer_ids = encode_answers(self.tokenizer, answers).to(states.device)
-        rows, likelihoods = model.rank(states, questions["attention_mask"], answer_ids, top_k=RANKED_ANSWERS)
-        return {"rows": rows, "log_likelihoods": likelihoods}
+        mask, answer_ids = questions["attention_mask"], answer_ids.to(states.device)
+        return model.rank(states, mask, answer_ids, rank_top_k, SMOOTHING[rank_by])._asdict()
 
     def postprocess(  # type: ignore[override]
         self, model_outputs: dict[str, torch.Tensor], answers: list[str] | None = None, top_k: int = 1
     ) -> list[dict[str, Any]]:
-        """`{"answer"}` for each generated sequence, or the `top_k` best of `answers` with their `log_likelihood`."""
+        """`{"answer"}` for each generated sequence, or the `top_k` best of `answers` with loss and `log_likelihood`."""
         if answers is None:
             return [{"answer": answer} for answer in decode_texts(self.tokenizer, model_outputs["token_ids"][0])]
-        rows, likelihoods = model_outputs["rows"][0].tolist(), model_outputs["log_likelihoods"][0].tolist()
-        ranked = zip(rows[:top_k], likelihoods[:top_k], strict=True)
-        return [{"answer": answers[row], "log_likelihood": likelihood} for row, likelihood in ranked]
+        best = (model_outputs[name][0, :top_k].tolist() for name in Ranking._fields)
+        return [
+            {"answer": answers[row], "loss": loss, "log_likelihood": likelihood}
+            for row, loss, likelihood in zip(*best, strict=True)
+        ]
 
     def ask(self, image: Any, questions: Sequence[str], top_k: int = 1) -> list[list[dict[str, Any]]]:
         """Answer several questions about one picture, which is opened and encoded once."""
@@ -157,7 +174,7 @@ def answer_pipeline(model: str | Path, **arguments: Any) -> VisualQuestionAnswer
         model (`str` or `Path`): Directory or Hub id of a model trained here, or of any `BlipForQuestionAnswering`.
         revision, token, device, dtype, quantization, allow_pickle, trust_remote_code, local_files_only: As in
             [`caption_pipeline`].
-        arguments: Arguments of the pipeline: `answers`, `batch_size`, `num_beams`, ...
+        arguments: Arguments of the pipeline: `answers`, `rank_by`, `batch_size`, `num_beams`, ...
 
     Returns:
         A pipeline that takes `image` and `question`, and gives `[{"answer": ...}]`.

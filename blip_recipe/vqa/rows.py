@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -35,19 +36,23 @@ class QuestionColumns:
     Args:
         images: A table with the column `image`, not decoded (`datasets.Image(decode=False)`).
         questions: The questions.
-        answers: The answers of each question's annotators.
+        answers: The answers of each question's annotators; None for all questions of a split without answers.
         image_ids, question_ids: The ids of each row; None if the source has none.
+        answer_weights: The weight of each row's answers in the loss; None if the source has none.
     """
 
     images: Dataset
     questions: Sequence[str | None]
-    answers: list[list[str]]
+    answers: Sequence[list[str] | None]
     image_ids: Sequence[int | str] | None = None
     question_ids: Sequence[int | str] | None = None
+    answer_weights: Sequence[float] | None = None
 
 
 def join_questions(columns: QuestionColumns, where: str) -> Dataset:
     """Join columns into rows of `image`, `image_id`, `question_id`, `question` and `answers`, without copying pictures.
+
+    Rows have `answer_weight` too, if the source has weights.
 
     Without image ids, questions about the same picture have the number of that picture; question ids are row numbers.
 
@@ -75,7 +80,22 @@ def join_questions(columns: QuestionColumns, where: str) -> Dataset:
             }
         ),
     )
+    if columns.answer_weights is not None:
+        weights = [check_weight(weight, f"{where} row {row}") for row, weight in enumerate(columns.answer_weights)]
+        facts = facts.add_column("answer_weight", weights)
     return concatenate_datasets([columns.images, facts], axis=1)
+
+
+def check_weight(weight: Any, where: str) -> float:
+    """The weight of a row's answers in the loss.
+
+    Raises:
+        RecipeError: It is not a number of at least 0.
+    """
+    is_number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+    if not (is_number and math.isfinite(weight) and weight >= 0):
+        raise RecipeError(f"{where}: the weight of the answers is {weight!r}: expected a number of at least 0.")
+    return float(weight)
 
 
 def read_answers(cell: Any) -> list[str]:

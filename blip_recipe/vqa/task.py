@@ -6,7 +6,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from blip_recipe.training.task import Task
-from blip_recipe.vqa.data import load_questions, normalize_question, validate_question
+from blip_recipe.vqa.data import is_answered, load_questions, normalize_question, validate_question
 from blip_recipe.vqa.questions import questions_vocabulary
 from blip_recipe.vqa.tiny import build_tiny_answerer
 from blip_recipe.vqa.trainer import VqaTrainer
@@ -34,6 +34,10 @@ class Answering(Task):
     def validate_row(self, record: Mapping[str, Any]) -> str | None:
         """Check that a row has a question and answers, and that none is too long."""
         return validate_question(record)
+
+    def has_references(self, rows: Dataset) -> bool:
+        """Whether the questions have answers."""
+        return is_answered(rows)
 
     def vocabulary_texts(self, rows: Dataset, arguments: BlipArguments, *, drawn: bool) -> Iterable[str]:
         """Questions and answers; with `drawn`, all words of drawn scenes."""

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.nn import functional as F
 from torch.utils.data import Sampler
 
 from blip_recipe.card.facts import TaskWords
+from blip_recipe.data.storage import write_atomically
 from blip_recipe.models.decoding import DecodingSettings
 from blip_recipe.models.text import decode_texts
 from blip_recipe.training.texts import TokenizedTexts, describe_cut_tokens, describe_words, scored_texts, texts_of
 from blip_recipe.training.trainer import BlipTrainer
-from blip_recipe.vqa.collator import AnswerCollator
-from blip_recipe.vqa.data import build_dataset, normalize_question
+from blip_recipe.vqa.answer_lists import ANSWER_LIST_FILE, FROM_TRAINING
+from blip_recipe.vqa.checks import answers_of_training, check_answered
+from blip_recipe.vqa.collator import AnswerCollator, encode_answers
+from blip_recipe.vqa.data import build_dataset, is_answered, normalize_question
 from blip_recipe.vqa.metrics import is_exact_match, vqa_accuracy
 from blip_recipe.vqa.modeling import BlipForAnswering, answer_row
+from blip_recipe.vqa.ranking import SMOOTHING
+from blip_recipe.vqa.results import RESULT_FILE, write_results
 from blip_recipe.vqa.tokens import use_question_token
 from blip_recipe.vqa.training_arguments import VqaTrainingArguments
 
@@ -119,6 +126,11 @@ class VqaTrainer(BlipTrainer):
         use_question_token(self.processor.tokenizer, model.config.text_config.bos_token_id)
         return model
 
+    def prepare_task(self) -> None:
+        """Tokenise the answers to rank, once."""
+        answers = self.args.answers
+        self.answer_ids = None if answers is None else encode_answers(self.processor.tokenizer, answers)
+
     def build_dataset(self, dataset: Any, args: Any, *, training: bool, name: str) -> Any:
         """Convert a data set to a `QuestionDataset`."""
         return build_dataset(dataset, args, self.processor, training=training, name=name)
@@ -127,7 +139,16 @@ class VqaTrainer(BlipTrainer):
     def look_at_texts(
         cls, args: Any, tokenizer: PreTrainedTokenizerBase, train: Any, scored: Any, positions: int
     ) -> list[str]:
-        """Look at the words of questions and answers, and at the lengths of training answers."""
+        """Look at the words of questions and answers, and at the lengths of training answers.
+
+        With `answer_list` "train", `args.answers` become the frequent answers of the training questions.
+
+        Raises:
+            RecipeError: There are no answers to train on, to choose a checkpoint by, or to make a list of.
+        """
+        check_answered(args, train, scored)
+        if args.answer_list == FROM_TRAINING:
+            args.answers = answers_of_training(args, train)
         asked = chain(texts_of(train, "question"), scored_texts(scored, "question"))
         questions = TokenizedTexts.read(map(normalize_question, asked) if args.normalize_captions else asked, tokenizer)
         answers = TokenizedTexts.read(texts_of(train, "answers"), tokenizer)
@@ -178,18 +199,56 @@ class VqaTrainer(BlipTrainer):
 
     def prediction_step(  # type: ignore[override]
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any
-    ) -> tuple[None, torch.Tensor, tuple[torch.Tensor, torch.Tensor]]:
-        """Generate answers from picture and question, and compute the loss of each question.
+    ) -> tuple[None, torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Generate answers from picture and question, or rank a list, and compute the loss of each question.
 
         Returns:
-            No loss, as Trainer would average batch means; token ids `(questions, generation_max_length)`; and row
-            numbers and losses, each `(questions,)`.
+            No loss, as Trainer would average batch means; token ids `(questions, tokens)`; and row numbers and losses,
+            each `(questions,)`. Losses of questions without answers are NaN. With a list of answers, also the number of
+            the best one, `(questions,)`.
         """
         inputs = self._prepare_inputs(inputs)
+        rows = inputs["row"]
         with torch.no_grad(), self.accelerator.autocast():
-            outputs = self._run(model, inputs)
-            token_ids = self.answer(inputs, outputs.question_states)
-        return None, token_ids, (inputs["row"], question_losses(outputs.token_losses, inputs["answer_weights"]))
+            if "labels" in inputs:
+                outputs = self._run(model, inputs)
+                states = outputs.question_states
+                losses = question_losses(outputs.token_losses, inputs["answer_weights"])
+            else:
+                states, losses = self._encode(inputs), torch.full(rows.shape, torch.nan, device=rows.device)
+            if self.answer_ids is None:
+                return None, self.answer(inputs, states), (rows, losses)
+            best = self.rank(inputs, states)
+        return None, self.answer_ids.to(best.device)[best], (rows, losses, best)
+
+    def _encode(self, inputs: dict[str, Any]) -> torch.Tensor:
+        """Encode questions without answers."""
+        embeds = self.plain_model.vision_model(pixel_values=inputs["pixel_values"]).last_hidden_state
+        questions = {name: inputs[name] for name in ("input_ids", "attention_mask", "image_index")}
+        return self.plain_model.encode_questions(embeds, **questions)
+
+    def rank(self, inputs: dict[str, Any], question_states: torch.Tensor) -> torch.Tensor:
+        """The number of the best answer of the list to each question, `(questions,)`."""
+        answer_ids = cast("torch.Tensor", self.answer_ids).to(question_states.device)
+        how = self.args.rank_top_k, SMOOTHING[self.args.rank_by]
+        return self.plain_model.rank(question_states, inputs["attention_mask"], answer_ids, *how).rows[:, 0]
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Like the base trainer's; the answers to questions that cannot be scored go to `vqa_result.json`."""
+        output = super().evaluation_loop(*args, **kwargs)
+        if self.is_world_process_zero() and not is_answered(self.scored_dataset.rows):
+            write_results(self.output_dir / RESULT_FILE, self.predictions)
+        return output
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Like the base trainer's, with the list of answers that are ranked."""
+        super().save_model(output_dir, _internal_call)
+        file = Path(output_dir or self.output_dir) / ANSWER_LIST_FILE
+        if self.args.should_save and not _internal_call:
+            if self.args.answers is None:
+                file.unlink(missing_ok=True)
+            else:
+                write_atomically(file, json.dumps(self.args.answers, ensure_ascii=False).encode())
 
     def answer(self, inputs: dict[str, Any], question_states: torch.Tensor) -> torch.Tensor:
         """Generate answers as padded token ids `(questions, generation_max_length)`.
@@ -208,28 +267,33 @@ class VqaTrainer(BlipTrainer):
         return F.pad(token_ids, (0, padding), value=self.processor.tokenizer.pad_token_id)
 
     def score_on_this_process(self, prediction: EvalPrediction) -> dict[str, float]:
-        """The mean loss per question, and the mean scores of the answers.
+        """The mean loss per question, and the mean scores of the answers; nothing without the annotators' answers.
 
         Fills `predictions` with one record per question: `image_id`, `question_id`, `question`, `answer`, `answers`,
         `scores`.
         """
-        rows, losses = prediction.label_ids  # type: ignore[misc]
+        rows, losses, *best = prediction.label_ids  # type: ignore[misc]
         columns = ["image_id", "question_id", "question", "answers"]
         questions = self.scored_dataset.rows.select_columns(columns)[rows.tolist()]
-        answers = decode_texts(self.processor.tokenizer, prediction.predictions)  # type: ignore[arg-type]
+        if best:
+            answers = [cast("list[str]", self.args.answers)[number] for number in best[0].tolist()]
+        else:
+            answers = decode_texts(self.processor.tokenizer, prediction.predictions)  # type: ignore[arg-type]
         self.predictions = [
             {
                 "image_id": image_id,
                 "question_id": question_id,
                 "question": question,
                 "answer": answer,
-                "answers": given,
-                "scores": {name: SCORES[name](answer, given) for name in self.args.metrics},
+                "answers": given or [],
+                "scores": {name: SCORES[name](answer, given) for name in self.args.metrics} if given else {},
             }
             for image_id, question_id, question, given, answer in zip(
                 *(questions[column] for column in columns), answers, strict=True
             )
         ]
+        if not is_answered(self.scored_dataset.rows):
+            return {}
         means = {
             name: sum(each["scores"][name] for each in self.predictions) / len(self.predictions)
             for name in self.args.metrics
@@ -247,11 +311,15 @@ class VqaTrainer(BlipTrainer):
 
     @classmethod
     def describe_settings(cls, args: Any, images: int, texts_per_image: float) -> dict[str, str]:
-        """The number of question-answer pairs per step and the label smoothing."""
-        return {
+        """The number of question-answer pairs per step, the label smoothing, and how answers of a list are ranked."""
+        settings = {
             "question-answer pairs per step": f"about {images * texts_per_image:,.0f}",
             "label smoothing": f"{args.label_smoothing_factor:g}",
         }
+        if args.answers is None:
+            return settings
+        how = f"ranked by {args.rank_by.replace('_', ' ')}, {args.rank_top_k:,} of {len(args.answers):,} in full"
+        return settings | {"scored answers": how}
 
     @classmethod
     def to_display(cls, prediction: Mapping[str, Any]) -> Mapping[str, Any]:

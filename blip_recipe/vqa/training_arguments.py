@@ -18,6 +18,13 @@ class VqaTrainingArguments(VqaArguments, BlipTrainingArguments):  # type: ignore
         output_dir (`str`): Directory of checkpoints, model, card and scores.
         group_questions (`bool`, defaults to `False`): Whether to put the questions about an image in the same batch, so
             that it is read and encoded once.
+        answer_list (`str`, *optional*): Score the best answer of a list instead of free answers: a file (one answer a
+            line, or a JSON list), or `"train"` for the frequent answers of the training questions.
+        answer_min_questions (`int`, defaults to 9): Number of training questions whose most frequent answer one of
+            `answer_list="train"` is.
+        rank_top_k (`int`, defaults to 128): Number of answers of `answer_list` that are compared in full.
+        rank_by (`str`, defaults to `"smoothed_loss"`): `"smoothed_loss"` (BLIP's loss with label smoothing) or
+            `"likelihood"`.
         max_caption_length (`int`, defaults to 40): Maximum answer length in tokens.
         normalize_captions (`bool`, defaults to `True`): Whether to clean questions as the original does.
         augmentation (`str`, defaults to `"blip"`): `"blip"` (random crop, flip and RandAugment) or `"none"`.
