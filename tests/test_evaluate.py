@@ -53,6 +53,8 @@ def test_loss_and_greedy_captions_are_the_original_codes(
     expected = parity["expected"]
     assert results["eval_loss"] == pytest.approx(expected["eval_loss"], abs=1e-5)
     assert [captions[image_id] for image_id in expected["image_ids"]] == expected["captions_greedy"]
+    results = json.loads((tmp_path / "captions_result.json").read_text(encoding="utf-8"))
+    assert results == [{"image_id": image_id, "caption": caption} for image_id, caption in captions.items()]
 
 
 def test_beam_captions_are_those_of_todays_library(parity: dict[str, Any], tmp_path: Path) -> None:

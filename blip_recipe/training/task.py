@@ -60,6 +60,13 @@ class Task(ABC):
         """Whether a split can be scored; without references, only its texts are written."""
         return True
 
+    def prepare_scoring(self, data: Any, training: Any) -> None:  # noqa: B027 - most tasks need nothing
+        """Read what scores need besides the scored split, for an evaluation without training.
+
+        Raises:
+            RecipeError: It cannot be read.
+        """
+
     @abstractmethod
     def vocabulary_texts(self, rows: Dataset, arguments: BlipArguments, *, drawn: bool) -> Iterable[str]:
         """Texts for the vocabulary of a new tokenizer: those of `rows`, or of all possible scenes if `drawn`."""

@@ -142,12 +142,13 @@ def _read_columns(
         raise RecipeError(
             f"{where} column {question_column!r} holds {feature}: expected one question per row, as text."
         )
+    answers = _answers_of(table, answer_columns, where) if answer_columns else []
     image_ids = arguments.image_id_column or ("image_id" if "image_id" in table.features else None)
     question_ids = "question_id" if "question_id" in table.features else None
     return QuestionColumns(
         _images_of(table, arguments, where, advice, root),
         [question and question.replace(IMAGE_TOKEN, "").strip() for question in table[question_column][:]],
-        _answers_of(table, answer_columns, where) if answer_columns else [None] * len(table),
+        answers if needs_answers or any(answers) else [None] * len(table),
         None if image_ids is None else ids_of(table, image_ids, where),
         None if question_ids is None else ids_of(table, question_ids, where),
         None if weights is None else table[weights][:],

@@ -58,8 +58,8 @@ def rank_answers(
     """Rank answers to each question by the decoder's loss.
 
     The `top_k` answers whose first token is most probable are chosen. Where several answers with the same first token
-    are the last, `torch.topk` decides between them, as in the original. The chosen answers are ranked by the sum of their
-    tokens' losses, `[SEP]` included.
+    are the last, `torch.topk` decides between them, as in the original. They are ranked by the sum of their tokens'
+    losses, `[SEP]` included.
 
     Answers are packed in one row per question, as in training, so the decoder reads the question once for all of them.
 

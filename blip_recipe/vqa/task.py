@@ -5,7 +5,10 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from blip_recipe.data.load import load_role
 from blip_recipe.training.task import Task
+from blip_recipe.vqa.answer_lists import FROM_TRAINING
+from blip_recipe.vqa.checks import answers_of_training
 from blip_recipe.vqa.data import is_answered, load_questions, normalize_question, validate_question
 from blip_recipe.vqa.questions import questions_vocabulary
 from blip_recipe.vqa.tiny import build_tiny_answerer
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import BlipProcessor
 
     from blip_recipe.training.arguments import BlipArguments
-    from blip_recipe.vqa.arguments import VqaDataArguments
+    from blip_recipe.vqa.arguments import VqaArguments, VqaDataArguments
     from blip_recipe.vqa.modeling import BlipForAnswering
 
 
@@ -38,6 +41,11 @@ class Answering(Task):
     def has_references(self, rows: Dataset) -> bool:
         """Whether the questions have answers."""
         return is_answered(rows)
+
+    def prepare_scoring(self, data: VqaDataArguments, training: VqaArguments) -> None:
+        """Make the list of answers of the training questions, if it is asked for."""
+        if training.answer_list == FROM_TRAINING:
+            training.answers = answers_of_training(training, load_role(data, "train", self.load_split))
 
     def vocabulary_texts(self, rows: Dataset, arguments: BlipArguments, *, drawn: bool) -> Iterable[str]:
         """Questions and answers; with `drawn`, all words of drawn scenes."""

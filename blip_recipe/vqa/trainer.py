@@ -147,7 +147,7 @@ class VqaTrainer(BlipTrainer):
             RecipeError: There are no answers to train on, to choose a checkpoint by, or to make a list of.
         """
         check_answered(args, train, scored)
-        if args.answer_list == FROM_TRAINING:
+        if args.answer_list == FROM_TRAINING and args.answers is None:
             args.answers = answers_of_training(args, train)
         asked = chain(texts_of(train, "question"), scored_texts(scored, "question"))
         questions = TokenizedTexts.read(map(normalize_question, asked) if args.normalize_captions else asked, tokenizer)

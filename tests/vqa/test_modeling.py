@@ -188,14 +188,15 @@ def test_answers_of_a_padded_batch_are_the_stock_answers_one_by_one(
 
 
 @ATTENTIONS
-def test_ranking_is_by_likelihood(answerer: tuple[Path, BlipProcessor], attention: str) -> None:
+def test_ranking_without_smoothing_is_by_likelihood(answerer: tuple[Path, BlipProcessor], attention: str) -> None:
     directory, processor = answerer
     model, inputs = load(directory, attention), batch(processor)
     candidates = ["red", "red cat", "blue", "a blue dog", "two", "yes", "no"]
     answer_ids = encode_answers(processor.tokenizer, candidates)
     embeds = model.vision_model(inputs["pixel_values"]).last_hidden_state
     states = model.encode_questions(embeds, inputs["input_ids"], inputs["attention_mask"])
-    rows, likelihoods = model.rank(states, inputs["attention_mask"], answer_ids)
+    rows, losses, likelihoods = model.rank(states, inputs["attention_mask"], answer_ids, label_smoothing=0)
+    torch.testing.assert_close(losses, -likelihoods)
     assert rows.shape == likelihoods.shape == (len(QUESTIONS), len(candidates))
     for question, (order, ranked) in enumerate(zip(rows.tolist(), likelihoods.tolist(), strict=True)):
         by_hand = [likelihood(model, processor, inputs, question, candidate) for candidate in candidates]
@@ -224,7 +225,7 @@ def test_only_answers_of_the_most_likely_first_tokens_are_compared(answerer: tup
     answer_ids = encode_answers(processor.tokenizer, candidates)
     embeds = model.vision_model(inputs["pixel_values"]).last_hidden_state
     states = model.encode_questions(embeds, inputs["input_ids"], inputs["attention_mask"])
-    rows, _ = model.rank(states, inputs["attention_mask"], answer_ids, top_k=2)
+    rows = model.rank(states, inputs["attention_mask"], answer_ids, top_k=2).rows
     for question, found in enumerate(rows.tolist()):
         start = torch.tensor([[processor.tokenizer.bos_token_id]])
         words = int(inputs["attention_mask"][question].sum())

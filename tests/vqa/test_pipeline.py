@@ -93,16 +93,22 @@ def test_questions_are_cleaned_as_in_training(answerer: Path, pictures: list[str
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_answers_of_a_list_are_ranked(answerer: Path, pictures: list[str], batch_size: int) -> None:
+@pytest.mark.parametrize(("rank_by", "sign"), [("smoothed_loss", 1), ("likelihood", -1)])
+def test_answers_of_a_list_are_ranked(
+    answerer: Path, pictures: list[str], batch_size: int, rank_by: str, sign: int
+) -> None:
     pipe = blip_recipe.answer_pipeline(answerer, device="cpu")
     pairs = [{"image": pictures[0], "question": question} for question in QUESTIONS]
-    ranked = pipe(pairs, answers=CHOICE, top_k=len(CHOICE), batch_size=batch_size)
+    ranked = pipe(pairs, answers=CHOICE, top_k=len(CHOICE), batch_size=batch_size, rank_by=rank_by)
     for each in ranked:
         assert sorted(found["answer"] for found in each) == sorted(CHOICE)
-        likelihoods = [found["log_likelihood"] for found in each]
-        assert likelihoods == sorted(likelihoods, reverse=True)
-    best = pipe(pairs, answers=CHOICE)
+        name = "loss" if rank_by == "smoothed_loss" else "log_likelihood"
+        values = [sign * found[name] for found in each]
+        assert values == sorted(values)
+    best = pipe(pairs, answers=CHOICE, rank_by=rank_by)
     assert [each[0] for each in best] == [pytest.approx(each[0]) for each in ranked]
+    few = pipe(pairs, answers=CHOICE, top_k=len(CHOICE), rank_top_k=2, rank_by=rank_by)
+    assert [len(each) for each in few] == [2] * len(pairs)
 
 
 @pytest.mark.parametrize(
@@ -188,6 +194,8 @@ def test_what_is_missing_or_wrong_is_said(answerer: Path, pictures: list[str], t
         pipe({"image": pictures[0]})
     with pytest.raises(ValueError, match="expected a list of texts"):
         pipe(pictures[0], "what is it", answers="yes")
+    with pytest.raises(ValueError, match="`rank_by` is 'loss': expected one of smoothed_loss, likelihood"):
+        pipe(pictures[0], "what is it", answers=["yes"], rank_by="loss")
     with pytest.raises(ValueError, match="num_beams given twice"):
         pipe(pictures[0], "what is it", num_beams=1, generate_kwargs={"num_beams": 2})
     with pytest.raises(RecipeError, match="expected a question answerer"):
@@ -249,17 +257,20 @@ def test_the_command_answers_with_a_line_a_question(
     (tmp_path / "answers.txt").write_text("red\n\nyes\nred\n no \n", encoding="utf-8")
     done = run_checked(
         *("blip_recipe.answer", answerer, pictures[1], QUESTIONS[0], "--device", "cpu"),
-        *("--answers", tmp_path / "answers.txt", "--top_k", "5"),
+        *("--answers", tmp_path / "answers.txt", "--top_k", "5", "--rank_by", "likelihood"),
     )
     (row,) = [json.loads(line) for line in done.stdout.splitlines()]
     assert row["answer"] == row["ranked"][0]["answer"]
     assert sorted(each["answer"] for each in row["ranked"]) == ["no", "red", "yes"]
+    likelihoods = [each["log_likelihood"] for each in row["ranked"]]
+    assert likelihoods == sorted(likelihoods, reverse=True)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--top_k", "2"], "--answers"),
+        (["--rank_by", "likelihood"], "--rank_by ranks the answers of a list"),
         (["--answers", "missing.txt"], "missing.txt cannot be read"),
         (["--answers", "empty.txt"], "is empty"),
         (["--answers", "other.json"], "expected a JSON list of texts"),

@@ -15,10 +15,13 @@ from blip_recipe.errors import RecipeError
 from blip_recipe.evaluate import main
 from blip_recipe.vqa import ranking
 from blip_recipe.vqa.answer_lists import frequent_answers
-from blip_recipe.vqa.arguments import VqaArguments
+from blip_recipe.vqa.arguments import VqaArguments, VqaDataArguments
 from blip_recipe.vqa.collator import encode_answers, encode_questions
+from blip_recipe.vqa.data import load_questions
 from blip_recipe.vqa.modeling import BlipForAnswering
 from blip_recipe.vqa.tiny import build_tiny_answerer
+from blip_recipe.vqa.trainer import VqaTrainer
+from blip_recipe.vqa.training_arguments import VqaTrainingArguments
 
 CANDIDATES = ["red", "red cat", "", "blue", "a blue dog", "two", "yes", "no", "a small red cat"]
 
@@ -132,7 +135,7 @@ def test_the_answers_of_the_training_questions_are_ranked_and_saved(tmp_path: Pa
     main(
         [
             *("--model", str(run), "--dataset_name", "shapes", "--eval_split", "test", "--max_eval_samples", "30"),
-            *("--dataloader_num_workers", "0", "--output_dir", str(again)),
+            *("--dataloader_num_workers", "0", "--metrics", "vqa_accuracy", "exact_match", "--output_dir", str(again)),
         ]
     )
     assert read_lines(again / "predictions.jsonl") == predictions
@@ -145,15 +148,33 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--rank_top_k", "5"], "rank_top_k is 5, but answer_list is null"),
-        (["--answer_list", "train"], "there are no training questions: name a file of answers"),
-    ],
-)
-def test_evaluate_refuses_ranking_without_a_list(tmp_path: Path, options: list[str], message: str) -> None:
+def test_evaluate_refuses_ranking_without_a_list(tmp_path: Path) -> None:
     model = save_answerer(tmp_path / "model", task="vqa")
     data = ["--dataset_name", "shapes", "--eval_split", "test", "--max_eval_samples", "3", "--output_dir", "out"]
+    with pytest.raises(RecipeError, match="rank_top_k is 5, but answer_list is null"):
+        main(["--model", str(model), *data, "--rank_top_k", "5"])
+
+
+def test_evaluate_makes_the_list_of_the_training_questions(tmp_path: Path) -> None:
+    model = save_answerer(tmp_path / "model", task="vqa")
+    data = ["--dataset_name", "shapes", "--eval_split", "test", "--max_eval_samples", "6", "--max_train_samples", "60"]
+    options = ["--answer_list", "train", "--answer_min_questions", "2", "--output_dir", str(tmp_path / "out")]
+    main(["--model", str(model), *data, *options, "--dataloader_num_workers", "0"])
+    questions = load_questions(VqaDataArguments(dataset_name="shapes"), "train", max_samples=60)
+    answers = frequent_answers(questions["answers"][:], 2)
+    assert {each["answer"] for each in read_lines(tmp_path / "out" / "predictions.jsonl")} <= set(answers)
+
+
+@pytest.mark.parametrize(
+    ("trained", "message"),
+    [
+        (None, "there are no training questions: name a file of answers"),
+        (6, "no answer is the most frequent one of 9 of the 6 training questions: set answer_min_questions"),
+    ],
+)
+def test_a_list_that_cannot_be_made_is_refused(tmp_path: Path, trained: int | None, message: str) -> None:
+    rows = load_questions(VqaDataArguments(dataset_name="shapes"), "validation", max_samples=6)
+    args = VqaTrainingArguments(str(tmp_path / "out"), answer_list="train", use_cpu=True, report_to=[])
+    model = str(save_answerer(tmp_path / "model"))
     with pytest.raises(RecipeError, match=message):
-        main(["--model", str(model), *data, *options])
+        VqaTrainer(model, args, None if trained is None else rows, rows)

@@ -147,7 +147,7 @@ def test_a_data_set_of_ones_own_may_have_weights() -> None:
     assert [dataset[row]["answer_weight"] for row in (0, 1)] == [0.2, 1.0]
 
 
-@pytest.mark.parametrize("weight", [-1, None, "much", float("inf")])
+@pytest.mark.parametrize("weight", [-1, None, "much"])
 def test_a_wrong_weight_is_named(tmp_path: Path, weight: Any) -> None:
     arguments = write_table(tmp_path, answer=["cat", "red"], importance=[weight, weight])
     arguments.answer_weight_column = "importance"
