@@ -63,7 +63,7 @@ def read_recorded(given: dict[str, str]) -> dict[str, Any]:
 
     from blip_recipe.models.loading import find_repository_file, read_repository_json
 
-    hub = {"name": given["model_name_or_path"], "revision": given.get("model_revision")}
+    hub: dict[str, Any] = {"name": given["model_name_or_path"], "revision": given.get("model_revision")}
     found = read_repository_json(filename="recipe.json", **hub)
     recorded = {key: found[key] for key in RECORDED if key in found} | {"task": recorded_task(found)}
     if found.get("answer_list") and (answers := find_repository_file(filename=ANSWER_LIST_FILE, **hub)):

@@ -41,6 +41,9 @@ of an image generator."""
 class Rows(Protocol):
     """The interface of rows: a `datasets.Dataset`, or `TorchRows` for a torch data set."""
 
+    @property
+    def column_names(self) -> Any: ...
+
     def __len__(self) -> int: ...
 
     def __getitem__(self, key: Any) -> Any: ...

@@ -79,7 +79,7 @@ def test_the_loss_of_each_question_is_the_originals(load: Load, expected: dict[s
 def test_the_norm_of_all_gradients_is_the_originals(load: Load, expected: dict[str, Any]) -> None:
     trainer = load()
     (batch,) = trainer.get_eval_dataloader()
-    trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch)).backward()
+    trainer.compute_loss(trainer.plain_model, trainer._prepare_inputs(batch)).backward()
     gradients = [weights.grad for weights in trainer.model.parameters() if weights.grad is not None]
     norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt()
     assert norm.item() == pytest.approx(expected["grad_norm"], rel=1e-4)
