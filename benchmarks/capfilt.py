@@ -31,8 +31,8 @@ from benchmarks.noisy_web import SHARD, Found, find_texts, write_shards
 from blip_recipe.captioning.modeling import load_captioner
 from blip_recipe.data.shapes import describe_scene
 from blip_recipe.models.processors import save_processor
+from blip_recipe.models.tiny import WEIGHT_STD
 from blip_recipe.retrieval.modeling import BlipForRetrieval
-from blip_recipe.retrieval.tiny import WEIGHT_STD
 
 CHECKOUT = Path(__file__).parents[1]
 LEAST_AUC = 0.95

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from blip_recipe.errors import PushError, RecipeError
     from blip_recipe.metrics.scorer import CaptionScorer, score_captions
     from blip_recipe.models.heatmaps import Explanation
+    from blip_recipe.pretraining.modeling import BlipForPretraining
+    from blip_recipe.pretraining.trainer import PretrainTrainer
+    from blip_recipe.pretraining.training_arguments import PretrainTrainingArguments
     from blip_recipe.recipe.finished import load_explainer, load_features
     from blip_recipe.retrieval.features import BlipFeatures
     from blip_recipe.retrieval.modeling import BlipForRetrieval
@@ -51,6 +54,9 @@ _PLACES = {
     "models.heatmaps": ("Explanation",),
     "recipe.finished": ("load_explainer", "load_features"),
     "retrieval.features": ("BlipFeatures",),
+    "pretraining.modeling": ("BlipForPretraining",),
+    "pretraining.trainer": ("PretrainTrainer",),
+    "pretraining.training_arguments": ("PretrainTrainingArguments",),
     "retrieval.modeling": ("BlipForRetrieval",),
     "retrieval.trainer": ("RetrievalTrainer",),
     "retrieval.training_arguments": ("RetrievalTrainingArguments",),
@@ -67,6 +73,7 @@ __all__ = [
     "BlipFeatures",
     "BlipForAnswering",
     "BlipForCaptioning",
+    "BlipForPretraining",
     "BlipForRetrieval",
     "CaptionCollator",
     "CaptionMetrics",
@@ -74,6 +81,8 @@ __all__ = [
     "CaptionTrainer",
     "CaptionTrainingArguments",
     "Explanation",
+    "PretrainTrainer",
+    "PretrainTrainingArguments",
     "PushError",
     "RecipeError",
     "RetrievalTrainer",

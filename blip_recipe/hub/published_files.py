@@ -40,6 +40,9 @@ MODEL_FILES = (
     "samples.png",  # of older cards
     "training_curves.png",
     "all_results.json",
+    *(f"matcher/{name}" for name in ("config.json", "model.safetensors", "recipe.json")),
+    *(f"matcher/{name}" for name in ("processor_config.json", "preprocessor_config.json")),
+    *(f"matcher/{name}" for name in ("tokenizer.json", "tokenizer_config.json")),
 )
 """Patterns of the files of a run. A push deletes them from the repository if the new run does not have them."""
 

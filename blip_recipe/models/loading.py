@@ -119,17 +119,18 @@ def check_is_blip(name: str, model_class: type[StockModel], **hub: Any) -> PreTr
         RecipeError: There is no such model, it cannot be read, or it is of another class.
     """
     config = _load_config(name, **hub)
-    kind, example = KINDS[model_class.stock_class.__name__]
+    accepted = [each.__name__ for each in (model_class.stock_class, *model_class.other_stock_classes)]
+    kinds, (_, example) = [KINDS[each][0] for each in accepted], KINDS[accepted[0]]
     if not isinstance(config, BlipConfig):
         raise RecipeError(
-            f"model_name_or_path is {name!r}, a model of type {config.model_type!r}: expected a BLIP {kind} "
-            f"(model type 'blip'), such as {example}."
+            f"model_name_or_path is {name!r}, a model of type {config.model_type!r}: expected a BLIP "
+            f"{' or '.join(kinds)} (model type 'blip'), such as {example}."
         )
-    expected = model_class.stock_class.__name__
-    architecture = (config.architectures or [expected])[0]
-    if architecture != expected:
+    architecture = (config.architectures or accepted)[0]
+    if architecture not in accepted:
+        expected = " or ".join(f"{kind} ({each})" for kind, each in zip(kinds, accepted, strict=True))
         raise RecipeError(
-            f"model_name_or_path is {name!r}, a {architecture}: expected a {kind} ({expected}), such as {example}."
+            f"model_name_or_path is {name!r}, a {architecture}: expected a {expected}, such as {example}."
         )
     return config
 

@@ -27,12 +27,14 @@ class StockModel(Mixin):
 
     Attributes:
         stock_class: The stock class.
+        other_stock_classes: Other stock classes that a model can start from.
         lora_layers: A pattern of module names, the default targets of LoRA: every attention and feed-forward layer of
             the text.
         decoding: The arguments of `DecodingSettings` whose defaults differ from a captioner's.
     """
 
     stock_class: ClassVar[type[PreTrainedModel]]
+    other_stock_classes: ClassVar[tuple[type[PreTrainedModel], ...]] = ()
     lora_layers: ClassVar[str]
     decoding: ClassVar[dict[str, Any]] = {}
 

@@ -10,6 +10,7 @@ from blip_recipe.captioning.arguments import CaptionArguments, ScstArguments
 from blip_recipe.data.arguments import CaptionDataArguments, DataArguments
 from blip_recipe.errors import RecipeError
 from blip_recipe.models.arguments import ModelArguments
+from blip_recipe.pretraining.arguments import PretrainArguments
 from blip_recipe.retrieval.arguments import RetrievalArguments, RetrievalModelArguments
 from blip_recipe.training.arguments import BlipArguments
 from blip_recipe.vqa.arguments import VqaArguments, VqaDataArguments, VqaModelArguments
@@ -19,7 +20,7 @@ from blip_recipe.vqa.arguments import VqaArguments, VqaDataArguments, VqaModelAr
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-TaskName = Literal["captioning", "vqa", "retrieval"]
+TaskName = Literal["captioning", "vqa", "retrieval", "pretrain"]
 Stage = Literal["xe", "scst"]
 
 
@@ -32,8 +33,9 @@ class TaskArguments:
     task: TaskName = field(
         default="captioning",
         metadata={
-            "help": "Write captions (captioning), answer questions (vqa), or find texts by image and images by text "
-            "(retrieval). --help --task TASK shows the keys of a task."
+            "help": "Write captions (captioning), answer questions (vqa), find texts by image and images by text "
+            "(retrieval), or pre-train a captioner and a matcher in one network (pretrain). --help --task TASK shows "
+            "the keys of a task."
         },
     )
     stage: Stage = field(
@@ -84,6 +86,7 @@ TASKS: dict[TaskName, TaskKeys] = {
     "captioning": TaskKeys(ModelArguments, CaptionDataArguments, {"xe": CaptionArguments, "scst": ScstArguments}),
     "vqa": TaskKeys(VqaModelArguments, VqaDataArguments, {"xe": VqaArguments}),
     "retrieval": TaskKeys(RetrievalModelArguments, CaptionDataArguments, {"xe": RetrievalArguments}),
+    "pretrain": TaskKeys(ModelArguments, CaptionDataArguments, {"xe": PretrainArguments}),
 }
 
 

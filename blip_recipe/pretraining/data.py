@@ -1,0 +1,24 @@
+"""Build the data sets of pre-training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from blip_recipe.training.datasets import caption_dataset
+
+if TYPE_CHECKING:
+    from transformers import BlipProcessor
+
+    from blip_recipe.data.dataset import CaptionDataset
+    from blip_recipe.pretraining.training_arguments import PretrainTrainingArguments
+
+
+def build_dataset(
+    dataset: Any, args: PretrainTrainingArguments, processor: BlipProcessor, *, training: bool, name: str = "dataset"
+) -> CaptionDataset:
+    """Convert a data set of images with captions; training samples one caption per image and epoch.
+
+    Raises:
+        RecipeError: The columns are unknown or have unexpected types.
+    """
+    return caption_dataset(dataset, args, processor, training=training, captions_per_image=1, name=name)
