@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from blip_recipe.data.mixture import Part, read_mixture
 from blip_recipe.errors import RecipeError
 
 SHAPES = "shapes"
@@ -92,6 +93,11 @@ class DataArguments:
             )
 
     @property
+    def mixture(self) -> list[Part]:
+        """The data sets that are mixed for training; none for most tasks."""
+        return []
+
+    @property
     def is_streamed(self) -> bool:
         """Whether training rows are streamed; never for 'shapes', annotation files or with `max_train_samples`."""
         is_table = self.dataset_name != SHAPES and not Path(str(self.dataset_name)).expanduser().is_file()
@@ -121,6 +127,13 @@ class DataArguments:
 class CaptionDataArguments(DataArguments):
     """The data set of a captioning run."""
 
+    dataset_mixture: dict[str, Any] | str | None = field(
+        default=None,
+        metadata={
+            "help": "Data sets to train on instead of train_split, with how often each of their rows is seen in an "
+            'epoch: {"me/web": 1.0, "me/human": 0.5}. A weight may be an object of weight and data keys.'
+        },
+    )
     caption_column: list[str] | None = field(default=None, metadata={"help": "Column (or columns) of captions."})
     prompt_column: str | None = field(
         default=None,
@@ -136,6 +149,31 @@ class CaptionDataArguments(DataArguments):
         default="", metadata={"help": "Text to put before every caption of the data, such as a trigger word 'ohwx, '."}
     )
     caption_suffix: str = field(default="", metadata={"help": "Text to put behind every caption of the data."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if isinstance(self.dataset_mixture, str):
+            self.dataset_mixture = self.dataset_mixture if self.dataset_mixture.strip() else None
+        parts = self.mixture
+        if not parts:
+            return
+        for key in ("streaming", "validation_fraction", "test_fraction", "max_train_samples"):
+            if getattr(self, key):
+                raise RecipeError(
+                    f"dataset_mixture and {key} are both given, but do not work together: leave one of them out. "
+                    "train_split and max_train_samples can be keys of a data set of the mixture."
+                )
+        if self.dataset_name is None:
+            self.dataset_name = parts[0].keys["dataset_name"]
+
+    @property
+    def mixture(self) -> list[Part]:
+        """The data sets that are mixed for training; none if `train_split` is trained on alone."""
+        return read_mixture(self.dataset_mixture)
+
+    def arguments_of(self, part: Part) -> CaptionDataArguments:
+        """The data keys of a data set of the mixture."""
+        return CaptionDataArguments(**part.keys, on_bad_image=self.on_bad_image)
 
     def surround(self, captions: list[str]) -> list[str]:
         """Put `caption_prefix` and `caption_suffix` around captions."""

@@ -41,9 +41,6 @@ of an image generator."""
 class Rows(Protocol):
     """The interface of rows: a `datasets.Dataset`, or `TorchRows` for a torch data set."""
 
-    @property
-    def column_names(self) -> Any: ...
-
     def __len__(self) -> int: ...
 
     def __getitem__(self, key: Any) -> Any: ...
@@ -51,7 +48,7 @@ class Rows(Protocol):
     def select_columns(self, names: Any) -> Any: ...
 
     @property
-    def column_names(self) -> list[str]: ...
+    def column_names(self) -> Any: ...
 
 
 def caption_rows(dataset: Any, where: str) -> Rows:
@@ -292,11 +289,6 @@ class TorchRows:
 
     def __len__(self) -> int:
         return len(self.dataset)
-
-    @property
-    def column_names(self) -> list[str]:
-        """The names of the columns."""
-        return list(self.names)
 
     def select_columns(self, names: Sequence[str] | str) -> TorchRows:
         """The rows with these columns only."""

@@ -5,10 +5,13 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING, cast
 
+from datasets import concatenate_datasets
+
 from blip_recipe.data.arguments import SHAPES
 from blip_recipe.data.captions import MAX_WORDS, normalize_caption
 from blip_recipe.data.holdout import divide
 from blip_recipe.data.layouts import SHARDS
+from blip_recipe.data.mixture import number_rows
 from blip_recipe.data.rows import PROMPT, SplitColumns, has_prompts, join_columns, parse_split
 from blip_recipe.data.shapes import SHAPES_SPLITS, SHAPES_STYLES, Style, load_shapes, shapes_vocabulary
 from blip_recipe.data.shards import fetch_role, read_directory
@@ -55,11 +58,28 @@ def load_splits(arguments: DataArguments, load: Callable[..., Dataset] = load_sp
     Raises:
         RecipeError: A split cannot be loaded (see `load_split`).
     """
+    if arguments.mixture:
+        scored = [role for role in ("eval", "test") if arguments.has_split(role)]
+        train = load_mixture(cast("CaptionDataArguments", arguments), load)
+        return {"train": train} | {role: load_role(arguments, role, load) for role in scored}
     roles = [role for role in ("train", "eval", "test") if arguments.has_split(role)]
     if arguments.is_streamed:
         roles.remove("train")
     divided = _divide_training_split(arguments, load)
     return {role: load_role(arguments, role, load, divided) for role in roles}
+
+
+def load_mixture(arguments: CaptionDataArguments, load: Callable[..., Dataset] = load_split) -> Dataset:
+    """Load the training rows of all data sets of a mixture, one after the other, with ids by `number_rows`.
+
+    Raises:
+        RecipeError: A data set cannot be loaded (see `load_split`).
+    """
+    loaded = []
+    for number, part in enumerate(arguments.mixture):
+        own = arguments.arguments_of(part)
+        loaded.append(number_rows(load(own, own.train_split, max_samples=own.max_train_samples), number))
+    return concatenate_datasets(loaded)
 
 
 def load_role(

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import BlipProcessor
 
+    from blip_recipe.data.arguments import DataArguments
     from blip_recipe.recipe.recipe import Recipe
 
 
@@ -36,7 +37,7 @@ def build_model(recipe: Recipe[Any], rows: Dataset) -> tuple[Any, BlipProcessor]
     set_seed(recipe.training.seed)
     check_quantisable(arguments, recipe.trainer.model_class)
     if arguments.model_name_or_path == TINY_MODEL:
-        texts = task.vocabulary_texts(rows, recipe.training, drawn=recipe.data.dataset_name == SHAPES)
+        texts = task.vocabulary_texts(rows, recipe.training, drawn=is_drawn(recipe.data))
         model, processor = task.build_tiny(texts, arguments.image_size)
     else:
         model, processor = load_base(
@@ -62,6 +63,11 @@ def build_model(recipe: Recipe[Any], rows: Dataset) -> tuple[Any, BlipProcessor]
     if getattr(recipe.training, "cache_image_embeds", False):
         check_frozen(model)
     return model, processor
+
+
+def is_drawn(data: DataArguments) -> bool:
+    """Whether some of the data are drawn scenes."""
+    return SHAPES in (data.dataset_name, *(part.keys["dataset_name"] for part in data.mixture))
 
 
 def _add_tokens(recipe: Recipe[Any], model: Any, processor: BlipProcessor, rows: Dataset) -> None:

@@ -116,6 +116,12 @@ NEEDS = (
         "Name a data set that is read",
     ),
     Need(
+        ("train_split",),
+        ("dataset_mixture",),
+        lambda recipe: not recipe.data.mixture,
+        "Make it a key of a data set of the mixture",
+    ),
+    Need(
         ("streaming",),
         ("dataset_name",),
         lambda recipe: recipe.data.is_streamed or recipe.data.max_train_samples is not None,

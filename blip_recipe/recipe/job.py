@@ -18,6 +18,7 @@ from blip_recipe.card.retarget import retarget
 from blip_recipe.data.checks import SKIPPED_FILE, SkippedRow, check_splits, write_skipped_rows
 from blip_recipe.data.holdout import describe_held_out
 from blip_recipe.data.load import load_splits
+from blip_recipe.data.mixture import Mixture, Part
 from blip_recipe.data.shards import ShardedSplit, open_stream
 from blip_recipe.data.storage import read_json
 from blip_recipe.errors import StoppedError
@@ -77,6 +78,7 @@ class Splits:
         rows: The rows of each split by role (`train`, `eval`, `test`); of a stream, the first rows.
         skipped: Rows that cannot be used.
         stream: The training split, if it is read while training.
+        mixture: The training rows, if they are a mixture of data sets.
         notes: Sentences on the data for the plan and the card.
         unscored: Roles whose rows have no references: the model's texts are written, but not scored.
     """
@@ -84,13 +86,19 @@ class Splits:
     rows: dict[str, Dataset]
     skipped: list[SkippedRow]
     stream: ShardedSplit | None = None
+    mixture: Mixture | None = None
     notes: Sequence[str] = ()
     unscored: Sequence[str] = ()
 
     @property
-    def train(self) -> Dataset | ShardedSplit:
+    def train(self) -> Dataset | ShardedSplit | Mixture:
         """The training data."""
-        return self.stream or self.rows["train"]
+        return self.stream or self.mixture or self.rows["train"]
+
+    @property
+    def images_per_epoch(self) -> int:
+        """The number of images of an epoch; of a stream, that of its first rows."""
+        return self.mixture.rows_per_epoch if self.mixture else len(self.rows["train"])
 
     @property
     def scored_role(self) -> str | None:
@@ -117,13 +125,26 @@ def pin_sources(recipe: Recipe[FinetuneOptions], run: Run) -> Sources:
     base = read_source(model.model_name_or_path, "model", run.model_revision or model.model_revision)
     dataset = read_source(str(data.dataset_name), "dataset", run.dataset_revision or data.dataset_revision)
     model.model_revision, data.dataset_revision = base.revision, dataset.revision
+    if data.mixture:
+        cast("CaptionDataArguments", data).dataset_mixture = run.mixture or pin_mixture(data.mixture)
     return Sources(
         base,
         dataset,
         dataset_config=data.dataset_config_name,
-        splits={role: str(name) for role, (name, _) in data.splits().items()},
+        splits={role: str(name) for role, (name, _) in data.splits().items()}
+        | ({"train": "the mixture"} if data.mixture else {}),
         columns=getattr(data, "caption_column", None) or (),
     )
+
+
+def pin_mixture(parts: Sequence[Part]) -> dict[str, Any]:
+    """The key `dataset_mixture` with the data sets of the Hub pinned to their present commits."""
+    pinned = {}
+    for part in parts:
+        source = read_source(part.keys["dataset_name"], "dataset", part.keys.get("dataset_revision"))
+        revision = {"dataset_revision": source.revision} if source.revision else {}
+        pinned[part.name] = {"weight": part.weight, **part.keys, **revision}
+    return pinned
 
 
 def load_dataset_splits(recipe: Recipe[FinetuneOptions]) -> Splits:
@@ -143,7 +164,9 @@ def load_dataset_splits(recipe: Recipe[FinetuneOptions]) -> Splits:
         plan_steps(recipe.training, stream.images)
         rows["train"] = stream.sample()
     unscored = [role for role, each in rows.items() if not recipe.task.has_references(each)]
-    return Splits(rows, checked.skipped, stream, [*describe_held_out(recipe.data), *checked.shared], unscored)
+    mixture = Mixture(rows["train"], recipe.data.mixture) if recipe.data.mixture else None
+    notes = [*([mixture.describe()] if mixture else []), *describe_held_out(recipe.data), *checked.shared]
+    return Splits(rows, checked.skipped, stream, mixture, notes, unscored)
 
 
 def look_at_texts(recipe: Recipe[FinetuneOptions], splits: Splits, model: Any, processor: BlipProcessor) -> None:
@@ -160,7 +183,17 @@ def plan_run(
     """Describe the run, one fact a line; turns on gradient checkpointing if a step would not fit in memory."""
     peak = recipe.trainer.estimate_memory(model, recipe.training, splits.rows["train"], processor)
     counts = count_rows(recipe, splits)
-    return format_plan(recipe, model, counts, repo_id, peak, splits.stream, len(splits.skipped), splits.notes)
+    return format_plan(
+        recipe,
+        model,
+        counts,
+        repo_id,
+        peak,
+        images_per_epoch=splits.images_per_epoch,
+        stream=splits.stream,
+        skipped=len(splits.skipped),
+        notes=splits.notes,
+    )
 
 
 def count_rows(recipe: Recipe[FinetuneOptions], splits: Splits) -> dict[str, tuple[int, int]]:
@@ -200,6 +233,7 @@ def resolve_recipe(recipe: Recipe[FinetuneOptions], sources: Sources, repo_id: s
         hub_model_id=repo_id,
         model_revision=sources.base.revision,
         dataset_revision=sources.dataset.revision,
+        dataset_mixture=getattr(recipe.data, "dataset_mixture", None),
         **fitted,
     )
 

@@ -27,6 +27,7 @@ class Run:
         model_revision, dataset_revision: The commits that its model and data are pinned to.
         finished: Whether only a push can be left to do.
         fitted: The values of keys that were not given and followed the data.
+        mixture: The key `dataset_mixture` with the commits that its data sets are pinned to.
     """
 
     given: dict[str, Any]
@@ -34,6 +35,7 @@ class Run:
     dataset_revision: str | None = None
     finished: bool = False
     fitted: dict[str, Any] = field(default_factory=dict)
+    mixture: dict[str, Any] | None = None
 
 
 def find_run(recipe: Recipe[FinetuneOptions]) -> Run:
@@ -75,4 +77,5 @@ def record_run(recipe: Recipe[FinetuneOptions], resolved: dict[str, Any], *, fin
     revisions = {key: resolved.get(key) for key in ("model_revision", "dataset_revision")}
     given = {key: value for key, value in recipe.given.items() if key not in ONE_START_KEYS}
     fitted = {key: resolved[key] for key in recipe.training.fitted_keys if key in resolved and key not in given}
-    write_json(recipe.output_dir / RUN, {"given": given, **revisions, "finished": finished, "fitted": fitted})
+    record = {"given": given, **revisions, "finished": finished, "fitted": fitted}
+    write_json(recipe.output_dir / RUN, record | {"mixture": resolved.get("dataset_mixture")})

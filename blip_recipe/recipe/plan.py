@@ -24,6 +24,8 @@ def format_plan(
     counts: Mapping[str, tuple[int, int]],
     repo_id: str | None,
     peak: int | None,
+    *,
+    images_per_epoch: int,
     stream: ShardedSplit | None = None,
     skipped: int = 0,
     notes: Sequence[str] = (),
@@ -36,6 +38,7 @@ def format_plan(
         counts: Numbers of rows and texts of each split by role; of a stream, those of its first rows.
         repo_id: Repository that the result is pushed to.
         peak: Memory of a training step in bytes.
+        images_per_epoch: The number of rows of an epoch.
         stream: The training split, if it is read while training.
         skipped: Number of rows that cannot be used.
         notes: Sentences on the data.
@@ -45,7 +48,7 @@ def format_plan(
     images = recipe.training.train_batch_size * recipe.training.gradient_accumulation_steps * recipe.training.world_size
     steps = recipe.training.max_steps
     if steps <= 0:
-        steps = math.ceil(recipe.training.num_train_epochs * math.ceil(counts["train"][0] / images))
+        steps = math.ceil(recipe.training.num_train_epochs * math.ceil(images_per_epoch / images))
     per_image = getattr(recipe.training, "captions_per_image", None) or counts["train"][1] / counts["train"][0]
     lines = {
         "model": f"{recipe.model.model_name_or_path}, {trainable:,} of {total:,} parameters trained",

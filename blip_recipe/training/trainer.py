@@ -18,6 +18,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import has_length
 
 from blip_recipe.data.dataset import PictureDataset
+from blip_recipe.data.mixture import Mixture, MixtureSampler
 from blip_recipe.data.pixels import normalize_pixels
 from blip_recipe.data.storage import write_json
 from blip_recipe.data.streaming import CaptionStream
@@ -94,6 +95,7 @@ class BlipTrainer(PublishingTrainer):
     Attributes:
         arguments_class: The class of the training arguments.
         epoch_sampler: The sampler of training rows, if it needs the epoch number.
+        mixture: The training rows, if they are a mixture of data sets.
     """
 
     arguments_class: ClassVar[type[BlipTrainingArguments]]
@@ -123,6 +125,7 @@ class BlipTrainer(PublishingTrainer):
         if model is not None:
             model = self.prepare_model(model, args)
         self.epoch_sampler: Any = None
+        self.mixture: Mixture | None = None
         # `compute_loss` divides by the items of all accumulated batches.
         self.loss_is_scaled_for_ga = True
         # Trainer's own push hides failures and uploads pickles.
@@ -337,6 +340,14 @@ class BlipTrainer(PublishingTrainer):
         """Convert a data set, or each one of a dictionary; error messages call it `name`."""
         if dataset is None or isinstance(dataset, (PictureDataset, CaptionStream)):
             return dataset
+        if isinstance(dataset, Mixture) and training:
+            if args.train_sampling_strategy == "group_by_length":
+                raise RecipeError(
+                    "dataset_mixture and train_sampling_strategy 'group_by_length' are both given: use only one of "
+                    "them."
+                )
+            self.mixture = dataset
+            return self.build_dataset(dataset.rows, args, training=training, name=name)
         if isinstance(dataset, (dict, str)) and training:
             found = f"the splits {', '.join(map(str, dataset))}" if isinstance(dataset, dict) else repr(dataset)
             raise RecipeError(f"train_dataset is {found}: expected one split, such as dataset['train'].")
@@ -373,6 +384,13 @@ class BlipTrainer(PublishingTrainer):
         if self.epoch_sampler is not None:
             self.epoch_sampler.set_epoch(kwargs["epoch"])
         super()._run_epoch(*args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Like Trainer's; the rows of an epoch of a mixture follow the weights of its data sets."""
+        if self.mixture is None or train_dataset not in (None, self.train_dataset):
+            return super()._get_train_sampler(train_dataset)
+        self.epoch_sampler = MixtureSampler(self.mixture, self.args.seed)
+        return self.epoch_sampler
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Any:
         """Evaluate rows in their order, whatever the training sampler is."""
