@@ -69,9 +69,8 @@ class Demonstration:
 
     def __init__(self, options: argparse.Namespace, place: Path) -> None:
         self.options, self.place = options, place
-        self.results: Row = {
-            key: vars(options)[key] for key in ("clean", "web", "wrong", "steps", "filter_steps", "seed")
-        }
+        settings = ("clean", "web", "wrong", "steps", "filter_steps", "seed")
+        self.results: Row = {key: vars(options)[key] for key in settings}
 
     def run(self) -> None:
         """Run all steps in order, except those that are finished."""
@@ -90,21 +89,16 @@ class Demonstration:
         self.command("capfilt", "shapes_capfilt", "capfilt", models | {"dataset_name": place / "web"})
         self.train("on_noisy", "shapes_tiny", {"dataset_name": place / "web"}, options.steps)
         self.train("on_capfilt", "shapes_tiny", {"dataset_name": place / "capfilt" / "data"}, options.steps)
-        judged = [
-            row | {"place": number * SHARD + row["source_row"]}
-            for number, path in enumerate(sorted((place / "capfilt" / "judged").iterdir()))
-            for row in pq.read_table(path).to_pylist()
-        ]
-        self.results |= compare_texts(judged, found)
+        self.results |= compare_texts(read_judged(place / "capfilt"), found)
         names = {"clean": "captioner", "noisy texts": "on_noisy", "CapFilt": "on_capfilt"}
         self.results |= {f"CIDEr, {name}": self.score(model) for name, model in names.items()}
 
-    def train(self, name: str, recipe: str, keys: Row, steps: int) -> None:
-        """Train a model with a packaged recipe."""
+    def train(self, name: str, recipe: str, keys: Row, steps: int, drop: tuple[str, ...] = ()) -> None:
+        """Train a model with a packaged recipe, without the keys of `drop`."""
         # Keep the last step: a validation split would choose the best step by clean captions.
         whole = {"max_steps": steps, "seed": self.options.seed, "save_strategy": "no", "eval_strategy": "no"}
-        drop = ("eval_split", "test_split", "load_best_model_at_end", "metric_for_best_model", "num_train_epochs")
-        self.command("finetune", recipe, name, keys | whole | {"dataloader_num_workers": 0}, drop)
+        scoring = ("eval_split", "test_split", "load_best_model_at_end", "metric_for_best_model", "num_train_epochs")
+        self.command("finetune", recipe, name, keys | whole | {"dataloader_num_workers": 0}, (*scoring, *drop))
 
     def score(self, model: str) -> float:
         """Compute the test CIDEr of a captioner."""
@@ -148,6 +142,15 @@ def start_filter(captioner: Path, folder: Path) -> None:
     model_filter.load_state_dict({name: each for name, each in weights.items() if name in known}, strict=False)
     model_filter.save_pretrained(folder)
     save_processor(processor, folder)
+
+
+def read_judged(output_dir: Path) -> list[Row]:
+    """Read all texts that CapFilt judged, with the numbers of their scenes as `place`."""
+    return [
+        row | {"place": number * SHARD + row["source_row"]}
+        for number, path in enumerate(sorted((output_dir / "judged").iterdir()))
+        for row in pq.read_table(path).to_pylist()
+    ]
 
 
 def compare_texts(judged: list[Row], found: list[Found]) -> Row:

@@ -88,9 +88,11 @@ def save_photos(folder: Path, count: int) -> Path:
 def test_parts_pass_through_the_readers_of_their_sources(tmp_path: Path) -> None:
     mixture = {
         str(save_photos(tmp_path / "photos", 5)): 2.0,
-        "scenes": {"weight": 0.5, "dataset_name": "shapes", "train_split": "train[:8]", "caption_prefix": "drawn: "},
+        "scenes": {"weight": 0.5, "dataset_name": "shapes", "max_train_samples": 8, "caption_prefix": "drawn: "},
     }
-    arguments = CaptionDataArguments(dataset_name="shapes", eval_split="validation[:3]", dataset_mixture=mixture)
+    arguments = CaptionDataArguments(
+        dataset_name="shapes", eval_split="validation", max_eval_samples=3, dataset_mixture=mixture
+    )
     splits = load_splits(arguments)
     assert {role: len(rows) for role, rows in splits.items()} == {"train": 13, "eval": 3}
     found = Mixture(splits["train"], arguments.mixture)
@@ -105,7 +107,7 @@ def test_parts_pass_through_the_readers_of_their_sources(tmp_path: Path) -> None
 def test_a_run_on_a_mixture_resumes_exactly_and_says_what_it_saw(tmp_path: Path) -> None:
     photos = save_photos(tmp_path / "photos", 6)
     keys: dict[str, Any] = {
-        "dataset_mixture": json.dumps({str(photos): 1.5, "shapes": {"weight": 0.5, "train_split": "train[:20]"}}),
+        "dataset_mixture": json.dumps({str(photos): 1.5, "shapes": {"weight": 0.5, "max_train_samples": 20}}),
         "max_eval_samples": 4,
         "num_train_epochs": 2,
         "eval_steps": 3,
@@ -131,11 +133,11 @@ def test_a_run_on_a_mixture_resumes_exactly_and_says_what_it_saw(tmp_path: Path)
     card = (whole / "README.md").read_text()
     assert "6 of photos, of which an epoch sees 9 (weight 1.5); 20 of shapes, of which an epoch sees 10" in card
     recorded = json.loads((whole / "recipe.json").read_text())["dataset_mixture"]
-    assert recorded["shapes"] == {"weight": 0.5, "dataset_name": "shapes", "train_split": "train[:20]"}
+    assert recorded["shapes"] == {"weight": 0.5, "dataset_name": "shapes", "max_train_samples": 20}
 
 
 def test_the_plan_counts_the_rows_of_an_epoch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    mixture = json.dumps({"shapes": {"weight": 0.5, "train_split": "train[:64]"}})
+    mixture = json.dumps({"shapes": {"weight": 0.5, "max_train_samples": 64}})
     main(["recipes/shapes_tiny.json", "--dry_run", "true", "--dataset_mixture", mixture, "--num_train_epochs", "2"])
     plan = capsys.readouterr().out
     assert "steps   2, each 32 images" in plan
