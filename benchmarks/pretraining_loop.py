@@ -3,11 +3,11 @@
 python -m benchmarks.pretraining_loop                       # three seeds, minutes each on a free core
 python -m benchmarks.pretraining_loop --place build/loop    # keep the trained models, and resume
 
-Human captions are few. A captioner and a filter are trained on them, and CapFilt cleans a larger web set, of whose texts
-40% are wrong. A new model is pre-trained with three losses on a mixture of the kept texts and the human captions, and
-fine-tuned as a captioner on the human captions. The other captioner is trained on the human captions alone, from the
-same new weights and for as many steps as pre-training and fine-tuning together. Both are scored on the test split,
-which has only held-out combinations.
+Human captions are few. A captioner and a filter are trained on them, and CapFilt cleans a larger web set, in which 40%
+of the texts are wrong. A new model is pre-trained with three losses on a mixture of the kept texts and the human
+captions, and fine-tuned as a captioner on the human captions. The other captioner is trained on the human captions
+alone, from new weights and for as many steps as pre-training and fine-tuning together. Both are scored on the test
+split, which has only held-out combinations.
 
 The exit code is 1 if the captioner of the loop does not have the higher CIDEr with every seed.
 """

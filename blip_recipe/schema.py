@@ -80,7 +80,9 @@ def recipe_schema() -> dict[str, Any]:
         "type": "object",
         "if": {"anyOf": [{"required": [key]} for key in capfilt if key.startswith(("captioner_", "filter_"))]},
         "then": reference("capfilt"),
-        "else": choose("task", "vqa", choose("task", "retrieval", choose("stage", "scst", reference("captioning")))),
+        "else": choose_among(
+            ("task", "vqa"), ("task", "retrieval"), ("task", "pretrain"), ("stage", "scst"), otherwise="captioning"
+        ),
         "definitions": {**definitions, "capfilt": definition(capfilt, {}, set()), "shared": shared},
     }
 
@@ -94,6 +96,14 @@ def choose(key: str, value: str, otherwise: dict[str, Any]) -> dict[str, Any]:
     """Choose the definition named `value` for recipes whose `key` has that value."""
     condition = {"required": [key], "properties": {key: {"const": value}}}
     return {"if": condition, "then": reference(value), "else": otherwise}
+
+
+def choose_among(*choices: tuple[str, str], otherwise: str) -> dict[str, Any]:
+    """Choose the definition of the first key and value that a recipe has."""
+    chosen = reference(otherwise)
+    for key, value in reversed(choices):
+        chosen = choose(key, value, chosen)
+    return chosen
 
 
 def definition(properties: Properties, shared: Properties, other_keys: set[str]) -> dict[str, Any]:

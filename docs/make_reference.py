@@ -16,10 +16,11 @@ from blip_recipe.capfilt.arguments import CapFiltArguments
 from blip_recipe.captioning.arguments import CaptionArguments, ScstArguments
 from blip_recipe.data.arguments import CaptionDataArguments, DataArguments
 from blip_recipe.models.arguments import ModelArguments
+from blip_recipe.pretraining.arguments import PretrainArguments
 from blip_recipe.recipe.arguments import TASKS, EvaluateOptions, FinetuneOptions, TaskArguments, names_of
 from blip_recipe.recipe.training_arguments import TRAINING_ARGUMENTS
 from blip_recipe.retrieval.arguments import RetrievalArguments
-from blip_recipe.training.arguments import BlipArguments, GenerationArguments
+from blip_recipe.training.arguments import BlipArguments, CaptionTextArguments, GenerationArguments
 from blip_recipe.training.training_arguments import BlipTrainingArguments
 from blip_recipe.vqa.arguments import VqaArguments, VqaDataArguments
 
@@ -104,7 +105,7 @@ def reference_pages() -> dict[str, str]:
             "Where pictures and texts come from. [Data](../data.md) explains the formats.",
             {
                 "All tasks": rows(own),
-                "Captioning and retrieval": rows(CaptionDataArguments, without=own),
+                "Captioning, retrieval and pre-training": rows(CaptionDataArguments, without=own),
                 "Visual question answering": rows(VqaDataArguments, without=own),
             },
         ),
@@ -114,13 +115,16 @@ def reference_pages() -> dict[str, str]:
             {
                 "Choice of the task": rows(TaskArguments),
                 "All tasks": rows(BlipArguments, stages()),
-                "Generation (captioning and VQA)": rows(
+                "Generation (captioning, pre-training and VQA)": rows(
                     GenerationArguments, {"captioning": CaptionArguments, "vqa": VqaArguments}, without=BlipArguments
                 ),
                 "Captioning": rows(CaptionArguments, without=GenerationArguments),
                 'Self-critical training (`"stage": "scst"`)': rows(ScstArguments, without=CaptionArguments),
                 'Visual question answering (`"task": "vqa"`)': rows(VqaArguments, without=GenerationArguments),
                 'Retrieval (`"task": "retrieval"`)': rows(RetrievalArguments, without=BlipArguments),
+                'Pre-training (`"task": "pretrain"`), with the keys of captioning for scores and lengths': rows(
+                    PretrainArguments, without=CaptionTextArguments
+                ),
             },
         ),
         "trainer.md": page(
@@ -218,7 +222,10 @@ def describe_type(hint: Any) -> str:
     if origin is typing.Literal:
         return " or ".join(f"`{str(each).lower() if isinstance(each, bool) else each}`" for each in inner)
     if origin in (typing.Union, types.UnionType):
-        return describe_type(inner[-1] if str in inner else inner[0])
+        kinds = [each for each in inner if typing.get_origin(each) is dict] or inner
+        return describe_type(kinds[-1] if str in kinds else kinds[0])
+    if origin is dict:
+        return "object"
     if origin is list:
         return f"list of {describe_type(inner[0])}"
     return {int: "integer", float: "number", str: "text", bool: "`true` or `false`"}.get(hint, "text")

@@ -21,7 +21,7 @@ from blip_recipe.convert import main
 from blip_recipe.errors import RecipeError
 from blip_recipe.models.processors import load_processor, save_processor
 from blip_recipe.models.tiny import HEADS
-from blip_recipe.recipe.arguments import TASKS, TaskName
+from blip_recipe.recipe.arguments import TaskName
 from blip_recipe.recipe.tasks import find_task
 
 HEAD_OPTIONS = ("--vision_heads", str(HEADS), "--text_heads", str(HEADS))
@@ -84,7 +84,7 @@ class Tiny:
         return target
 
 
-@pytest.fixture(params=TASKS)
+@pytest.fixture(params=FORMS)
 def tiny(request: pytest.FixtureRequest, tmp_path: Path) -> Tiny:
     return Tiny(request.param, tmp_path)
 
@@ -182,7 +182,7 @@ def test_half_precision_becomes_single(captioner: Tiny) -> None:
 
 def pretrained(folder: Path) -> tuple[Tiny, dict[str, Any]]:
     """Weights with the parts of all tasks, as pretraining leaves them, momentum encoders and queues included."""
-    parts = [Tiny(task, folder / task) for task in TASKS]
+    parts = [Tiny(task, folder / task) for task in FORMS]
     weights: dict[str, torch.Tensor] = {}
     for part in parts:
         weights = original_weights(part.model) | weights
@@ -195,7 +195,7 @@ def pretrained(folder: Path) -> tuple[Tiny, dict[str, Any]]:
     return parts[0], weights | momentum | queues | counters
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", FORMS)
 def test_pretrained_weights_have_several_tasks_of_which_one_is_asked_for(task: TaskName, tmp_path: Path) -> None:
     tiny, weights = pretrained(tmp_path)
     path = tmp_path / "pretrained.pth"
@@ -316,9 +316,7 @@ def test_a_directory_with_files_is_left_alone(captioner: Tiny) -> None:
 
 
 def test_each_task_has_its_stock_class() -> None:
-    from blip_recipe.models.conversion import FORMS
-
     assert {task: form.stock_class for task, form in FORMS.items()} == {
-        task: find_task(task).trainer.model_class.stock_class for task in TASKS
+        task: find_task(task).trainer.model_class.stock_class for task in FORMS
     }
     assert FORMS["retrieval"].stock_class is BlipForImageTextRetrieval

@@ -95,7 +95,7 @@ def test_a_task_that_a_strangers_recipe_names_must_exist(task: Any) -> None:
     assert recorded_task({}) == "captioning"
 
 
-@pytest.mark.parametrize("name", list(TASKS))
+@pytest.mark.parametrize("name", [name for name in TASKS if name != "pretrain"])  # which has no adapters
 def test_an_adapter_of_any_task_is_merged(name: Any, tmp_path: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
