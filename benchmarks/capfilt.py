@@ -37,6 +37,12 @@ from blip_recipe.retrieval.modeling import BlipForRetrieval
 CHECKOUT = Path(__file__).parents[1]
 LEAST_AUC = 0.95
 
+SCORING_KEYS = (
+    *("eval_split", "test_split", "max_eval_samples", "metrics"),
+    *("load_best_model_at_end", "metric_for_best_model"),
+)
+"""Keys of recipes that a training without evaluation does not have."""
+
 Row = dict[str, Any]
 
 
@@ -97,8 +103,8 @@ class Demonstration:
         """Train a model with a packaged recipe, without the keys of `drop`."""
         # Keep the last step: a validation split would choose the best step by clean captions.
         whole = {"max_steps": steps, "seed": self.options.seed, "save_strategy": "no", "eval_strategy": "no"}
-        scoring = ("eval_split", "test_split", "load_best_model_at_end", "metric_for_best_model", "num_train_epochs")
-        self.command("finetune", recipe, name, keys | whole | {"dataloader_num_workers": 0}, (*scoring, *drop))
+        keys = keys | whole | {"dataloader_num_workers": 0}
+        self.command("finetune", recipe, name, keys, ("num_train_epochs", *SCORING_KEYS, *drop))
 
     def score(self, model: str) -> float:
         """Compute the test CIDEr of a captioner."""

@@ -157,7 +157,7 @@ class CaptionDataArguments(DataArguments):
         parts = self.mixture
         if not parts:
             return
-        for key in ("streaming", "validation_fraction", "test_fraction", "max_train_samples"):
+        for key in ("streaming", "validation_fraction", "test_fraction", "max_train_samples", "prompt_column"):
             if getattr(self, key):
                 raise RecipeError(
                     f"dataset_mixture and {key} are both given, but do not work together: leave one of them out. "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from blip_recipe.data.checks import validate_captions
 from blip_recipe.data.load import load_split, vocabulary_texts
@@ -35,6 +35,12 @@ class Pretraining(Task):
             raise RecipeError(
                 "task is 'pretrain' and use_peft is true, but pre-training trains all weights: leave use_peft out, and "
                 "train an adapter on the result."
+            )
+
+        if prompt_column := cast("CaptionDataArguments", data).prompt_column:
+            raise RecipeError(
+                f"task is 'pretrain' and prompt_column is {prompt_column!r}, but pre-training has no prompts: leave it "
+                "out."
             )
 
     def load_split(self, arguments: CaptionDataArguments, split: str, *, max_samples: int | None = None) -> Dataset:

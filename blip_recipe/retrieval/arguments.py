@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from blip_recipe.errors import RecipeError
 from blip_recipe.models.arguments import ModelArguments
-from blip_recipe.training.arguments import MomentumArguments
+from blip_recipe.training.arguments import MomentumArguments, check_not_negative
 
 RANKS = (1, 5, 10)
 """The ranks of recall."""
@@ -46,6 +45,5 @@ class RetrievalArguments(MomentumArguments):
     )
 
     def __post_init__(self) -> None:
-        if self.rerank_top_k < 0:
-            raise RecipeError(f"rerank_top_k is {self.rerank_top_k}: expected at least 0.")
+        check_not_negative(self, "rerank_top_k")
         super().__post_init__()

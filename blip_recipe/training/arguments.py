@@ -179,6 +179,16 @@ def check_at_least_one(arguments: BlipArguments, *names: str) -> None:
             raise RecipeError(f"{name} is {value}: expected at least 1, or null for the default.")
 
 
+def check_not_negative(arguments: BlipArguments, name: str) -> None:
+    """Check that a number is at least 0.
+
+    Raises:
+        RecipeError: It is negative.
+    """
+    if getattr(arguments, name) < 0:
+        raise RecipeError(f"{name} is {getattr(arguments, name)}: expected at least 0.")
+
+
 @dataclass
 class CaptionTextArguments(GenerationArguments):
     """Arguments of captions that are trained on, generated and scored."""
@@ -256,8 +266,7 @@ class MomentumArguments(BlipArguments):
     )
 
     def __post_init__(self) -> None:
-        if self.queue_size < 0:
-            raise RecipeError(f"queue_size is {self.queue_size}: expected at least 0.")
+        check_not_negative(self, "queue_size")
         for name in ("momentum", "alpha"):
             if not 0 <= getattr(self, name) <= 1:
                 raise RecipeError(f"{name} is {getattr(self, name)}: expected a number from 0 to 1.")

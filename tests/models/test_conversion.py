@@ -19,6 +19,7 @@ from transformers import BlipForConditionalGeneration, BlipForImageTextRetrieval
 from blip_recipe import caption_pipeline
 from blip_recipe.convert import main
 from blip_recipe.errors import RecipeError
+from blip_recipe.models.conversion import FORMS
 from blip_recipe.models.processors import load_processor, save_processor
 from blip_recipe.models.tiny import HEADS
 from blip_recipe.recipe.arguments import TaskName
