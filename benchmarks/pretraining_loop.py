@@ -30,6 +30,22 @@ SETTINGS = ("human", "web", "wrong", "steps", "filter_steps", "pretrain_steps", 
 
 def main() -> None:
     """Run the loop with each seed; print the table and write the JSON."""
+    options = read_options()
+    about = machine(["torch", "transformers", "datasets"], **{name: vars(options)[name] for name in SETTINGS})
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        place = (options.place or Path(folder)).resolve()
+        for seed in options.seeds:
+            loop = Loop(options, place / f"{seed}", seed)
+            seconds = seconds_of(loop.run)
+            rows.append({"seed": seed, **loop.results, "minutes": round(seconds / 60, 1)})
+            write_results(options.output, about, rows)
+    if any(row["CIDEr, loop"] <= row["CIDEr, no pre-training"] for row in rows):
+        sys.exit("expected a higher CIDEr with pre-training for every seed")
+
+
+def read_options(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--human", type=int, default=1000, help="Scenes with human captions.")
     parser.add_argument("--web", type=int, default=4000, help="Scenes with one web text each.")
@@ -41,24 +57,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--place", type=Path, help="Folder for models and data. Default: a temporary one.")
     parser.add_argument("--output", type=Path, default=RESULTS / "pretraining_loop_shapes_cpu.json")
-    options = parser.parse_args()
-    about = machine(["torch", "transformers", "datasets"], **{name: vars(options)[name] for name in SETTINGS})
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        place = (options.place or Path(folder)).resolve()
-        for seed in options.seeds:
-            loop = Loop(
-                argparse.Namespace(**{**vars(options), "seed": seed, "clean": options.human}), place / f"{seed}"
-            )
-            seconds = seconds_of(loop.run)
-            rows.append({"seed": seed, **loop.results, "minutes": round(seconds / 60, 1)})
-            write_results(options.output, about, rows)
-    if any(row["CIDEr, loop"] <= row["CIDEr, no pre-training"] for row in rows):
-        sys.exit("expected a higher CIDEr with pre-training for every seed")
+    return parser.parse_args(argv)
 
 
 class Loop(Demonstration):
     """The runs of one seed in one folder, and their results."""
+
+    def __init__(self, options: argparse.Namespace, place: Path, seed: int) -> None:
+        super().__init__(argparse.Namespace(**vars(options) | {"seed": seed, "clean": options.human}), place)
 
     def run(self) -> None:
         """Run all steps in order, except those that are finished."""

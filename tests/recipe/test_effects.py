@@ -46,6 +46,8 @@ EFFECTS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "rank_by": ("likelihood", VQA, {"answer_list": "train", "test_split": "test"}),
     "answer_min_questions": (3, VQA, {"answer_list": "train", "test_split": "test"}),
     "image_id_column": ("id", SHAPES, {"dataset_name": "lab/photos"}),
+    "prompt_column": ("start", SHAPES, {"dataset_name": "lab/photos"}),
+    "train_split": ("train[:9]", {"dataset_mixture": {"lab/web": 1.0}}, {"dataset_mixture": None}),
     "image_root": ("photos", SHAPES, {"dataset_name": "lab/photos"}),
     "caption_lines": (True, SHAPES, {"dataset_name": "lab/photos"}),
     "streaming": (True, SHAPES, {"dataset_name": "lab/photos"}),
