@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from blip_recipe.models.decoding import DecodingSettings
 
 
-class BlipForCaptioning(CaptioningModel, BlipForConditionalGeneration):
+class BlipForCaptioning(CaptioningModel, BlipForConditionalGeneration):  # type: ignore[misc]
     """`BlipForConditionalGeneration` for several captions per image, packed end to end in one row.
 
     The image encoder and the keys and values of cross-attention are computed once per image, not once per caption. The

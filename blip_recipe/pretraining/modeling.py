@@ -62,7 +62,7 @@ def share_text_weights(encoder: BlipTextModel, decoder: BlipTextModel) -> None:
         own.crossattention, own.intermediate, own.output = other.crossattention, other.intermediate, other.output
 
 
-class BlipForPretraining(ImageTextModel, CaptioningModel, BlipForConditionalGeneration):
+class BlipForPretraining(ImageTextModel, CaptioningModel, BlipForConditionalGeneration):  # type: ignore[misc]
     """`BlipForConditionalGeneration` and `BlipForImageTextRetrieval` in one network.
 
     The image encoder is shared, and all text weights except those of self-attention. `from_pretrained` takes a
@@ -96,7 +96,8 @@ class BlipForPretraining(ImageTextModel, CaptioningModel, BlipForConditionalGene
         share_text_weights(self.text_encoder, self.text_decoder.bert)
         self.all_tied_weights_keys = self.get_expanded_tied_weights_keys(all_submodels=True)
         self.tie_weights()
-        self.to(self.vision_model.device)
+        device: Any = self.vision_model.device
+        self.to(device)
 
     def _new_layer(self, inputs: int, outputs: int) -> nn.Linear:
         layer = nn.Linear(inputs, outputs)

@@ -289,7 +289,8 @@ class BlipTrainer(PublishingTrainer):
         stock = self.model_class.stock_class
         if isinstance(model, self.model_class):
             return model
-        if not isinstance(model, (stock, *self.model_class.other_stock_classes)):
+        accepted: tuple[Any, ...] = (stock, *self.model_class.other_stock_classes)
+        if not isinstance(model, accepted):
             raise RecipeError(
                 f"model is a {type(model).__name__}: {type(self).__name__} expects a {stock.__name__}, a Hub id or a "
                 "directory of one."

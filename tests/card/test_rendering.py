@@ -96,6 +96,7 @@ GOLDEN_CARDS: dict[str, dict[str, Any]] = {
             "The tokenizer changes 1 of 9 words of the captions (11%), such as '猫' to '[UNK]'.",
         ],
     },
+    "pretrain": {"name": "shapes_pretrain"},
     "vqa": {
         "name": "vqav2",
         "words": ["--test_split=test2014"],

@@ -9,9 +9,9 @@
 `<!-- needs: network -->` before a block exempts it (see `NEEDS`); commands of this package in it are still parsed.
 
 A page runs in a folder of its own, with `my_folder` (an imagefolder with three splits), `photos`, `photo.jpg`,
-`scene.png`, and finished tiny models in `outputs`: `shapes_tiny`, `shapes_fine`, `shapes_vqa`, `shapes_retrieval` and
-`my_folder` (a LoRA run of `my_folder.json`). The Hub is one on loopback, with tiny models under the names of
-`HUB_MODELS` and the data sets of the recipes; its user is `me`.
+`scene.png`, and finished tiny models in `outputs`: `shapes_tiny`, `shapes_fine`, `shapes_vqa`, `shapes_retrieval`,
+`shapes_pretrain` and `my_folder` (a LoRA run of `my_folder.json`). The Hub is one on loopback, with tiny models under the
+names of `HUB_MODELS` and the data sets of the recipes; its user is `me`.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ from commands import run_script
 from doc_pages import PAGES, name_of
 from hub_server import WRITE_TOKEN, HubServer, Token
 from PIL import Image
-from retrievers import build_retriever
+from retrievers import TEXTS, build_retriever
 from vqa_models import save_answerer
 
 from blip_recipe.hub.published_files import published_files
 from blip_recipe.models.processors import save_processor
+from blip_recipe.pretraining.tiny import build_tiny_pretrained
 
 NEEDS = ("network", "a GPU", "a cluster")
 """What a block may need that no test has."""
@@ -102,6 +103,11 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model.save_pretrained(place / "outputs/shapes_retrieval")
     save_processor(processor, place / "outputs/shapes_retrieval")
     (place / "outputs/shapes_retrieval/recipe.json").write_text('{"task": "retrieval"}')
+    pretrained, processor = build_tiny_pretrained(TEXTS)
+    pretrained.save_pretrained(place / "outputs/shapes_pretrain")
+    for name, task in ((".", "pretrain"), ("matcher", "retrieval")):
+        save_processor(processor, place / "outputs/shapes_pretrain" / name)
+        (place / "outputs/shapes_pretrain" / name / "recipe.json").write_text(json.dumps({"task": task}))
     return folder
 
 

@@ -58,6 +58,10 @@ def original_weights(stock: torch.nn.Module) -> dict[str, torch.Tensor]:
     return weights
 
 
+NAMES: list[TaskName] = ["captioning", "vqa", "retrieval"]
+"""The tasks whose weights are converted."""
+
+
 class Tiny:
     """A stock model of a task with its processor and its original weights, and the command line that converts them."""
 
@@ -85,7 +89,7 @@ class Tiny:
         return target
 
 
-@pytest.fixture(params=FORMS)
+@pytest.fixture(params=NAMES)
 def tiny(request: pytest.FixtureRequest, tmp_path: Path) -> Tiny:
     return Tiny(request.param, tmp_path)
 
@@ -183,7 +187,7 @@ def test_half_precision_becomes_single(captioner: Tiny) -> None:
 
 def pretrained(folder: Path) -> tuple[Tiny, dict[str, Any]]:
     """Weights with the parts of all tasks, as pretraining leaves them, momentum encoders and queues included."""
-    parts = [Tiny(task, folder / task) for task in FORMS]
+    parts = [Tiny(task, folder / task) for task in NAMES]
     weights: dict[str, torch.Tensor] = {}
     for part in parts:
         weights = original_weights(part.model) | weights
@@ -196,7 +200,7 @@ def pretrained(folder: Path) -> tuple[Tiny, dict[str, Any]]:
     return parts[0], weights | momentum | queues | counters
 
 
-@pytest.mark.parametrize("task", FORMS)
+@pytest.mark.parametrize("task", NAMES)
 def test_pretrained_weights_have_several_tasks_of_which_one_is_asked_for(task: TaskName, tmp_path: Path) -> None:
     tiny, weights = pretrained(tmp_path)
     path = tmp_path / "pretrained.pth"
@@ -318,6 +322,6 @@ def test_a_directory_with_files_is_left_alone(captioner: Tiny) -> None:
 
 def test_each_task_has_its_stock_class() -> None:
     assert {task: form.stock_class for task, form in FORMS.items()} == {
-        task: find_task(task).trainer.model_class.stock_class for task in FORMS
+        task: find_task(task).trainer.model_class.stock_class for task in NAMES
     }
     assert FORMS["retrieval"].stock_class is BlipForImageTextRetrieval

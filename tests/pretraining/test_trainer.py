@@ -100,10 +100,20 @@ def test_a_resumed_run_ends_as_the_unbroken_one(run: Path, tmp_path: Path) -> No
 
 def test_a_few_scenes_are_learnt_from_scratch(tmp_path: Path) -> None:
     """By an untrained model, with all three losses at once: captions, and then the matcher's recall."""
-    same = {"eval_split": "train", "test_split": "train", "max_eval_samples": 12, "allow_shared_images": True}
-    steps = {"max_steps": 150, "eval_steps": 150, "save_steps": 150, "warmup_steps": 10}
-    few = {"max_train_samples": 12, "per_device_train_batch_size": 12, "queue_size": 0}
-    learnt = finetune(tmp_path / "learnt", **same, **steps, **few)
+    learnt = finetune(
+        tmp_path / "learnt",
+        max_train_samples=12,
+        max_eval_samples=12,
+        eval_split="train",
+        test_split="train",
+        allow_shared_images=True,
+        max_steps=150,
+        eval_steps=150,
+        save_steps=150,
+        per_device_train_batch_size=12,
+        queue_size=0,
+        warmup_steps=10,
+    )
     assert results(learnt)["test_exact_match"] >= 0.75
     keys = {"dataset_name": "shapes", "eval_split": "train", "max_eval_samples": 12, "rerank_top_k": 4}
     arguments = [f"--{key}={value}" for key, value in keys.items()]
@@ -111,6 +121,14 @@ def test_a_few_scenes_are_learnt_from_scratch(tmp_path: Path) -> None:
         "blip_recipe.evaluate", f"--model={learnt / 'matcher'}", f"--output_dir={tmp_path / 'scores'}", *arguments
     )
     assert results(tmp_path / "scores")["eval_text_recall_1"] >= 0.75
+
+
+def test_two_processes_learn_as_one(run: Path, tmp_path: Path) -> None:
+    two = finetune(tmp_path / "two", processes=2, per_device_train_batch_size=4, negative_all_rank=True)
+    for name in ("model.safetensors", "matcher/model.safetensors"):
+        one, other = (load_file(folder / "checkpoint-6" / name) for folder in (run, two))
+        assert all(torch.allclose(one[key], other[key], atol=1e-4) for key in one), name
+    assert results(two)["test_loss"] == pytest.approx(results(run)["test_loss"], abs=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from blip_recipe.models.contrastive import split_loss
-from blip_recipe.retrieval.data import image_ids
 from blip_recipe.retrieval.metrics import PairsToMatch, Shortlist, first_match_rank, recalls, shortlist
+from blip_recipe.training.datasets import image_ids
 
 IMAGES = torch.eye(3)
 """Three images, so that a text's features are its similarities to them."""
