@@ -30,8 +30,8 @@ from blip_recipe.captioning.training_arguments import CaptionTrainingArguments
 from blip_recipe.data.arguments import CaptionDataArguments
 from blip_recipe.data.checks import check_splits
 from blip_recipe.errors import run_command
-from blip_recipe.training.caption_texts import look_at_captions
-from blip_recipe.training.texts import MAX_POSITIONS, texts_of
+from blip_recipe.training.caption_texts import PromptedTexts, look_at_captions
+from blip_recipe.training.texts import MAX_POSITIONS
 
 SHARED = Path(os.environ.get("BLIP_RECIPE_SHARED", Path(__file__).parents[2] / "shared"))
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -61,7 +61,8 @@ def compare(rows: Dataset, captions: int, reading: float, args: Any, tokenizer: 
     """Time the look at the captions of `rows`, with the same captions as references."""
 
     def look() -> object:
-        return look_at_captions(args, tokenizer, texts_of(rows, "captions"), texts_of(rows, "captions"), MAX_POSITIONS)
+        captions, references = (PromptedTexts.read([rows], args.prompt) for _ in range(2))
+        return look_at_captions(args, tokenizer, captions, references, MAX_POSITIONS)
 
     seconds = seconds_of(look)
     return {

@@ -10,8 +10,8 @@
 
 A page runs in a folder of its own, with `my_folder` (an imagefolder with three splits), `photos`, `photo.jpg`,
 `scene.png`, and finished tiny models in `outputs`: `shapes_tiny`, `shapes_fine`, `shapes_vqa`, `shapes_retrieval`,
-`shapes_pretrain` and `my_folder` (a LoRA run of `my_folder.json`). The Hub is one on loopback, with tiny models under the
-names of `HUB_MODELS` and the data sets of the recipes; its user is `me`.
+`shapes_pretrain` and `my_folder` (a LoRA run of `my_folder.json`). The Hub is one on loopback, with tiny models under
+the names of `HUB_MODELS` and the data sets of the recipes; its user is `me`.
 """
 
 from __future__ import annotations
