@@ -53,7 +53,7 @@ from blip_recipe.errors import run_command
 from blip_recipe.models.adapters import add_lora, lora_config, quantization_config
 from blip_recipe.models.arguments import ModelArguments
 from blip_recipe.models.text import IGNORED
-from blip_recipe.training.memory import estimate_peak_bytes
+from blip_recipe.training.memory import caption_step, estimate_peak_bytes
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -171,9 +171,8 @@ def measure(trainer: Trainer, memory: PeakMemory) -> Measured:
     measured = {"seconds": statistics.median(times.seconds[WARM_UP_STEPS:]), "activations": activations, "peak": peak}
     if isinstance(trainer, CaptionTrainer):
         arguments: Any = trainer.args
-        measured["estimate"] = estimate_peak_bytes(
-            model, arguments, len(batch["input_ids"]), sum(CAPTION_LENGTHS), checkpointing=False
-        )
+        step = caption_step(len(batch["input_ids"]), sum(CAPTION_LENGTHS))
+        measured["estimate"] = estimate_peak_bytes(model, arguments, step, checkpointing=False)
     return measured
 
 

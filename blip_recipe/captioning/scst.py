@@ -41,6 +41,7 @@ from blip_recipe.models.adapters import is_adapted
 from blip_recipe.models.captioner import generate_token_ids
 from blip_recipe.models.text import IGNORED, decode_texts
 from blip_recipe.training.caption_scoring import count_predicted_tokens
+from blip_recipe.training.memory import weight_bytes
 from blip_recipe.training.records import MeanRecord
 
 if TYPE_CHECKING:
@@ -334,9 +335,9 @@ class ScstTrainer(CaptionTrainer):
         return sampled + (super().tokens_per_image(args, rows, tokenizer) if args.xe_weight else 0)
 
     @classmethod
-    def frozen_copies(cls, model: Any, args: Any) -> int:
-        """1 if a full model needs a reference model; an adapted model uses its base."""
-        return int(bool(args.kl_coef) and not is_adapted(model))
+    def bytes_beside(cls, model: Any, args: Any) -> int:
+        """The bytes of the reference model, if a full model needs one; an adapted model uses its base."""
+        return weight_bytes(model) if args.kl_coef and not is_adapted(model) else 0
 
     @classmethod
     def describe_settings(cls, args: Any, images: int, texts_per_image: float) -> dict[str, str]:

@@ -17,10 +17,12 @@ from blip_recipe.data.dataset import CaptionDataset
 from blip_recipe.models.captioner import caption_row
 from blip_recipe.training.caption_scoring import CaptionScoringTrainer, count_predicted_tokens
 from blip_recipe.training.embeddings import cache_embeddings, check_frozen
-from blip_recipe.training.memory import choose_checkpointing
+from blip_recipe.training.memory import caption_step
 
 if TYPE_CHECKING:
-    from transformers import BlipProcessor, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
+
+    from blip_recipe.training.memory import Step
 
 
 class EpochLengthSampler(LengthGroupedSampler):
@@ -111,14 +113,11 @@ class CaptionTrainer(CaptionScoringTrainer):
     args: CaptionTrainingArguments
 
     def prepare_task(self) -> None:
-        """Prepare the scorer, cache embeddings if asked for, and estimate the memory of a step."""
+        """Prepare the scorer, and cache embeddings if asked for."""
         super().prepare_task()
         if self.args.cache_image_embeds:
             check_frozen(self.plain_model)
             self._cache_embeddings([self.train_dataset, self.eval_dataset])
-        is_open = self.args.auto_checkpointing and self.args.device.type == "cuda"
-        if is_open and isinstance(self.train_dataset, CaptionDataset):
-            self.estimate_memory(self.model, self.args, self.train_dataset.rows, self.processor)
 
     def build_dataset(self, dataset: Any, args: Any, *, training: bool, name: str) -> Any:
         """Convert a data set to a `CaptionDataset`, or to a `CaptionStream` for training."""
@@ -135,20 +134,14 @@ class CaptionTrainer(CaptionScoringTrainer):
         cache_embeddings(self, self.processor, [each for each in datasets if isinstance(each, CaptionDataset)])
 
     @classmethod
-    def estimate_memory(cls, model: Any, args: Any, rows: Any, processor: BlipProcessor) -> int | None:
-        """Estimate the memory by tracing a step."""
-        tokens = cls.tokens_per_image(args, rows, processor.tokenizer)
-        return choose_checkpointing(model, args, tokens, copies=cls.frozen_copies(model, args))
+    def traced_step(cls, args: Any, rows: Any, tokenizer: PreTrainedTokenizerBase) -> Step:
+        """The step of a captioner with the longest captions."""
+        return caption_step(args.train_batch_size, cls.tokens_per_image(args, rows, tokenizer))
 
     @classmethod
     def tokens_per_image(cls, args: Any, rows: Any, tokenizer: PreTrainedTokenizerBase) -> int:
         """The maximum number of tokens per image and step."""
         return tokens_per_image(args, rows, tokenizer)
-
-    @classmethod
-    def frozen_copies(cls, model: Any, args: Any) -> int:
-        """The number of frozen copies of the model in memory."""
-        return 0
 
     def compute_loss(
         self,

@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import BitsAndBytesConfig
 
 from blip_recipe.errors import RecipeError
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
 
     from blip_recipe.models.arguments import ModelArguments, Quantization
     from blip_recipe.models.stock import StockModel
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+"""The file of an adapter's weights."""
+
+BASE_PREFIX = "base_model.model."
+"""The prefix of the base model's parameters in the names of a `PeftModel`."""
 
 LAYERS = "query key value dense (text), qkv projection fc1 fc2 (vision)"
 """The names of BLIP's linear layers, for error messages."""
@@ -70,7 +77,7 @@ def lora_config(arguments: ModelArguments) -> LoraConfig | None:
 
 
 def add_lora(model: StockModel, config: LoraConfig) -> PeftModel:
-    """Wrap `model` with a new LoRA adapter, and freeze everything else.
+    """Wrap `model` with a new LoRA adapter, and freeze everything but its `learnt_beside_lora`.
 
     Args:
         model: The base model, full or quantised.
@@ -100,6 +107,8 @@ def add_lora(model: StockModel, config: LoraConfig) -> PeftModel:
         names = targets if targets is None or isinstance(targets, str) else sorted(targets)
         raise RecipeError(f"lora_target_modules is {names}: {first_line(error)} The layers are {LAYERS}.") from error
     config.revision = getattr(model.config, "_commit_hash", None)
+    for name in model.learnt_beside_lora:
+        model.get_parameter(name).requires_grad_(True)
     return peft_model
 
 
@@ -126,6 +135,18 @@ def move_to_root(adapter_dir: Path, model: Any) -> None:
         for path in folder.iterdir():
             path.replace(adapter_dir / path.name)
         folder.rmdir()
+
+
+def save_learnt_beside(adapter_dir: Path, model: Any) -> None:
+    """Add the parameters that are learnt beside the LoRA matrices (`learnt_beside_lora`) to a saved adapter.
+
+    peft saves the matrices only, but loads every parameter of the file that the model has.
+    """
+    base = model.get_base_model()
+    learnt = {BASE_PREFIX + name: base.get_parameter(name).detach().cpu().clone() for name in base.learnt_beside_lora}
+    if learnt:
+        path = adapter_dir / WEIGHTS_FILE
+        save_file(load_file(path) | learnt, path, metadata={"format": "pt"})
 
 
 def name_stock_class(adapter_dir: Path, stock: type) -> None:

@@ -43,6 +43,8 @@ class ImageTextModel(StockModel):
         temperature: The divisor of similarities, a parameter.
     """
 
+    learnt_beside_lora = ("temperature",)
+
     vision_model: BlipVisionModel
     text_encoder: BlipTextModel
     vision_proj: nn.Linear

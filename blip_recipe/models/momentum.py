@@ -49,7 +49,11 @@ class MomentumState(nn.Module):
     def __init__(self, model: ImageTextModel, queue_size: int, momentum: float, seed: int) -> None:
         super().__init__()
         self.momentum = momentum
-        self.encoders = nn.ModuleDict({name: copy.deepcopy(getattr(model, name)) for name in ENCODERS})
+        parts = {name: getattr(model, name) for name in ENCODERS}
+        frozen = {id(weight): weight for part in parts.values() for weight in part.parameters() if is_frozen(weight)}
+        # Frozen weights, which may be quantised, never move: share them with the model instead of copying them.
+        self.encoders = nn.ModuleDict({name: copy.deepcopy(part, dict(frozen)) for name, part in parts.items()})
+        self.moving = {name for name, weight in self.named_parameters() if not is_frozen(weight)}
         self.requires_grad_(False)
         self.generator = torch.Generator().manual_seed(seed)
         width = model.config.image_text_hidden_size
@@ -113,8 +117,11 @@ class MomentumState(nn.Module):
         return numbers[rank()].to(self.pointer.device)
 
     def save(self, directory: Path, temperature: torch.Tensor) -> None:
-        """Write `MOMENTUM_FILE`, with the learned temperature, which the weight files do not have."""
-        state = {name: values.contiguous() for name, values in self.state_dict().items()}
+        """Write `MOMENTUM_FILE`, with the learned temperature, which the weight files do not have.
+
+        Frozen weights of the encoders are those of the model, and are not written again.
+        """
+        state = {name: values.contiguous() for name, values in self.state_dict().items() if self._is_saved(name)}
         save_file(
             {**state, "temperature": temperature.detach().clone(), "generator": self.generator.get_state()},
             directory / MOMENTUM_FILE,
@@ -125,7 +132,16 @@ class MomentumState(nn.Module):
         state = load_file(directory / MOMENTUM_FILE)
         self.generator.set_state(state.pop("generator"))
         state.pop("temperature")
-        self.load_state_dict(state)
+        # Not strict, for the frozen weights.
+        self.load_state_dict({name: state[name] for name in self.state_dict() if self._is_saved(name)}, strict=False)
+
+    def _is_saved(self, name: str) -> bool:
+        return name in self.moving or not name.startswith("encoders.")
+
+
+def is_frozen(weight: nn.Parameter) -> bool:
+    """Whether a weight is not trained."""
+    return not weight.requires_grad
 
 
 def saved_temperature(directory: Path) -> torch.Tensor:

@@ -30,12 +30,14 @@ class StockModel(Mixin):
         other_stock_classes: Other stock classes that a model can start from.
         lora_layers: A pattern of module names, the default targets of LoRA: every attention and feed-forward layer of
             the text.
+        learnt_beside_lora: Names of parameters that are trained and saved with an adapter.
         decoding: The arguments of `DecodingSettings` whose defaults differ from a captioner's.
     """
 
     stock_class: ClassVar[type[PreTrainedModel]]
     other_stock_classes: ClassVar[tuple[type[PreTrainedModel], ...]] = ()
     lora_layers: ClassVar[str]
+    learnt_beside_lora: ClassVar[tuple[str, ...]] = ()
     decoding: ClassVar[dict[str, Any]] = {}
 
     def use_sdpa(self) -> Self:

@@ -30,17 +30,12 @@ class Retrieval(Task):
     trainer = RetrievalTrainer
 
     def check(self, model: ModelArguments, data: DataArguments, training: Any) -> None:
-        """Check that the model is not quantised, and that texts have no prompts."""
+        """Check that texts have no prompts."""
         super().check(model, data, training)
         if prompt_column := cast("CaptionDataArguments", data).prompt_column:
             raise RecipeError(
                 f"task is 'retrieval' and prompt_column is {prompt_column!r}, but texts are matched without a prompt: "
                 "leave it out."
-            )
-        if model.quantization:
-            raise RecipeError(
-                f"task is 'retrieval' and load_in_{model.quantization} is true, but momentum encoders need weights in "
-                "full precision: leave it out."
             )
 
     def load_split(self, arguments: CaptionDataArguments, split: str, *, max_samples: int | None = None) -> Dataset:

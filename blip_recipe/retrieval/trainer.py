@@ -10,9 +10,11 @@ from torch.utils.data import DataLoader, Subset
 
 from blip_recipe.card.facts import TaskWords
 from blip_recipe.data.captions import MAX_WORDS, normalize_caption
+from blip_recipe.models.adapters import is_adapted
 from blip_recipe.models.contrastive import MATCHING, split_loss
 from blip_recipe.retrieval.collator import PairCollator
 from blip_recipe.retrieval.data import build_dataset
+from blip_recipe.retrieval.memory import momentum_bytes, pair_step
 from blip_recipe.retrieval.metrics import PairsToMatch, Shortlist, first_match_rank, recalls, shortlist
 from blip_recipe.retrieval.modeling import BlipForRetrieval
 from blip_recipe.retrieval.scoring import match_row, tokenize_texts
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 
     from torch import nn
     from transformers import EvalPrediction, PreTrainedTokenizerBase
+
+    from blip_recipe.training.memory import Step
 
 LISTED_TEXTS = 10
 """Number of texts in each prediction."""
@@ -115,6 +119,16 @@ class RetrievalTrainer(MomentumTrainer):
     def build_collator(self, args: Any) -> PairCollator:
         """The collator of image-text pairs."""
         return PairCollator(self.processor, args.max_caption_length)
+
+    @classmethod
+    def traced_step(cls, args: Any, rows: Any, tokenizer: PreTrainedTokenizerBase) -> Step:
+        """The step with the longest captions."""
+        return pair_step(args, rows, tokenizer)
+
+    @classmethod
+    def bytes_beside(cls, model: Any, args: Any) -> int:
+        """The bytes of momentum encoders and queue."""
+        return momentum_bytes(model.get_base_model() if is_adapted(model) else model, args.queue_size)
 
     def compute_loss(
         self,

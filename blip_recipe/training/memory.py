@@ -9,15 +9,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from blip_recipe.models.adapters import quantization_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from torch import nn
 
     from blip_recipe.training.training_arguments import BlipTrainingArguments
+
+    Step = Callable[[Any, torch.device], torch.Tensor]
+    """The forward pass of a batch of empty tensors, from a model and its device. Its results are losses `(rows,)`, or
+    logits `(rows, classes)` of a cross entropy."""
 
 OPTIMIZER_BYTES = {"adamw_torch": 8, "adamw_torch_fused": 8, "adamw_8bit": 2, "paged_adamw_8bit": 2, "sgd": 0}
 """Optimiser state in bytes per trained parameter; 8 (two moments in 32 bits) for optimisers not listed."""
@@ -27,9 +32,7 @@ SHARE_OF_MEMORY = 0.9
 logger = logging.getLogger(__name__)
 
 
-def estimate_peak_bytes(
-    model: Any, training: BlipTrainingArguments, images: int, tokens: int, *, checkpointing: bool
-) -> int:
+def estimate_peak_bytes(model: Any, training: BlipTrainingArguments, step: Step, *, checkpointing: bool) -> int:
     """Peak bytes of a step in one process: weights, optimiser moments, gradients and activations.
 
     Gradients replace activations during the backward pass, so the larger of the two counts. Both count with gradient
@@ -38,42 +41,38 @@ def estimate_peak_bytes(
     Args:
         model: The model to train, on its training device.
         training: Precision, optimiser and accumulation.
-        images: Images per batch and process.
-        tokens: Tokens of all captions of an image.
+        step: The forward pass of a batch.
         checkpointing: Whether gradient checkpointing is on.
     """
     stored = weight_bytes(model)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     moments = OPTIMIZER_BYTES.get(str(getattr(training.optim, "value", training.optim)), 8)
     gradients = GRADIENT_BYTES * trained
-    activations = activation_bytes(model, images, tokens, bf16=bool(training.bf16), checkpointing=checkpointing)
+    activations = activation_bytes(model, step, bf16=bool(training.bf16), checkpointing=checkpointing)
     if checkpointing:
         # The activations of one layer at a time are recomputed.
-        all_layers = activation_bytes(model, images, tokens, bf16=bool(training.bf16), checkpointing=False)
-        vision, text = model.config.vision_config, model.config.text_config
-        activations += (all_layers - activations) // (vision.num_hidden_layers + text.num_hidden_layers)
+        all_layers = activation_bytes(model, step, bf16=bool(training.bf16), checkpointing=False)
+        layers = sum(isinstance(module, GradientCheckpointingLayer) for module in model.modules())
+        activations += (all_layers - activations) // layers
     kept = training.gradient_accumulation_steps > 1 or training.world_size > 1 or training.device.type == "cpu"
     return stored + moments * trained + (activations + gradients if kept else max(activations, gradients))
 
 
-def choose_checkpointing(model: Any, training: BlipTrainingArguments, tokens: int, *, copies: int = 0) -> int | None:
+def choose_checkpointing(model: Any, training: BlipTrainingArguments, step: Step, *, beside: int = 0) -> int | None:
     """Enable gradient checkpointing if a step would not fit the GPU without it, unless the arguments set it.
 
     Args:
         model: The model to train.
         training: The training arguments.
-        tokens: Tokens of all texts of an image.
-        copies: Frozen copies of the model in memory.
+        step: The forward pass of a batch.
+        beside: Bytes that the training keeps beside the model, such as copies of it.
 
     Returns:
         Peak bytes of a step with the chosen setting; None if the step cannot be traced.
     """
-    start = copies * weight_bytes(model)
 
     def estimate(checkpointing: bool) -> int:
-        return start + estimate_peak_bytes(
-            model, training, training.train_batch_size, tokens, checkpointing=checkpointing
-        )
+        return beside + estimate_peak_bytes(model, training, step, checkpointing=checkpointing)
 
     try:
         if training.auto_checkpointing and training.device.type == "cuda":
@@ -94,7 +93,12 @@ def choose_checkpointing(model: Any, training: BlipTrainingArguments, tokens: in
 
 def weight_bytes(model: nn.Module) -> int:
     """Bytes of all weights and buffers."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in [*model.parameters(), *model.buffers()])
+    return sum_bytes([*model.parameters(), *model.buffers()])
+
+
+def sum_bytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of all values of tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def describe_peak(training: BlipTrainingArguments, peak: int | None) -> str:
@@ -106,7 +110,29 @@ def describe_peak(training: BlipTrainingArguments, peak: int | None) -> str:
     return f"about {size} at the peak of a step, for each process{checkpointing}"
 
 
-def activation_bytes(model: Any, images: int, tokens: int, *, bf16: bool, checkpointing: bool) -> int:
+def caption_step(images: int, tokens: int) -> Step:
+    """The step of a captioner.
+
+    Args:
+        images: Images per batch and process.
+        tokens: Tokens of all captions of an image.
+    """
+
+    def step(model: Any, device: torch.device) -> torch.Tensor:
+        ids = torch.zeros(images, tokens, dtype=torch.int64, device=device)
+        pixel_values = empty_pixels(model, images, device)
+        return model(pixel_values=pixel_values, input_ids=ids, position_ids=ids).logits.flatten(0, 1)
+
+    return step
+
+
+def empty_pixels(model: Any, images: int, device: torch.device) -> torch.Tensor:
+    """Pixels `(images, 3, height, width)` of the size that the model expects."""
+    size = model.config.vision_config.image_size
+    return torch.empty(images, 3, size, size, device=device)
+
+
+def activation_bytes(model: Any, step: Step, *, bf16: bool, checkpointing: bool) -> int:
     """Bytes that a step saves for the backward pass, plus the gradient of the logits."""
     weights = [*model.parameters(), *model.buffers()]
     # Traced weights are new objects, so they are recognised by shape, also transposed.
@@ -119,19 +145,20 @@ def activation_bytes(model: Any, images: int, tokens: int, *, bf16: bool, checkp
             kept[storage._cdata] = storage
         return tensor
 
-    device, size = weights[0].device, model.config.vision_config.image_size
+    device = weights[0].device
     with (
         training_mode(model, checkpointing),
         FakeTensorMode(allow_non_fake_inputs=True),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast(device.type, torch.bfloat16, enabled=bf16),
     ):
-        pixel_values = torch.empty(images, 3, size, size, device=device)
-        ids = torch.zeros(images, tokens, dtype=torch.int64, device=device)
-        logits = model(pixel_values=pixel_values, input_ids=ids, position_ids=ids).logits.flatten(0, 1)
+        outputs = step(model, device)
         # Keep the loss until the saved tensors are counted: it owns them.
-        loss = F.cross_entropy(logits.float(), ids.flatten())
-        total = sum(storage.nbytes() for storage in kept.values()) + 4 * logits.numel()
+        loss, of_logits = outputs.sum(), 0
+        if outputs.ndim > 1:
+            targets = torch.zeros(len(outputs), dtype=torch.int64, device=device)
+            loss, of_logits = F.cross_entropy(outputs.float(), targets), 4 * outputs.numel()
+        total = sum(storage.nbytes() for storage in kept.values()) + of_logits
     del loss
     return total
 

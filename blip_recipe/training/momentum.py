@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 
-from blip_recipe.errors import RecipeError
-from blip_recipe.models.adapters import quantization_of
 from blip_recipe.models.momentum import MomentumState, saved_temperature
 from blip_recipe.training.datasets import image_ids
 from blip_recipe.training.trainer import BlipTrainer
@@ -35,11 +33,6 @@ class MomentumTrainer(BlipTrainer):
     def prepare_model(self, model: Any, args: Any) -> Any:
         """Load or convert the model, and reset the momentum encoders."""
         model = super().prepare_model(model, args)
-        if quantization := quantization_of(model):
-            raise RecipeError(
-                f"The model is quantised (load_in_{quantization}), but momentum encoders need weights in full "
-                "precision: load it without quantisation."
-            )
         self.momentum: MomentumState | None = None
         self._momentum_step = -1
         return model

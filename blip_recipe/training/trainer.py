@@ -24,11 +24,19 @@ from blip_recipe.data.storage import write_json
 from blip_recipe.data.streaming import CaptionStream
 from blip_recipe.errors import RecipeError
 from blip_recipe.hub.publishing import preflight
-from blip_recipe.models.adapters import add_lora, check_is_lora, is_adapted, move_to_root, name_stock_class
+from blip_recipe.models.adapters import (
+    add_lora,
+    check_is_lora,
+    is_adapted,
+    move_to_root,
+    name_stock_class,
+    save_learnt_beside,
+)
 from blip_recipe.models.loading import load_base, load_merged
 from blip_recipe.models.processors import load_processor, save_processor
 from blip_recipe.training.checkpoints import last_checkpoint
 from blip_recipe.training.compatibility import check_compatibility
+from blip_recipe.training.memory import choose_checkpointing
 from blip_recipe.training.publishing import BASELINE, PublishingTrainer, build_recipe
 from blip_recipe.training.sharding import (
     check_checkpoint_sharding,
@@ -56,6 +64,7 @@ if TYPE_CHECKING:
         TrainingArguments,
     )
 
+    from blip_recipe.training.memory import Step
     from blip_recipe.training.training_arguments import BlipTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -161,6 +170,9 @@ class BlipTrainer(PublishingTrainer):
         elif is_fsdp_requested(args):
             logger.warning("FSDP needs GPUs: without them each process keeps all weights.")
         self.prepare_task()
+        is_open = self.args.auto_checkpointing and self.args.device.type == "cuda"
+        if is_open and isinstance(self.train_dataset, PictureDataset):
+            self.estimate_memory(self.model, self.args, self.train_dataset.rows, self.processor)
 
     def _check_arguments(self, args: Any, kwargs: Mapping[str, Any]) -> Any:
         """The training arguments, or the default ones.
@@ -202,12 +214,23 @@ class BlipTrainer(PublishingTrainer):
         raise NotImplementedError
 
     @classmethod
+    def traced_step(cls, args: Any, rows: Any, tokenizer: PreTrainedTokenizerBase) -> Step | None:
+        """The largest step on `rows`, to estimate its memory; None if it cannot be traced."""
+        return None
+
+    @classmethod
+    def bytes_beside(cls, model: Any, args: Any) -> int:
+        """Bytes that the training keeps beside the model, such as copies of it."""
+        return 0
+
+    @classmethod
     def estimate_memory(cls, model: Any, args: Any, rows: Any, processor: BlipProcessor) -> int | None:
         """Peak bytes of a step on `rows`; None if they cannot be estimated.
 
         Enables gradient checkpointing if a step would not fit the GPU without it, unless the arguments set it.
         """
-        return None
+        step = cls.traced_step(args, rows, processor.tokenizer)
+        return None if step is None else choose_checkpointing(model, args, step, beside=cls.bytes_beside(model, args))
 
     @classmethod
     def look_at_texts(
@@ -557,6 +580,7 @@ class BlipTrainer(PublishingTrainer):
             save_processor(self.processor, directory)
             if is_adapted(self.model):
                 move_to_root(directory, self.model)
+                save_learnt_beside(directory, self.model)
                 name_stock_class(directory, self.model_class.stock_class)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:

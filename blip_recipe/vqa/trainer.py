@@ -21,6 +21,7 @@ from blip_recipe.vqa.answer_lists import ANSWER_LIST_FILE, FROM_TRAINING
 from blip_recipe.vqa.checks import answers_of_training, check_answered
 from blip_recipe.vqa.collator import AnswerCollator, encode_answers
 from blip_recipe.vqa.data import build_dataset, is_answered, normalize_question
+from blip_recipe.vqa.memory import answer_step
 from blip_recipe.vqa.metrics import is_exact_match, vqa_accuracy
 from blip_recipe.vqa.modeling import BlipForAnswering, answer_row
 from blip_recipe.vqa.ranking import SMOOTHING
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 
     from torch import nn
     from transformers import EvalPrediction, PreTrainedTokenizerBase
+
+    from blip_recipe.training.memory import Step
 
 SCORES = {"vqa_accuracy": vqa_accuracy, "exact_match": is_exact_match}
 """The metrics by name; each compares an answer with the annotators' answers."""
@@ -303,6 +306,11 @@ class VqaTrainer(BlipTrainer):
     def reference_ids(self) -> list[list[int]]:
         """Token ids of the first answer to each scored question."""
         return self.processor.tokenizer([each["answers"][0] for each in self.predictions]).input_ids
+
+    @classmethod
+    def traced_step(cls, args: Any, rows: Any, tokenizer: PreTrainedTokenizerBase) -> Step:
+        """The step with the longest questions, and the longest answers to one question."""
+        return answer_step(args, rows.select_columns(["image_id", "question", "answers"]), tokenizer)
 
     @classmethod
     def decoding(cls, args: Any) -> DecodingSettings:
