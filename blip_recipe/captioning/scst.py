@@ -39,6 +39,7 @@ from blip_recipe.data.dataset import CaptionDataset
 from blip_recipe.errors import RecipeError
 from blip_recipe.models.adapters import is_adapted
 from blip_recipe.models.captioner import generate_token_ids
+from blip_recipe.models.regularization import set_drop_path
 from blip_recipe.models.text import IGNORED, decode_texts
 from blip_recipe.training.caption_scoring import count_predicted_tokens
 from blip_recipe.training.memory import weight_bytes
@@ -147,6 +148,7 @@ class ScstTrainer(CaptionTrainer):
         self.record = MeanRecord()
         self.add_callback(self.record)
         disable_dropout(self.plain_model)
+        set_drop_path(self.plain_model, 0.0)
         tokenizer, text_config = self.processor.tokenizer, self.plain_model.config.text_config
         self.prompt_ids = [text_config.bos_token_id, *tokenizer(self.args.prompt).input_ids[1:-1]]
         self.sep_token_id = text_config.sep_token_id

@@ -35,8 +35,17 @@ class Captioning(Task):
         return ScstTrainer if stage == "scst" else CaptionTrainer
 
     def check(self, model: ModelArguments, data: DataArguments, training: Any) -> None:
-        """Check that keys which exclude each other are not combined: two prompts, streams with caches or a reward."""
+        """Check that keys which exclude each other are not combined.
+
+        These are two prompts, streams with caches, and self-critical training with a stream or with dropout.
+        """
         _check_prompts(cast("CaptionDataArguments", data).prompt_column, training)
+        if model.dropouts and isinstance(training, ScstTrainer.arguments_class):
+            key, value = next(iter(model.dropouts.items()))
+            raise RecipeError(
+                f"stage is 'scst' and {key} is {value:g}, but self-critical training samples without dropout: leave it "
+                "out."
+            )
         if not data.is_streamed:
             return
         if isinstance(training, ScstTrainer.arguments_class):

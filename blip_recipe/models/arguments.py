@@ -52,6 +52,27 @@ class ModelArguments:
         },
     )
     freeze_vision: bool = field(default=False, metadata={"help": "Freeze the image encoder."})
+    drop_path_rate: float = field(
+        default=0.0,
+        metadata={
+            "help": "Drop path (stochastic depth) of the last layer of the image encoder; it grows linearly from 0 in "
+            "the first layer. The original has 0.1 for questions and for large image encoders."
+        },
+    )
+    hidden_dropout_prob: float | None = field(
+        default=None,
+        metadata={
+            "help": "Dropout of the text network's embeddings and layers; default: that of the model's configuration. "
+            "The original has 0.1."
+        },
+    )
+    attention_probs_dropout_prob: float | None = field(
+        default=None,
+        metadata={
+            "help": "Dropout of the text network's attention; default: that of the model's configuration. The original "
+            "has 0.1."
+        },
+    )
     attention_implementation: Literal["eager", "sdpa"] = field(
         default="sdpa", metadata={"help": "Implementation of attention; results agree up to rounding."}
     )
@@ -97,6 +118,12 @@ class ModelArguments:
                 f"{key} and use_peft are set, but an adapter neither trains nor saves word embeddings: train all "
                 "weights (use_peft false). An adapter can be trained on the result."
             )
+
+    @property
+    def dropouts(self) -> dict[str, float]:
+        """The keys of drop path and text dropout that are set and not 0."""
+        names = ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob")
+        return {name: getattr(self, name) for name in names if getattr(self, name)}
 
     @property
     def quantization(self) -> Quantization | None:

@@ -11,6 +11,7 @@ from blip_recipe.data.arguments import SHAPES
 from blip_recipe.models.adapters import add_lora, lora_config
 from blip_recipe.models.arguments import MISSING, TINY_MODEL
 from blip_recipe.models.loading import load_base
+from blip_recipe.models.regularization import set_drop_path, set_text_dropout
 from blip_recipe.models.vocabulary import add_tokens, missing_tokens, use_tokenizer
 from blip_recipe.recipe.checks import check_model, check_quantisable
 from blip_recipe.training.compatibility import check_compatibility
@@ -56,6 +57,8 @@ def build_model(recipe: Recipe[Any], rows: Dataset) -> tuple[Any, BlipProcessor]
         model.use_sdpa()
     if arguments.freeze_vision:
         model.vision_model.requires_grad_(False)
+    set_drop_path(model, arguments.drop_path_rate)
+    set_text_dropout(model, hidden=arguments.hidden_dropout_prob, attention=arguments.attention_probs_dropout_prob)
     adapter = lora_config(arguments)
     model = model if adapter is None else add_lora(model, adapter)
     check_model(recipe, model)

@@ -40,6 +40,9 @@ RANGES: dict[str, Range] = {
     "lora_r": AT_LEAST_ONE,
     "lora_alpha": AT_LEAST_ONE,
     "lora_dropout": SHARE,
+    "drop_path_rate": SHARE,
+    "hidden_dropout_prob": SHARE,
+    "attention_probs_dropout_prob": SHARE,
 }
 """The range of each key that takes a number: its text in messages, and a test of the value."""
 
@@ -152,6 +155,11 @@ def check_recipe(recipe: Recipe[FinetuneOptions]) -> None:
     if model.use_peft and model.image_size is not None and not model.merge_adapter:
         raise RecipeError(
             "image_size changes position embeddings, which an adapter does not save: set merge_adapter too."
+        )
+    if model.drop_path_rate and getattr(training, "cache_image_embeds", False):
+        raise RecipeError(
+            f"drop_path_rate is {model.drop_path_rate:g} and cache_image_embeds is true, but a cached picture is not "
+            "encoded again: leave one of them out."
         )
     _check_sharding(recipe)
     recipe.task.check(model, data, training)
