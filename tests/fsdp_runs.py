@@ -38,10 +38,10 @@ KEYS = {
 """Two steps of two accumulated batches in each process, with a checkpoint and scores after each."""
 
 
-def finetune(output_dir: Path, **changes: object) -> None:
+def finetune(output_dir: Path, *, recipe: str = "shapes_tiny", **changes: object) -> None:
     """As `python -m blip_recipe.finetune`."""
     keys = KEYS | changes | {"output_dir": output_dir}
-    main(["recipes/shapes_tiny.json", *(f"--{key}={value}" for key, value in keys.items())])
+    main([f"recipes/{recipe}.json", *(f"--{key}={value}" for key, value in keys.items())])
     PartialState().wait_for_everyone()
 
 
@@ -84,3 +84,4 @@ if __name__ == "__main__":
     finetune(
         place / kind / "lora", **keys, model_name_or_path=base, use_peft=True, merge_adapter=True, learning_rate=0.01
     )
+    finetune(place / kind / "vqa", recipe="shapes_vqa", **keys)

@@ -7,11 +7,11 @@ from typing import Any, ClassVar, Literal
 
 from blip_recipe.errors import RecipeError
 from blip_recipe.models.decoding import COUNTS_PROMPT
-from blip_recipe.training.arguments import CaptionTextArguments, check_at_least_one
+from blip_recipe.training.arguments import CaptionTextArguments, EmbeddingArguments, check_at_least_one
 
 
 @dataclass
-class CaptionArguments(CaptionTextArguments):
+class CaptionArguments(EmbeddingArguments, CaptionTextArguments):
     """Training arguments of captioning."""
 
     _argument_group_name = "captioning"
@@ -32,13 +32,6 @@ class CaptionArguments(CaptionTextArguments):
         default=None,
         metadata={"help": "Captions per image and epoch: all (default), or N sampled anew each epoch."},
     )
-    cache_image_embeds: bool = field(
-        default=False,
-        metadata={
-            "help": "Encode each picture once and cache the embeddings on disk (0.9 MB per picture at base size in "
-            "bf16); needs a frozen image encoder and no augmentation."
-        },
-    )
     shuffle_buffer_size: int = field(
         default=1000, metadata={"help": "Size of each worker's shuffle buffer of a stream, in images."}
     )
@@ -46,12 +39,6 @@ class CaptionArguments(CaptionTextArguments):
     def __post_init__(self) -> None:
         check_at_least_one(self, "captions_per_image", "shuffle_buffer_size")
         super().__post_init__()
-        if self.cache_image_embeds and self.image_cache is not None:
-            raise RecipeError("cache_image_embeds and image_cache are both given: use only one of them.")
-        if self.cache_image_embeds and self.augmentation != "none":
-            raise RecipeError(
-                f"cache_image_embeds is true and augmentation is {self.augmentation!r}: expected augmentation 'none'."
-            )
 
     def generate_kwargs(self) -> dict[str, Any]:
         """Arguments of `generate_token_ids` for beam search without sampling."""

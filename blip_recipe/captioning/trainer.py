@@ -16,7 +16,6 @@ from blip_recipe.card.rendering import format_code
 from blip_recipe.data.dataset import CaptionDataset
 from blip_recipe.models.captioner import caption_row
 from blip_recipe.training.caption_scoring import CaptionScoringTrainer, count_predicted_tokens
-from blip_recipe.training.embeddings import cache_embeddings, check_frozen
 from blip_recipe.training.memory import caption_step
 
 if TYPE_CHECKING:
@@ -112,26 +111,9 @@ class CaptionTrainer(CaptionScoringTrainer):
 
     args: CaptionTrainingArguments
 
-    def prepare_task(self) -> None:
-        """Prepare the scorer, and cache embeddings if asked for."""
-        super().prepare_task()
-        if self.args.cache_image_embeds:
-            check_frozen(self.plain_model)
-            self._cache_embeddings([self.train_dataset, self.eval_dataset])
-
     def build_dataset(self, dataset: Any, args: Any, *, training: bool, name: str) -> Any:
         """Convert a data set to a `CaptionDataset`, or to a `CaptionStream` for training."""
         return build_dataset(dataset, args, self.processor, training=training, name=name)
-
-    def _prepare_dataset(self, dataset: Any, args: Any, name: str, *, training: bool = False) -> Any:
-        prepared = super()._prepare_dataset(dataset, args, name, training=training)
-        if args.cache_image_embeds and prepared is not dataset and hasattr(self, "accelerator"):
-            self._cache_embeddings([prepared])
-        return prepared
-
-    def _cache_embeddings(self, datasets: list[Any]) -> None:
-        """Cache the embeddings of all pictures of `datasets`."""
-        cache_embeddings(self, self.processor, [each for each in datasets if isinstance(each, CaptionDataset)])
 
     @classmethod
     def traced_step(cls, args: Any, rows: Any, tokenizer: PreTrainedTokenizerBase) -> Step:

@@ -53,6 +53,15 @@ class PictureDataset(torch.utils.data.Dataset[dict[str, Any]]):
         self.image_size, self.augmentation, self.seed = image_size, augmentation, seed
         self.resized = resized or {}
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self.embeddings: tuple[EmbeddingStore, list[str]] | None = None
+
+    def picture_rows(self) -> list[int]:
+        """For each row, a row with the same picture."""
+        return list(range(len(self)))
+
+    def use_embeddings(self, store: EmbeddingStore, keys: list[str]) -> None:
+        """Return cached embeddings instead of pictures: row `i` is stored under `keys[i]`."""
+        self.embeddings = store, keys
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the random choices, also in worker processes."""
@@ -101,11 +110,6 @@ class CaptionDataset(PictureDataset):
         self._captions = rows.select_columns(["captions", *([PROMPT] if self.has_prompts else [])])
         self.captions_per_image = captions_per_image
         self.normalize_captions, self.max_words = normalize_captions, max_words
-        self.embeddings: tuple[EmbeddingStore, list[str]] | None = None
-
-    def use_embeddings(self, store: EmbeddingStore, keys: list[str]) -> None:
-        """Return cached embeddings instead of pictures: row `i` is stored under `keys[i]`."""
-        self.embeddings = store, keys
 
     def __getitem__(self, row: int) -> dict[str, Any]:
         """Get the row number, picture and captions of a row.

@@ -10,7 +10,7 @@ import hashlib
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -108,7 +108,9 @@ class Unencoded(NamedTuple):
 class PicturesToEncode(Dataset[Unencoded]):
     """Data set of the pictures to encode: the rows `numbers` of `rows`."""
 
-    def __init__(self, rows: Any, numbers: range, store: EmbeddingStore, image_processor: BlipImageProcessor) -> None:
+    def __init__(
+        self, rows: Any, numbers: Sequence[int], store: EmbeddingStore, image_processor: BlipImageProcessor
+    ) -> None:
         self.rows, self.numbers, self.store, self.image_processor = rows, numbers, store, image_processor
 
     def __len__(self) -> int:

@@ -222,7 +222,6 @@ def _check_sharding(recipe: Recipe[FinetuneOptions]) -> None:
     plugin: dict[str, Any] = training.fsdp_plugin_args or {"fsdp_version": int(os.environ.get("FSDP_VERSION", "1"))}
     asked = {
         "its version 1 (set fsdp_version to 2)": plugin["fsdp_version"] != 2,
-        f"task {recipe.trainer.task.name!r}": recipe.trainer.task.name != "captioning",
         "stage 'scst'": recipe.stage == "scst",
         "load_in_8bit": model.load_in_8bit,
         "load_in_4bit": model.load_in_4bit,

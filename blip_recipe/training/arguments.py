@@ -92,6 +92,28 @@ class BlipArguments:
 
 
 @dataclass
+class EmbeddingArguments(BlipArguments):
+    """Arguments of tasks that can train on cached embeddings of pictures."""
+
+    cache_image_embeds: bool = field(
+        default=False,
+        metadata={
+            "help": "Encode each picture once and cache the embeddings on disk (0.9 MB per picture at base size in "
+            "bf16); needs a frozen image encoder and no augmentation."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cache_image_embeds and self.image_cache is not None:
+            raise RecipeError("cache_image_embeds and image_cache are both given: use only one of them.")
+        if self.cache_image_embeds and self.augmentation != "none":
+            raise RecipeError(
+                f"cache_image_embeds is true and augmentation is {self.augmentation!r}: expected augmentation 'none'."
+            )
+
+
+@dataclass
 class GenerationArguments(BlipArguments):
     """Arguments of text generation. Lengths include the prompt, as in BLIP's own configuration.
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import BlipProcessor, Seq2SeqTrainer
 
-    from blip_recipe.data.dataset import CaptionDataset
+    from blip_recipe.data.dataset import PictureDataset
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ def check_frozen(model: Any) -> None:
         )
 
 
-def cache_embeddings(trainer: Seq2SeqTrainer, processor: BlipProcessor, datasets: Sequence[CaptionDataset]) -> None:
+def cache_embeddings(trainer: Seq2SeqTrainer, processor: BlipProcessor, datasets: Sequence[PictureDataset]) -> None:
     """Encode every picture of `datasets` that is not cached yet, and make their rows return embeddings.
 
     The processes share the work. The embeddings are stored in the precision that the text decoder computes in, so
@@ -51,13 +51,15 @@ def cache_embeddings(trainer: Seq2SeqTrainer, processor: BlipProcessor, datasets
     args, image_processor = trainer.args, processor.image_processor
     dtype = torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32
     store = EmbeddingStore(vision_model.eval(), image_processor, dtype)
-    store.check_space(sum(map(len, datasets)))
-    for dataset in datasets:
-        logger.info("Encoding the pictures that are not in %s yet, of %d", store.folder, len(dataset))
-        mine = range(args.process_index, len(dataset), args.world_size)
-        pictures = PicturesToEncode(dataset.rows, mine, store, image_processor)
-        keys = gather_object(list(_encode(trainer, vision_model, pictures)))
-        dataset.use_embeddings(store, [key for _, key in sorted(keys)])
+    shared = [dataset.picture_rows() for dataset in datasets]
+    different = [sorted(set(rows)) for rows in shared]
+    store.check_space(sum(map(len, different)))
+    for dataset, rows, pictures in zip(datasets, shared, different, strict=True):
+        logger.info("Encoding the pictures that are not in %s yet, of %d", store.folder, len(pictures))
+        mine = pictures[args.process_index :: args.world_size]
+        to_encode = PicturesToEncode(dataset.rows, mine, store, image_processor)
+        keys = dict(gather_object(list(_encode(trainer, vision_model, to_encode))))
+        dataset.use_embeddings(store, [keys[row] for row in rows])
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import copy
 import logging
 import os
 from inspect import signature
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -36,6 +37,7 @@ from blip_recipe.models.loading import load_base, load_merged
 from blip_recipe.models.processors import load_processor, save_processor
 from blip_recipe.training.checkpoints import last_checkpoint
 from blip_recipe.training.compatibility import check_compatibility
+from blip_recipe.training.embeddings import cache_embeddings, check_frozen
 from blip_recipe.training.memory import choose_checkpointing
 from blip_recipe.training.publishing import BASELINE, PublishingTrainer, build_recipe
 from blip_recipe.training.sharding import (
@@ -170,6 +172,9 @@ class BlipTrainer(PublishingTrainer):
         elif is_fsdp_requested(args):
             logger.warning("FSDP needs GPUs: without them each process keeps all weights.")
         self.prepare_task()
+        if getattr(self.args, "cache_image_embeds", False):
+            check_frozen(self.plain_model)
+            self._cache_embeddings(self.train_dataset, self.eval_dataset)
         is_open = self.args.auto_checkpointing and self.args.device.type == "cuda"
         if is_open and isinstance(self.train_dataset, PictureDataset):
             self.estimate_memory(self.model, self.args, self.train_dataset.rows, self.processor)
@@ -384,7 +389,15 @@ class BlipTrainer(PublishingTrainer):
             return dataset
         if isinstance(dataset, dict):
             return {key: self._prepare_dataset(each, args, f"{name}[{key!r}]") for key, each in dataset.items()}
-        return self.build_dataset(dataset, args, training=training, name=name)
+        prepared = self.build_dataset(dataset, args, training=training, name=name)
+        if getattr(args, "cache_image_embeds", False) and hasattr(self, "accelerator"):
+            self._cache_embeddings(prepared)
+        return prepared
+
+    def _cache_embeddings(self, *datasets: Any) -> None:
+        """Cache the embeddings of all pictures of `datasets`, of which each may be a dictionary of data sets."""
+        each = chain.from_iterable(one.values() if isinstance(one, dict) else [one] for one in datasets)
+        cache_embeddings(self, self.processor, [one for one in each if isinstance(one, PictureDataset)])
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Like Trainer's, on any data set that the constructor takes."""

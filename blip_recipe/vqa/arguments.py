@@ -9,7 +9,7 @@ from typing import ClassVar
 from blip_recipe.data.arguments import DataArguments
 from blip_recipe.errors import RecipeError
 from blip_recipe.models.arguments import ModelArguments
-from blip_recipe.training.arguments import GenerationArguments
+from blip_recipe.training.arguments import EmbeddingArguments, GenerationArguments
 from blip_recipe.vqa.answer_lists import (
     FROM_TRAINING,
     MIN_QUESTIONS,
@@ -43,7 +43,7 @@ class VqaDataArguments(DataArguments):
 
 
 @dataclass
-class VqaArguments(GenerationArguments):
+class VqaArguments(EmbeddingArguments, GenerationArguments):
     """Training arguments of question answering.
 
     Attributes:

@@ -49,10 +49,11 @@ class AnswerCollator:
 
         Returns:
             `row` `(questions,)`; `pixel_values` `(images, 3, height, width)` in uint8, which the trainer normalises on
-            the device; `image_index` `(questions,)`; `input_ids` and `attention_mask`, each `(questions, question
-            tokens)`; and `decoder_input_ids`, `decoder_position_ids`, `labels` and `answer_weights`, each `(questions,
-            tokens)`. Positions restart at 0 in each answer. `answer_weights` holds the weight of its answer for each
-            predicted token, and 0 elsewhere. Without answers, the last four are missing.
+            the device, or `image_embeds` `(images, patches, width)` if the rows have them; `image_index`
+            `(questions,)`; `input_ids` and `attention_mask`, each `(questions, question tokens)`; and
+            `decoder_input_ids`, `decoder_position_ids`, `labels` and `answer_weights`, each `(questions, tokens)`.
+            Positions restart at 0 in each answer. `answer_weights` holds the weight of its answer for each predicted
+            token, and 0 elsewhere. Without answers, the last four are missing.
         """
         answers = [row["answers"] for row in rows]
         return {
@@ -65,9 +66,11 @@ class AnswerCollator:
     def _images(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         first: dict[Hashable, int] = {}
         index = [first.setdefault(row["image_key"], len(first)) for row in rows]
-        images = [rows[index.index(number)]["image"] for number in range(len(first))]
-        pixels = read_resized(images, self.processor.image_processor)
-        return {"pixel_values": pixels, "image_index": torch.tensor(index)}
+        shown = [rows[index.index(number)] for number in range(len(first))]
+        places = {"image_index": torch.tensor(index)}
+        if "image_embeds" in shown[0]:
+            return {"image_embeds": torch.stack([row["image_embeds"] for row in shown]), **places}
+        return {"pixel_values": read_resized([row["image"] for row in shown], self.processor.image_processor), **places}
 
     def _answers(self, answers: list[list[str]], row_weights: list[float]) -> dict[str, torch.Tensor]:
         shares = [

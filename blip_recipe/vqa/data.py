@@ -347,6 +347,8 @@ class QuestionDataset(PictureDataset):
     def __getitem__(self, row: int) -> dict[str, Any]:
         """Row number, picture (uint8 `(3, height, width)`, square if augmented), question and answers.
 
+        After `use_embeddings`, `image_embeds` `(patches, width)` replaces the picture.
+
         Raises:
             BadImageError: The picture cannot be read.
         """
@@ -356,16 +358,15 @@ class QuestionDataset(PictureDataset):
         """The rows of a batch. A picture is read once, and augmented for the first of its rows."""
         texts = self._texts[rows]
         weights = texts.get(WEIGHT, [1.0] * len(rows))
-        images: dict[Any, torch.Tensor] = {}
+        images: dict[Any, dict[str, torch.Tensor]] = {}
         for row, key in zip(rows, texts["image_id"], strict=True):
             if key not in images:
-                # Read pictures from the table only if they are needed.
-                images[key] = self.read_picture(self.resized.get(row) or self.rows[row]["image"], self.generator(row))
+                images[key] = self._image(row)
         return [
             {
                 "row": row,
                 "image_key": key,
-                "image": images[key],
+                **images[key],
                 "question": normalize_question(question) if self.normalize else question,
                 "answers": answers,
                 "answer_weight": weight,
@@ -374,6 +375,20 @@ class QuestionDataset(PictureDataset):
                 rows, texts["image_id"], texts["question"], texts["answers"], weights, strict=True
             )
         ]
+
+    def _image(self, row: int) -> dict[str, torch.Tensor]:
+        """The picture of a row as `image`, or its cached embeddings as `image_embeds`."""
+        if self.embeddings:
+            store, keys = self.embeddings
+            return {"image_embeds": store.load(keys[row])}
+        # Read pictures from the table only if they are needed.
+        picture = self.resized.get(row) or self.rows[row]["image"]
+        return {"image": self.read_picture(picture, self.generator(row))}
+
+    def picture_rows(self) -> list[int]:
+        """For each row, the first row about the same image."""
+        first: dict[Any, int] = {}
+        return [first.setdefault(image_id, row) for row, image_id in enumerate(self._texts["image_id"])]
 
 
 def build_dataset(

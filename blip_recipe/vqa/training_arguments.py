@@ -42,6 +42,8 @@ class VqaTrainingArguments(VqaArguments, BlipTrainingArguments):  # type: ignore
             to be.
         early_stopping_patience (`int`, *optional*): Stop after this number of evaluations in which
             `metric_for_best_model` did not improve.
+        cache_image_embeds (`bool`, defaults to `False`): Whether to encode each picture once and cache the embeddings
+            on disk; needs a frozen image encoder and no augmentation.
         image_cache (`str`, *optional*): Directory for resized copies of large and remote pictures.
 
     Raises:

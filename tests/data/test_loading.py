@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,9 @@ from blip_recipe.data.resized_cache import cache_folder, cache_resized_pictures,
 from blip_recipe.errors import RecipeError
 from blip_recipe.recipe.arguments import FinetuneOptions
 from blip_recipe.recipe.parsing import read_recipe
+from blip_recipe.retrieval.trainer import RetrievalTrainer
 from blip_recipe.training.training_arguments import cores_of_this_process
+from blip_recipe.vqa.trainer import VqaTrainer
 
 SIZE = 48
 """Side of the pictures that the model sees here."""
@@ -259,3 +262,24 @@ def test_true_is_the_cache_of_hugging_face_and_false_is_none() -> None:
     assert cache_folder("true") == Path(HF_HOME) / "blip_recipe" / "pictures"
     assert cache_folder("some/folder") == Path("some/folder")
     assert cache_folder("false") is cache_folder(None) is None
+
+
+@pytest.mark.parametrize("task", ["vqa", "retrieval"])
+def test_training_of_other_tasks_reads_the_cache_too(task: str, tmp_path: Path) -> None:
+    keys: dict[str, Any] = {"output_dir": str(tmp_path), "use_cpu": True, "augmentation": "none"}
+    rows: Any = make_rows(encode(photograph(400, 300)), encode(photograph(400, 300)))
+    if task == "vqa":
+        trainer: Any = VqaTrainer
+        rows = rows.remove_columns("captions").add_column("question", ["what", "where"])
+        rows = rows.add_column("answers", [["a dog"], ["here"]])
+    else:
+        trainer = RetrievalTrainer
+    processor = build_tiny_captioner(["a"], SIZE)[1]
+    args = trainer.arguments_class(**keys, image_cache=str(tmp_path))
+    builder = SimpleNamespace(processor=processor)
+    train, test = (
+        trainer.build_dataset(builder, rows, args, training=training, name="rows")[0]["image"].shape
+        for training in (True, False)
+    )
+    assert test == (3, 300, 400)
+    assert min(train[1:]) == shorter_side(SIZE)

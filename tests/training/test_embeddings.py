@@ -16,6 +16,8 @@ from blip_recipe.captioning.trainer import CaptionTrainingArguments
 from blip_recipe.data.dataset import CaptionDataset
 from blip_recipe.data.embeddings import EmbeddingStore, picture_key
 from blip_recipe.training.caption_collator import CaptionCollator
+from blip_recipe.vqa.arguments import VqaDataArguments
+from blip_recipe.vqa.data import load_questions
 
 RUN: dict[str, object] = {
     "max_steps": 3,
@@ -32,9 +34,9 @@ RUN: dict[str, object] = {
 }
 
 
-def command(output_dir: Path, **changes: object) -> list[str]:
+def command(output_dir: Path, recipe: str = "shapes_tiny", **changes: object) -> list[str]:
     keys = RUN | changes | {"output_dir": output_dir}
-    return ["blip_recipe.finetune", "recipes/shapes_tiny.json", *(f"--{key}={value}" for key, value in keys.items())]
+    return ["blip_recipe.finetune", f"recipes/{recipe}.json", *(f"--{key}={value}" for key, value in keys.items())]
 
 
 def files(cache: Path) -> set[Path]:
@@ -56,6 +58,22 @@ def test_a_run_on_kept_embeddings_is_the_run_on_pictures(tmp_path: Path, monkeyp
     for name in ("model.safetensors", "predictions.jsonl"):
         assert (tmp_path / "pictures" / name).read_bytes() == (tmp_path / "kept" / name).read_bytes(), name
     assert (tmp_path / "pictures/predictions.jsonl").read_text() == (tmp_path / "again/predictions.jsonl").read_text()
+
+
+def test_questions_are_trained_on_kept_embeddings_as_on_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("BLIP_RECIPE_CACHE", str(cache))
+    run_checked(*command(tmp_path / "pictures", "shapes_vqa"))
+    run_checked(*command(tmp_path / "kept", "shapes_vqa", cache_image_embeds="true"))
+    # One file for each picture, however many questions there are about it.
+    data = VqaDataArguments(dataset_name="shapes")
+    splits = {"train": 24, "validation": 5, "test": 5}
+    pictures = [set(load_questions(data, name, max_samples=rows)["image_id"]) for name, rows in splits.items()]
+    assert len(files(cache)) == sum(map(len, pictures)) < sum(splits.values())
+    for name in ("model.safetensors", "predictions.jsonl"):
+        assert (tmp_path / "pictures" / name).read_bytes() == (tmp_path / "kept" / name).read_bytes(), name
 
 
 @pytest.mark.parametrize(

@@ -181,3 +181,25 @@ def test_rows_without_question_or_answer_stop_the_run_before_it_begins(tmp_path:
     assert "6 of 9 rows cannot be used" in done.stderr
     assert "it has no question" in done.stderr
     assert "it has no answer" in done.stderr
+
+
+def test_a_resumed_run_ends_as_the_unbroken_one(tmp_path: Path) -> None:
+    """With dropout, drop path and augmentation, from a checkpoint within an epoch."""
+    keys = (
+        *("--max_train_samples", "36", "--max_eval_samples", "6", "--max_steps", "6", "--save_strategy", "steps"),
+        *("--save_steps", "2", "--save_total_limit", "4", "--per_device_train_batch_size", "8", "--warmup_steps", "1"),
+        *("--augmentation", "blip", "--drop_path_rate", "0.3", "--hidden_dropout_prob", "0.1"),
+        *("--attention_probs_dropout_prob", "0.1", "--logging_steps", "1"),
+    )
+    unbroken, resumed = tmp_path / "unbroken", tmp_path / "resumed"
+    run_checked("blip_recipe.finetune", RECIPE, *QUIET, *keys, "--output_dir", unbroken)
+    again = ("--resume_from_checkpoint", unbroken / "checkpoint-2", "--output_dir", resumed)
+    run_checked("blip_recipe.finetune", RECIPE, *QUIET, *keys, *again)
+    for name in ("model.safetensors", "predictions.jsonl", "checkpoint-6/model.safetensors"):
+        assert (unbroken / name).read_bytes() == (resumed / name).read_bytes(), name
+    losses = [
+        [each["loss"] for each in json.loads((run / "trainer_state.json").read_text())["log_history"] if "loss" in each]
+        for run in (unbroken, resumed)
+    ]
+    assert len(losses[0]) == 6
+    assert losses[0] == losses[1]
