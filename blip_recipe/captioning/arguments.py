@@ -11,7 +11,7 @@ from blip_recipe.training.arguments import CaptionTextArguments, EmbeddingArgume
 
 
 @dataclass
-class CaptionArguments(EmbeddingArguments, CaptionTextArguments):
+class CaptionArguments(CaptionTextArguments, EmbeddingArguments):
     """Training arguments of captioning."""
 
     _argument_group_name = "captioning"

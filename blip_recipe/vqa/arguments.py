@@ -43,7 +43,7 @@ class VqaDataArguments(DataArguments):
 
 
 @dataclass
-class VqaArguments(EmbeddingArguments, GenerationArguments):
+class VqaArguments(GenerationArguments, EmbeddingArguments):
     """Training arguments of question answering.
 
     Attributes:

@@ -9,6 +9,7 @@ import torch
 from commands import run_checked, run_module
 from datasets import Dataset as Rows
 from PIL import Image
+from safetensors.torch import load_file
 
 from blip_recipe.captioning.data import build_dataset
 from blip_recipe.captioning.tiny import build_tiny_captioner
@@ -72,8 +73,11 @@ def test_questions_are_trained_on_kept_embeddings_as_on_pictures(
     splits = {"train": 24, "validation": 5, "test": 5}
     pictures = [set(load_questions(data, name, max_samples=rows)["image_id"]) for name, rows in splits.items()]
     assert len(files(cache)) == sum(map(len, pictures)) < sum(splits.values())
-    for name in ("model.safetensors", "predictions.jsonl"):
-        assert (tmp_path / "pictures" / name).read_bytes() == (tmp_path / "kept" / name).read_bytes(), name
+    # Batches of other sizes are encoded, which differ in the last bits.
+    pictures_weights, kept_weights = (load_file(tmp_path / name / "model.safetensors") for name in ("pictures", "kept"))
+    torch.testing.assert_close(kept_weights, pictures_weights, atol=1e-5, rtol=1e-5)
+    said = [(tmp_path / name / "predictions.jsonl").read_text() for name in ("pictures", "kept")]
+    assert said[0] == said[1]
 
 
 @pytest.mark.parametrize(
