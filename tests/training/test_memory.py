@@ -135,7 +135,7 @@ def read(tmp_path: Path, *words: str) -> Recipe[FinetuneOptions]:
     return read_recipe(FinetuneOptions, prog="", description="", recipe_needed=True, argv=argv)
 
 
-QUESTIONS = {
+QUESTIONS: dict[str, list[Any]] = {
     "image_id": [0, 0, 1, 2],
     "question": ["is it red", "how many red things are there in the whole picture", "what is it", "is it a circle"],
     "answers": [["yes"], ["1", "one", "1"], ["a red circle", "a circle", "a red circle", "circle"], ["yes", "no"]],
