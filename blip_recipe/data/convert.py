@@ -282,6 +282,11 @@ class TorchRows:
     ) -> None:
         self.dataset, self.where, self.read, self.names = dataset, where, read, tuple(names)
 
+    @property
+    def column_names(self) -> list[str]:
+        """The names of the columns."""
+        return list(self.names)
+
     def __len__(self) -> int:
         return len(self.dataset)
 
