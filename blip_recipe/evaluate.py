@@ -128,10 +128,16 @@ def report(recipe: Recipe[EvaluateOptions], results: dict[str, float], records: 
     recorded = results | recipe.training.score_settings()
     write_json(recipe.output_dir / "all_results.json", dict(sorted(recorded.items())))
     write_predictions(recipe.output_dir / "predictions.jsonl", records)
-    names = [name for name in ("loss", *recipe.training.scores()) if f"eval_{name}" in results]
+    shown = ("loss", *recipe.training.scores())
+    names = [key.removeprefix("eval_") for name in shown for key in results if is_score(key, f"eval_{name}")]
     width = max([12, *(len(name) + 2 for name in names)])
     for name in names:
         print(f"{name:<{width}}{results[f'eval_{name}']:.4f}")
+
+
+def is_score(key: str, score: str) -> bool:
+    """Whether a key is that of a score, or of the same score of a group: `eval_cider`, `eval_cider_in_domain`."""
+    return key == score or key.startswith(f"{score}_")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ TRAINER_KEYS: dict[str, dict[str, str | None]] = {
         "per_device_eval_batch_size": "Images (VQA: questions) scored at once, for each process.",
         "train_sampling_strategy": "`group_by_length` puts images with about as many words into one batch.",
         "dataloader_num_workers": None,
-        "dataloader_drop_last": "Drop the last batch of an epoch if it is smaller than the others.",
+        "dataloader_drop_last": "Drop the last batch of a training epoch if it is smaller than the others.",
     },
     "Optimizer": {
         "learning_rate": None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,11 @@ def publish_other_bases(hub: HubServer, folder: Path) -> None:
         hub.publish_model(TASKS[name].model().model_name_or_path, folder / name)
 
 
-def publish_coco(hub: HubServer, folder: Path) -> None:
+def publish_coco(hub: HubServer, folder: Path, splits: Mapping[str, int] = SPLITS) -> None:
     """COCO's columns and splits as `coco_*.json` expect them, at the revision that they pin."""
     files: dict[str, Any] = {}
     number = 0
-    for split, size in SPLITS.items():
+    for split, size in splits.items():
         rows = [coco_row(number + row) for row in range(size)]
         number += size
         path = folder / f"{split}-00000-of-00001.parquet"
@@ -84,6 +85,35 @@ def publish_flickr8k(hub: HubServer, folder: Path) -> None:
         datasets.Dataset.from_list(rows).cast_column("image", datasets.Image()).to_parquet(path)
         files[f"data/{split}-00000-of-00001.parquet"] = path
     hub.publish_dataset("jxie/flickr8k", files)
+
+
+def publish_flickr30k(hub: HubServer, folder: Path, splits: Mapping[str, int]) -> None:
+    """Flickr30k's columns, with Karpathy's splits, as `flickr30k_retrieval.json` expects them."""
+    texts = datasets.List(datasets.Value("string"))
+    names = {name: datasets.Value("string") for name in ("split", "img_id", "filename")}
+    features = datasets.Features({"image": datasets.Image(), "caption": texts, "sentids": texts, **names})
+    files: dict[str, Any] = {}
+    number = 0
+    for split, size in splits.items():
+        rows = [flickr30k_row(number + row, split) for row in range(size)]
+        number += size
+        path = folder / f"{split}-00000-of-00001.parquet"
+        datasets.Dataset.from_list(rows, features=features).to_parquet(path)
+        files[f"data/{path.name}"] = path
+    recipe = json.loads((resource_folder("recipes") / "flickr30k_retrieval.json").read_text())
+    hub.publish_dataset(recipe["dataset_name"], files)
+
+
+def flickr30k_row(number: int, split: str) -> dict[str, Any]:
+    """One image with five captions."""
+    return {
+        "image": picture(number),
+        "caption": captions_of(number),
+        "sentids": [str(5 * number + each) for each in range(5)],
+        "split": split,
+        "img_id": str(number),
+        "filename": f"{1000092795 + number}.jpg",
+    }
 
 
 def publish_empty_dataset(hub: HubServer, repo_id: str, folder: Path) -> None:

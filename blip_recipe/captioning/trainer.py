@@ -53,7 +53,7 @@ class CaptionTrainer(CaptionScoringTrainer):
             `Image` column, paths, URLs or bytes) and captions (a text, a list, structs, numbered columns) in columns
             with common names. Rows with the same `image_id` are one image. A text with line breaks is several captions.
             Rows of exactly `image`, `captions` and `prompt` (and perhaps `image_id`) have prompts of their own, which
-            are not learnt.
+            are not learnt. A column `group` beside these groups the images: `evaluate` also scores each group alone.
         eval_dataset (the same, or a dictionary of these, *optional*): The data set, or data sets, to evaluate.
         processing_class (`BlipProcessor`, *optional*): Image processor and tokenizer; by default the model's own.
         peft_config (`LoraConfig`, *optional*): Train this adapter instead of all weights. Without `target_modules`,

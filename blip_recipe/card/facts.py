@@ -126,6 +126,7 @@ class ResultFacts:
         samples: Best, median and worst caption.
         ranked_by: Label of the score that ranks the samples, or None if images have no scores.
         habits: Properties of captions that self-critical training may degrade; empty for other trainings.
+        groups: The scores of each group of images; empty without `group_column`.
     """
 
     scored: SplitFacts | None
@@ -135,6 +136,7 @@ class ResultFacts:
     samples: list[SampleFacts]
     ranked_by: str | None
     habits: list[ScoreFacts] = field(default_factory=list)
+    groups: list[ScoreFacts] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

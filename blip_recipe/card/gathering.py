@@ -59,6 +59,7 @@ def result_facts(
     return ResultFacts(
         scored=scored,
         scores=score_facts(results, scored.role) if scored else [],
+        groups=group_facts(results, scored.role) if scored else [],
         habits=habit_facts(results, scored.role) if scored else [],
         tokenization=(CHARACTERS if in_characters else "") + (PTB if tokenized_with_java else LIKE_PTB),
         distinct_captions=len({each["caption"] for each in shown}),
@@ -74,6 +75,25 @@ def score_facts(results: Mapping[str, float], role: str) -> list[ScoreFacts]:
         ScoreFacts(name, label, results[f"{role}_{name}"], results.get(f"baseline_{name}"))
         for name, label in labels.items()
         if f"{role}_{name}" in results
+    ]
+
+
+def group_facts(results: Mapping[str, float], role: str) -> list[ScoreFacts]:
+    """The scores of each group of a role's images, with those of the base model; none without `group_column`."""
+    names = [
+        (name, key.removeprefix(f"{role}_{name}_"))
+        for name in SCORE_ORDER
+        for key in results
+        if key.startswith(f"{role}_{name}_")
+    ]
+    return [
+        ScoreFacts(
+            f"{name}_{group}",
+            f"{SCORE_LABELS[name]} of {group}",
+            results[f"{role}_{name}_{group}"],
+            results.get(f"baseline_{name}_{group}"),
+        )
+        for name, group in names
     ]
 
 

@@ -139,6 +139,12 @@ class CaptionDataArguments(DataArguments):
         default=None,
         metadata={"help": "Column of prompts, instead of prompt: each image's captions start with its own prompt."},
     )
+    group_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column that groups the scored images: each group's scores are computed beside those of all."
+        },
+    )
     caption_lines: bool = field(
         default=False,
         metadata={
@@ -174,6 +180,11 @@ class CaptionDataArguments(DataArguments):
     def arguments_of(self, part: Part) -> CaptionDataArguments:
         """The data keys of a data set of the mixture."""
         return CaptionDataArguments(**part.keys, on_bad_image=self.on_bad_image)
+
+    def text_columns(self) -> dict[str, str]:
+        """The columns of further texts, by their name in rows: `prompt` and `group`. The keys end in `_column`."""
+        named = {"prompt": self.prompt_column, "group": self.group_column}
+        return {name: column for name, column in named.items() if column is not None}
 
     def surround(self, captions: list[str]) -> list[str]:
         """Put `caption_prefix` and `caption_suffix` around captions."""

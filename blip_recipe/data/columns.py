@@ -6,7 +6,7 @@ import re
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
-from datasets import Features, Image, LargeList, List, Value
+from datasets import ClassLabel, Features, Image, LargeList, List, Value
 
 from blip_recipe.data.captions import TEXT_KEYS
 from blip_recipe.errors import RecipeError
@@ -118,14 +118,32 @@ def check_column(columns: Iterable[str], name: str, key: str, where: str) -> Non
         raise RecipeError(f"{where} has no column {name!r}, which {key} names: its columns are {_list(columns)}.")
 
 
-def check_prompt_type(feature: Any, name: str, where: str) -> None:
-    """Check that the column that `prompt_column` names holds text.
+def check_text_column(features: Features, name: str, column: str, where: str) -> None:
+    """Check that a column of prompts or groups exists and holds text; groups may also be integers or class labels.
+
+    Args:
+        features: All columns.
+        name: `prompt` or `group`, the key without `_column`.
+        column: The column that the key names.
+        where: Name of the data set in error messages.
 
     Raises:
-        RecipeError: It holds something else.
+        RecipeError: It does not exist, or holds something else.
     """
-    if not (isinstance(feature, Value) and "string" in feature.dtype):
-        raise RecipeError(f"{where} prompt_column {name!r} holds {feature}: expected text.")
+    check_column(features, column, f"{name}_column", where)
+    feature = features[column]
+    is_text = isinstance(feature, Value) and "string" in feature.dtype
+    is_label = isinstance(feature, ClassLabel) or (isinstance(feature, Value) and "int" in feature.dtype)
+    if not (is_text or (name == "group" and is_label)):
+        expected = "text, integers or class labels" if name == "group" else "text"
+        raise RecipeError(f"{where} {name}_column {column!r} holds {feature}: expected {expected}.")
+
+
+def read_text(cell: Any, feature: Any) -> str:
+    """A cell of a column of prompts or groups, stripped at its end; an empty cell is an empty text."""
+    if cell is None:
+        return ""
+    return (feature.int2str(cell) if isinstance(feature, ClassLabel) else str(cell)).rstrip()
 
 
 def _known_caption_columns(features: Features) -> list[list[str]]:

@@ -18,10 +18,11 @@ from blip_recipe.data.captions import read_captions
 from blip_recipe.data.checks import validate_captions
 from blip_recipe.data.columns import CAPTION_NAMES, choose_caption_columns, choose_image_column
 from blip_recipe.data.pixels import to_image
-from blip_recipe.data.rows import PROMPT, SplitColumns, join_columns
+from blip_recipe.data.rows import GROUP, PROMPT, SplitColumns, join_columns
 from blip_recipe.data.shards import ShardedSplit, choose_columns
-from blip_recipe.data.tables import captions_of, fetch_stream, ids_of, images_of, prompts_of
+from blip_recipe.data.tables import captions_of, fetch_stream, ids_of, images_of, texts_of
 from blip_recipe.errors import RecipeError
+from blip_recipe.metrics.groups import name_groups
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -32,10 +33,9 @@ IMAGE_ID = "image_id"
 FEATURES = Features({"image": Image(decode=False), IMAGE_ID: Value("int64"), "captions": List(Value("string"))})
 """The columns of rows. Ids may also be text."""
 
-
-PROMPTED = (*FEATURES, PROMPT)
-"""The columns of rows that have prompts of their own. A column `prompt` beside others is not read: it may be the prompt
-of an image generator."""
+TEXTS = (PROMPT, GROUP)
+"""The columns that rows may also have. Beside other columns they are not read: `prompt` may be that of an image
+generator."""
 
 
 class Rows(Protocol):
@@ -57,11 +57,13 @@ def caption_rows(dataset: Any, where: str) -> Rows:
     Args:
         dataset: A `datasets.Dataset`, `IterableDataset` or torch data set. Its rows have a picture and captions in any
             format that recipes read. Rows with the same `image_id` are one image. A string holds one caption per line;
-            a list holds one caption per string. Prompts are read from rows whose columns are those of `PROMPTED`.
+            a list holds one caption per string. Prompts and groups are read from rows without other
+            columns.
         where: Name of the data set in error messages.
 
     Returns:
-        Rows of `image`, `image_id` and `captions`, and perhaps `prompt`. A stream is read to its end and saved to disk.
+        Rows of `image`, `image_id` and `captions`, and perhaps `prompt` and `group`. A stream is read to its end and
+        saved to disk.
 
     Raises:
         RecipeError: The data set has the wrong type, its columns are unknown or of the wrong type, or a row has no
@@ -71,7 +73,7 @@ def caption_rows(dataset: Any, where: str) -> Rows:
     if isinstance(dataset, IterableDataset):
         dataset = fetch_stream(with_features(dataset))
     if not isinstance(dataset, Dataset):
-        names = PROMPTED if find_prompt(dataset[0]) else tuple(FEATURES)
+        names = (*FEATURES, *find_texts(dataset[0]))
         return TorchRows(dataset, where, partial(read_record, columns=find_columns(dataset[0], where)), names)
     table = dataset.with_format(None)
     columns = choose_columns_of(table.features, where)
@@ -80,9 +82,10 @@ def caption_rows(dataset: Any, where: str) -> Rows:
     if is_caption_rows(table) and len(set(image_ids or ())) == len(table) and table["captions"][:] == captions:
         rows = table
     else:
-        prompts = prompts_of(table, PROMPT, where) if find_prompt(table.features) else None
+        texts = {name: texts_of(table, name, name, where) for name in find_texts(table.features)}
         images = images_of(table, columns.image, None, where)
-        rows = join_columns(SplitColumns(images, captions, image_ids, prompts), where)
+        rows = join_columns(SplitColumns(images, captions, image_ids, texts), where)
+    name_groups(rows[GROUP] if GROUP in rows.column_names else (), where)
     raise_for_faults(map(validate_captions, rows["captions"][:]), where, rows["image_id"] if image_ids else None)
     return rows
 
@@ -149,16 +152,17 @@ def is_caption_rows(dataset: Dataset) -> bool:
     """Whether a table already has the columns and types that `caption_rows` returns."""
     features = dataset.features
     return (
-        features.keys() in (FEATURES.keys(), set(PROMPTED))
+        features.keys() == {*FEATURES, *find_texts(features)}
         and features["image"] == FEATURES["image"]
         and features["captions"] == FEATURES["captions"]
-        and features.get(PROMPT, Value("string")) == Value("string")
+        and all(features[name] == Value("string") for name in find_texts(features))
     )
 
 
-def find_prompt(columns: Iterable[str]) -> str | None:
-    """The column of prompts, if the columns are those of `PROMPTED`; ids may be missing."""
-    return PROMPT if {IMAGE_ID, *columns} == set(PROMPTED) else None
+def find_texts(columns: Iterable[str]) -> list[str]:
+    """The columns of prompts and groups, if there are no other columns than those of rows; ids may be missing."""
+    found = [name for name in TEXTS if name in columns]
+    return found if {IMAGE_ID, *columns} == {*FEATURES, *found} else []
 
 
 def shard_stream(stream: IterableDataset, where: str) -> ShardedSplit:
@@ -173,7 +177,7 @@ def shard_stream(stream: IterableDataset, where: str) -> ShardedSplit:
     arguments = CaptionDataArguments(
         dataset_name=".",
         image_id_column=IMAGE_ID if IMAGE_ID in stream.features else None,
-        prompt_column=find_prompt(stream.features),
+        prompt_column=PROMPT if PROMPT in find_texts(stream.features) else None,
     )
     return choose_columns([stream], arguments, title=where)
 
@@ -203,7 +207,7 @@ def read_record(item: Any, where: str = "data set", *, columns: Columns | None =
     if fault := validate_captions(captions):
         raise RecipeError(f"{where}: {fault}. Repair the row, or drop it.")
     record = {"image": get_entry(item, columns.image, where), IMAGE_ID: item.get(IMAGE_ID), "captions": captions}
-    return record | ({PROMPT: get_entry(item, PROMPT, where)} if find_prompt(item) else {})
+    return record | {name: get_entry(item, name, where) for name in find_texts(item)}
 
 
 def get_entry(item: Any, name: str, where: str) -> Any:

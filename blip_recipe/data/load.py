@@ -39,6 +39,7 @@ def load_split(arguments: CaptionDataArguments, split: str, *, max_samples: int 
         `image_id`: the id in the data set (int or str), else the row number.
         `captions`: stripped strings. Single rows are not checked here, but by `check_splits`.
         `prompt`: with `prompt_column`, the text that the image's captions start with.
+        `group`: with `group_column`, the group that the image is scored with.
 
     Raises:
         RecipeError: The data set, split or column does not exist, the split is empty, or paths lead out of their

@@ -6,7 +6,7 @@ import base64
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,14 +16,18 @@ from datasets import Dataset, Features, Image, List, Value, concatenate_datasets
 
 from blip_recipe.data.images import digest
 from blip_recipe.errors import RecipeError
+from blip_recipe.metrics.groups import name_groups
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     import pyarrow as pa
 
 PROMPT = "prompt"
 """The column of the prompts of rows, if each has its own."""
+
+GROUP = "group"
+"""The column of the groups of rows, which are also scored by themselves."""
 
 MAX_LISTED = 10
 """Maximum number of items that an error message lists."""
@@ -49,38 +53,39 @@ class SplitColumns:
         captions: The captions of each row.
         image_ids: The image id of each row; None if the source has no ids, so that rows of the same picture (and the
             same prompt) are one image.
-        prompts: The prompt of each row; None if rows have no prompts of their own.
+        texts: Further texts of each row by column: `prompt`, if rows have prompts of their own, and `group`.
     """
 
     images: Dataset
     captions: list[list[str]]
     image_ids: Sequence[int | str] | None
-    prompts: list[str] | None = None
+    texts: Mapping[str, list[str]] = field(default_factory=dict)
 
 
 def join_columns(columns: SplitColumns, where: str) -> Dataset:
     """Join columns into rows of `image`, `image_id` and `captions`, one image per row, in order of first appearance.
 
-    Rows also have a `prompt` if the source has prompts. Pictures are neither decoded nor copied.
+    Rows also have a `prompt` and a `group` if the source has them. Pictures are neither decoded nor copied.
 
     Raises:
-        RecipeError: There are no rows, ids have the wrong type, or rows with the same id have different prompts.
+        RecipeError: There are no rows, ids have the wrong type, rows with the same id have different prompts or groups,
+            or groups cannot be scored (see `name_groups`).
     """
     if len(columns.images) == 0:
         raise RecipeError(f"{where} is empty: expected at least one picture with captions.")
     image_ids = _number_rows(columns) if columns.image_ids is None else columns.image_ids
-    prompts = [] if columns.prompts is None else check_prompts(image_ids, columns.prompts, where)
+    for name, texts in columns.texts.items():
+        check_same_text(name, image_ids, texts, where)
+    name_groups(columns.texts.get(GROUP, ()), where)
     id_type = infer_id_type(image_ids, where)
     captions: dict[int | str, list[str]] = {}
     first_rows: dict[int | str, int] = {}
     for row, (image_id, found) in enumerate(zip(image_ids, columns.captions, strict=True)):
         first_rows.setdefault(image_id, row)
         captions.setdefault(image_id, []).extend(found)
-    cells = {"image_id": list(image_ids), "captions": [captions[image_id] for image_id in image_ids]}
+    cells = {"image_id": list(image_ids), "captions": [captions[image_id] for image_id in image_ids], **columns.texts}
     features = {"image_id": Value(id_type), "captions": List(Value("string"))}
-    if prompts:
-        cells[PROMPT], features[PROMPT] = prompts, Value("string")
-    facts = Dataset.from_dict(cells, features=Features(features))
+    facts = Dataset.from_dict(cells, features=Features(features | {name: Value("string") for name in columns.texts}))
     # Join before selecting rows: joining selected rows would copy their pictures.
     rows = concatenate_datasets([columns.images, facts], axis=1)
     return rows if len(first_rows) == len(rows) else rows.select(list(first_rows.values()))
@@ -94,26 +99,25 @@ def has_prompts(rows: Any) -> bool:
 def _number_rows(columns: SplitColumns) -> list[int]:
     """Number the different pictures; a picture with several prompts has several numbers."""
     numbers = number_pictures(columns.images)
-    if columns.prompts is None:
+    if PROMPT not in columns.texts:
         return numbers
     found: dict[tuple[int, str], int] = {}
-    return [found.setdefault(each, len(found)) for each in zip(numbers, columns.prompts, strict=True)]
+    return [found.setdefault(each, len(found)) for each in zip(numbers, columns.texts[PROMPT], strict=True)]
 
 
-def check_prompts(image_ids: Sequence[int | str], prompts: list[str], where: str) -> list[str]:
-    """Check that rows with the same id have the same prompt, and return the prompts.
+def check_same_text(name: str, image_ids: Sequence[int | str], texts: Sequence[str], where: str) -> None:
+    """Check that rows with the same id have the same prompt or group; `name` is `prompt` or `group`.
 
     Raises:
-        RecipeError: An image has several prompts.
+        RecipeError: An image has several.
     """
     first: dict[int | str, str] = {}
-    for image_id, prompt in zip(image_ids, prompts, strict=True):
-        if (other := first.setdefault(image_id, prompt)) != prompt:
+    for image_id, text in zip(image_ids, texts, strict=True):
+        if (other := first.setdefault(image_id, text)) != text:
             raise RecipeError(
-                f"{where} has two prompts for the image {image_id!r:.50}: {other!r:.60} and {prompt!r:.60}. Expected "
-                "one prompt for each image id: give rows with different prompts different ids."
+                f"{where} has two {name}s for the image {image_id!r:.50}: {other!r:.60} and {text!r:.60}. Expected "
+                f"one {name} for each image id: give rows with different {name}s different ids."
             )
-    return prompts
 
 
 def number_pictures(images: Dataset) -> list[int]:

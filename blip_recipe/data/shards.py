@@ -16,11 +16,17 @@ from datasets.exceptions import DatasetGenerationError, DatasetsError
 
 from blip_recipe.data import tables
 from blip_recipe.data.captions import read_captions
-from blip_recipe.data.columns import check_column, check_prompt_type, choose_caption_columns, choose_image_column
+from blip_recipe.data.columns import (
+    check_column,
+    check_text_column,
+    choose_caption_columns,
+    choose_image_column,
+    read_text,
+)
 from blip_recipe.data.holdout import fingerprint, role_of
 from blip_recipe.data.images import check_picture, wrap_image_errors
 from blip_recipe.data.layouts import LISTED, METADATA, SHARDS
-from blip_recipe.data.rows import PROMPT, SplitColumns, check_prompts, join_columns
+from blip_recipe.data.rows import SplitColumns, check_same_text, join_columns
 from blip_recipe.data.tars import load_source
 from blip_recipe.errors import RecipeError
 
@@ -38,13 +44,13 @@ READ_AT_ONCE = 16
 
 
 class StreamedImage(NamedTuple):
-    """An image of a shard: its first row, its id, its picture as stored, its captions, and its prompt if it has one."""
+    """An image of a shard: its first row, id, picture as stored, captions, and its prompt and group if it has them."""
 
     row: int
     image_id: int | str | None
     picture: Any
     captions: list[str]
-    prompt: str | None = None
+    texts: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -84,8 +90,8 @@ class ShardedSplit:
         """Read the images of a shard in order. Adjacent rows with the same id are one image.
 
         Raises:
-            RecipeError: The shard is broken, rows of an image are not adjacent or have different prompts, or captions
-                are not text.
+            RecipeError: The shard is broken, rows of an image are not adjacent or have different prompts or
+                groups, or captions are not text.
         """
         column, shares = self.arguments.image_id_column, self.arguments.held_out()
         seen: set[int | str] = set()
@@ -99,15 +105,17 @@ class ShardedSplit:
             picture = first[self.image_column]
             if shares and role_of(fingerprint(self.picture(picture)), shares, self.arguments.split_seed) != self.role:
                 continue
-            prompt = self._prompt([each for _, each in rows], image_id, self.where(shard, row))
-            yield StreamedImage(row, None if column is None else image_id, picture, captions, prompt)
+            texts = self._texts([each for _, each in rows], image_id, self.where(shard, row))
+            yield StreamedImage(row, None if column is None else image_id, picture, captions, texts)
 
-    def _prompt(self, rows: list[dict[str, Any]], image_id: Any, where: str) -> str | None:
-        """The prompt of an image, or None if images have none of their own."""
-        if self.arguments.prompt_column is None:
-            return None
-        prompts = [(row[self.arguments.prompt_column] or "").rstrip() for row in rows]
-        return check_prompts([image_id] * len(rows), prompts, f"{where},")[0]
+    def _texts(self, rows: list[dict[str, Any]], image_id: Any, where: str) -> dict[str, str]:
+        """The prompt and the group of an image, if images have them."""
+        found: dict[str, str] = {}
+        for name, column in self.arguments.text_columns().items():
+            texts = [read_text(row[column], self.tables[0].features[column]) for row in rows]
+            check_same_text(name, [image_id] * len(rows), texts, f"{where},")
+            found[name] = texts[0]
+        return found
 
     def _check_id(self, image_id: Any, column: str, seen: set[int | str], where: str) -> None:
         """Check that the id is new in its shard, and remember it."""
@@ -204,8 +212,8 @@ class ShardedSplit:
             "captions": [each.captions for each in found],
         }
         features = {"image": Image(decode=False), "image_id": Value("int64"), "captions": List(Value("string"))}
-        if self.arguments.prompt_column is not None:
-            cells[PROMPT], features[PROMPT] = [each.prompt for each in found], Value("string")
+        for name in self.arguments.text_columns():
+            cells[name], features[name] = [each.texts[name] for each in found], Value("string")
         return Dataset.from_dict(cells, features=Features(features))
 
 
@@ -245,10 +253,10 @@ def choose_columns(
         raise RecipeError(f"{where} column {image_column!r} holds {feature}: expected pictures, bytes, paths or URLs.")
     if id_column is not None:
         check_column(features, id_column, "image_id_column", where)
-    if arguments.prompt_column is not None:
-        check_column(features, arguments.prompt_column, "prompt_column", where)
-        check_prompt_type(features[arguments.prompt_column], arguments.prompt_column, where)
-    columns = list(dict.fromkeys([image_column, *caption_columns, *filter(None, [id_column, arguments.prompt_column])]))
+    named = arguments.text_columns()
+    for key, column in named.items():
+        check_text_column(features, key, column, where)
+    columns = list(dict.fromkeys([image_column, *caption_columns, *filter(None, [id_column]), *named.values()]))
     for stream in streams:
         if missing := [column for column in columns if column not in stream.features]:
             raise RecipeError(
@@ -334,7 +342,7 @@ def _read_stream(source: ShardedSplit, max_images: int | None) -> SplitColumns:
     id_column = arguments.image_id_column
     features = {"image": Image(decode=False), "captions": List(Value("string"))}
     features |= {"image_id": source.tables[0].features[id_column]} if id_column else {}
-    features |= {} if arguments.prompt_column is None else {PROMPT: Value("string")}
+    features |= {key: Value("string") for key in arguments.text_columns()}
     try:
         rows = Dataset.from_generator(
             _yield_images,
@@ -346,8 +354,8 @@ def _read_stream(source: ShardedSplit, max_images: int | None) -> SplitColumns:
             raise error.__cause__ from None
         raise
     ids = rows["image_id"][:] if id_column else None
-    prompts = None if arguments.prompt_column is None else rows[PROMPT][:]
-    return SplitColumns(rows.select_columns(["image"]), rows["captions"][:], ids, prompts)
+    texts = {key: rows[key][:] for key in arguments.text_columns()}
+    return SplitColumns(rows.select_columns(["image"]), rows["captions"][:], ids, texts)
 
 
 def _yield_images(source: ShardedSplit, max_images: int | None, stamp: str) -> Iterator[dict[str, Any]]:
@@ -355,4 +363,4 @@ def _yield_images(source: ShardedSplit, max_images: int | None, stamp: str) -> I
     for image in islice(images, max_images):
         row = {"image": source.picture(image.picture) if image.picture else None, "captions": image.captions}
         row |= {} if image.image_id is None else {"image_id": image.image_id}
-        yield row if image.prompt is None else row | {PROMPT: image.prompt}
+        yield row | image.texts

@@ -167,7 +167,7 @@ class CaptionStream(torch.utils.data.IterableDataset):
             counts = (1, len(image.captions)) if place.number == 0 else (0, 0)
             progress = Progress(worker, position, *counts, tuple(skipped))
             record = {"row": row, "image": pixels, "captions": captions, "progress": progress}
-            yield record if image.prompt is None else record | {PROMPT: image.prompt}
+            yield record | ({PROMPT: image.texts[PROMPT]} if PROMPT in image.texts else {})
             skipped, last = [], position.turn
 
     def _open(self, image: StreamedImage) -> tuple[torch.Tensor | None, str]:

@@ -17,7 +17,13 @@ from huggingface_hub.constants import HF_HUB_CACHE
 from huggingface_hub.file_download import repo_folder_name
 
 from blip_recipe.data.captions import read_captions
-from blip_recipe.data.columns import check_column, check_prompt_type, choose_caption_columns, choose_image_column
+from blip_recipe.data.columns import (
+    check_column,
+    check_text_column,
+    choose_caption_columns,
+    choose_image_column,
+    read_text,
+)
 from blip_recipe.data.layouts import FILES, FOLDERS, Table, read_layout
 from blip_recipe.data.layouts.folders import SPLITS, canonical_split, is_picture_folder, list_folder
 from blip_recipe.data.rows import (
@@ -41,7 +47,7 @@ if TYPE_CHECKING:
 
 
 def read_table(arguments: CaptionDataArguments, split: str, max_rows: int | None = None) -> SplitColumns:
-    """Read the pictures, captions, ids and prompts of a split.
+    """Read the pictures, captions, ids, prompts and groups of a split.
 
     Args:
         arguments: The recipe's data keys.
@@ -60,7 +66,7 @@ def read_table(arguments: CaptionDataArguments, split: str, max_rows: int | None
         images_of(table.rows, image_column, path_root(arguments, table), where, str(arguments.dataset_name)),
         list(map(arguments.surround, captions_of(table.rows, caption_columns, where))),
         None if id_column is None else ids_of(table.rows, id_column, where),
-        None if arguments.prompt_column is None else prompts_of(table.rows, arguments.prompt_column, where),
+        {name: texts_of(table.rows, name, column, where) for name, column in arguments.text_columns().items()},
     )
 
 
@@ -315,15 +321,15 @@ def captions_of(table: Dataset, columns: list[str], where: str) -> list[list[str
     return captions
 
 
-def prompts_of(table: Dataset, column: str, where: str) -> list[str]:
-    """The values of a column of prompts, stripped at their end; an empty cell is no prompt.
+def texts_of(table: Dataset, name: str, column: str, where: str) -> list[str]:
+    """The values of a column of prompts or groups, stripped at their end; an empty cell is an empty text.
 
     Raises:
-        RecipeError: The column is missing, or holds something other than text.
+        RecipeError: The column is missing, or holds something else (see `check_text_column`).
     """
-    check_column(table.features, column, "prompt_column", where)
-    check_prompt_type(table.features[column], column, where)
-    return [(cell or "").rstrip() for cell in table.select_columns([column]).to_dict()[column]]
+    check_text_column(table.features, name, column, where)
+    feature = table.features[column]
+    return [read_text(cell, feature) for cell in table.select_columns([column]).to_dict()[column]]
 
 
 def ids_of(table: Dataset, column: str, where: str) -> list[Any]:

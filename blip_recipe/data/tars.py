@@ -212,7 +212,8 @@ def choose_fields(found: Found, arguments: DataArguments, where: str) -> tuple[d
     """
     captions = getattr(arguments, "caption_column", None)
     named = {"image_column": arguments.image_column, "image_id_column": arguments.image_id_column}
-    named |= {key: getattr(arguments, key, None) for key in ("question_column", "answer_column", "prompt_column")}
+    others = ("question_column", "answer_column", "prompt_column", "group_column")
+    named |= {key: getattr(arguments, key, None) for key in others}
     asked = [(key, name) for key, name in named.items() if name] + [("caption_column", name) for name in captions or ()]
     known = [*found.extensions, IMAGE, CAPTION, KEY, URL]
     for key, name in asked:

@@ -11,6 +11,7 @@ from blip_recipe.metrics.bleu import Bleu
 from blip_recipe.metrics.characters import cut_captions, has_unspaced, share_unspaced
 from blip_recipe.metrics.cider import Cider
 from blip_recipe.metrics.errors import JavaNotFoundError
+from blip_recipe.metrics.groups import name_groups
 from blip_recipe.metrics.java import find_java
 from blip_recipe.metrics.meteor import Meteor
 from blip_recipe.metrics.plain_tokenizer import tokenize_without_java
@@ -120,6 +121,7 @@ class CaptionScorer:
         predictions: Mapping[ImageId, str],
         references: Mapping[ImageId, Sequence[str]],
         metrics: Sequence[str] | None = None,
+        groups: Mapping[ImageId, str] | None = None,
     ) -> Scores:
         """Score one caption per image against all references of the image.
 
@@ -127,12 +129,17 @@ class CaptionScorer:
             predictions: The caption of each image.
             references: The references of each image, at least one. The images must be those of `predictions`.
             metrics: Compute only these of the scorer's metrics.
+            groups: The group of each image; images with an empty text belong to none. Each group is also scored as a
+                set of its own, so that CIDEr counts n-grams in the group's references only. Published evaluations of
+                NoCaps score its domains so (`scripts/eval_evcap_nocaps.sh` of Jiaxuan-Li/EVCap).
 
         Raises:
-            RecipeError: The images differ, an image has no reference, or a caption is not text.
+            RecipeError: The images differ, an image has no reference, a caption is not text, or groups cannot be told
+                apart by their names.
             MetricError: A scorer failed. It can be called again.
         """
         check_same_images(predictions, references)
+        names = name_groups((groups or {}).values(), "The scored split")
         check_texts(predictions, references)
         wanted = self.metrics if metrics is None else tuple(metrics)
         if self.meteor and "meteor" in wanted:
@@ -148,6 +155,11 @@ class CaptionScorer:
             for name, column in values.per_image.items():
                 for image_id, value in zip(image_ids, column, strict=True):
                     per_image[image_id][name] = value
+        for group, end in names.items():
+            rows = [row for row, image_id in enumerate(image_ids) if (groups or {})[image_id] == group]
+            part = [image_ids[row] for row in rows], [captions[row] for row in rows], known.of_rows(tuple(rows))
+            for metric in wanted:
+                corpus |= {f"{name}_{end}": value for name, value in self._score_metric(metric, *part).corpus.items()}
         return Scores(corpus, per_image)
 
     def _references(self, image_ids: list[ImageId], references: Mapping[ImageId, Sequence[str]]) -> PreparedReferences:
@@ -207,6 +219,13 @@ class PreparedReferences:
 
     def __init__(self, tokenized: list[list[str]]) -> None:
         self.tokenized = tokenized
+        self._parts: dict[tuple[int, ...], PreparedReferences] = {}
+
+    def of_rows(self, rows: tuple[int, ...]) -> PreparedReferences:
+        """The references of some of the images."""
+        if rows not in self._parts:
+            self._parts[rows] = PreparedReferences([self.tokenized[row] for row in rows])
+        return self._parts[rows]
 
     @cached_property
     def bleu(self) -> Bleu:
@@ -233,6 +252,7 @@ def score_captions(
     references: Mapping[ImageId, Sequence[str]],
     metrics: Sequence[str] = METRICS,
     *,
+    groups: Mapping[ImageId, str] | None = None,
     tokenizer: ScoreTokenizer = "ptb",
     java: str | None = None,
 ) -> Scores:
@@ -243,12 +263,14 @@ def score_captions(
         references: The references of each image, at least one. If one side has numbers as ids and the other has them as
             text, "42" and "000042" are 42.
         metrics: Names from `METRICS`.
+        groups: The group of each image (an empty text is none). Each group is also scored as a set of its own: the
+            CIDEr of the group `"in-domain"` is `cider_in_domain`.
         tokenizer: `"ptb"` cuts texts into words as the COCO tools do. `"char"` first cuts Chinese, Japanese, Thai, Lao,
             Khmer, Burmese and Tibetan, which write no spaces between words, into characters; other words stay whole.
         java: The `java` executable, as for `CaptionScorer`.
 
     Returns:
-        Scores of the whole set and of each image.
+        Scores of the whole set, of each group, and of each image.
 
     Raises:
         RecipeError: The images differ, an image has no reference, a caption is not text, or a metric does not exist.
@@ -256,4 +278,5 @@ def score_captions(
     """
     check_mappings(predictions, references)
     with CaptionScorer(metrics, tokenizer=tokenizer, java=java) as scorer:
-        return scorer.score(predictions, match_ids(references, predictions))
+        groups = groups and match_ids(groups, predictions)
+        return scorer.score(predictions, match_ids(references, predictions), groups=groups)

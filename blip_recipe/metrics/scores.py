@@ -29,7 +29,7 @@ class Scores:
 
     Attributes:
         corpus: Scores of the whole set by name: `bleu_1` to `bleu_4`, `meteor`, `rouge_l`, `cider`, `spice`,
-            `exact_match`.
+            `exact_match`. With groups also those of each group: `cider_in_domain`.
         per_image: Scores of each image with the same names, by image id, in the order of the predictions.
     """
 

@@ -110,6 +110,7 @@ NEEDS = (
             "image_root",
             "caption_lines",
             "prompt_column",
+            "group_column",
         ),
         ("dataset_name",),
         lambda recipe: recipe.data.dataset_name != SHAPES,
@@ -134,7 +135,7 @@ NEEDS = (
         "Set streaming to true, without max_train_samples",
     ),
     Need(
-        ("metrics", "max_eval_samples", "allow_shared_images", "answer_list"),
+        ("metrics", "max_eval_samples", "allow_shared_images", "answer_list", "group_column"),
         ("eval_split", "test_split"),
         is_scored,
         "Set one of them, or validation_fraction or test_fraction",

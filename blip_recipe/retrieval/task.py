@@ -30,12 +30,12 @@ class Retrieval(Task):
     trainer = RetrievalTrainer
 
     def check(self, model: ModelArguments, data: DataArguments, training: Any) -> None:
-        """Check that texts have no prompts."""
+        """Check that texts have neither prompts nor groups."""
         super().check(model, data, training)
-        if prompt_column := cast("CaptionDataArguments", data).prompt_column:
+        for name, column in cast("CaptionDataArguments", data).text_columns().items():
             raise RecipeError(
-                f"task is 'retrieval' and prompt_column is {prompt_column!r}, but texts are matched without a prompt: "
-                "leave it out."
+                f"task is 'retrieval' and {name}_column is {column!r}, but all texts of the split are matched, without "
+                "a prompt: leave it out."
             )
 
     def load_split(self, arguments: CaptionDataArguments, split: str, *, max_samples: int | None = None) -> Dataset:

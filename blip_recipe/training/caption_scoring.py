@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from blip_recipe.data.rows import PROMPT
+from blip_recipe.data.rows import GROUP, PROMPT
 from blip_recipe.errors import RecipeError
 from blip_recipe.metrics import CaptionScorer
 from blip_recipe.models.captioner import caption_row, generate_token_ids
@@ -113,18 +113,20 @@ class CaptionScoringTrainer(BlipTrainer):
     def score_on_this_process(self, prediction: EvalPrediction) -> dict[str, float]:
         """The mean token loss, and the scores of generated captions against all references.
 
-        Fills `predictions` with one record per image: `image_id`, `caption`, `references`, `scores`.
+        Fills `predictions` with one record per image: `image_id`, `caption`, `references`, `scores`, and its `prompt`
+        and `group` if it has them.
         """
         rows, loss_sums, counts = prediction.label_ids  # type: ignore[misc]
-        names = ["image_id", "captions", *([PROMPT] if self.scored_dataset.has_prompts else [])]
-        scored = self.scored_dataset.rows.select_columns(names)[rows.tolist()]
+        texts = [name for name in (PROMPT, GROUP) if name in self.scored_dataset.rows.column_names]
+        scored = self.scored_dataset.rows.select_columns(["image_id", "captions", *texts])[rows.tolist()]
         captions = decode_texts(self.processor.tokenizer, prediction.predictions)  # type: ignore[arg-type]
         references = dict(zip(scored["image_id"], scored["captions"], strict=True))
-        texts = dict(zip(scored["image_id"], captions, strict=True))
-        scores = self.scorer.score(texts, references, self.current_metrics())
-        self.predictions = scores.records(texts, references)
-        for record, prompt in zip(self.predictions, scored.get(PROMPT, ()), strict=False):
-            record[PROMPT] = prompt
+        predictions = dict(zip(scored["image_id"], captions, strict=True))
+        groups = dict(zip(scored["image_id"], scored.get(GROUP, ()), strict=False))
+        scores = self.scorer.score(predictions, references, self.current_metrics(), groups)
+        self.predictions = scores.records(predictions, references)
+        for number, record in enumerate(self.predictions):
+            record |= {name: scored[name][number] for name in texts}
         return {"loss": float(loss_sums.sum(dtype="float64") / counts.sum())} | scores.corpus
 
     def reference_ids(self) -> list[list[int]]:

@@ -112,8 +112,13 @@ class ResumableTrainer(Seq2SeqTrainer):
             self._maybe_log_save_evaluate(self._tr_loss, None, model, None, epoch, None, time.time())
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
-        """Like Trainer's, with workers that ignore the signals of their job."""
-        return shield_workers(super()._get_dataloader(*args, **kwargs))
+        """Like Trainer's, with workers that ignore the signals of their job. Only training drops a last batch."""
+        drops = self.args.dataloader_drop_last
+        try:
+            self.args.dataloader_drop_last = drops and kwargs.get("is_training", False)
+            return shield_workers(super()._get_dataloader(*args, **kwargs))
+        finally:
+            self.args.dataloader_drop_last = drops
 
     def save_metrics(self, split: str, metrics: dict[str, float], combined: bool = True) -> None:
         """Like Trainer's, but writes the files atomically."""
