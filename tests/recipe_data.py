@@ -17,13 +17,23 @@ from blip_recipe.recipe.arguments import TaskName
 from blip_recipe.recipe.tasks import find_task
 
 DOMAINS = ("in-domain", "near-domain", "out-domain")
+GAIN = 2.0
+"""Weights this much larger than fresh ones make an untrained model look at its picture."""
 QUESTIONS = ("What colour is the square?", "Is the square on the left?", "How many squares are there?")
 
 
 def publish_tiny(hub: HubServer, task: TaskName, name: str, texts: Sequence[str], folder: Path, size: int = 96) -> None:
-    """Publish an untrained tiny model of a task under the name of a real one."""
+    """Publish an untrained tiny model of a task under the name of a real one; a captioner writes words of `texts`."""
     torch.manual_seed(0)
     model, processor = find_task(task).build_tiny(texts, size)
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.mul_(GAIN if weights.ndim > 1 else 1.0)
+        if task == "captioning":
+            ids = processor.tokenizer([*texts], add_special_tokens=False).input_ids
+            kept = {processor.tokenizer.sep_token_id, *(each for text in ids for each in text)}
+            bias = model.text_decoder.cls.predictions.bias
+            bias[[each for each in range(len(bias)) if each not in kept]] = -30.0
     model.save_pretrained(folder)
     save_processor(processor, folder)
     hub.publish_model(name, folder)

@@ -14,6 +14,7 @@ from coco import (
     publish_coco,
     publish_empty_dataset,
     publish_flickr8k,
+    publish_flickr30k,
     publish_other_bases,
     write_image_folder,
 )
@@ -60,6 +61,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HubServer]:
         for publish in (publish_coco, publish_flickr8k):
             (folder / publish.__name__).mkdir()
             publish(server, folder / publish.__name__)
+        (folder / "flickr30k").mkdir()
+        publish_flickr30k(server, folder / "flickr30k", {"train": 34, "val": 5, "test": 6})
         yield server
 
 
@@ -190,7 +193,8 @@ for recipe in sys.argv[2:]:
 
 
 def test_every_recipe_can_be_dry_run_and_writes_nothing(hub: HubServer, tmp_path: Path) -> None:
-    names = [path.stem for path in packaged_recipes() if "filter_threshold" not in json.loads(path.read_text())]
+    # Recipes of other commands name no training split; tests/test_recipes.py runs them.
+    names = [path.stem for path in packaged_recipes() if "train_split" in json.loads(path.read_text())]
     hub.publish_model("lab/tiny", hub.files("Salesforce/blip-image-captioning-base"))
     publish_other_bases(hub, tmp_path / "bases")
     before = len(hub.repositories)
