@@ -243,4 +243,4 @@ def test_the_shell_completes_commands_recipes_keys_and_choices(complete: Complet
     assert complete("blip-recipe evaluate --predictions x --ref") == ["--references"]
     assert complete("blip-recipe capfilt x --filter_t") == ["--filter_threshold"]
     assert complete("blip-recipe caption model photo --dtype b") == ["bfloat16"]
-    assert complete("blip-recipe recipes flickr") == ["flickr8k_lora"]
+    assert complete("blip-recipe recipes flickr") == ["flickr30k_retrieval", "flickr8k_lora"]

@@ -176,12 +176,16 @@ def test_a_recipe_scores_groups_and_its_card_shows_them(
     options = ["--model", str(tmp_path / "run"), "--eval_split", "train", "--output_dir", str(tmp_path / "again")]
     evaluate([str(tmp_path / "recipe.json"), *options])
     assert "rouge_l_out_of_domain " in capsys.readouterr().out
-    for change, message in (
-        (["--test_split", "null"], "group_column is 'domain', but eval_split is null and test_split is null"),
-        (["--task", "retrieval", "--metrics", "recall"], "task is 'retrieval' and group_column is 'domain'"),
+    unscored = {
+        key: value for key, value in keys.items() if key not in ("test_split", "allow_shared_images", "metrics")
+    }
+    for refused, message in (
+        (unscored, "group_column is 'domain', but eval_split is null and test_split is null"),
+        (keys | {"task": "retrieval", "metrics": ["recall"]}, "task is 'retrieval' and group_column is 'domain'"),
     ):
+        (tmp_path / "refused.json").write_text(json.dumps(refused))
         with pytest.raises(RecipeError) as error:
-            finetune([str(tmp_path / "recipe.json"), *change, "--output_dir", str(tmp_path / "refused")])
+            finetune([str(tmp_path / "refused.json"), "--output_dir", str(tmp_path / "refused")])
         assert message in str(error.value)
 
 
