@@ -42,7 +42,8 @@ def publish_tiny(hub: HubServer, task: TaskName, name: str, texts: Sequence[str]
 def write_nocaps(folder: Path, size: int) -> None:
     """The file of NoCaps' validation captions, with ten of each image, and its pictures."""
     (folder / "val").mkdir(parents=True)
-    images, annotations = [], []
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for number in range(size):
         open_id = f"{0x13EA2087020901 + number:016x}"
         open_image(picture(number)).save(folder / "val" / f"{open_id}.jpg", quality=95)

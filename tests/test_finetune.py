@@ -183,7 +183,7 @@ for recipe in sys.argv[2:]:
         options += ["--validation_fraction", "0.3"]
     if recipe == "vqav2":
         options = [*SMALL, "--dataset_name", "shapes", "--train_split", "train", "--eval_split", "validation"]
-        options += ["--image_root", "null"]
+        options += ["--image_root", "null", "--answer_min_questions", "1"]
     content = json.loads((resource_folder("recipes") / f"{recipe}.json").read_text())
     if content["model_name_or_path"].startswith("outputs/"):
         options += ["--model_name_or_path", "lab/tiny"]

@@ -76,7 +76,7 @@ def plain_recalls(directory: Path, numbers: range) -> dict[str, float]:
     scores = itm + images @ features.T
     owners = torch.tensor([row for row, _ in texts])
     own = owners == torch.arange(len(numbers))[:, None]
-    found = {}
+    found: dict[str, float] = {}
     for kind, table, mask in (("text", scores, own), ("image", scores.T, own.T)):
         best = table.masked_fill(~mask, -torch.inf).amax(1, keepdim=True)
         ranks = ((table >= best) & ~mask).sum(1)

@@ -45,10 +45,18 @@ def as_dataset(rows: list[Row]) -> Dataset:
 
 
 def test_a_group_has_the_scores_of_its_images_as_a_set_of_their_own() -> None:
-    captions = {7: "two dogs run", 8: "a red bus", 9: "a dog runs on grass", 10: "men on a bench", 11: "a red dog"}
-    references = {image_id: [text, f"{text} in the park", "a dog on grass"] for image_id, text in captions.items()}
+    captions: dict[int | str, str] = {
+        7: "two dogs run",
+        8: "a red bus",
+        9: "a dog runs on grass",
+        10: "men on a bench",
+        11: "a red dog",
+    }
+    references: dict[int | str, list[str]] = {
+        image_id: [text, f"{text} in the park", "a dog on grass"] for image_id, text in captions.items()
+    }
     references |= {8: ["the bus is red", "a big bus"], 10: ["two men sit on a bench", "a park bench"]}
-    groups = {7: "in-domain", 8: "out-domain", 9: "in-domain", 10: "out-domain", 11: ""}
+    groups: dict[int | str, str] = {7: "in-domain", 8: "out-domain", 9: "in-domain", 10: "out-domain", 11: ""}
     whole = score_captions(captions, references, METRICS, groups=groups)
     names = score_captions(captions, references, METRICS).corpus.keys()
     assert whole.corpus.keys() == names | {f"{name}_{end}" for name in names for end in ("in_domain", "out_domain")}
