@@ -15,7 +15,6 @@ from hub_server import HubServer
 from safetensors.torch import load, load_file
 from transformers import BlipForImageTextRetrieval
 
-from blip_recipe.captioning.tiny import build_tiny_captioner
 from blip_recipe.models.adapters import add_lora, lora_config, save_learnt_beside
 from blip_recipe.models.arguments import ModelArguments
 from blip_recipe.models.loading import load_merged
@@ -25,14 +24,8 @@ from blip_recipe.retrieval.tiny import build_tiny_retriever
 from blip_recipe.vqa.questions import questions_vocabulary
 from blip_recipe.vqa.tiny import build_tiny_answerer
 
-BUILDERS: dict[str, Any] = {
-    "lora": build_tiny_captioner,
-    "scst": build_tiny_captioner,
-    "vqa": build_tiny_answerer,
-    "retrieval": build_tiny_retriever,
-}
-"""The builder of the base of `recipes/shapes_NAME.json`; `lora` is captioning."""
-SCORES = {"lora": "cider", "scst": "cider", "vqa": "vqa_accuracy", "retrieval": "recall_mean"}
+BUILDERS: dict[str, Any] = {"vqa": build_tiny_answerer, "retrieval": build_tiny_retriever}
+SCORES = {"vqa": "vqa_accuracy", "retrieval": "recall_mean"}
 KEYS: dict[str, Any] = {
     "max_train_samples": 24,
     "max_eval_samples": 6,
@@ -85,7 +78,6 @@ def results(folder: Path) -> dict[str, float]:
         ("retrieval", "8bit"),
         *(pytest.param("vqa", bits, marks=pytest.mark.long) for bits in ("full", "8bit")),
         *(pytest.param("retrieval", bits, marks=pytest.mark.long) for bits in ("full", "4bit")),
-        *(pytest.param(task, bits, marks=pytest.mark.long) for task in ("lora", "scst") for bits in ("8bit", "4bit")),
     ],
 )
 def test_an_adapter_is_pushed_loaded_and_merged(task: str, bits: str, server: HubServer, tmp_path: Path) -> None:
