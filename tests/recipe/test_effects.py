@@ -47,6 +47,7 @@ EFFECTS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "answer_min_questions": (3, VQA, {"answer_list": "train", "test_split": "test"}),
     "image_id_column": ("id", SHAPES, {"dataset_name": "lab/photos"}),
     "prompt_column": ("start", SHAPES, {"dataset_name": "lab/photos"}),
+    "group_column": ("domain", SHAPES, {"dataset_name": "lab/photos", "test_split": "test"}),
     "train_split": ("train[:9]", {"dataset_mixture": {"lab/web": 1.0}}, {"dataset_mixture": None}),
     "image_root": ("photos", SHAPES, {"dataset_name": "lab/photos"}),
     "caption_lines": (True, SHAPES, {"dataset_name": "lab/photos"}),
