@@ -75,8 +75,9 @@ def look_at_captions(
     limit = args.max_words if args.normalize_captions else None
     cut = [caption for caption in whole if limit and len(caption.split()) > limit]
     kept = (" ".join(caption.split()[:limit]) for caption in whole) if cut else whole
-    train = TokenizedTexts.read(kept, tokenizer, captions.prompts)
-    scored = TokenizedTexts.read(map(clean, references.texts), tokenizer, references.prompts)
+    known: dict[str, list[int]] = {}
+    train = TokenizedTexts.read(kept, tokenizer, captions.prompts, known)
+    scored = TokenizedTexts.read(map(clean, references.texts), tokenizer, references.prompts, known)
     fit_lengths(args, train.lengths, positions)
     prompts = dict.fromkeys([*captions.prompts, *references.prompts])
     args.has_own_prompts = not prompts.keys() <= {args.prompt}

@@ -51,17 +51,23 @@ class TokenizedTexts:
 
     @classmethod
     def read(
-        cls, texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[str] = ""
+        cls,
+        texts: Iterable[str],
+        tokenizer: PreTrainedTokenizerBase,
+        prompt: str | Sequence[str] = "",
+        known: dict[str, list[int]] | None = None,
     ) -> TokenizedTexts:
         """Tokenise `texts`, which begin with `prompt`, or each with its own.
 
-        BERT's tokenizer cuts at spaces first, so each different word is tokenised only once.
+        BERT's tokenizer cuts at spaces first, so each different word is tokenised only once. Words of `known`, which
+        gets the new ones, are not tokenised again.
         """
         found = list(texts)
         words = [text.split() for text in found] if is_bert(tokenizer) else [[text] for text in found]
         counts = Counter(chain.from_iterable(words))
-        ids = _tokenize(tokenizer, list(counts))
-        sizes = {word: len(each) for word, each in ids.items()}
+        ids = {} if known is None else known
+        ids |= _tokenize(tokenizer, [word for word in counts if word not in ids])
+        sizes = {word: len(ids[word]) for word in counts}
         prompts = [prompt] * len(found) if isinstance(prompt, str) else prompt
         starts = {each: len(tokenizer(each).input_ids) for each in set(prompts)}
         return cls(
