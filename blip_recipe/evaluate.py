@@ -123,11 +123,11 @@ def score_model(recipe: Recipe[EvaluateOptions]) -> None:
 
 def report(recipe: Recipe[EvaluateOptions], results: dict[str, float], records: list[dict[str, Any]]) -> None:
     """Write `all_results.json` and `predictions.jsonl` to `output_dir`, and print the scores."""
-    from blip_recipe.data.storage import write_json, write_predictions
+    from blip_recipe.data.storage import PREDICTIONS_FILE, write_json, write_predictions
 
     recorded = results | recipe.training.score_settings()
     write_json(recipe.output_dir / "all_results.json", dict(sorted(recorded.items())))
-    write_predictions(recipe.output_dir / "predictions.jsonl", records)
+    write_predictions(recipe.output_dir / PREDICTIONS_FILE, records)
     shown = ("loss", *recipe.training.scores())
     names = [key.removeprefix("eval_") for name in shown for key in results if is_score(key, f"eval_{name}")]
     width = max([12, *(len(name) + 2 for name in names)])

@@ -119,6 +119,18 @@ def test_scores_are_those_of_the_contract_and_the_card_shows_them(run: dict[str,
     assert card.data.base_model
 
 
+def test_the_texts_of_the_base_model_are_kept_beside_those_of_the_finished_one(run: dict[str, Any]) -> None:
+    results = json.loads((run["output_dir"] / "all_results.json").read_text())
+    images = []
+    for role, name in (("test", "predictions.jsonl"), ("baseline", "baseline_predictions.jsonl")):
+        lines = [json.loads(line) for line in (run["output_dir"] / name).read_text().splitlines()]
+        images.append([(line["image_id"], line["references"]) for line in lines])
+        for score in ("cider", "rouge_l"):
+            values = [line["scores"][score] for line in lines]
+            assert sum(values) / len(values) == pytest.approx(results[f"{role}_{score}"], abs=1e-12)
+    assert images[0] == images[1]
+
+
 def test_the_published_model_gives_the_captions_that_were_scored(
     run: dict[str, Any], hub: HubServer, images: Path, tmp_path: Path
 ) -> None:

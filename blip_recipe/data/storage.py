@@ -11,6 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+PREDICTIONS_FILE = "predictions.jsonl"
+"""File with the texts of the finished model for the scored split."""
+
+BASELINE_PREDICTIONS_FILE = "baseline_predictions.jsonl"
+"""File beside `predictions.jsonl` with the texts of the untouched base model for the same split."""
+
 CAPTIONS_RESULT_FILE = "captions_result.json"
 """File beside `predictions.jsonl` that COCO's evaluation server takes."""
 
@@ -68,11 +74,20 @@ def write_predictions(path: Path, records: list[dict[str, Any]]) -> None:
 
     Captions of images with integer ids go to `captions_result.json` too, in the form of COCO's evaluation server.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    write_lines(path, records)
     results = path.with_name(CAPTIONS_RESULT_FILE)
     results.unlink(missing_ok=True)
     if records and all("caption" in each and type(each["image_id"]) is int for each in records):
         captions = [{"image_id": each["image_id"], "caption": each["caption"]} for each in records]
         write_atomically(results, json.dumps(captions, ensure_ascii=False).encode())
+
+
+def write_lines(path: Path, records: list[dict[str, Any]]) -> None:
+    """Write one JSON line per record, atomically."""
+    lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    write_atomically(path, "".join(lines).encode())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read the records that `write_lines` wrote, or return none if the file does not exist."""
+    return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []

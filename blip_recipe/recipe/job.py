@@ -20,7 +20,7 @@ from blip_recipe.data.holdout import describe_held_out
 from blip_recipe.data.load import load_splits
 from blip_recipe.data.mixture import Mixture, Part
 from blip_recipe.data.shards import ShardedSplit, open_stream
-from blip_recipe.data.storage import read_json
+from blip_recipe.data.storage import BASELINE_PREDICTIONS_FILE, read_json
 from blip_recipe.errors import StoppedError
 from blip_recipe.hub.checkpoint_upload import CheckpointUploader
 from blip_recipe.hub.published_files import PUBLISHED_FILES
@@ -241,7 +241,12 @@ def resolve_recipe(recipe: Recipe[FinetuneOptions], sources: Sources, repo_id: s
 def score_baseline(trainer: BlipTrainer, recipe: Recipe[FinetuneOptions], splits: Splits, run: Run) -> None:
     """Score the base model before training, once a run, on the split that the finished model is scored on."""
     names = {f"baseline_{name}" for name in ["loss", *recipe.training.scores()]}
-    done = bool(run.given) and names <= read_json(recipe.output_dir / "all_results.json").keys()
+    texts = recipe.output_dir / BASELINE_PREDICTIONS_FILE
+    done = bool(run.given) and texts.exists() and names <= read_json(recipe.output_dir / "all_results.json").keys()
+    # The other processes must have looked before the first one deletes or writes the file.
+    trainer.accelerator.wait_for_everyone()
+    if not done and trainer.is_world_process_zero():
+        texts.unlink(missing_ok=True)
     if splits.scored_role and not done:
         logger.info("Scoring the untouched base model")
         rows = splits.rows[splits.scored_role]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError
 from transformers.trainer import TRAINER_STATE_NAME
 
-from blip_recipe.data.storage import read_json, write_json
+from blip_recipe.data.storage import BASELINE_PREDICTIONS_FILE, PREDICTIONS_FILE, read_json, write_json
 from blip_recipe.errors import SaveError
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ MANIFEST = "manifest.json"
 
 STAGING = ".saving"
 """The subdirectory of `output_dir` for a checkpoint that is not complete yet."""
+
+TEXT_FILES = (PREDICTIONS_FILE, BASELINE_PREDICTIONS_FILE)
 
 GIB = 2**30
 
@@ -156,7 +158,7 @@ def clear_output_dir(output_dir: Path, patterns: tuple[str, ...]) -> None:
     """Delete an earlier run's checkpoints, results and files that match `patterns`."""
     for folder in (*find_checkpoints(output_dir), output_dir / STAGING):
         shutil.rmtree(folder, ignore_errors=not folder.exists())
-    for pattern in (*patterns, "*_results.json", "*_result.json", "predictions.jsonl", TRAINER_STATE_NAME):
+    for pattern in (*patterns, "*_results.json", "*_result.json", *TEXT_FILES, TRAINER_STATE_NAME):
         for path in output_dir.glob(pattern):
             path.unlink()
 

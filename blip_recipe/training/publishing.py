@@ -27,7 +27,13 @@ from blip_recipe.card.pictures import draw_training_curves, write_samples
 from blip_recipe.card.rendering import format_code, write_card
 from blip_recipe.data.convert import source_name
 from blip_recipe.data.dataset import PictureDataset
-from blip_recipe.data.storage import read_json, write_json, write_predictions
+from blip_recipe.data.storage import (
+    BASELINE_PREDICTIONS_FILE,
+    PREDICTIONS_FILE,
+    read_json,
+    write_json,
+    write_predictions,
+)
 from blip_recipe.errors import PushError, RecipeError
 from blip_recipe.hub.publishing import COMMIT_MESSAGE, PushResult, preflight, push_command, push_folder
 from blip_recipe.models.adapters import is_adapted, quantization_of
@@ -141,7 +147,7 @@ class PublishingTrainer(StreamingTrainer):
         """
         if not self.is_world_process_zero():
             return self.output_dir / "README.md"
-        write_predictions(self.output_dir / "predictions.jsonl", self.predictions)
+        write_predictions(self.output_dir / PREDICTIONS_FILE, self.predictions)
         draw_training_curves(self.card.log_history, self.output_dir / "training_curves.png")
         shown = [self.to_display(each) for each in self.predictions]
         if shown:
@@ -165,6 +171,9 @@ class PublishingTrainer(StreamingTrainer):
         """The metrics for the card. A recipe's `all_results.json` also has those from before a resumption."""
         if self.recipe:
             return read_json(self.output_dir / "all_results.json")
+        if BASELINE not in self.results:
+            # Those of an earlier training in the same directory.
+            (self.output_dir / BASELINE_PREDICTIONS_FILE).unlink(missing_ok=True)
         for prefix, metrics in self.results.items():
             self.save_metrics(prefix, metrics)
         last = next(reversed(self.scored), BASELINE)

@@ -21,7 +21,7 @@ from transformers.trainer_utils import has_length
 from blip_recipe.data.dataset import PictureDataset
 from blip_recipe.data.mixture import Mixture, MixtureSampler
 from blip_recipe.data.pixels import normalize_pixels
-from blip_recipe.data.storage import write_json
+from blip_recipe.data.storage import BASELINE_PREDICTIONS_FILE, write_json, write_lines
 from blip_recipe.data.streaming import CaptionStream
 from blip_recipe.errors import RecipeError
 from blip_recipe.hub.publishing import preflight
@@ -523,6 +523,8 @@ class BlipTrainer(PublishingTrainer):
         self.scored_step = self.state.global_step
         output = self._evaluate_whole(dataloader, *args, **kwargs)
         self.results[name] = output.metrics
+        if name == BASELINE and self.is_world_process_zero():
+            write_lines(self.output_dir / BASELINE_PREDICTIONS_FILE, self.predictions)
         return output
 
     def _evaluate_whole(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:

@@ -66,6 +66,8 @@ def test_a_run_leaves_scores_predictions_card_and_a_stock_model(run: Path) -> No
     own = [next((n for n, text in enumerate(line["texts"], 1) if text in line["captions"]), None) for line in lines]
     assert [line["rank"] if line["rank"] <= len(line["texts"]) else None for line in lines] == own
     assert found["test_text_recall_1"] == sum(line["rank"] == 1 for line in lines) / 10
+    before = [json.loads(line) for line in (run / "baseline_predictions.jsonl").read_text().splitlines()]
+    assert found["baseline_text_recall_5"] == sum(line["rank"] <= 5 for line in before) / 10
     card = ModelCard.load(run / "README.md")
     assert card.data.metrics == ["recall"]
     values = {result.metric_type: result.metric_value for result in card.data.eval_results}

@@ -88,6 +88,13 @@ def test_scores_from_before_training_are_forgotten_and_those_of_the_base_kept(ca
     card = trainer.create_model_card()
     assert loss_of(card) == pytest.approx(after["eval_loss"], abs=1e-3)
     assert f"{before['baseline_loss']:.4f}"[:5] in card.read_text(encoding="utf-8")
+    kept = tmp_path / "baseline_predictions.jsonl"
+    lines = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
+    assert len(lines) == 2
+    assert lines[0].keys() == trainer.predictions[0].keys()
+    # Another training in the same directory does not take them for those of its own base model.
+    make_trainer(captioner, tmp_path).create_model_card()
+    assert not kept.exists()
 
 
 @pytest.mark.parametrize("prefix", ["test", "val"])

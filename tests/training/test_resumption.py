@@ -21,6 +21,7 @@ from transformers import TrainerCallback
 from blip_recipe.data.storage import write_json
 from blip_recipe.errors import RecipeError, SaveError, StoppedError, run_command
 from blip_recipe.finetune import main
+from blip_recipe.recipe import job
 from blip_recipe.recipe.arguments import FinetuneOptions
 from blip_recipe.recipe.output_dir import RUN, Run, find_run
 from blip_recipe.recipe.parsing import read_recipe
@@ -284,5 +285,32 @@ def test_another_recipe_is_refused_and_a_finished_run_only_says_that_it_is(
     assert any("holds the finished run" in line for line in caplog.messages)
     assert {path: path.stat().st_mtime_ns for path in output_dir.rglob("*")} == before
     weights = read_result(output_dir)["weights"]
+    texts = output_dir / "baseline_predictions.jsonl"
+    whole = texts.read_bytes()
+    texts.write_bytes(b'{"of": "another run"}\n')
     main([str(write_recipe(place, output_dir, **quick, learning_rate=0.002)), "--overwrite_output_dir", "true"])
     assert read_result(output_dir)["weights"] != weights
+    assert texts.read_bytes() == whole
+
+
+def test_a_run_goes_on_with_the_texts_of_the_base_model_if_they_and_their_scores_are_there(
+    place: Path, tmp_path: Path
+) -> None:
+    output_dir = tmp_path / "run"
+    file = write_recipe(place, output_dir)
+    recipe = read_recipe(FinetuneOptions, prog="", description="", recipe_needed=True, argv=[str(file)])
+    trainer = build(place, output_dir)
+    rows = trainer.eval_dataset.rows
+    splits, run = job.Splits({"train": rows, "eval": rows}, []), Run({"seed": 5})
+    texts = output_dir / "baseline_predictions.jsonl"
+    job.score_baseline(trainer, recipe, splits, Run({}))
+    whole = texts.read_bytes()
+    assert len(whole.splitlines()) == len(rows)
+    texts.write_bytes(b"kept\n")
+    job.score_baseline(trainer, recipe, splits, run)
+    assert texts.read_bytes() == b"kept\n"
+    texts.unlink()
+    job.score_baseline(trainer, recipe, splits, run)
+    assert texts.read_bytes() == whole
+    job.score_baseline(trainer, recipe, job.Splits({"train": rows}, []), Run({}))
+    assert not texts.exists()

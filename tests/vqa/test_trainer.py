@@ -122,6 +122,10 @@ def test_scores_are_those_of_the_predictions(run: Path) -> None:
     rows = load_questions(VqaDataArguments(dataset_name="shapes"), "test", max_samples=150)
     predictions = read(run / "predictions.jsonl")
     assert [each["question_id"] for each in predictions] == rows["question_id"][:]
+    before = read(run / "baseline_predictions.jsonl")
+    assert [each["question_id"] for each in before] == rows["question_id"][:]
+    right = [each["scores"]["vqa_accuracy"] for each in before]
+    assert sum(right) / len(right) == pytest.approx(results["baseline_vqa_accuracy"], abs=1e-12)
     for row, each in zip(rows, predictions, strict=True):
         assert list(each) == ["image_id", "question_id", "question", "answer", "answers", "scores"]
         assert (each["question"], each["answers"]) == (row["question"], row["answers"])
