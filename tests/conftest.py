@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from browser import browser, page  # noqa: F401 - fixtures
 from hub_server import WRITE_TOKEN, HubServer
 
 if TYPE_CHECKING:
