@@ -37,16 +37,24 @@ PREDICTIONS: list[dict[str, Any]] = [
     {
         "image_id": 7,
         "caption": "a dog runs on a beach",
+        "before": "there is a dog | on the beach",
         "references": ["A dog runs on the beach.", "a dog, wet & happy"],
         "scores": {"cider": 2.5},
     },
     {
         "image_id": 8,
         "caption": "two cats | on a sofa",
+        "before": "two cats",
         "references": ["Two cats <b>sleep</b> on a sofa.", "cats_on_a_sofa", "a\nline"],
         "scores": {"cider": 1.25},
     },
-    {"image_id": 9, "caption": "a man", "references": ["A surfer with a board."], "scores": {"cider": 0.0}},
+    {
+        "image_id": 9,
+        "caption": "a man",
+        "before": "a surfer with a surf board",
+        "references": ["A surfer with a board."],
+        "scores": {"cider": 0.0},
+    },
 ]
 COUNTS = {"train": (113_287, 566_747), "eval": (5_000, 25_010), "test": (3, 6)}
 

@@ -106,12 +106,21 @@ class ScoreFacts:
 
 @dataclass(frozen=True)
 class SampleFacts:
-    """A scored caption. `title` is `best`, `median` or `worst`, the key of its picture in `SAMPLE_FILES`."""
+    """A scored caption.
+
+    Attributes:
+        title: `best`, `median` or `worst`, the key of its picture in `SAMPLE_FILES`.
+        score: The score that ranks it, as text.
+        caption: The caption of the fine-tuned model.
+        references: The references of its picture.
+        before: The caption of the untouched base model, or None if the base was not scored.
+    """
 
     title: str
     score: str
     caption: str
     references: list[str]
+    before: str | None = None
 
 
 @dataclass(frozen=True)

@@ -107,9 +107,9 @@ def habit_facts(results: Mapping[str, float], role: str) -> list[ScoreFacts]:
 
 
 def sample_facts(title: str, prediction: Mapping[str, Any], score: str | None) -> SampleFacts:
-    """Build a sample of the card from a prediction."""
+    """Build a sample of the card from a prediction; `before` in it is the caption of the untouched base model."""
     value = f"{prediction['scores'][score]:.3f}" if score else ""
-    return SampleFacts(title, value, prediction["caption"], list(prediction["references"]))
+    return SampleFacts(title, value, prediction["caption"], list(prediction["references"]), prediction.get("before"))
 
 
 def find_language(

@@ -397,7 +397,7 @@ def test_the_calls_that_a_card_names_caption_a_picture(
         capsys.readouterr()
         exec(block, {})
         captions.append(capsys.readouterr().out.strip())
-    own, portable = captions
+    portable, own = captions
     assert own
     # An untrained model begins with a piece of a word, which sticks to the prompt.
     assert portable.removeprefix(prompt.strip()).strip(" #") == own.strip(" #")
