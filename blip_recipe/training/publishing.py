@@ -31,6 +31,7 @@ from blip_recipe.data.storage import (
     BASELINE_PREDICTIONS_FILE,
     PREDICTIONS_FILE,
     read_json,
+    read_lines,
     write_json,
     write_predictions,
 )
@@ -149,7 +150,8 @@ class PublishingTrainer(StreamingTrainer):
             return self.output_dir / "README.md"
         write_predictions(self.output_dir / PREDICTIONS_FILE, self.predictions)
         draw_training_curves(self.card.log_history, self.output_dir / "training_curves.png")
-        shown = [self.to_display(each) for each in self.predictions]
+        results = self._results()
+        shown = self._predictions_to_show()
         if shown:
             write_samples(shown, self.scored_dataset.rows, self.output_dir, self.task.key)
         sources = self.sources or self._read_sources()
@@ -159,13 +161,25 @@ class PublishingTrainer(StreamingTrainer):
             kind=self._kind(),
             repo_id=repo_id,
             sources=sources,
-            results=self._results(),
+            results=results,
             predictions=shown,
             counts={**self._count_rows(), **sources.counts},
             callback=self.card,
             tokenized_with_java=self.tokenized_with_java,
         )
         return write_card(facts, self.output_dir)
+
+    def _predictions_to_show(self) -> list[dict[str, Any]]:
+        """The predictions for the card, with the base model's text for the same row as `before`."""
+        base = [self.to_display(each) for each in read_lines(self.output_dir / BASELINE_PREDICTIONS_FILE)]
+        before = {each[self.task.key]: each for each in base}
+        shown = [dict(self.to_display(each)) for each in self.predictions]
+        for each in shown:
+            other = before.get(each[self.task.key])
+            # Row numbers are ids of other pictures in another split.
+            if other and other["references"] == each["references"]:
+                each["before"] = other["caption"]
+        return shown
 
     def _results(self) -> dict[str, float]:
         """The metrics for the card. A recipe's `all_results.json` also has those from before a resumption."""

@@ -18,6 +18,7 @@ from transformers import BlipForConditionalGeneration, Seq2SeqTrainingArguments
 
 from blip_recipe import CaptionTrainer, CaptionTrainingArguments, RecipeError
 from blip_recipe.captioning.tiny import build_tiny_captioner
+from blip_recipe.card.rendering import escape_markdown
 from blip_recipe.models.processors import load_processor
 
 QUICK: dict[str, Any] = {
@@ -92,6 +93,10 @@ def test_scores_from_before_training_are_forgotten_and_those_of_the_base_kept(ca
     lines = [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()]
     assert len(lines) == 2
     assert lines[0].keys() == trainer.predictions[0].keys()
+    assert all(f"| {escape_markdown(each['caption'])} | " in card.read_text(encoding="utf-8") for each in lines)
+    # Other pictures with the same row numbers have no caption of the base model.
+    trainer.evaluate(rows(2, first=6), metric_key_prefix="other")
+    assert "caption, untouched base model" not in trainer.create_model_card().read_text(encoding="utf-8")
     # Another training in the same directory does not take them for those of its own base model.
     make_trainer(captioner, tmp_path).create_model_card()
     assert not kept.exists()
