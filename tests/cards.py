@@ -124,7 +124,6 @@ def make_facts(
         "predictions": PREDICTIONS,
         "counts": counts,
         "callback": make_callback(recipe, **noted or {}),
-        "tokenized_with_java": True,
     }
     facts = gather_facts(recipe.trainer, recipe.training, **arguments | changes)
     # What no two machines and days share.

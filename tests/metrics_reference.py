@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import zipfile
 from pathlib import Path
 from typing import Any
 
+from blip_recipe.metrics.java import find_java, java_command, pycocoevalcap_file
 from blip_recipe.metrics.scores import ImageId, Scores
+from blip_recipe.metrics.tokenizer import clean_caption
 
 Captions = dict[ImageId, str]
 References = dict[ImageId, list[str]]
@@ -77,3 +81,23 @@ def pycocoevalcap_scores(predictions: Captions, references: References) -> dict[
         "rouge_l": list(Rouge().compute_score(known, captions)[1]),
         "cider": list(Cider().compute_score(known, captions)[1]),
     }
+
+
+def jar_lines(lines: list[str]) -> list[str]:
+    """What the COCO tools' tokenizer in Java prints for lines of text."""
+    jar = pycocoevalcap_file("tokenizer", "stanford-corenlp-3.4.1.jar")
+    main = ["-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"]
+    answer = subprocess.run(
+        java_command(find_java(), ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC"], main),
+        input="\n".join(lines).encode(),
+        capture_output=True,
+        check=True,
+    )
+    return answer.stdout.decode().split("\n")
+
+
+def coco_captions() -> list[str]:
+    """The 202,654 captions of COCO's validation images, which are in SPICE's jar."""
+    with zipfile.ZipFile(pycocoevalcap_file("spice", "spice-1.0.jar")) as jar:
+        annotations = json.loads(jar.read("coco/annotations/captions_val2014.json"))["annotations"]
+    return [clean_caption(each["caption"]) for each in annotations]

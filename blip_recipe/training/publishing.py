@@ -165,7 +165,6 @@ class PublishingTrainer(StreamingTrainer):
             predictions=shown,
             counts={**self._count_rows(), **sources.counts},
             callback=self.card,
-            tokenized_with_java=self.tokenized_with_java,
         )
         return write_card(facts, self.output_dir)
 
@@ -202,11 +201,6 @@ class PublishingTrainer(StreamingTrainer):
             if isinstance(dataset, PictureDataset) and role != BASELINE
         }
         return counts | ({"train": self.train_counts} if self.train_counts else {})
-
-    @property
-    def tokenized_with_java(self) -> bool:
-        """Whether the texts were tokenized by the Java PTB tokenizer."""
-        return False
 
     def _kind(self) -> Kind:
         if is_adapted(self.model):
@@ -367,7 +361,6 @@ def gather_facts(
     predictions: list[Mapping[str, Any]],
     counts: Mapping[str, tuple[int, int]],
     callback: CardCallback,
-    tokenized_with_java: bool,
 ) -> CardFacts:
     """Gather the facts of a finished run for its card.
 
@@ -381,7 +374,6 @@ def gather_facts(
         predictions: The lines of `predictions.jsonl`, converted by `to_display`.
         counts: Numbers of rows and texts of each split, by role.
         callback: The callback that recorded the training.
-        tokenized_with_java: Whether the texts were tokenized by the Java PTB tokenizer.
     """
     usual = ("train", "eval", "test")
     splits = [
@@ -406,7 +398,6 @@ def gather_facts(
             results,
             splits,
             predictions,
-            tokenized_with_java=tokenized_with_java,
             in_characters="score_tokenizer" in args.score_settings(),
         ),
         training=TrainingFacts(
