@@ -9,8 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from blip_recipe.metrics.ngrams import MAX_N, Ngram, count_ngrams
 from blip_recipe.metrics.scores import Values
+from blip_recipe.metrics.statistics import Numbers, Statistics
 
 # `bleu_scorer.py` of pycocoevalcap, `compute_score`: they keep precisions and length ratio from dividing by zero.
 SMALL, TINY = 1e-9, 1e-15
@@ -40,15 +43,17 @@ class Bleu:
     def score(self, captions: Sequence[str]) -> Values:
         """Compute BLEU-1 to BLEU-4 of the tokenized `captions`, one per image."""
         totals = [0] * (2 * MAX_N + 2)
-        rows = []
+        rows, kept = [], []
         for caption, lengths, max_counts in zip(captions, self.lengths, self.max_counts, strict=True):
             statistics = sentence_statistics(caption.split(), lengths, max_counts)
+            kept.append(statistics)
             totals = [total + each for total, each in zip(totals, statistics, strict=True)]
             rows.append(bleu_from_statistics(statistics))
-        names = [f"bleu_{n + 1}" for n in range(MAX_N)]
+        names = tuple(f"bleu_{n + 1}" for n in range(MAX_N))
         columns = [list(column) for column in zip(*rows, strict=True)]
         corpus = dict(zip(names, bleu_from_statistics(totals), strict=True))
-        return Values(corpus, dict(zip(names, columns, strict=True)))
+        known = Statistics(names, np.array(kept, float), bleu_of_sums)
+        return Values(corpus, dict(zip(names, columns, strict=True)), (known,))
 
 
 def sentence_statistics(words: list[str], lengths: list[int], max_counts: dict[Ngram, int]) -> list[int]:
@@ -71,3 +76,12 @@ def bleu_from_statistics(statistics: Sequence[int]) -> list[float]:
         product *= (counts[n] + TINY) / (counts[MAX_N + n] + SMALL)
         values.append(product ** (1 / (n + 1)) * brevity)
     return values
+
+
+def bleu_of_sums(sums: Numbers) -> Numbers:
+    """Compute BLEU-1 to BLEU-4 `(..., 4)` of many sets by `bleu_from_statistics`, from their sums `(..., 10)`."""
+    ratio = (sums[..., :1] + TINY) / (sums[..., 1:2] + SMALL)
+    # The ratio is 0 for a set of empty captions only, whose precisions are 0.
+    brevity = np.exp(np.minimum(0, 1 - 1 / np.maximum(ratio, TINY)))
+    precisions = (sums[..., 2 : 2 + MAX_N] + TINY) / (sums[..., 2 + MAX_N :] + SMALL)
+    return precisions.cumprod(-1) ** (1 / np.arange(1, MAX_N + 1)) * brevity

@@ -7,10 +7,13 @@ import queue
 import re
 from collections.abc import Sequence
 
+import numpy as np
+
 from blip_recipe.metrics.errors import JavaEndedError, MeteorError, MetricTimeoutError
 from blip_recipe.metrics.java import java_command, pycocoevalcap_file
 from blip_recipe.metrics.java_process import JavaProcess
 from blip_recipe.metrics.scores import ImageId, Values
+from blip_recipe.metrics.statistics import Numbers, Statistics
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +22,15 @@ OPTIONS = ("-Xms1G", "-Xmx2G", "-XX:+UseSerialGC", "-XX:MaxTenuringThreshold=0")
 SECONDS_TO_START, SECONDS_A_CAPTION = 180, 60
 FIELD = " ||| "
 NUMBERS = re.compile(r"[-+.\deE ]+")
+
+# The jar's parameters for English (Denkowski and Lavie, 2014): alpha, beta, gamma and delta, and the weights of exact,
+# stem, synonym and paraphrase matches.
+ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
+WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
+
+# Columns of the jar's statistics: lengths of caption and reference and their function words; for each kind of match the
+# content words and the function words matched in both; chunks; matched words of both.
+LENGTHS, FUNCTION_WORDS, MATCHES, CHUNKS, MATCHED_WORDS = slice(2), slice(2, 4), slice(4, 20), 20, slice(21, 23)
 
 
 class Meteor:
@@ -79,7 +91,8 @@ class Meteor:
             # Otherwise the next call would read the rest of this answer.
             self.close()
             raise
-        return Values({"meteor": corpus}, {"meteor": values})
+        rows = whole_captions_without_chunks(np.array([line.split() for line in statistics], float))
+        return Values({"meteor": corpus}, {"meteor": values}, (Statistics(("meteor",), rows, meteor_of_sums),))
 
     def _receive(self, process: JavaProcess, name: str) -> str:
         limit = self.patience * (SECONDS_A_CAPTION + (0 if process.answered else SECONDS_TO_START))
@@ -97,3 +110,28 @@ class Meteor:
 def score_line(caption: str, references: Sequence[str]) -> str:
     """Build METEOR's input line: all references, then the caption, as in `meteor.py` of pycocoevalcap."""
     return FIELD.join(["SCORE", *references, caption.replace("|||", "").replace("  ", " ")])
+
+
+def whole_captions_without_chunks(rows: Numbers) -> Numbers:
+    """The statistics of captions as the jar adds them up: a caption that matches as a whole has no chunk."""
+    matched = rows[:, MATCHES].reshape(-1, len(WEIGHTS), 2, 2).sum((1, 2))
+    whole = (rows[:, CHUNKS] == 1) & (matched == rows[:, LENGTHS]).all(1)
+    rows[whole, CHUNKS] = 0
+    return rows
+
+
+def meteor_of_sums(sums: Numbers) -> Numbers:
+    """Compute METEOR `(..., 1)` of many sets from the sums of their captions' statistics `(..., 23)`.
+
+    The formula is that of the jar, which scores a set by its sums.
+    """
+    content_and_function = np.array([DELTA, 1 - DELTA])
+    matches = sums[..., MATCHES].reshape(*sums.shape[:-1], len(WEIGHTS), 2, 2)
+    matched = np.einsum("k,...kws,w->...s", WEIGHTS, matches, content_and_function)
+    function_words = sums[..., FUNCTION_WORDS]
+    words = DELTA * (sums[..., LENGTHS] - function_words) + (1 - DELTA) * function_words
+    with np.errstate(divide="ignore", invalid="ignore"):
+        precision, recall = np.moveaxis(matched / words, -1, 0)
+        mean = 1 / ((1 - ALPHA) / precision + ALPHA / recall)
+        penalty = GAMMA * (sums[..., CHUNKS] / sums[..., MATCHED_WORDS].mean(-1)) ** BETA
+    return np.nan_to_num(mean * (1 - penalty))[..., None]

@@ -11,6 +11,7 @@ from blip_recipe.metrics.bleu import Bleu
 from blip_recipe.metrics.characters import cut_captions, has_unspaced, share_unspaced
 from blip_recipe.metrics.cider import Cider
 from blip_recipe.metrics.groups import name_groups
+from blip_recipe.metrics.intervals import RESAMPLES, SEED, check_resamples, score_intervals
 from blip_recipe.metrics.java import find_java
 from blip_recipe.metrics.meteor import Meteor
 from blip_recipe.metrics.rouge_l import RougeL
@@ -30,6 +31,7 @@ from blip_recipe.metrics.scores import (
 )
 from blip_recipe.metrics.spice import spice
 from blip_recipe.metrics.spice_jars import spice_jars
+from blip_recipe.metrics.statistics import Statistics, rename
 from blip_recipe.metrics.tokenizer import clean_caption, tokenize
 
 logger = logging.getLogger(__name__)
@@ -107,6 +109,8 @@ class CaptionScorer:
         references: Mapping[ImageId, Sequence[str]],
         metrics: Sequence[str] | None = None,
         groups: Mapping[ImageId, str] | None = None,
+        resamples: int = 0,
+        seed: int = SEED,
     ) -> Scores:
         """Score one caption per image against all references of the image.
 
@@ -117,6 +121,8 @@ class CaptionScorer:
             groups: The group of each image; images with an empty text belong to none. Each group is also scored as a
                 set of its own, so that CIDEr counts n-grams in the group's references only. Published evaluations of
                 NoCaps score its domains so (`scripts/eval_evcap_nocaps.sh` of Jiaxuan-Li/EVCap).
+            resamples: Number of bootstrap resamples for 95% intervals; 0: no intervals.
+            seed: Seed of the resamples.
 
         Raises:
             RecipeError: The images differ, an image has no reference, a caption is not text, or groups cannot be told
@@ -124,6 +130,7 @@ class CaptionScorer:
             MetricError: A scorer failed. It can be called again.
         """
         check_same_images(predictions, references)
+        check_resamples(resamples)
         names = name_groups((groups or {}).values(), "The scored split")
         check_texts(predictions, references)
         wanted = self.metrics if metrics is None else tuple(metrics)
@@ -134,18 +141,23 @@ class CaptionScorer:
         captions = self._tokenize([clean_caption(predictions[image_id]) for image_id in image_ids])
         corpus: dict[str, float] = {}
         per_image: dict[ImageId, dict[str, float]] = {image_id: {} for image_id in predictions}
+        statistics: list[Statistics] = []
         for metric in wanted:
             values = self._score_metric(metric, image_ids, captions, known)
             corpus |= values.corpus
+            statistics += values.statistics
             for name, column in values.per_image.items():
                 for image_id, value in zip(image_ids, column, strict=True):
                     per_image[image_id][name] = value
+        intervals = score_intervals(statistics, resamples=resamples, seed=seed)
         for group, end in names.items():
             rows = [row for row, image_id in enumerate(image_ids) if (groups or {})[image_id] == group]
             part = [image_ids[row] for row in rows], [captions[row] for row in rows], known.of_rows(tuple(rows))
-            for metric in wanted:
-                corpus |= {f"{name}_{end}": value for name, value in self._score_metric(metric, *part).corpus.items()}
-        return Scores(corpus, per_image)
+            found = [self._score_metric(metric, *part) for metric in wanted]
+            corpus |= {f"{name}_{end}": value for values in found for name, value in values.corpus.items()}
+            kept = [rename(each, end) for values in found for each in values.statistics]
+            intervals |= score_intervals(kept, resamples=resamples, seed=seed)
+        return Scores(corpus, per_image, intervals, statistics)
 
     def _references(self, image_ids: list[ImageId], references: Mapping[ImageId, Sequence[str]]) -> PreparedReferences:
         key = tuple(tuple(references[image_id]) for image_id in image_ids)
@@ -239,6 +251,8 @@ def score_captions(
     groups: Mapping[ImageId, str] | None = None,
     tokenizer: ScoreTokenizer = "ptb",
     java: str | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = SEED,
 ) -> Scores:
     """Score captions against references once.
 
@@ -252,9 +266,11 @@ def score_captions(
         tokenizer: `"ptb"` cuts texts into words as the COCO tools do. `"char"` first cuts Chinese, Japanese, Thai, Lao,
             Khmer, Burmese and Tibetan, which write no spaces between words, into characters; other words stay whole.
         java: The `java` executable, as for `CaptionScorer`.
+        resamples: Number of bootstrap resamples for 95% intervals (`intervals` of the result); 0: no intervals.
+        seed: Seed of the resamples.
 
     Returns:
-        Scores of the whole set, of each group, and of each image.
+        Scores of the whole set, of each group, and of each image, and intervals of those of the set and of groups.
 
     Raises:
         RecipeError: The images differ, an image has no reference, a caption is not text, or a metric does not exist.
@@ -263,4 +279,6 @@ def score_captions(
     check_mappings(predictions, references)
     with CaptionScorer(metrics, tokenizer=tokenizer, java=java) as scorer:
         groups = groups and match_ids(groups, predictions)
-        return scorer.score(predictions, match_ids(references, predictions), groups=groups)
+        return scorer.score(
+            predictions, match_ids(references, predictions), groups=groups, resamples=resamples, seed=seed
+        )

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from blip_recipe.errors import RecipeError
+from blip_recipe.metrics.statistics import Statistics, mean_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +32,15 @@ class Scores:
         corpus: Scores of the whole set by name: `bleu_1` to `bleu_4`, `meteor`, `rouge_l`, `cider`, `spice`,
             `exact_match`. With groups also those of each group: `cider_in_domain`.
         per_image: Scores of each image with the same names, by image id, in the order of the predictions.
+        intervals: 95% intervals of `corpus` by name (lower and upper end); empty without resamples.
+        statistics: What intervals and tests of the whole set are computed from, a row per image in the order of the
+            references.
     """
 
     corpus: dict[str, float]
     per_image: dict[ImageId, dict[str, float]]
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    statistics: list[Statistics] = field(default_factory=list, repr=False, compare=False)
 
     def records(
         self, predictions: Mapping[ImageId, str], references: Mapping[ImageId, Sequence[str]]
@@ -52,15 +58,19 @@ class Scores:
 
 
 class Values(NamedTuple):
-    """The values of one scorer by score name: for the corpus, and for each image in order."""
+    """The values of one scorer by score name: for the corpus, and for each image in order.
+
+    `statistics` are needed for intervals and tests. A score without them has neither.
+    """
 
     corpus: dict[str, float]
     per_image: dict[str, list[float]]
+    statistics: tuple[Statistics, ...] = ()
 
 
 def mean_of_images(name: str, values: list[float]) -> Values:
     """Build the values of a metric whose corpus value is the mean over images."""
-    return Values({name: sum(values) / len(values)}, {name: values})
+    return Values({name: sum(values) / len(values)}, {name: values}, (mean_statistics(name, values),))
 
 
 def check_metrics(metrics: Sequence[str]) -> None:
