@@ -28,6 +28,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "finetune": Command("blip_recipe.finetune", "train from a recipe, score, write a card, push to the Hub", True),
     "evaluate": Command("blip_recipe.evaluate", "score a model on a split, or a file of captions", True),
+    "compare": Command("blip_recipe.compare", "compare the scores of two files of predictions"),
     "caption": Command("blip_recipe.caption", "caption files, folders and URLs, or a data set"),
     "answer": Command("blip_recipe.answer", "answer questions about a picture"),
     "match": Command("blip_recipe.match", "score how well texts match pictures, or write embeddings"),

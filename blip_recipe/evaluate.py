@@ -74,6 +74,7 @@ def read_recorded(given: dict[str, str]) -> dict[str, Any]:
 def score_file(recipe: Recipe[EvaluateOptions]) -> None:
     """Score the captions of `--predictions` against `--references`."""
     from blip_recipe.metrics import CaptionScorer
+    from blip_recipe.metrics.intervals import interval_scores
     from blip_recipe.metrics.pairing import pair_files
 
     options = recipe.options
@@ -84,8 +85,10 @@ def score_file(recipe: Recipe[EvaluateOptions]) -> None:
     if options.subset:
         print(f"scored {len(references):,} of {paired.images:,} images with references")
     with CaptionScorer(recipe.training.metrics, tokenizer=getattr(recipe.training, "score_tokenizer", "ptb")) as scorer:
-        scores = scorer.score(predictions, references)
-    metrics = {f"eval_{name}": value for name, value in scores.corpus.items()}
+        resamples, seed = recipe.training.bootstrap_resamples, recipe.training.seed
+        scores = scorer.score(predictions, references, resamples=resamples, seed=seed)
+    found = scores.corpus | interval_scores(scores.intervals)
+    metrics = {f"eval_{name}": value for name, value in found.items()}
     report(recipe, metrics, scores.records(predictions, references))
 
 
@@ -124,15 +127,20 @@ def score_model(recipe: Recipe[EvaluateOptions]) -> None:
 def report(recipe: Recipe[EvaluateOptions], results: dict[str, float], records: list[dict[str, Any]]) -> None:
     """Write `all_results.json` and `predictions.jsonl` to `output_dir`, and print the scores."""
     from blip_recipe.data.storage import PREDICTIONS_FILE, write_json, write_predictions
+    from blip_recipe.metrics.intervals import ENDS, is_end
 
     recorded = results | recipe.training.score_settings()
     write_json(recipe.output_dir / "all_results.json", dict(sorted(recorded.items())))
     write_predictions(recipe.output_dir / PREDICTIONS_FILE, records)
     shown = ("loss", *recipe.training.scores())
+    ends = {key for key in results if is_end(key, results)}
     names = [key.removeprefix("eval_") for name in shown for key in results if is_score(key, f"eval_{name}")]
+    names = [name for name in names if f"eval_{name}" not in ends]
     width = max([12, *(len(name) + 2 for name in names)])
     for name in names:
-        print(f"{name:<{width}}{results[f'eval_{name}']:.4f}")
+        low, high = (results.get(f"eval_{name}_{end}") for end in ENDS)
+        interval = "" if low is None else f"  ({low:.4f} to {high:.4f})"
+        print(f"{name:<{width}}{results[f'eval_{name}']:.4f}{interval}")
 
 
 def is_score(key: str, score: str) -> bool:

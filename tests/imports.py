@@ -17,6 +17,7 @@ TOP = {"__init__", "__main__", "errors"}
 COMMANDS = {
     "answer",
     "caption",
+    "compare",
     "convert",
     "env",
     "evaluate",

@@ -32,6 +32,7 @@ class TaskWords:
         lora_layers: Description of the default layers for LoRA.
         key: The column with the id of a row in predictions.
         texts: The column with the list of target texts.
+        references: The field of a prediction with these texts.
     """
 
     name: str
@@ -46,6 +47,7 @@ class TaskWords:
     lora_layers: str
     key: str = "image_id"
     texts: str = "captions"
+    references: str = "references"
 
 
 EMBEDDED: dict[str, dict[str, str]] = {"tiny": {}, "shapes": {"language": "en"}}
@@ -96,12 +98,24 @@ class SplitFacts:
 
 @dataclass(frozen=True)
 class ScoreFacts:
-    """A score: its name in results, its label, its value, and the value of the base model before training."""
+    """A score.
+
+    Attributes:
+        name: Its name in results.
+        label: Its name in texts.
+        value: Its value.
+        baseline: The value of the base model before training.
+        interval, baseline_interval: The 95% intervals of both.
+        p_value: The two-sided p-value of their difference.
+    """
 
     name: str
     label: str
     value: float
     baseline: float | None
+    interval: Sequence[float] | None = None
+    baseline_interval: Sequence[float] | None = None
+    p_value: float | None = None
 
 
 @dataclass(frozen=True)

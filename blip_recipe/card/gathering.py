@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from blip_recipe.card.facts import ResultFacts, SampleFacts, ScoreFacts
 from blip_recipe.card.pictures import SCORE_LABELS, choose_samples, ranking_score
+from blip_recipe.metrics.comparison import P_VALUE
+from blip_recipe.metrics.intervals import ENDS, is_end
 
 if TYPE_CHECKING:
     from blip_recipe.card.facts import SplitFacts
@@ -69,11 +71,15 @@ def result_facts(
 def score_facts(results: Mapping[str, float], role: str) -> list[ScoreFacts]:
     """The scores of a role in `all_results.json`, with those of the base model."""
     labels = {name: SCORE_LABELS[name] for name in SCORE_ORDER} | {"loss": "Loss"}
-    return [
-        ScoreFacts(name, label, results[f"{role}_{name}"], results.get(f"baseline_{name}"))
-        for name, label in labels.items()
-        if f"{role}_{name}" in results
-    ]
+    return [score_fact(results, role, name, label) for name, label in labels.items() if f"{role}_{name}" in results]
+
+
+def score_fact(results: Mapping[str, float], role: str, name: str, label: str) -> ScoreFacts:
+    """A score of a role, with that of the base model and what is known about how sure both are."""
+    keys = f"{role}_{name}", f"baseline_{name}"
+    intervals = [tuple(results[f"{key}_{end}"] for end in ENDS if f"{key}_{end}" in results) or None for key in keys]
+    p_value = results.get(f"{keys[0]}_{P_VALUE}")
+    return ScoreFacts(name, label, results[keys[0]], results.get(keys[1]), *intervals, p_value)
 
 
 def group_facts(results: Mapping[str, float], role: str) -> list[ScoreFacts]:
@@ -82,17 +88,9 @@ def group_facts(results: Mapping[str, float], role: str) -> list[ScoreFacts]:
         (name, key.removeprefix(f"{role}_{name}_"))
         for name in SCORE_ORDER
         for key in results
-        if key.startswith(f"{role}_{name}_")
+        if key.startswith(f"{role}_{name}_") and not is_end(key, results)
     ]
-    return [
-        ScoreFacts(
-            f"{name}_{group}",
-            f"{SCORE_LABELS[name]} of {group}",
-            results[f"{role}_{name}_{group}"],
-            results.get(f"baseline_{name}_{group}"),
-        )
-        for name, group in names
-    ]
+    return [score_fact(results, role, f"{name}_{group}", f"{SCORE_LABELS[name]} of {group}") for name, group in names]
 
 
 def habit_facts(results: Mapping[str, float], role: str) -> list[ScoreFacts]:

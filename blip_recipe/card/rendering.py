@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 from dataclasses import asdict
 from pathlib import Path
@@ -22,7 +23,7 @@ from blip_recipe.data.storage import write_json
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from blip_recipe.card.facts import CardFacts, TrainingFacts
+    from blip_recipe.card.facts import CardFacts, ScoreFacts, TrainingFacts
 
 FACTS = "card_facts.json"
 """File in the output directory with the facts of the card. It is not published."""
@@ -66,6 +67,7 @@ def render_template(name: str, facts: Mapping[str, Any], templates: Path | None 
         lstrip_blocks=True,
     )
     environment.filters |= {"text": escape_markdown, "code": format_code, "quote": quote, "duration": format_duration}
+    environment.filters["p_value"] = format_p_value
     return environment.get_template(name).render(facts)
 
 
@@ -90,6 +92,7 @@ def build_metadata(facts: CardFacts) -> ModelCardData:
             metric_type=score.name,
             metric_name=score.label,
             metric_value=score.value,
+            metric_args=_how_sure(score),
         )
         for score in scores
         if scored
@@ -111,6 +114,12 @@ def build_metadata(facts: CardFacts) -> ModelCardData:
         model_name=facts.repo_id if results else None,
         eval_results=results or None,
     )
+
+
+def _how_sure(score: ScoreFacts) -> dict[str, Any] | None:
+    """The interval and the p-value of a score. `model-index` has no fields of its own for them."""
+    found: dict[str, Any] = {"confidence_interval_95": list(score.interval)} if score.interval else {}
+    return (found | ({} if score.p_value is None else {"p_value_against_base_model": score.p_value})) or None
 
 
 def _emissions(training: TrainingFacts) -> dict[str, Any] | None:
@@ -148,6 +157,11 @@ def format_code(text: str) -> str:
     # Markdown strips one space from each side where both have one.
     pad = " " if text.startswith(("`", " ")) and text.endswith(("`", " ")) else ""
     return f"{fence}{pad}{text}{pad}{fence}"
+
+
+def format_p_value(value: float) -> str:
+    """Format a p-value with three decimals, rounded up, so that it is never shown as smaller than it is."""
+    return f"{math.ceil(value * 1000 - 1e-9) / 1000:.3f}"
 
 
 def quote(text: str) -> str:

@@ -10,9 +10,12 @@ from blip_recipe.errors import RecipeError
 MAX_GROUPS = 50
 """Maximum number of groups. A column with more values rather tells images apart than groups of them."""
 
+LIKE_AN_END = re.compile(r"(^|_)(low|high|p_value)$")
+"""Groups whose scores would have the name of an interval's end or of a p-value, such as `cider_low`."""
+
 
 def name_groups(groups: Iterable[str], where: str) -> dict[str, str]:
-    """Name the scores of groups: the group `"in-domain"` has `cider_in_domain`.
+    """Name the scores of groups: the group `"in-domain"` has `cider_in_domain`, and `"low"` has `cider_low_group`.
 
     Args:
         groups: The group of each image; an image with an empty text belongs to none.
@@ -33,6 +36,8 @@ def name_groups(groups: Iterable[str], where: str) -> dict[str, str]:
     names: dict[str, str] = {}
     for group in found:
         name = re.sub(r"\W+", "_", group.lower()).strip("_")
+        if LIKE_AN_END.search(name):
+            name += "_group"
         if not name or name in names:
             other = f"the score names of the group {names[name]!r:.50}" if name else "no letters or digits"
             raise RecipeError(

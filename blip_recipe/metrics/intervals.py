@@ -8,7 +8,7 @@ images. `python -m benchmarks.intervals` compares this kind of interval with oth
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -165,3 +165,9 @@ def wilson_interval(share: float, images: int) -> Interval:
 def interval_scores(intervals: dict[str, Interval]) -> dict[str, float]:
     """The ends of intervals as scores: `cider_low` and `cider_high`."""
     return {f"{name}_{end}": value for name, ends in intervals.items() for end, value in zip(ENDS, ends, strict=True)}
+
+
+def is_end(name: str, scores: Mapping[str, float]) -> bool:
+    """Whether a name among `scores` is that of an interval's end, or of a p-value, of another one."""
+    score = name.removesuffix("_p_value").removesuffix("_low").removesuffix("_high")
+    return score != name and score in scores

@@ -6,8 +6,8 @@ number, and BLEU follows from sums of matches and lengths. A resample of the ima
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,15 +44,19 @@ def ratio(sums: Numbers) -> Numbers:
     return sums[..., :1] / sums[..., 1:]
 
 
-def mean_of_scores(names: Sequence[str], statistics: Iterable[Statistics], name: str) -> Statistics:
-    """The statistics of the mean of scores that are means themselves, such as the mean recall."""
-    parts = [each for each in statistics if each.names[0] in names]
+def mean_of_scores(parts: Sequence[Statistics], name: str) -> Statistics:
+    """The statistics of the mean of scores of `mean_statistics`, such as the mean recall."""
 
     def scores(sums: Numbers) -> Numbers:
         pairs = sums.reshape(*sums.shape[:-1], len(parts), 2)
         return (pairs[..., 0] / pairs[..., 1]).mean(-1, keepdims=True)
 
     return Statistics((name,), np.hstack([each.rows for each in parts]), scores)
+
+
+def is_mean_of_images(statistics: Statistics) -> bool:
+    """Whether the score of a set is the mean of those of its images."""
+    return statistics.scores is ratio and bool((statistics.rows[:, 1] == 1).all())
 
 
 def rename(statistics: Statistics, end: str) -> Statistics:
@@ -66,11 +70,3 @@ def merge_rows(statistics: Statistics, owners: Sequence[Hashable]) -> Statistics
     rows = np.zeros((len(numbers), statistics.rows.shape[1]))
     np.add.at(rows, [numbers[owner] for owner in owners], statistics.rows)
     return statistics._replace(rows=rows)
-
-
-def means_of_records(records: Sequence[Mapping[str, Any]], names: Iterable[str] | None = None) -> list[Statistics]:
-    """The statistics of `scores` of records that are means over the records."""
-    return [
-        mean_statistics(name, [record["scores"][name] for record in records])
-        for name in (records[0]["scores"] if names is None else names)
-    ]

@@ -10,6 +10,8 @@ from torch.utils.data import DataLoader, Subset
 
 from blip_recipe.card.facts import TaskWords
 from blip_recipe.data.captions import MAX_WORDS, normalize_caption
+from blip_recipe.metrics.intervals import interval_scores, score_intervals
+from blip_recipe.metrics.records import match_statistics
 from blip_recipe.models.adapters import is_adapted
 from blip_recipe.models.contrastive import MATCHING, split_loss
 from blip_recipe.retrieval.collator import PairCollator
@@ -32,11 +34,12 @@ from blip_recipe.training.texts import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import nn
     from transformers import EvalPrediction, PreTrainedTokenizerBase
 
+    from blip_recipe.metrics.statistics import Statistics
     from blip_recipe.training.memory import Step
 
 LISTED_TEXTS = 10
@@ -62,8 +65,8 @@ class RetrievalTrainer(MomentumTrainer):
         kwargs: Other arguments of [`CaptionTrainer`], except `compute_metrics`.
 
     Attributes:
-        predictions: `{"image_id", "texts", "text_scores", "rank", "captions", "scores"}` of each image of the last
-            evaluation.
+        predictions: `{"image_id", "texts", "text_scores", "rank", "captions", "caption_ranks", "scores"}` of each image
+            of the last evaluation.
 
     Raises:
         RecipeError: The model is of the wrong class, or the columns of a data set are unknown.
@@ -89,6 +92,7 @@ class RetrievalTrainer(MomentumTrainer):
         tag="image-text-retrieval",
         command='match {model} PICTURE "TEXT" ["TEXT"...]',
         lora_layers="all linear layers of the text encoder",
+        references="captions",
     )
     model_class = BlipForRetrieval
     arguments_class = RetrievalTrainingArguments
@@ -184,10 +188,16 @@ class RetrievalTrainer(MomentumTrainer):
         ids = image_ids(captions)
         text_ranks = first_match_rank(images, features, ids, ids[owners], *reranked[0])
         image_ranks = first_match_rank(features, images, ids[owners], ids, *reranked[1])
-        self._record_predictions(texts, text_ranks, texts_of_images, of_images)
+        self._record_predictions(texts, text_ranks, image_ranks, texts_of_images, of_images)
         temperature = self.plain_model.temperature.detach().cpu()
         scores = {"loss": float(split_loss(images, features, owners, temperature)), **recalls(text_ranks, image_ranks)}
-        return scores | self._sum_for_best_model(scores)
+        statistics = match_statistics(self.predictions)
+        sure = interval_scores(score_intervals(statistics, resamples=self.resamples, seed=self.args.seed))
+        return scores | sure | self.judge(statistics) | self._sum_for_best_model(scores)
+
+    def statistics_of(self, records: Sequence[Mapping[str, Any]], found: Sequence[Statistics]) -> list[Statistics]:
+        """The ranks of the records."""
+        return match_statistics(records)
 
     def _tokenize(self, texts: list[str]) -> dict[str, torch.Tensor]:
         if self.scored_dataset.normalize_captions:
@@ -235,12 +245,18 @@ class RetrievalTrainer(MomentumTrainer):
         return {name: values[rows, :longest].to(self.args.device) for name, values in tokens.items()}
 
     def _record_predictions(
-        self, texts: list[str], text_ranks: torch.Tensor, best: Shortlist, scores: torch.Tensor | None
+        self,
+        texts: list[str],
+        text_ranks: torch.Tensor,
+        image_ranks: torch.Tensor,
+        best: Shortlist,
+        scores: torch.Tensor | None,
     ) -> None:
         shown = best.similarities if scores is None else scores
         top = shown.topk(min(LISTED_TEXTS, shown.shape[1]), dim=1)
         candidates = best.candidates.gather(1, top.indices)
         rows = self.scored_dataset.rows.select_columns(["image_id", "captions"])
+        ranks_of_captions = iter((image_ranks + 1).tolist())
         self.predictions = [
             {
                 "image_id": row["image_id"],
@@ -248,6 +264,7 @@ class RetrievalTrainer(MomentumTrainer):
                 "text_scores": [round(score, 4) for score in text_scores],
                 "rank": rank,
                 "captions": row["captions"],
+                "caption_ranks": [next(ranks_of_captions) for _ in row["captions"]],
                 "scores": {f"text_recall_{limit}": float(rank <= limit) for limit in (1, 5, 10)},
             }
             for row, numbers, text_scores, rank in zip(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from blip_recipe.errors import RecipeError
+from blip_recipe.metrics.intervals import RESAMPLES, check_resamples
 from blip_recipe.metrics.scores import METRICS, ScoreTokenizer
 from blip_recipe.models.decoding import EarlyStopping
 
@@ -42,6 +43,13 @@ class BlipArguments:
         default=None,
         metadata={"help": "Metrics during training; default: `metrics` without SPICE, which is slow."},
     )
+    bootstrap_resamples: int = field(
+        default=RESAMPLES,
+        metadata={
+            "help": "Resamples for the 95% intervals of final scores and for the test against the base model; 0: "
+            "neither."
+        },
+    )
     normalize_captions: bool = field(
         default=True, metadata={"help": "Clean training texts as the original does (case, punctuation, length)."}
     )
@@ -66,6 +74,7 @@ class BlipArguments:
             raise RecipeError(f"max_caption_length is {self.max_caption_length}: expected at least 3 tokens.")
         if self.image_cache is not None and self.image_cache.lower() == "false":
             self.image_cache = None
+        check_resamples(self.bootstrap_resamples, "bootstrap_resamples")
         self._check_metrics()
 
     def _check_metrics(self) -> None:

@@ -11,6 +11,9 @@ from torch import nn
 from blip_recipe.data.rows import GROUP, PROMPT
 from blip_recipe.errors import RecipeError
 from blip_recipe.metrics import CaptionScorer
+from blip_recipe.metrics.intervals import interval_scores
+from blip_recipe.metrics.records import caption_statistics
+from blip_recipe.metrics.statistics import is_mean_of_images
 from blip_recipe.models.captioner import caption_row, generate_token_ids
 from blip_recipe.models.decoding import DecodingSettings
 from blip_recipe.models.text import IGNORED, decode_texts
@@ -19,9 +22,11 @@ from blip_recipe.training.caption_texts import PromptedTexts, look_at_captions
 from blip_recipe.training.trainer import BlipTrainer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from transformers import EvalPrediction, PreTrainedTokenizerBase
+
+    from blip_recipe.metrics.statistics import Statistics
 
 
 def count_predicted_tokens(labels: torch.Tensor) -> torch.Tensor:
@@ -123,11 +128,21 @@ class CaptionScoringTrainer(BlipTrainer):
         references = dict(zip(scored["image_id"], scored["captions"], strict=True))
         predictions = dict(zip(scored["image_id"], captions, strict=True))
         groups = dict(zip(scored["image_id"], scored.get(GROUP, ()), strict=False))
-        scores = self.scorer.score(predictions, references, self.current_metrics(), groups)
+        scores = self.scorer.score(
+            *(predictions, references, self.current_metrics(), groups), resamples=self.resamples, seed=self.args.seed
+        )
         self.predictions = scores.records(predictions, references)
         for number, record in enumerate(self.predictions):
             record |= {name: scored[name][number] for name in texts}
-        return {"loss": float(loss_sums.sum(dtype="float64") / counts.sum())} | scores.corpus
+        sure = interval_scores(scores.intervals) | self.judge(scores.statistics)
+        return {"loss": float(loss_sums.sum(dtype="float64") / counts.sum())} | scores.corpus | sure
+
+    def statistics_of(self, records: Sequence[Mapping[str, Any]], found: Sequence[Statistics]) -> list[Statistics]:
+        """Means come from the records; other scores are computed again."""
+        means = [name for each in found if is_mean_of_images(each) for name in each.names]
+        names = {name for each in found for name in each.names} - set(means)
+        again = [metric for metric in self.current_metrics() if names & set(self.args.scores([metric]))]
+        return caption_statistics(records, self.scorer, again, means)
 
     def reference_ids(self) -> list[list[int]]:
         """Token ids of the first reference of each scored image."""

@@ -21,10 +21,11 @@ from transformers.trainer_utils import has_length
 from blip_recipe.data.dataset import PictureDataset
 from blip_recipe.data.mixture import Mixture, MixtureSampler
 from blip_recipe.data.pixels import normalize_pixels
-from blip_recipe.data.storage import BASELINE_PREDICTIONS_FILE, write_json, write_lines
+from blip_recipe.data.storage import BASELINE_PREDICTIONS_FILE, read_lines, write_json, write_lines
 from blip_recipe.data.streaming import CaptionStream
 from blip_recipe.errors import RecipeError
 from blip_recipe.hub.publishing import preflight
+from blip_recipe.metrics.comparison import P_VALUE, paired_p_values
 from blip_recipe.models.adapters import (
     add_lora,
     check_is_lora,
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
         TrainingArguments,
     )
 
+    from blip_recipe.metrics.statistics import Statistics
     from blip_recipe.training.memory import Step
     from blip_recipe.training.training_arguments import BlipTrainingArguments
 
@@ -520,7 +522,7 @@ class BlipTrainer(PublishingTrainer):
         name = kwargs.get("metric_key_prefix", "eval")
         self.scored.pop(name, None)  # keep the order of evaluation
         self.scored_dataset = self.scored[name] = dataloader.dataset
-        self.scored_step = self.state.global_step
+        self.scored_step, self.scored_name = self.state.global_step, name
         output = self._evaluate_whole(dataloader, *args, **kwargs)
         self.results[name] = output.metrics
         if name == BASELINE and self.is_world_process_zero():
@@ -570,6 +572,37 @@ class BlipTrainer(PublishingTrainer):
     def max_generated_tokens(generate_kwargs: Mapping[str, Any]) -> int:
         """The maximum number of generated tokens."""
         return generate_kwargs.get("max_new_tokens") or generate_kwargs["max_length"]
+
+    @property
+    def resamples(self) -> int:
+        """The number of resamples of this evaluation: none during training, where scores only choose weights."""
+        return 0 if self.is_in_train else self.args.bootstrap_resamples
+
+    def statistics_of(self, records: Sequence[Mapping[str, Any]], found: Sequence[Statistics]) -> list[Statistics]:
+        """The statistics of other predictions for the scored split, with the names of `found`."""
+        raise NotImplementedError
+
+    def judge(self, statistics: Sequence[Statistics]) -> dict[str, float]:
+        """The p-values of the scores of `predictions` against the base model's; none for other rows than it had."""
+        rows = {record[self.task.key]: record for record in self.baseline_predictions()}
+        before = [rows.get(record[self.task.key], {}) for record in self.predictions]
+        names = (self.task.references, "question", "group")
+        if not statistics or len(rows) != len(before):
+            return {}
+        for old, new in zip(before, self.predictions, strict=True):
+            if any(old.get(name) != new.get(name) for name in names):
+                return {}
+        p_values = paired_p_values(
+            self.statistics_of(before, statistics), statistics, resamples=self.resamples, seed=self.args.seed
+        )
+        return {f"{name}_{P_VALUE}": value for name, value in p_values.items()}
+
+    def baseline_predictions(self) -> list[dict[str, Any]]:
+        """The predictions of the untouched base model, to compare this evaluation with; none during training."""
+        is_known = self.recipe is not None or BASELINE in self.results
+        if not self.resamples or self.scored_name == BASELINE or not is_known:
+            return []
+        return read_lines(self.output_dir / BASELINE_PREDICTIONS_FILE)
 
     def current_metrics(self) -> Sequence[str]:
         """The metrics of this evaluation: `eval_metrics` during training, else `metrics`."""

@@ -13,6 +13,8 @@ from torch.utils.data import Sampler
 
 from blip_recipe.card.facts import TaskWords
 from blip_recipe.data.storage import write_atomically
+from blip_recipe.metrics.intervals import interval_scores, score_intervals
+from blip_recipe.metrics.records import answer_statistics
 from blip_recipe.models.decoding import DecodingSettings
 from blip_recipe.models.text import decode_texts
 from blip_recipe.training.texts import TokenizedTexts, describe_cut_tokens, describe_words, scored_texts, texts_of
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import EvalPrediction, PreTrainedTokenizerBase
 
+    from blip_recipe.metrics.statistics import Statistics
     from blip_recipe.training.memory import Step
 
 SCORES = {"vqa_accuracy": vqa_accuracy, "exact_match": is_exact_match}
@@ -116,6 +119,7 @@ class VqaTrainer(BlipTrainer):
         lora_layers="all linear layers of text encoder and decoder",
         key="question_id",
         texts="answers",
+        references="answers",
     )
     model_class = BlipForAnswering
     arguments_class = VqaTrainingArguments
@@ -301,7 +305,13 @@ class VqaTrainer(BlipTrainer):
             name: sum(each["scores"][name] for each in self.predictions) / len(self.predictions)
             for name in self.args.metrics
         }
-        return {"loss": float(losses.mean(dtype="float64"))} | means
+        statistics = answer_statistics(self.predictions)
+        sure = interval_scores(score_intervals(statistics, resamples=self.resamples, seed=self.args.seed))
+        return {"loss": float(losses.mean(dtype="float64"))} | means | sure | self.judge(statistics)
+
+    def statistics_of(self, records: Sequence[Mapping[str, Any]], found: Sequence[Statistics]) -> list[Statistics]:
+        """The scores of the records."""
+        return answer_statistics(records)
 
     def reference_ids(self) -> list[list[int]]:
         """Token ids of the first answer to each scored question."""

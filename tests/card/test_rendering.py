@@ -85,7 +85,15 @@ GOLDEN_CARDS: dict[str, dict[str, Any]] = {
             "--generation_length_penalty=2.0",
             "--generation_length_penalty_counts_prompt=true",
         ],
-        "results": {"eval_cider": 0.5, "baseline_cider": 0.6},
+        "results": {
+            "eval_cider": 0.5,
+            "eval_cider_low": 0.1234,
+            "eval_cider_high": 0.95678,
+            "eval_cider_p_value": 0.7,
+            "baseline_cider": 0.6,
+            "baseline_cider_low": 0.3,
+            "baseline_cider_high": 0.9,
+        },
         "predictions": SAME,
         "counts": {"train": (1, 1), "eval": (2, 4)},
         "noted": {"energy": EnergyFacts(kwh=1.234567, co2_kg=0.456789, country="DEU")},
@@ -243,6 +251,36 @@ def test_a_model_whose_captions_all_agree_is_called_out() -> None:
     same = [each | {"caption": "a dog"} for each in PREDICTIONS]
     assert warning in render_card(make_facts("coco_full", predictions=same))
     assert "the same caption" not in render_card(make_facts("coco_full"))
+
+
+SURE = {
+    f"{role}_cider{end}": value
+    for role, start in (("test", 1.3), ("baseline", 1.2))
+    for end, value in (("", start), ("_low", start - 0.0504), ("_high", start + 0.06))
+}
+
+
+def test_a_score_has_its_interval_and_its_test_in_text_and_metadata() -> None:
+    results = SURE | {"test_cider_p_value": 0.0309, "test_cider_very_low": 0.5, "baseline_cider_very_low": 0.4}
+    card = render_card(make_facts("coco_full", results=results))
+    assert "| CIDEr | 1.2000 (1.150 to 1.260) | **1.3000** (1.250 to 1.360) | +0.1000 (p = 0.031) |" in card
+    assert "| CIDEr of very_low | 0.4000 | **0.5000** |  |" in card
+    assert "may be chance" not in card
+    (metric,) = metadata(card).to_dict()["model-index"][0]["results"][0]["metrics"]
+    assert metric["args"] == {
+        "confidence_interval_95": [results["test_cider_low"], results["test_cider_high"]],
+        "p_value_against_base_model": 0.0309,
+    }
+
+
+@pytest.mark.parametrize(("images", "p_value", "notes"), [(49, 0.0501, 2), (50, 0.05, 1), (50, 0.049, 0), (2, None, 1)])
+def test_an_evaluation_that_is_too_small_to_tell_is_called_out(images: int, p_value: float | None, notes: int) -> None:
+    results = SURE | ({} if p_value is None else {"test_cider_p_value": p_value})
+    counts = {"train": (10, 50), "eval": (5, 5), "test": (images, 5 * images)}
+    card = render_card(make_facts("coco_full", results=results, counts=counts))
+    assert card.count("[!NOTE]") == notes
+    assert ("may be chance (p = 0.051)" in card) == (p_value == 0.0501)
+    assert (f"{images} images are too few to tell" in card) == (images < 50)
 
 
 def test_a_model_worse_than_its_base_is_called_out() -> None:

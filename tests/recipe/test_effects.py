@@ -54,6 +54,7 @@ EFFECTS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "streaming": (True, SHAPES, {"dataset_name": "lab/photos"}),
     "shuffle_buffer_size": (10, {}, {"streaming": True}),
     "metrics": (["cider"], {}, {"test_split": "test"}),
+    "bootstrap_resamples": (200, {}, {"test_split": "test"}),
     "max_eval_samples": (10, {}, {"eval_split": "validation"}),
     "allow_shared_images": (True, {}, {"test_split": "test"}),
     "split_seed": (1, {}, {"test_fraction": 0.1}),
