@@ -24,7 +24,7 @@ PROG = "python -m blip_recipe.compare"
 def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
     """Print both scores, their difference and its p-value, and the pictures that differ most."""
     arguments = build_parser(prog).parse_args(argv)
-    check_resamples(arguments.resamples)
+    check_resamples(arguments.resamples, needed=True)
 
     from blip_recipe.data.storage import write_json
     from blip_recipe.metrics.two_files import compare_files, format_comparison
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None, prog: str = PROG) -> None:
         metrics=arguments.metrics,
         tokenizer=arguments.score_tokenizer,
         subset=arguments.subset == "true",
-        resamples=arguments.resamples or RESAMPLES,
+        resamples=arguments.resamples,
         seed=arguments.seed,
         shown=arguments.shown,
     )

@@ -24,6 +24,8 @@ ENDS = ("low", "high")
 RESAMPLES = 1000
 """Number of resamples, unless another one is given."""
 
+MIN_RESAMPLES = 100
+
 LEVEL = 0.95
 """Share of evaluations whose interval holds the true score."""
 
@@ -36,10 +38,11 @@ CHUNK = 4_000_000
 NORMAL = NormalDist()
 
 
-def check_resamples(resamples: int, name: str = "resamples") -> None:
-    """Raise a `RecipeError` unless there are no resamples, or enough of them for an interval."""
-    if resamples and resamples < 100:
-        raise RecipeError(f"{name} is {resamples}: expected at least 100 resamples, or 0 for no intervals.")
+def check_resamples(resamples: int, name: str = "resamples", *, needed: bool = False) -> None:
+    """Raise a `RecipeError` unless there are enough resamples for an interval, or none if they are not `needed`."""
+    if resamples < MIN_RESAMPLES and (resamples or needed):
+        none = "" if needed else ", or 0 for no intervals"
+        raise RecipeError(f"{name} is {resamples}: expected at least {MIN_RESAMPLES}{none}.")
 
 
 def score_intervals(

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from blip_recipe.errors import RecipeError
 from blip_recipe.metrics.comparison import Difference, compare_scores
-from blip_recipe.metrics.files import check_unique, read_named_predictions, read_references, read_rows
+from blip_recipe.metrics.files import check_unique, read_rows
 from blip_recipe.metrics.pairing import pair_files
 from blip_recipe.metrics.records import answer_statistics, caption_statistics, match_statistics
 from blip_recipe.metrics.scorer import CaptionScorer
@@ -78,7 +78,7 @@ def compare_files(
         whose score rose or fell most.
 
     Raises:
-        RecipeError: A file has another format, the files are of different tasks, or their pictures or references differ.
+        RecipeError: A file has another format, the tasks differ, or the pictures or the references do.
         MetricError: A scorer failed.
     """
     files = first_file, second_file
@@ -166,7 +166,8 @@ def common_records(
     ]
     if changed:
         raise RecipeError(
-            f"{files[0]} and {files[1]} have other {kind.references} for {name_images(changed)}: expected the same data."
+            f"{files[0]} and {files[1]} have other {kind.references} for {name_images(changed)}: expected the same "
+            f"{kind.references}."
         )
     return before, after
 
