@@ -22,6 +22,7 @@ from commands import CHECKOUT, run_checked, run_module, run_script
 from hub_server import WRITE_TOKEN, HubServer
 from huggingface_hub import ModelCard
 
+from blip_recipe.compare import main as compare
 from blip_recipe.data.resources import resource_folder
 from blip_recipe.recipe.file import packaged_recipes
 
@@ -119,7 +120,9 @@ def test_scores_are_those_of_the_contract_and_the_card_shows_them(run: dict[str,
     assert card.data.base_model
 
 
-def test_the_texts_of_the_base_model_are_kept_beside_those_of_the_finished_one(run: dict[str, Any]) -> None:
+def test_the_texts_of_the_base_model_are_kept_beside_those_of_the_finished_one(
+    run: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     results = json.loads((run["output_dir"] / "all_results.json").read_text())
     images = []
     for role, name in (("test", "predictions.jsonl"), ("baseline", "baseline_predictions.jsonl")):
@@ -129,6 +132,18 @@ def test_the_texts_of_the_base_model_are_kept_beside_those_of_the_finished_one(r
             values = [line["scores"][score] for line in lines]
             assert sum(values) / len(values) == pytest.approx(results[f"{role}_{score}"], abs=1e-12)
     assert images[0] == images[1]
+    compare(
+        [str(run["output_dir"] / name) for name in ("baseline_predictions.jsonl", "predictions.jsonl")] + ["--json"]
+    )
+    compared = json.loads(capsys.readouterr().out)["scores"]
+    # The run keeps what it knows; the command reads the files and scores them anew.
+    for name, each in compared.items():
+        assert each["second"] == pytest.approx(results[f"test_{name}"], abs=1e-9)
+        assert each["second_interval"] == pytest.approx(
+            [results[f"test_{name}_{end}"] for end in ("low", "high")], abs=1e-9
+        )
+        assert each["p_value"] == pytest.approx(results[f"test_{name}_p_value"], abs=1e-9)
+    assert {"bleu_4", "cider", "meteor", "rouge_l"} <= compared.keys()
 
 
 def test_the_published_model_gives_the_captions_that_were_scored(

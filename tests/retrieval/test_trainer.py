@@ -14,6 +14,7 @@ from retrievers import load_exactly
 from safetensors.torch import load_file
 from transformers import BlipForImageTextRetrieval
 
+from blip_recipe.compare import main as compare
 from blip_recipe.data.shapes import draw_scene, make_scenes
 from blip_recipe.errors import RecipeError
 from blip_recipe.finetune import main
@@ -56,7 +57,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return finetune(tmp_path_factory.mktemp("retrieval") / "whole")
 
 
-def test_a_run_leaves_scores_predictions_card_and_a_stock_model(run: Path) -> None:
+def test_a_run_leaves_scores_predictions_card_and_a_stock_model(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = results(run)
     for prefix in ("baseline", "test"):
         assert all(0 <= found[f"{prefix}_{name}"] <= 1 for name in SCORES)
@@ -68,6 +69,16 @@ def test_a_run_leaves_scores_predictions_card_and_a_stock_model(run: Path) -> No
     assert found["test_text_recall_1"] == sum(line["rank"] == 1 for line in lines) / 10
     before = [json.loads(line) for line in (run / "baseline_predictions.jsonl").read_text().splitlines()]
     assert found["baseline_text_recall_5"] == sum(line["rank"] <= 5 for line in before) / 10
+    ranks = [rank for line in lines for rank in line["caption_ranks"]]
+    assert len(ranks) == sum(len(line["captions"]) for line in lines)
+    assert found["test_image_recall_5"] == pytest.approx(sum(rank <= 5 for rank in ranks) / len(ranks))
+    compare([str(run / "baseline_predictions.jsonl"), str(run / "predictions.jsonl"), "--json"])
+    compared = json.loads(capsys.readouterr().out)["scores"]
+    assert compared.keys() == set(SCORES)
+    for name, each in compared.items():
+        assert each["p_value"] == found[f"test_{name}_p_value"]
+        assert each["second"] == pytest.approx(found[f"test_{name}"])
+        assert found[f"test_{name}_low"] <= each["second"] <= found[f"test_{name}_high"]
     card = ModelCard.load(run / "README.md")
     assert card.data.metrics == ["recall"]
     values = {result.metric_type: result.metric_value for result in card.data.eval_results}

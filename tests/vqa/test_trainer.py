@@ -13,6 +13,7 @@ from commands import run_checked, run_module
 from safetensors.torch import load_file
 from transformers import BlipForQuestionAnswering
 
+from blip_recipe.compare import main as compare
 from blip_recipe.data import dataset as picture_dataset
 from blip_recipe.vqa.arguments import VqaDataArguments
 from blip_recipe.vqa.data import QuestionDataset, load_questions
@@ -117,7 +118,7 @@ def test_it_learns(run: Path) -> None:
     assert results["test_loss"] < 0.5 * results["baseline_loss"]
 
 
-def test_scores_are_those_of_the_predictions(run: Path) -> None:
+def test_scores_are_those_of_the_predictions(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     results = json.loads((run / "all_results.json").read_text())
     rows = load_questions(VqaDataArguments(dataset_name="shapes"), "test", max_samples=150)
     predictions = read(run / "predictions.jsonl")
@@ -126,6 +127,15 @@ def test_scores_are_those_of_the_predictions(run: Path) -> None:
     assert [each["question_id"] for each in before] == rows["question_id"][:]
     right = [each["scores"]["vqa_accuracy"] for each in before]
     assert sum(right) / len(right) == pytest.approx(results["baseline_vqa_accuracy"], abs=1e-12)
+    assert results["test_vqa_accuracy_low"] < results["test_vqa_accuracy"] < results["test_vqa_accuracy_high"]
+    assert "baseline_vqa_accuracy_low" in results
+    assert not [name for name in results if name.startswith("eval_") and name.endswith(("_low", "_p_value"))]
+    compare([str(run / "baseline_predictions.jsonl"), str(run / "predictions.jsonl"), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    (score,) = (found["scores"][name] for name in ["vqa_accuracy"])
+    assert found["questions"] == 150
+    assert score["p_value"] == results["test_vqa_accuracy_p_value"] == pytest.approx(1 / 1001)
+    assert score["second_interval"] == [results["test_vqa_accuracy_low"], results["test_vqa_accuracy_high"]]
     for row, each in zip(rows, predictions, strict=True):
         assert list(each) == ["image_id", "question_id", "question", "answer", "answers", "scores"]
         assert (each["question"], each["answers"]) == (row["question"], row["answers"])
