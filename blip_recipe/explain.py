@@ -63,7 +63,7 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
         metavar="OUT",
         help="files to write: .png draws the maps, .npz and .npy hold them as arrays; default: explanation.png",
     )
-    add("--words", nargs="+", metavar="WORD", help="only these words; default: all")
+    add("--words", nargs="+", metavar="WORD", help='only these words and phrases ("red cross"); default: all words')
     add(
         "--layer",
         type=not_negative,

@@ -106,6 +106,13 @@ def test_questions_matches_and_adapters_are_explained_too(explain: Explain, pict
     assert (row["words"], row["layer"]) == (["two", "circles"], 0)
 
     base = save_captioner(tmp_path / "base")
+    explain(base, picture, CAPTIONS[0], "--output", "words.npz")
+    phrase = " ".join(CAPTIONS[0].split()[1:3])
+    row = explain(base, picture, CAPTIONS[0], "--words", phrase.upper(), phrase.split()[0], "--output", "phrase.npz")
+    assert row["words"] == [phrase.split()[0], phrase]
+    words, found = (np.load(name, allow_pickle=False) for name in ("words.npz", "phrase.npz"))
+    assert found["maps"] == pytest.approx(np.stack([words["maps"][1], words["maps"][1:3].mean(0)]))
+    assert found["scores"] == pytest.approx(np.stack([words["scores"][1], words["scores"][1:3].sum()]))
     of_base = explain(base, picture, CAPTIONS[1])
     of_adapter = explain(save_adapter(tmp_path / "adapter", base), picture, CAPTIONS[1])
     assert of_adapter["words"] == of_base["words"]
@@ -130,6 +137,8 @@ def test_wrong_arguments_are_explained(explain: Explain, picture: Path, tmp_path
             (model, picture, "a dog", "--words", "dog", "cat"),
             "--words has 'cat', which is not a word of the text: a, d",
         ),
+        ((model, picture, "a dog", "--words", "dog a"), "--words has 'dog a', which is not a phrase of the text"),
+        ((model, picture, "a dog", "--words", ""), "--words has '', which is not a word of the text"),
         ((model, picture, "a dog", "--layer", "7"), "--layer is 7: expected a number from 0 to 1"),
         (
             (model, picture, "a dog", "--output", "row.jpg"),

@@ -61,19 +61,34 @@ class Explanation:
     answer: str | None = None
 
     def select(self, words: Sequence[str]) -> Explanation:
-        """Keep the maps of these words, in the order of the text; upper and lower case count as equal.
+        """Keep the maps of these words and phrases, in the order of the text; upper and lower case count as equal.
+
+        A phrase, such as `"red circle"`, has the mean of the maps of its words, as LAVIS averages a text, and the sum
+        of their scores where each word has one.
 
         Raises:
-            RecipeError: A word is not there.
+            RecipeError: A word or phrase is not there.
         """
-        there = [word.lower() for word in self.words]
-        wanted = [word.lower() for word in words]
-        if missing := [word for word in wanted if word not in there]:
-            raise RecipeError(f"--words has {missing[0]!r}, which is not a word of the text: {', '.join(self.words)}.")
-        kept = [number for number, word in enumerate(there) if word in wanted]
-        scores = self.scores[kept] if len(self.scores) == len(self.words) > 1 else self.scores
-        texts = tuple(self.words[number] for number in kept)
-        return Explanation(self.image, self.text, texts, self.maps[kept], scores, self.layer, self.answer)
+        spans = sorted({span for phrase in words for span in self._find(phrase)})
+        scores = self.scores
+        if len(scores) == len(self.words) > 1:
+            scores = np.array([scores[start:stop].sum() for start, stop in spans])
+        texts = tuple(" ".join(self.words[start:stop]) for start, stop in spans)
+        maps = np.stack([self.maps[start:stop].mean(0) for start, stop in spans])
+        return Explanation(self.image, self.text, texts, maps, scores, self.layer, self.answer)
+
+    def _find(self, phrase: str) -> list[tuple[int, int]]:
+        """The first word and the one behind the last of each place where the text has a phrase.
+
+        Raises:
+            RecipeError: The text does not have it.
+        """
+        there, wanted = [word.lower() for word in self.words], phrase.lower().split()
+        starts = [n for n in range(len(there)) if wanted and there[n : n + len(wanted)] == wanted]
+        if not starts:
+            kind = "phrase" if len(wanted) > 1 else "word"
+            raise RecipeError(f"--words has {phrase!r}, which is not a {kind} of the text: {', '.join(self.words)}.")
+        return [(start, start + len(wanted)) for start in starts]
 
     def draw(self) -> Image.Image:
         """Draw the picture, then for each word the picture under its map, in rows of `PER_ROW` panels.
