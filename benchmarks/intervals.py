@@ -28,10 +28,9 @@ from blip_recipe.metrics.bleu import Bleu
 from blip_recipe.metrics.cider import Cider
 from blip_recipe.metrics.comparison import SIGNIFICANT, compare_scores, paired_p_values
 from blip_recipe.metrics.intervals import percentile_interval, resampled_sums, score_intervals
-from blip_recipe.metrics.plain_tokenizer import tokenize_without_java
 from blip_recipe.metrics.rouge_l import RougeL
 from blip_recipe.metrics.statistics import Statistics, mean_statistics
-from blip_recipe.metrics.tokenizer import clean_caption
+from blip_recipe.metrics.tokenizer import clean_caption, tokenize
 
 IMAGES = (20, 50, 100, 400)
 ALL_COCO = 40_504
@@ -59,8 +58,8 @@ def main() -> None:
 def read_population(images: int) -> tuple[list[str], list[list[str]]]:
     """The tokenized captions of the population, and their references."""
     captions, references = coco_set(images)
-    tokens = iter(tokenize_without_java([clean_caption(each) for each in captions.values()]))
-    others = iter(tokenize_without_java([clean_caption(text) for each in references.values() for text in each]))
+    tokens = iter(tokenize([clean_caption(each) for each in captions.values()]))
+    others = iter(tokenize([clean_caption(text) for each in references.values() for text in each]))
     return list(tokens), [[next(others) for _ in each] for each in references.values()]
 
 
@@ -76,7 +75,8 @@ def shares(images: int) -> list[Statistics]:
     parts = generator.choice([0, 0.3, 0.6, 0.9], images)
     answers = np.where(generator.random(images) < 0.8, 1.0, parts)
     right = [(f"exact_match {share}", (generator.random(images) < share).astype(float)) for share in (0.05, 0.5, 0.98)]
-    return [mean_statistics(name, values.tolist()) for name, values in (*right, ("vqa_accuracy", answers))]
+    found = [mean_statistics(name, values.tolist(), is_share=True) for name, values in right]
+    return [*found, mean_statistics("vqa_accuracy", answers.tolist(), is_share=True)]
 
 
 def draw(statistics: list[Statistics], rows: NDArray[Any]) -> list[Statistics]:

@@ -14,7 +14,7 @@ from statistics import NormalDist
 import numpy as np
 
 from blip_recipe.errors import RecipeError
-from blip_recipe.metrics.statistics import Numbers, Statistics, ratio
+from blip_recipe.metrics.statistics import Numbers, Statistics
 
 Interval = tuple[float, float]
 
@@ -145,7 +145,7 @@ def small_sample_factor(images: int) -> float:
 
 def share_of(statistics: Statistics) -> float | None:
     """The share of right images, if the score is one; None if images have other values than right and wrong."""
-    if statistics.scores is not ratio:
+    if not statistics.is_share:
         return None
     right, counts = statistics.rows.T
     share = float(right.sum() / counts.sum())

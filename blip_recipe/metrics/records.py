@@ -41,7 +41,7 @@ def answer_statistics(records: Records) -> list[Statistics]:
     """The statistics of answers, a row per image: questions about the same image are not independent."""
     owners = [record["image_id"] for record in records]
     return [
-        merge_rows(mean_statistics(name, [record["scores"][name] for record in records]), owners)
+        merge_rows(mean_statistics(name, [record["scores"][name] for record in records], is_share=True), owners)
         for name in (records[0]["scores"] if records else ())
     ]
 
@@ -51,18 +51,17 @@ def match_statistics(records: Records) -> list[Statistics]:
 
     The texts of an image count together: they are not independent.
     """
+    found = [[float(record["rank"] <= rank) for record in records] for rank in RANKS]
     texts = [
-        mean_statistics(f"text_recall_{rank}", [float(each["rank"] <= rank) for each in records]) for rank in RANKS
+        mean_statistics(f"text_recall_{rank}", each, is_share=True) for rank, each in zip(RANKS, found, strict=True)
     ]
     if not all("caption_ranks" in record for record in records):  # of an earlier version
         return texts
-    counts = [len(record["caption_ranks"]) for record in records]
+    ranks = [record["caption_ranks"] for record in records]
+    counts = [len(each) for each in ranks]
+    found = [[float(sum(own <= rank for own in each)) for each in ranks] for rank in RANKS]
     images = [
-        mean_statistics(
-            f"image_recall_{rank}",
-            [float(sum(own <= rank for own in each["caption_ranks"])) for each in records],
-            counts,
-        )
-        for rank in RANKS
+        mean_statistics(f"image_recall_{rank}", each, counts, is_share=True)
+        for rank, each in zip(RANKS, found, strict=True)
     ]
     return [*texts, *images, mean_of_scores([*texts, *images], "recall_mean")]

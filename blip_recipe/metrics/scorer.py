@@ -238,9 +238,8 @@ class PreparedReferences:
 
 def exact_match(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Values:
     """Compute the share of tokenized `captions` that equal one of their image's references."""
-    return mean_of_images(
-        "exact_match", [float(caption in known) for caption, known in zip(captions, references, strict=True)]
-    )
+    right = [float(caption in known) for caption, known in zip(captions, references, strict=True)]
+    return mean_of_images("exact_match", right, is_share=True)
 
 
 def score_captions(

@@ -68,9 +68,11 @@ class Values(NamedTuple):
     statistics: tuple[Statistics, ...] = ()
 
 
-def mean_of_images(name: str, values: list[float]) -> Values:
-    """Build the values of a metric whose corpus value is the mean over images."""
-    return Values({name: sum(values) / len(values)}, {name: values}, (mean_statistics(name, values),))
+def mean_of_images(name: str, values: list[float], *, is_share: bool = False) -> Values:
+    """Build the values of a metric whose corpus value is the mean over images, or the share of right images."""
+    return Values(
+        {name: sum(values) / len(values)}, {name: values}, (mean_statistics(name, values, is_share=is_share),)
+    )
 
 
 def check_metrics(metrics: Sequence[str]) -> None:

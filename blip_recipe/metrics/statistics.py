@@ -22,21 +22,25 @@ class Statistics(NamedTuple):
         names: Names of the scores.
         rows: Numbers of each image `(images, columns)`.
         scores: Compute the scores `(..., names)` from sums of rows `(..., columns)`.
+        is_share: Whether the score is a share of right images, texts or answers. An image may be right in part.
     """
 
     names: tuple[str, ...]
     rows: Numbers
     scores: Callable[[Numbers], Numbers]
+    is_share: bool = False
 
     def of_set(self) -> dict[str, float]:
         """The scores of all images."""
         return dict(zip(self.names, self.scores(self.rows.sum(0)).tolist(), strict=True))
 
 
-def mean_statistics(name: str, values: Sequence[float], counts: Sequence[float] | None = None) -> Statistics:
+def mean_statistics(
+    name: str, values: Sequence[float], counts: Sequence[float] | None = None, *, is_share: bool = False
+) -> Statistics:
     """The statistics of a score that is a mean of `values`; with `counts`, each value is a sum of that many."""
     rows = np.column_stack([np.asarray(values, float), np.ones(len(values)) if counts is None else counts])
-    return Statistics((name,), rows, ratio)
+    return Statistics((name,), rows, ratio, is_share)
 
 
 def ratio(sums: Numbers) -> Numbers:

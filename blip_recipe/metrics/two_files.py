@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -186,9 +187,9 @@ def statistics_of_captions(
     """
     named = {name for record in (*before, *after) for name in record["scores"]}
     named = {name for name in named if all(name in record["scores"] for record in (*before, *after))}
-    computed = [each for each in METRICS if each in named or f"{each}_1" in named] if metrics is None else metrics
-    read = sorted(name for name in named if name in NOT_RESCORED or not _is_computed(name)) if metrics is None else []
-    computed = [each for each in computed if metrics or each not in NOT_RESCORED]
+    again = {name: metric_of(name) for name in named if metric_of(name) not in (None, *NOT_RESCORED)}
+    computed = [each for each in METRICS if each in again.values()] if metrics is None else metrics
+    read = sorted(named - again.keys()) if metrics is None else []
     if not computed and not read:
         raise RecipeError(f"{files[0]} and {files[1]} have no scores in common: set --metrics to compute some.")
     found: list[list[Statistics]] = []
@@ -206,8 +207,10 @@ def statistics_of_captions(
     return found[0], found[1], scored[0], scored[1]
 
 
-def _is_computed(name: str) -> bool:
-    return name in METRICS or name.rpartition("_")[0] in METRICS
+def metric_of(score: str) -> str | None:
+    """The metric that gives a score, such as BLEU for BLEU-4; None if it is none of captions."""
+    metric = re.sub(r"_[1-4]$", "", score)
+    return metric if metric in METRICS else None
 
 
 def most_different(before: Sequence[Record], after: Sequence[Record], kind: Kind, shown: int) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def test_intervals_hold_the_score_of_the_population_as_often_as_they_say() -> No
     captions, references = write_captions(2000)
     statistics = score_captions(captions, references, CHEAP, resamples=0).statistics
     skewed = np.random.default_rng(1).choice([0, 0.3, 0.6, 1], 2000, p=[0.02, 0.04, 0.04, 0.9])
-    statistics.append(mean_statistics("vqa_accuracy", skewed.tolist()))
+    statistics.append(mean_statistics("vqa_accuracy", skewed.tolist(), is_share=True))
     true = {name: value for each in statistics for name, value in each.of_set().items()}
     generator = np.random.default_rng(0)
     held = dict.fromkeys(true, 0)
@@ -123,7 +123,8 @@ def test_shares_have_wilsons_interval_also_where_all_are_right() -> None:
     # Brown, Cai and DasGupta, 2001, example: 10 of 10, and a worked example of Newcombe, 1998: 81 of 263.
     assert wilson_interval(81 / 263, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
     assert wilson_interval(1, 10) == pytest.approx((0.7225, 1), abs=1e-4)
-    found = score_intervals([mean_statistics("exact_match", [1.0] * 10)])
+    found = score_intervals([mean_statistics("exact_match", [1.0] * 10, is_share=True)])
+    assert score_intervals([mean_statistics("cider", [1.0] * 10)])["cider"] == (1, 1)
     assert found["exact_match"] == wilson_interval(1, 10)
     assert wilson_interval(0, 10) == pytest.approx((0, 1 - 0.7225), abs=1e-4)
 
@@ -169,7 +170,7 @@ def test_questions_and_texts_of_an_image_are_drawn_together() -> None:
         {"image_id": number // 4, "scores": {"vqa_accuracy": 1.0 if number < 40 else 0.0}} for number in range(80)
     ]
     (together,) = answer_statistics(answers)
-    alone = mean_statistics("vqa_accuracy", [each["scores"]["vqa_accuracy"] for each in answers])
+    alone = mean_statistics("vqa_accuracy", [each["scores"]["vqa_accuracy"] for each in answers], is_share=True)
     assert together.rows.tolist() == [[4.0, 4.0]] * 10 + [[0.0, 4.0]] * 10
     assert merge_rows(alone, [each["image_id"] for each in answers]).rows.tolist() == together.rows.tolist()
     wide, narrow = (score_intervals([each])["vqa_accuracy"] for each in (together, alone))
