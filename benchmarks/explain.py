@@ -56,9 +56,9 @@ from blip_recipe.errors import run_command
 from blip_recipe.models import tiny
 from blip_recipe.models.contrastive import MATCHING
 from blip_recipe.models.decoding import DecodingSettings
+from blip_recipe.models.matching import tokenize_texts
 from blip_recipe.models.text import IGNORED
 from blip_recipe.retrieval.explanation import MatchExplainer
-from blip_recipe.retrieval.scoring import tokenize_texts
 from blip_recipe.retrieval.tiny import build_tiny_retriever
 from blip_recipe.vqa.collator import encode_answers, encode_questions
 from blip_recipe.vqa.data import normalize_question

@@ -202,7 +202,7 @@ def load_writer(arguments: argparse.Namespace) -> CaptionWriter:
     pipeline.check_decoding()
     matcher = None
     if arguments.match:
-        from blip_recipe.retrieval.scoring import Matcher
+        from blip_recipe.models.matching import Matcher
 
         try:
             matcher = Matcher.load(arguments.match, **load_options(arguments) | {"revision": None})

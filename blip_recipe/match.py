@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from blip_recipe.retrieval.scoring import Matcher
+    from blip_recipe.models.matching import Matcher
 
 Item = TypeVar("Item")
 
@@ -104,7 +104,7 @@ def load_matcher(arguments: argparse.Namespace) -> Matcher:
     Raises:
         RecipeError: The model cannot be loaded, or is not a BLIP for retrieval.
     """
-    from blip_recipe.retrieval.scoring import Matcher
+    from blip_recipe.models.matching import Matcher
 
     return Matcher.load(arguments.model, **load_options(arguments))
 
@@ -118,7 +118,7 @@ def match_pictures(matcher: Matcher, pictures: list[str], texts: list[str]) -> I
     import torch
 
     from blip_recipe.models.contrastive import MATCHING
-    from blip_recipe.retrieval.scoring import tokenize_texts
+    from blip_recipe.models.matching import tokenize_texts
 
     model = matcher.model
     faults: list[Exception] = []

@@ -12,9 +12,9 @@ from captioners import CAPTIONS, GAIN
 from torch.nn import functional as F
 from transformers import BlipForImageTextRetrieval, BlipImageProcessor, BlipProcessor
 
+from blip_recipe.models.matching import tokenize_texts
 from blip_recipe.models.tiny import IMAGE_SIZE, build_tokenizer, tiny_config
 from blip_recipe.retrieval.modeling import BlipForRetrieval
-from blip_recipe.retrieval.scoring import tokenize_texts
 
 TEXTS = [*CAPTIONS, "a dog", "four blue squares beside a red dog", "two cats", "small"]
 

@@ -23,8 +23,8 @@ from transformers import AutoProcessor, BlipForImageTextRetrieval
 
 from blip_recipe.errors import RecipeError
 from blip_recipe.match import main
+from blip_recipe.models.matching import Matcher, tokenize_texts
 from blip_recipe.models.processors import save_processor
-from blip_recipe.retrieval.scoring import Matcher, tokenize_texts
 
 Match = Callable[..., str]
 

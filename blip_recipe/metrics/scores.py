@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, get_args
 
 from blip_recipe.errors import RecipeError
 from blip_recipe.metrics.statistics import Statistics, mean_statistics
@@ -21,7 +21,35 @@ ScoreTokenizer = Literal["ptb", "char"]
 """How texts are cut into words for scoring: as the COCO tools do (`ptb`), or, in scripts that write no spaces between
 words, into characters first (`char`)."""
 
-METRICS: tuple[str, ...] = ("bleu", "meteor", "rouge_l", "cider", "spice", "exact_match")
+WORD_METRICS: tuple[str, ...] = ("bleu", "meteor", "rouge_l", "cider", "spice", "exact_match")
+"""Metrics that compare the words of a caption with those of its references."""
+
+PICTURE_METRICS: tuple[str, ...] = ("clip_score", "ref_clip_score", "itm_score", "self_retrieval")
+"""Metrics that a model computes from the pictures."""
+
+METRICS: tuple[str, ...] = (*WORD_METRICS, *PICTURE_METRICS, "diversity", "chair")
+
+SELF_RANKS = (1, 5, 10)
+"""The ranks of self-retrieval recall."""
+
+SCORE_NAMES: dict[str, tuple[str, ...]] = {
+    "bleu": ("bleu_1", "bleu_2", "bleu_3", "bleu_4"),
+    "self_retrieval": tuple(f"self_recall_{rank}" for rank in SELF_RANKS),
+    "diversity": ("distinct_1", "distinct_2", "vocabulary", "unique", "caption_length"),
+    "chair": ("chair_i", "chair_s"),
+}
+"""The score names of each metric that does not use its own name."""
+
+LOWER_IS_BETTER = ("loss", *SCORE_NAMES["chair"])
+"""Scores that are better when they are lower."""
+
+
+MAKERS = {
+    **dict.fromkeys(("clip_score", "ref_clip_score", "self_retrieval"), "ClipScorer.load()"),
+    "itm_score": "MatcherScorer.load('Salesforce/blip-itm-base-coco')",
+    "chair": "Chair.read(['instances_val2014.json'], 'synonyms.txt')",
+}
+"""How to make a scorer of each metric that needs one."""
 
 
 @dataclass
@@ -30,8 +58,9 @@ class Scores:
 
     Attributes:
         corpus: Scores of the whole set by name: `bleu_1` to `bleu_4`, `meteor`, `rouge_l`, `cider`, `spice`,
-            `exact_match`. With groups also those of each group: `cider_in_domain`.
-        per_image: Scores of each image with the same names, by image id, in the order of the predictions.
+            `exact_match`, and those of `SCORE_NAMES`. With groups also those of each group: `cider_in_domain`.
+        per_image: Scores of each image with the same names, by image id, in the order of the predictions. Scores of
+            `diversity` are of the whole set only.
         intervals: 95% intervals of `corpus` by name (lower and upper end); empty without resamples.
         statistics: What intervals and tests of the whole set are computed from, a row per image in the order of the
             references.
@@ -68,6 +97,49 @@ class Values(NamedTuple):
     statistics: tuple[Statistics, ...] = ()
 
 
+@dataclass(frozen=True)
+class ScoredSet:
+    """The captions of a set of images, as a `SetScorer` gets them; all lists have the order of `image_ids`.
+
+    Attributes:
+        image_ids: The images.
+        captions: Their captions, as written.
+        words: The same, tokenized.
+        references: The references of each image, as written.
+        reference_words: The same, tokenized.
+        pictures: The picture of each image: a path, a URL, an encoded file or an opened picture. It is read when it is
+            needed. None if there are no pictures.
+    """
+
+    image_ids: Sequence[ImageId]
+    captions: Sequence[str]
+    words: Sequence[str]
+    references: Sequence[Sequence[str]]
+    reference_words: Sequence[Sequence[str]]
+    pictures: Mapping[ImageId, Any] | None = None
+
+    def of_rows(self, rows: Sequence[int]) -> ScoredSet:
+        """A part of the images."""
+        lists = (self.image_ids, self.captions, self.words, self.references, self.reference_words)
+        parts: Any = ([values[row] for row in rows] for values in lists)
+        return ScoredSet(*parts, self.pictures)
+
+
+class SetScorer(Protocol):
+    """Computes metrics that need more than words: pictures and a model, objects, or training captions.
+
+    Attributes:
+        metrics: The names of the metrics that it computes.
+    """
+
+    @property
+    def metrics(self) -> Sequence[str]: ...
+
+    def score(self, metric: str, scored: ScoredSet) -> Values:
+        """Compute one of `metrics`."""
+        ...
+
+
 def mean_of_images(name: str, values: list[float], *, is_share: bool = False) -> Values:
     """Build the values of a metric whose corpus value is the mean over images, or the share of right images."""
     return Values(
@@ -82,6 +154,35 @@ def check_metrics(metrics: Sequence[str]) -> None:
     for name in metrics:
         if name not in METRICS:
             raise RecipeError(f"metrics names {name!r}, which does not exist; known are {', '.join(METRICS)}.")
+
+
+def check_scorers(metrics: Sequence[str], scorers: Mapping[str, SetScorer]) -> None:
+    """Raise a `RecipeError` if a metric needs a scorer that was not passed."""
+    for name in metrics:
+        if name in MAKERS and name not in scorers:
+            raise RecipeError(
+                f"metrics names {name!r}, but no scorer computes it: pass one, as in score_captions(captions, "
+                f"references, [{name!r}], scorers=[{MAKERS[name]}])."
+            )
+
+
+def check_pictures(
+    metrics: Sequence[str], pictures: Mapping[ImageId, Any] | None, image_ids: Sequence[ImageId]
+) -> None:
+    """Raise a `RecipeError` if a metric needs pictures, and some are missing."""
+    needing = [name for name in metrics if name in PICTURE_METRICS]
+    if not needing:
+        return
+    if pictures is None:
+        raise RecipeError(
+            f"metrics names {needing[0]!r}, which looks at the pictures, but there are none: pass `images`, a "
+            "dictionary by image, as in score_captions(captions, references, images={7: 'photos/7.jpg'}, …)."
+        )
+    if missing := [image_id for image_id in image_ids if image_id not in pictures]:
+        raise RecipeError(
+            f"metrics names {needing[0]!r}, but there is no picture of {name_images(missing)}: expected one for each "
+            "image with a caption."
+        )
 
 
 def check_tokenizer(tokenizer: str) -> None:

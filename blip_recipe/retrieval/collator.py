@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from blip_recipe.data.pixels import read_resized
-from blip_recipe.retrieval.scoring import tokenize_texts
+from blip_recipe.models.matching import tokenize_texts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

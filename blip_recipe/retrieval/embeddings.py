@@ -15,7 +15,7 @@ from safetensors.numpy import save
 
 from blip_recipe.data.storage import write_atomically
 from blip_recipe.errors import RecipeError
-from blip_recipe.retrieval.scoring import tokenize_texts
+from blip_recipe.models.matching import tokenize_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

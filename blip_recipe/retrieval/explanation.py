@@ -11,8 +11,8 @@ from blip_recipe.errors import RecipeError
 from blip_recipe.models.contrastive import MATCHING
 from blip_recipe.models.gradcam import Explainer, check_length, find_words
 from blip_recipe.models.heatmaps import Explanation
+from blip_recipe.models.matching import MAX_TOKENS
 from blip_recipe.retrieval.modeling import BlipForRetrieval
-from blip_recipe.retrieval.scoring import MAX_TOKENS
 
 if TYPE_CHECKING:
     from PIL.Image import Image

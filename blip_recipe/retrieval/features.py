@@ -12,9 +12,9 @@ from blip_recipe.errors import RecipeError
 from blip_recipe.models.adapters import is_adapted
 from blip_recipe.models.attention import EAGER_CLASSES
 from blip_recipe.models.loading import KINDS, load_finished
+from blip_recipe.models.matching import tokenize_texts
 from blip_recipe.models.pipeline import first_device, usable_device
 from blip_recipe.retrieval.modeling import BlipForRetrieval
-from blip_recipe.retrieval.scoring import tokenize_texts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import BlipConfig, BlipForImageTextRetrieval
 from transformers.modeling_outputs import ModelOutput
 
 from blip_recipe.models.contrastive import Features
-from blip_recipe.models.image_text import ImageTextModel, configured_temperature
+from blip_recipe.models.matching import MatchingModel
 
 
 @dataclass
@@ -28,24 +26,11 @@ class RetrievalOutput(ModelOutput):
     matching_losses: torch.Tensor | None = None
 
 
-class BlipForRetrieval(ImageTextModel, BlipForImageTextRetrieval):
+class BlipForRetrieval(MatchingModel):
     """`BlipForImageTextRetrieval` with the training losses of the paper (arXiv 2201.12086, section 3.2).
 
     It loads and saves the stock weights under the stock names, and the temperature of ITC in the configuration.
     """
-
-    stock_class = BlipForImageTextRetrieval
-    lora_layers = r"text_encoder\.encoder\..*\.(query|key|value|dense)"
-    _keys_to_ignore_on_save = ["temperature"]  # noqa: RUF012 - as transformers has it
-    _keys_to_ignore_on_load_missing = [r"temperature"]  # noqa: RUF012
-
-    def __init__(self, config: BlipConfig) -> None:
-        super().__init__(config)
-        self.temperature = nn.Parameter(torch.tensor(configured_temperature(config)))
-
-    def init_from_stock(self) -> None:
-        """Add the temperature of ITC."""
-        self.temperature = nn.Parameter(torch.tensor(configured_temperature(self.config), device=self.device))
 
     def forward(  # type: ignore[override]
         self,

@@ -14,12 +14,13 @@ from blip_recipe.metrics.intervals import interval_scores, score_intervals
 from blip_recipe.metrics.records import match_statistics
 from blip_recipe.models.adapters import is_adapted
 from blip_recipe.models.contrastive import MATCHING, split_loss
+from blip_recipe.models.matching import tokenize_texts
 from blip_recipe.retrieval.collator import PairCollator
 from blip_recipe.retrieval.data import build_dataset
 from blip_recipe.retrieval.memory import momentum_bytes, pair_step
 from blip_recipe.retrieval.metrics import PairsToMatch, Shortlist, first_match_rank, recalls, shortlist
 from blip_recipe.retrieval.modeling import BlipForRetrieval
-from blip_recipe.retrieval.scoring import match_row, tokenize_texts
+from blip_recipe.retrieval.scoring import match_row
 from blip_recipe.retrieval.training_arguments import RetrievalTrainingArguments
 from blip_recipe.training.datasets import image_ids
 from blip_recipe.training.momentum import MomentumTrainer

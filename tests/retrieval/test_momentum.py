@@ -16,10 +16,10 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import BlipForImageTextRetrieval
 
 from blip_recipe.models.contrastive import Features
+from blip_recipe.models.matching import match_probabilities
 from blip_recipe.models.momentum import NO_IMAGE, MomentumState, saved_temperature
 from blip_recipe.models.processors import save_processor
 from blip_recipe.retrieval.modeling import BlipForRetrieval
-from blip_recipe.retrieval.scoring import match_probabilities
 
 
 def batch(*ids: int) -> Features:

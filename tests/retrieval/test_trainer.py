@@ -18,9 +18,9 @@ from blip_recipe.compare import main as compare
 from blip_recipe.data.shapes import draw_scene, make_scenes
 from blip_recipe.errors import RecipeError
 from blip_recipe.finetune import main
+from blip_recipe.models.matching import tokenize_texts
 from blip_recipe.models.processors import load_processor
 from blip_recipe.retrieval.modeling import BlipForRetrieval
-from blip_recipe.retrieval.scoring import tokenize_texts
 
 SCORES = [*(f"{kind}_recall_{rank}" for kind in ("text", "image") for rank in (1, 5, 10)), "recall_mean"]
 

@@ -18,11 +18,11 @@ from blip_recipe.captioning.trainer import CaptionTrainer, CaptionTrainingArgume
 from blip_recipe.finetune import main
 from blip_recipe.models.adapters import add_lora, lora_config
 from blip_recipe.models.arguments import ModelArguments
+from blip_recipe.models.matching import tokenize_texts
 from blip_recipe.models.momentum import MomentumState
 from blip_recipe.recipe.arguments import FinetuneOptions
 from blip_recipe.recipe.parsing import Recipe, read_recipe
 from blip_recipe.retrieval.modeling import BlipForRetrieval
-from blip_recipe.retrieval.scoring import tokenize_texts
 from blip_recipe.retrieval.tiny import build_tiny_retriever
 from blip_recipe.retrieval.trainer import RetrievalTrainer
 from blip_recipe.retrieval.training_arguments import RetrievalTrainingArguments
