@@ -9,6 +9,14 @@ from blip_recipe.errors import RecipeError
 from blip_recipe.models.decoding import COUNTS_PROMPT
 from blip_recipe.training.arguments import CaptionTextArguments, EmbeddingArguments, check_at_least_one
 
+REWARDS = {
+    "cider_reward_weight": "CIDEr-D",
+    "bleu_reward_weight": "BLEU-4",
+    "clip_reward_weight": "CLIPScore",
+    "itm_reward_weight": "matching probability",
+}
+"""The name of the reward of each weight."""
+
 
 @dataclass
 class CaptionArguments(CaptionTextArguments, EmbeddingArguments):
@@ -61,6 +69,13 @@ class ScstArguments(CaptionArguments):
     )
     cider_reward_weight: float = field(default=1.0, metadata={"help": "Weight of CIDEr-D in the reward."})
     bleu_reward_weight: float = field(default=0.0, metadata={"help": "Weight of BLEU-4 in the reward."})
+    clip_reward_weight: float = field(
+        default=0.0, metadata={"help": "Weight of CLIPScore, by clip_model_name_or_path, in the reward."}
+    )
+    itm_reward_weight: float = field(
+        default=0.0,
+        metadata={"help": "Weight of the matching probability, by itm_model_name_or_path, in the reward."},
+    )
     kl_coef: float = field(
         default=0.0, metadata={"help": "Coefficient of the KL divergence from the initial model (in nats)."}
     )
@@ -77,9 +92,17 @@ class ScstArguments(CaptionArguments):
             )
         if not 0 <= self.xe_weight < 1:
             raise RecipeError(f"xe_weight is {self.xe_weight}: expected at least 0 and less than 1.")
-        for name in ("cider_reward_weight", "bleu_reward_weight", "kl_coef"):
+        for name in (*REWARDS, "kl_coef"):
             if getattr(self, name) < 0:
                 raise RecipeError(f"{name} is {getattr(self, name)}: expected at least 0.")
-        if not self.cider_reward_weight + self.bleu_reward_weight:
-            raise RecipeError("cider_reward_weight and bleu_reward_weight are both 0: set at least one of them.")
+        if not any(getattr(self, name) for name in REWARDS):
+            raise RecipeError(f"{', '.join(REWARDS)} are all 0: set at least one of them.")
         super().__post_init__()
+
+    def _itm_users(self) -> list[str]:
+        return super()._itm_users() + (["itm_reward_weight"] if self.itm_reward_weight else [])
+
+    @property
+    def uses_clip(self) -> bool:
+        """Whether a CLIP is needed."""
+        return super().uses_clip or self.clip_reward_weight > 0

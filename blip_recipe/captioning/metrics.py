@@ -11,13 +11,14 @@ from blip_recipe.data.pixels import normalize_pixels, read_resized
 from blip_recipe.metrics import CaptionScorer
 from blip_recipe.models.captioner import generate_captions
 from blip_recipe.models.decoding import DecodingSettings
+from blip_recipe.training.score_models import RowPictures
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from transformers import BlipProcessor, EvalPrediction
 
-    from blip_recipe.metrics.scores import ScoreTokenizer
+    from blip_recipe.metrics.scores import ScoreTokenizer, SetScorer
     from blip_recipe.models.decoding import EarlyStopping
 
 
@@ -34,7 +35,7 @@ class CaptionMetrics:
         dataset (`Dataset` or `torch.utils.data.Dataset`): Rows with a picture and captions, as [`CaptionTrainer`] takes
             them.
         metrics (`Sequence[str]`, defaults to `("bleu", "cider")`): Any of `bleu`, `meteor`, `rouge_l`, `cider`,
-            `spice`, `exact_match`.
+            `spice`, `exact_match`, `diversity`, and those of `scorers`.
         prompt (`str`, defaults to `""`): Text that every caption starts with.
         num_beams (`int`, defaults to 3): Number of beams; 1 is greedy search.
         max_length (`int`, defaults to 20): Maximum length in tokens, prompt included.
@@ -50,6 +51,8 @@ class CaptionMetrics:
         score_tokenizer (`str`, defaults to `"ptb"`): Words of scored captions: those of the COCO tools (`"ptb"`), or
             characters in scripts that write no spaces between words (`"char"`).
         batch_size (`int`, defaults to 16): Pictures per batch.
+        scorers (`Sequence`, defaults to none): Scorers of metrics that need a model or other files, such as a
+            [`ClipScorer`].
 
     Attributes:
         predictions: `{"image_id", "caption", "references", "scores"}` of each image, filled by a call.
@@ -92,6 +95,7 @@ class CaptionMetrics:
         length_penalty_counts_prompt: bool = False,
         score_tokenizer: ScoreTokenizer = "ptb",
         batch_size: int = 16,
+        scorers: Sequence[SetScorer] = (),
     ) -> None:
         self.model, self.processor, self.batch_size = model, processor, batch_size
         self.rows = caption_rows(dataset, "dataset")
@@ -99,14 +103,15 @@ class CaptionMetrics:
             *(prompt, num_beams, max_length, min_length, repetition_penalty, no_repeat_ngram_size, length_penalty),
             *(early_stopping, length_penalty_counts_prompt),
         )
-        self.scorer = CaptionScorer(metrics, tokenizer=score_tokenizer)
+        self.scorer = CaptionScorer(metrics, tokenizer=score_tokenizer, scorers=scorers)
         self.predictions: list[dict[str, Any]] = []
 
     def __call__(self, prediction: EvalPrediction | None = None) -> dict[str, float]:
         """Caption the data set and return the scores; the trainer's own prediction is ignored."""
         references = dict(zip(self.rows["image_id"], self.rows["captions"], strict=True))
         captions = dict(zip(references, self._caption(), strict=True))
-        scores = self.scorer.score(captions, references)
+        images = RowPictures(self.rows, references, range(len(self.rows)))
+        scores = self.scorer.score(captions, references, images=images)
         self.predictions = scores.records(captions, references)
         return scores.corpus
 

@@ -1,5 +1,7 @@
 """Compute the rewards of self-critical training: CIDEr-D and BLEU-4 of sampled captions, end token included.
 
+Rewards by the picture (`PictureRater`) see the caption without its end token.
+
 As in the usual implementation (`array_to_str` in `captioning/utils/rewards.py` of ruotianluo/self-critical.pytorch),
 the end token is a word of the n-grams of candidates and references. A caption that stops after "a man with a" then has
 n-grams that no reference has, and one that never stops lacks n-grams that all references have. Without the end token,
@@ -14,6 +16,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from blip_recipe.metrics.bleu import Bleu, bleu_from_statistics, sentence_statistics
 from blip_recipe.metrics.characters import cut_captions
@@ -29,6 +32,14 @@ REPEATED_N = 4
 
 BAD_ENDINGS = frozenset(["a", "an", "the", "with", "in", "on", "of", "at", "to", "for", "this", "that", "his", "her"])
 """Words that end no full caption (`bad_endings` in `captioning/utils/misc.py` of ruotianluo/self-critical.pytorch)."""
+
+
+class PictureRater(Protocol):
+    """Scores captions by their pictures (`ClipScorer`, `MatcherScorer`)."""
+
+    def rate(self, pictures: Sequence[Any], captions: Sequence[Sequence[str]]) -> list[list[float]]:
+        """The score of each caption of each picture."""
+        ...
 
 
 class TrainingCider(Cider):

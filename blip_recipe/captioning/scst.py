@@ -32,7 +32,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from blip_recipe.captioning.rewards import CaptionReward, caption_statistics
+from blip_recipe.captioning.arguments import REWARDS
+from blip_recipe.captioning.rewards import CaptionReward, PictureRater, caption_statistics
 from blip_recipe.captioning.trainer import CaptionTrainer
 from blip_recipe.captioning.training_arguments import ScstTrainingArguments
 from blip_recipe.data.dataset import CaptionDataset
@@ -276,11 +277,19 @@ class ScstTrainer(CaptionTrainer):
         captions = decode_texts(self.processor.tokenizer, token_ids.flatten(0, 1))
         ended = (token_ids == self.sep_token_id).any(2).tolist()
         samples = token_ids.shape[1]
-        rewards = [
-            self.reward.score(row, captions[number * samples : (number + 1) * samples], ends)
-            for number, (row, ends) in enumerate(zip(rows, ended, strict=True))
-        ]
-        return captions, torch.tensor(rewards)
+        own = [captions[start : start + samples] for start in range(0, len(captions), samples)]
+        rewards = torch.tensor([self.reward.score(*each) for each in zip(rows, own, ended, strict=True)])
+        if raters := self._raters():
+            # The whole pictures, as evaluations score them; those of the batch are augmented.
+            pictures = [self.train_dataset.rows[row]["image"] for row in rows]
+            rewards += sum(weight * torch.tensor(rater.rate(pictures, own)) for weight, rater in raters)
+        return captions, rewards
+
+    def _raters(self) -> list[tuple[float, PictureRater]]:
+        """The models whose scores are part of the reward, with their weights."""
+        models, args = self.score_models, self.args
+        weights = [(args.clip_reward_weight, models.clip), (args.itm_reward_weight, models.matcher)]
+        return [(weight, rater) for weight, rater in weights if weight and rater is not None]
 
     @torch.no_grad()
     def _divergence(
@@ -338,14 +347,15 @@ class ScstTrainer(CaptionTrainer):
 
     @classmethod
     def bytes_beside(cls, model: Any, args: Any) -> int:
-        """The bytes of the reference model, if a full model needs one; an adapted model uses its base."""
-        return weight_bytes(model) if args.kl_coef and not is_adapted(model) else 0
+        """The bytes of models of scores, and of the reference model; an adapted model uses its base as reference."""
+        reference = weight_bytes(model) if args.kl_coef and not is_adapted(model) else 0
+        return super().bytes_beside(model, args) + reference
 
     @classmethod
     def describe_settings(cls, args: Any, images: int, texts_per_image: float) -> dict[str, str]:
         """The settings of reward, baseline and divergence."""
         baselines = {"leave_one_out": "the mean of the other samples of the image", "greedy": "the greedy caption"}
-        rewards = [("CIDEr-D", args.cider_reward_weight), ("BLEU-4", args.bleu_reward_weight)]
+        rewards = [(label, getattr(args, name)) for name, label in REWARDS.items()]
         settings = super().describe_settings(args, images, texts_per_image)
         return {
             "objective": "expected reward of sampled captions (self-critical sequence training), without dropout",

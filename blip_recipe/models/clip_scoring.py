@@ -117,9 +117,9 @@ class ClipScorer:
 
     def rate(self, pictures: Sequence[Picture], captions: Sequence[Sequence[str]]) -> list[list[float]]:
         """The CLIPScore of each caption of each picture."""
-        images = self.image_features(pictures)
+        texts = self.text_features(list(chain.from_iterable(captions))).split([len(own) for own in captions])
         return [
-            clip_score(image, self.text_features(own)).tolist() for image, own in zip(images, captions, strict=True)
+            clip_score(image, own).tolist() for image, own in zip(self.image_features(pictures), texts, strict=True)
         ]
 
     def image_features(self, pictures: Sequence[Picture]) -> torch.Tensor:
@@ -172,7 +172,7 @@ def clip_score(images: torch.Tensor, captions: torch.Tensor) -> torch.Tensor:
 
 
 def harmonic_mean(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """The harmonic mean of two tensors of numbers from 0 on; 0 where both are 0, for which the authors' code has NaN."""
+    """The harmonic mean of numbers that are at least 0; 0 where both are 0, for which the authors' code has NaN."""
     return 2 * first * second / (first + second).clamp(min=torch.finfo(first.dtype).tiny)
 
 

@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Literal
 
 from blip_recipe.errors import RecipeError
 from blip_recipe.metrics.intervals import RESAMPLES, check_resamples
-from blip_recipe.metrics.scores import METRICS, ScoreTokenizer
+from blip_recipe.metrics.scores import METRICS, SCORE_NAMES, ScoreTokenizer
 from blip_recipe.models.decoding import EarlyStopping
+from blip_recipe.training.score_arguments import CaptionScoreArguments
 
 MAY_CHANGE = re.compile(
     "output_dir|overwrite_output_dir|push_to_hub|hub_.*|report_to|run_name|project|trackio_.*|log_.*|logging_.*"
@@ -221,13 +222,13 @@ def check_not_negative(arguments: BlipArguments, name: str) -> None:
 
 
 @dataclass
-class CaptionTextArguments(GenerationArguments):
+class CaptionTextArguments(CaptionScoreArguments, GenerationArguments):
     """Arguments of captions that are trained on, generated and scored."""
 
     _argument_group_name = "captions"
 
     known_metrics: ClassVar[tuple[str, ...]] = tuple(METRICS)
-    score_names: ClassVar[dict[str, tuple[str, ...]]] = {"bleu": ("bleu_1", "bleu_2", "bleu_3", "bleu_4")}
+    score_names: ClassVar[dict[str, tuple[str, ...]]] = SCORE_NAMES
     has_own_prompts: ClassVar[bool] = False
     fitted_keys: ClassVar[tuple[str, ...]] = ("max_caption_length", "generation_min_length", "generation_max_length")
 
@@ -272,8 +273,9 @@ class CaptionTextArguments(GenerationArguments):
         super().__post_init__()
 
     def score_settings(self) -> dict[str, str]:
-        """The tokenizer of scores, unless it is that of the COCO tools."""
-        return {} if self.score_tokenizer == "ptb" else {"score_tokenizer": self.score_tokenizer}
+        """The tokenizer of scores, unless it is that of the COCO tools, and the models of scores."""
+        tokenizer = {} if self.score_tokenizer == "ptb" else {"score_tokenizer": self.score_tokenizer}
+        return super().score_settings() | tokenizer
 
 
 @dataclass

@@ -19,6 +19,13 @@ from blip_recipe.models.decoding import DecodingSettings
 from blip_recipe.models.text import IGNORED, decode_texts
 from blip_recipe.training.caption_collator import CaptionCollator
 from blip_recipe.training.caption_texts import PromptedTexts, look_at_captions
+from blip_recipe.training.score_models import (
+    RowPictures,
+    ScoreModels,
+    build_scorers,
+    score_model_bytes,
+    training_captions_of,
+)
 from blip_recipe.training.trainer import BlipTrainer
 
 if TYPE_CHECKING:
@@ -54,7 +61,9 @@ class CaptionScoringTrainer(BlipTrainer):
                     "expected packed=True, or no data_collator."
                 )
             self.data_collator.bos_token_id = self.plain_model.config.text_config.bos_token_id
-        self.scorer = CaptionScorer(self.args.metrics, tokenizer=self.args.score_tokenizer)
+        self.score_models = ScoreModels.load(self.args, self.args.device)
+        scorers = build_scorers(self.args, self.score_models, training_captions_of(self.train_dataset))
+        self.scorer = CaptionScorer(self.args.metrics, tokenizer=self.args.score_tokenizer, scorers=scorers)
         # Download what the metrics need before the training.
         self.scorer.prepare()
         weakref.finalize(self, self.scorer.close)
@@ -67,6 +76,11 @@ class CaptionScoringTrainer(BlipTrainer):
         captions = PromptedTexts.read([train], args.prompt)
         references = PromptedTexts.read(scored.values() if isinstance(scored, dict) else [scored], args.prompt)
         return look_at_captions(args, tokenizer, captions, references, positions)
+
+    @classmethod
+    def bytes_beside(cls, model: Any, args: Any) -> int:
+        """The bytes of the models that score captions, and of others."""
+        return super().bytes_beside(model, args) + score_model_bytes(args)
 
     def build_collator(self, args: Any) -> CaptionCollator:
         """A packed collator; the data set cleans captions."""
@@ -128,8 +142,11 @@ class CaptionScoringTrainer(BlipTrainer):
         references = dict(zip(scored["image_id"], scored["captions"], strict=True))
         predictions = dict(zip(scored["image_id"], captions, strict=True))
         groups = dict(zip(scored["image_id"], scored.get(GROUP, ()), strict=False))
+        images = RowPictures(self.scored_dataset.rows, scored["image_id"], rows.tolist())
         scores = self.scorer.score(
-            *(predictions, references, self.current_metrics(), groups), resamples=self.resamples, seed=self.args.seed
+            *(predictions, references, self.current_metrics(), groups, images),
+            resamples=self.resamples,
+            seed=self.args.seed,
         )
         self.predictions = scores.records(predictions, references)
         for number, record in enumerate(self.predictions):

@@ -11,6 +11,7 @@ from transformers import Seq2SeqTrainingArguments
 from transformers.trainer_utils import SchedulerType
 
 from blip_recipe.errors import RecipeError
+from blip_recipe.metrics.scores import LOWER_IS_BETTER
 from blip_recipe.training.arguments import BlipArguments, MomentumArguments
 from blip_recipe.training.sharding import disable_ram_efficient_loading, is_fsdp_requested
 
@@ -112,11 +113,22 @@ class BlipTrainingArguments(BlipArguments, Seq2SeqTrainingArguments):
         if isinstance(self.fsdp, str) and self.fsdp.lower() in ("true", "false"):
             # Recipes write true or false; Trainer expects a bool or names of strategies.
             self.fsdp = True if self.fsdp.lower() == "true" else None  # type: ignore[assignment]
+        if (
+            self.greater_is_better is None
+            and self.metric_for_best_model
+            and set(self._best_names) <= {*LOWER_IS_BETTER}
+        ):
+            self.greater_is_better = False
         Seq2SeqTrainingArguments.__post_init__(self)
         # transformers before 5.23 parses and reads the older names only.
         self.activation_checkpointing = self.gradient_checkpointing = bool(self.gradient_checkpointing)
         self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
         disable_ram_efficient_loading(self)
+
+    @property
+    def _best_names(self) -> list[str]:
+        """The scores that `metric_for_best_model` adds."""
+        return (self.metric_for_best_model or "loss").removeprefix("eval_").split("+")
 
     def check_best_model(self) -> None:
         """Check that `metric_for_best_model` is one of the scores, before the first evaluation needs it.
@@ -129,13 +141,19 @@ class BlipTrainingArguments(BlipArguments, Seq2SeqTrainingArguments):
                 "early_stopping_patience is given, but load_best_model_at_end is false: set it to true, and set "
                 "eval_strategy and metric_for_best_model."
             )
-        best = (self.metric_for_best_model or "loss").removeprefix("eval_")
+        best = self._best_names
         scores = self.scores(self.metrics_while_training())
-        known = scores if "+" in best else ["loss", *scores]
-        if unknown := [part for part in best.split("+") if part not in known]:
+        known = scores if len(best) > 1 else ["loss", *scores]
+        if unknown := [part for part in best if part not in known]:
             raise RecipeError(
                 f"metric_for_best_model names {unknown[0]!r}, which is not scored during training: expected one of "
                 f"{', '.join(known)}."
+            )
+        lower = [part for part in best if part in LOWER_IS_BETTER]
+        if lower and len(lower) < len(best):
+            raise RecipeError(
+                f"metric_for_best_model is {self.metric_for_best_model!r}, but {lower[0]} is better when it is lower, "
+                "and the others when they are higher: leave one of them out."
             )
 
     @property
