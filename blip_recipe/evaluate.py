@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blip_recipe.errors import RecipeError, run_command
+from blip_recipe.metrics.scores import MAKERS, PICTURE_METRICS
 from blip_recipe.recipe.arguments import EvaluateOptions, recorded_task
-from blip_recipe.recipe.effects import RANKING_NEEDS, Need, check_effects
+from blip_recipe.recipe.effects import RANKING_NEEDS, SCORE_NEEDS, Need, check_effects
 from blip_recipe.recipe.parsing import read_recipe
 from blip_recipe.vqa.answer_lists import ANSWER_LIST_FILE
 
 if TYPE_CHECKING:
+    from blip_recipe.metrics.scores import SetScorer
     from blip_recipe.recipe.recipe import Recipe
 
 PROG = "python -m blip_recipe.evaluate"
@@ -73,23 +75,39 @@ def read_recorded(given: dict[str, str]) -> dict[str, Any]:
 
 def score_file(recipe: Recipe[EvaluateOptions]) -> None:
     """Score the captions of `--predictions` against `--references`."""
+    check_effects(recipe, SCORE_NEEDS)
+
     from blip_recipe.metrics import CaptionScorer
     from blip_recipe.metrics.intervals import interval_scores
-    from blip_recipe.metrics.pairing import pair_files
+    from blip_recipe.metrics.pairing import find_pictures, pair_files
 
-    options = recipe.options
+    options, training = recipe.options, recipe.training
     paired = pair_files(
         Path(str(options.predictions)), Path(str(options.references or options.predictions)), subset=options.subset
     )
     predictions, references = paired.predictions, paired.references
     if options.subset:
         print(f"scored {len(references):,} of {paired.images:,} images with references")
-    with CaptionScorer(recipe.training.metrics, tokenizer=getattr(recipe.training, "score_tokenizer", "ptb")) as scorer:
-        resamples, seed = recipe.training.bootstrap_resamples, recipe.training.seed
-        scores = scorer.score(predictions, references, resamples=resamples, seed=seed)
-    found = scores.corpus | interval_scores(scores.intervals)
-    metrics = {f"eval_{name}": value for name, value in found.items()}
+    images = None
+    if any(name in PICTURE_METRICS for name in training.metrics):
+        files = f"{options.predictions} and {options.references or options.predictions}"
+        images = find_pictures(paired.names, Path(recipe.data.image_root or "."), files)
+    tokenizer = getattr(training, "score_tokenizer", "ptb")
+    with CaptionScorer(training.metrics, tokenizer=tokenizer, scorers=load_scorers(training)) as scorer:
+        resamples, seed = training.bootstrap_resamples, training.seed
+        scores = scorer.score(predictions, references, images=images, resamples=resamples, seed=seed)
+    metrics = {f"eval_{name}": value for name, value in (scores.corpus | interval_scores(scores.intervals)).items()}
     report(recipe, metrics, scores.records(predictions, references))
+
+
+def load_scorers(training: Any) -> list[SetScorer]:
+    """Load what the metrics need beside words; nothing for the metrics of words."""
+    if not any(name in MAKERS for name in training.metrics):
+        return []
+
+    from blip_recipe.training.score_models import ScoreModels, build_scorers
+
+    return build_scorers(training, ScoreModels.load(training, training.device))
 
 
 def score_model(recipe: Recipe[EvaluateOptions]) -> None:
@@ -97,7 +115,7 @@ def score_model(recipe: Recipe[EvaluateOptions]) -> None:
     role = next((role for role in ("eval", "test") if recipe.data.has_split(role)), None)
     if recipe.data.dataset_name is None or role is None:
         raise RecipeError("Set dataset_name and eval_split to score a model, or --predictions to score a file.")
-    check_effects(recipe, [*FILE_NEEDS, *RANKING_NEEDS])
+    check_effects(recipe, [*FILE_NEEDS, *RANKING_NEEDS, *SCORE_NEEDS])
 
     from blip_recipe.data.checks import SKIPPED_FILE, check_splits, write_skipped_rows
     from blip_recipe.data.load import load_role

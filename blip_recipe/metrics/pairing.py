@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,11 +13,19 @@ from blip_recipe.metrics.scores import ImageId, check_same_images, match_ids, na
 
 
 class Paired(NamedTuple):
-    """The captions and the references of the same images, and the number of images that have references."""
+    """The captions and the references of the same images.
+
+    Attributes:
+        predictions: The caption of each image.
+        references: The references of each image.
+        images: The number of images that have references.
+        names: The file names of each image's picture in the references and in the predictions.
+    """
 
     predictions: dict[ImageId, str]
     references: dict[ImageId, list[str]]
     images: int
+    names: dict[ImageId, list[str]]
 
 
 def pair_files(predictions_file: Path, references_file: Path, *, subset: bool = False) -> Paired:
@@ -33,9 +41,14 @@ def pair_files(predictions_file: Path, references_file: Path, *, subset: bool = 
     """
     predictions, by_name = read_named_predictions(predictions_file)
     references, names = read_named_references(references_file, one_per_row=references_file != predictions_file)
+    files: dict[ImageId, str] = {}
     if by_name:
-        predictions = match_names(predictions, names, predictions_file, references_file)
-    references = match_ids(references, predictions)
+        paths = {path: str(path) for path in predictions}
+        files = match_names(paths, names, predictions_file, references_file)
+        predictions = {image_id: predictions[path] for image_id, path in files.items()}
+    known = match_ids({each: (texts, names.get(each)) for each, texts in references.items()}, predictions)
+    references = {image_id: texts for image_id, (texts, _) in known.items()}
+    named = {image_id: name for image_id, (_, name) in known.items() if name}
     missing = [image_id for image_id in references if image_id not in predictions]
     if missing and len(missing) < len(references) and not subset:
         raise RecipeError(
@@ -46,7 +59,38 @@ def pair_files(predictions_file: Path, references_file: Path, *, subset: bool = 
     if subset and len(missing) < images:
         references = {image_id: texts for image_id, texts in references.items() if image_id in predictions}
     check_same_images(predictions, references)
-    return Paired(predictions, references, images)
+    both = {each: [own[each] for own in (named, files) if each in own] for each in predictions}
+    return Paired(predictions, references, images, both)
+
+
+def find_pictures(names: Mapping[ImageId, Sequence[str]], image_root: Path, files: str) -> dict[ImageId, str]:
+    """Find the picture of each image by its file names, and check that all are there.
+
+    Args:
+        names: The file names of each image, the first that exists is taken.
+        image_root: Where relative names start.
+        files: The files that the names are from, for error messages.
+
+    Raises:
+        RecipeError: An image has no name, or its picture is not there.
+    """
+    found: dict[ImageId, str | None] = {}
+    for image_id, own in names.items():
+        places = [name if "://" in name else str(image_root / name) for name in own]
+        found[image_id] = next((place for place in places if "://" in place or Path(place).is_file()), None)
+    missing = [image_id for image_id, place in found.items() if place is None]
+    if not missing:
+        return {image_id: place for image_id, place in found.items() if place is not None}
+    first = names[missing[0]]
+    if not first:
+        raise RecipeError(
+            f"{files} do not name the picture of {name_images(missing)}, which the metrics look at: expected "
+            "file_name, filename or image beside each image_id."
+        )
+    raise RecipeError(
+        f"There is no picture of {name_images(missing)}: expected {image_root / first[0]}. Set image_root to the folder "
+        "where the names of the pictures start."
+    )
 
 
 def match_names(

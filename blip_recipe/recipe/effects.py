@@ -73,8 +73,37 @@ RANKING_NEEDS = (
 )
 """The keys that rank a list of answers."""
 
+SCORE_NEEDS = (
+    Need(
+        ("clip_model_name_or_path",),
+        ("metrics",),
+        lambda recipe: getattr(recipe.training, "uses_clip", False),
+        "Add clip_score, ref_clip_score or self_retrieval to metrics",
+    ),
+    Need(
+        ("itm_model_name_or_path",),
+        ("metrics", "self_retrieval_by"),
+        lambda recipe: getattr(recipe.training, "uses_matcher", False),
+        "Add itm_score to metrics, or self_retrieval with self_retrieval_by 'itc'",
+    ),
+    Need(
+        ("self_retrieval_by",),
+        ("metrics",),
+        lambda recipe: "self_retrieval" in recipe.training.metrics,
+        "Add self_retrieval to metrics",
+    ),
+    Need(
+        ("chair_instances", "chair_synonyms"),
+        ("metrics",),
+        lambda recipe: "chair" in recipe.training.metrics,
+        "Add chair to metrics",
+    ),
+)
+"""The keys of scores beyond words."""
+
 NEEDS = (
     *RANKING_NEEDS,
+    *SCORE_NEEDS,
     Need(
         ("lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "use_dora", "use_rslora", "merge_adapter"),
         ("use_peft",),
