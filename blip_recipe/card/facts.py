@@ -150,6 +150,7 @@ class ResultFacts:
         ranked_by: Label of the score that ranks the samples, or None if images have no scores.
         habits: Properties of captions that self-critical training may degrade; empty for other trainings.
         groups: The scores of each group of images; empty without `group_column`.
+        models: The models that scored captions by their pictures, by kind.
     """
 
     scored: SplitFacts | None
@@ -160,6 +161,7 @@ class ResultFacts:
     ranked_by: str | None
     habits: list[ScoreFacts] = field(default_factory=list)
     groups: list[ScoreFacts] = field(default_factory=list)
+    models: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from blip_recipe.card.facts import ResultFacts, SampleFacts, ScoreFacts
 from blip_recipe.card.pictures import SCORE_LABELS, choose_samples, ranking_score
 from blip_recipe.metrics.comparison import P_VALUE
 from blip_recipe.metrics.intervals import ENDS, is_end
+from blip_recipe.metrics.scores import SCORE_NAMES
 
 if TYPE_CHECKING:
     from blip_recipe.card.facts import SplitFacts
@@ -19,6 +20,8 @@ SCORE_ORDER = (
     *("bleu_1", "bleu_2", "bleu_3", "bleu_4", "meteor", "rouge_l", "cider", "spice", "vqa_accuracy", "exact_match"),
     *(f"{direction}_recall_{rank}" for direction in ("text", "image") for rank in (1, 5, 10)),
     "recall_mean",
+    *("clip_score", "ref_clip_score", "itm_score", *SCORE_NAMES["self_retrieval"]),
+    *(*SCORE_NAMES["diversity"], "novel", *SCORE_NAMES["chair"]),
 )
 """Order of the scores in the card, as in papers."""
 
@@ -46,6 +49,7 @@ def result_facts(
     predictions: Sequence[Mapping[str, Any]],
     *,
     in_characters: bool = False,
+    models: Mapping[str, str] | None = None,
 ) -> ResultFacts:
     """Build the results of the last of `splits` that has scores."""
     measured = [
@@ -65,12 +69,15 @@ def result_facts(
         distinct_captions=len({each["caption"] for each in shown}),
         samples=samples,
         ranked_by=SCORE_LABELS[name] if name else None,
+        models=dict(models or {}),
     )
 
 
 def score_facts(results: Mapping[str, float], role: str) -> list[ScoreFacts]:
     """The scores of a role in `all_results.json`, with those of the base model."""
-    labels = {name: SCORE_LABELS[name] for name in SCORE_ORDER} | {"loss": "Loss"}
+    # Self-critical training has the length of captions among its habits.
+    habits = HABIT_LABELS if f"{role}_bad_endings" in results else {}
+    labels = {name: SCORE_LABELS[name] for name in SCORE_ORDER if name not in habits} | {"loss": "Loss"}
     return [score_fact(results, role, name, label) for name, label in labels.items() if f"{role}_{name}" in results]
 
 
@@ -95,6 +102,8 @@ def group_facts(results: Mapping[str, float], role: str) -> list[ScoreFacts]:
 
 def habit_facts(results: Mapping[str, float], role: str) -> list[ScoreFacts]:
     """The caption properties of a role, with those of the base model. Only self-critical training measures them."""
+    if f"{role}_bad_endings" not in results:
+        return []
     return [
         ScoreFacts(name, label, results[f"{role}_{name}"], results.get(f"baseline_{name}"))
         for name, label in HABIT_LABELS.items()

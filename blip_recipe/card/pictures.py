@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from blip_recipe.data.images import open_image
 from blip_recipe.data.storage import write_atomically
+from blip_recipe.metrics.scores import LOWER_IS_BETTER, SELF_RANKS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -60,13 +61,26 @@ SCORE_LABELS = {
     "recall_mean": "Mean recall",
     **{f"text_recall_{rank}": f"Text recall at {rank}" for rank in (1, 5, 10)},
     **{f"image_recall_{rank}": f"Image recall at {rank}" for rank in (1, 5, 10)},
+    "ref_clip_score": "RefCLIPScore",
+    "clip_score": "CLIPScore",
+    "itm_score": "Matching probability",
+    **{f"self_recall_{rank}": f"Self-retrieval recall at {rank}" for rank in SELF_RANKS},
+    "distinct_1": "Different words, share of all",
+    "distinct_2": "Different word pairs, share of all",
+    "vocabulary": "Different words, number",
+    "unique": "Different captions, share",
+    "novel": "Captions not among those of training, share",
+    "caption_length": "Words a caption",
+    "chair_i": "Hallucinated objects, share (CHAIR-i)",
+    "chair_s": "Captions with a hallucinated object, share (CHAIR-s)",
 }
 """Labels of scores. The first one that a run has ranks its captions and is drawn as a curve."""
 
 
 def ranking_score(predictions: Sequence[Mapping[str, Any]]) -> str | None:
-    """The score that ranks captions: the first of `SCORE_LABELS` that all images have, or None."""
-    return next((name for name in SCORE_LABELS if all(name in each["scores"] for each in predictions)), None)
+    """The score that ranks captions: the first of `SCORE_LABELS` that all images have, best if high, or None."""
+    names = (name for name in SCORE_LABELS if name not in LOWER_IS_BETTER)
+    return next((name for name in names if all(name in each["scores"] for each in predictions)), None)
 
 
 def choose_samples(predictions: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:

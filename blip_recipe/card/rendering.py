@@ -66,8 +66,14 @@ def render_template(name: str, facts: Mapping[str, Any], templates: Path | None 
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"text": escape_markdown, "code": format_code, "quote": quote, "duration": format_duration}
-    environment.filters["p_value"] = format_p_value
+    environment.filters |= {
+        "text": escape_markdown,
+        "code": format_code,
+        "quote": quote,
+        "duration": format_duration,
+        "score": format_score,
+        "p_value": format_p_value,
+    }
     return environment.get_template(name).render(facts)
 
 
@@ -167,6 +173,11 @@ def format_p_value(value: float) -> str:
 def quote(text: str) -> str:
     """Format a text as a Python string literal in double quotes."""
     return json.dumps(text, ensure_ascii=False)
+
+
+def format_score(value: float) -> str:
+    """Format a score with four decimals, and a count, such as that of a vocabulary, without."""
+    return f"{value:,.0f}" if value >= 10 and value == int(value) else f"{value:.4f}"
 
 
 def format_duration(seconds: float) -> str:

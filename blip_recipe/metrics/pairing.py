@@ -88,8 +88,8 @@ def find_pictures(names: Mapping[ImageId, Sequence[str]], image_root: Path, file
             "file_name, filename or image beside each image_id."
         )
     raise RecipeError(
-        f"There is no picture of {name_images(missing)}: expected {image_root / first[0]}. Set image_root to the folder "
-        "where the names of the pictures start."
+        f"There is no picture of {name_images(missing)}: expected {image_root / first[0]}. Set image_root to the "
+        "folder where names of pictures start."
     )
 
 

@@ -41,6 +41,7 @@ from blip_recipe.models.adapters import is_adapted, quantization_of
 from blip_recipe.models.decoding import DecodingSettings
 from blip_recipe.models.loading import load_finished
 from blip_recipe.training.arguments import MAY_CHANGE
+from blip_recipe.training.score_arguments import SCORE_MODELS
 from blip_recipe.training.streams import StreamingTrainer
 
 if TYPE_CHECKING:
@@ -399,6 +400,9 @@ def gather_facts(
             splits,
             predictions,
             in_characters="score_tokenizer" in args.score_settings(),
+            models={
+                kind: args.score_settings()[key] for key, kind in SCORE_MODELS.items() if key in args.score_settings()
+            },
         ),
         training=TrainingFacts(
             parameters=callback.parameters,

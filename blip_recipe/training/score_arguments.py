@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from blip_recipe.errors import RecipeError
 
+SCORE_MODELS = {"clip_model_name_or_path": "CLIP of scores", "itm_model_name_or_path": "Matcher of scores"}
+"""What a model card calls the models that score captions, by key."""
+
 CLIP_METRICS = ("clip_score", "ref_clip_score")
 
 
