@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from blip_recipe.errors import RecipeError
+from blip_recipe.training.score_models import check_score_models
 
 if TYPE_CHECKING:
     from transformers import BlipProcessor, PreTrainedTokenizerBase
@@ -14,10 +15,11 @@ LENGTH_KEYS = ("max_caption_length", "generation_max_length")
 
 
 def check_compatibility(args: Any, model: Any, processor: BlipProcessor) -> None:
-    """Check the text lengths against the model, and that the processor belongs to it.
+    """Check the text lengths against the model, that the processor belongs to it, and the models of scores.
 
     Raises:
-        RecipeError: A length is too long or too short, or the processor belongs to another model.
+        RecipeError: A length is too long or too short, the processor belongs to another model, or a model of scores is
+            of another kind.
     """
     text, tokenizer = model.config.text_config, processor.tokenizer
     if not 0.9 * text.vocab_size <= len(tokenizer) <= text.vocab_size:
@@ -36,6 +38,7 @@ def check_compatibility(args: Any, model: Any, processor: BlipProcessor) -> None
         if (length := getattr(args, key, None) or 0) > text.max_position_embeddings:
             raise RecipeError(f"{key} is {length}: the model reads at most {text.max_position_embeddings} tokens.")
     check_prompt_fits(args, getattr(args, "prompt", ""), tokenizer, text.max_position_embeddings)
+    check_score_models(args)
 
 
 def check_prompt_fits(args: Any, prompt: str, tokenizer: PreTrainedTokenizerBase, positions: int) -> None:

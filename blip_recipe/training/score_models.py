@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -85,11 +86,34 @@ def build_scorers(args: Any, models: ScoreModels, training_captions: Iterable[st
     Raises:
         RecipeError: A file of `chair` cannot be read.
     """
-    chair = [Chair.read(args.chair_instances, args.chair_synonyms)] if "chair" in args.metrics else []
+    chair = [_read_chair(*_chair_files(args))] if "chair" in args.metrics else []
     by_preference = [models.clip, models.matcher]
     if args.self_retrieval_by == "itc":
         by_preference.reverse()
     return [*(each for each in by_preference if each is not None), *chair, Diversity(training_captions)]
+
+
+@lru_cache(maxsize=1)  # the files of COCO are large, and are read for the check and for the scores
+def _read_chair(instances: tuple[str, ...], synonyms: str) -> Chair:
+    return Chair.read(instances, synonyms)
+
+
+def _chair_files(args: Any) -> tuple[tuple[str, ...], str]:
+    return tuple(args.chair_instances), args.chair_synonyms
+
+
+def check_score_models(args: Any) -> None:
+    """Check the models and files of scores before anything is written; weights are not read.
+
+    Raises:
+        RecipeError: One cannot be read, or is of another kind.
+    """
+    if getattr(args, "uses_clip", False):
+        check_is_clip(args.clip_model_name_or_path)
+    if getattr(args, "uses_matcher", False):
+        _matcher_config(args.itm_model_name_or_path)
+    if "chair" in args.metrics:
+        _read_chair(*_chair_files(args))
 
 
 def training_captions_of(dataset: Any) -> Iterable[str] | None:
