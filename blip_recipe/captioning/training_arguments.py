@@ -26,7 +26,7 @@ class CaptionTrainingArguments(CaptionArguments, BlipTrainingArguments):  # type
             case, less punctuation, at most `max_words` words.
         augmentation (`str`, defaults to `"blip"`): `"blip"` (random crop, flip and RandAugment) or `"none"`.
         metrics (`list[str]`, defaults to `["bleu", "cider"]`): Any of `bleu`, `meteor`, `rouge_l`, `cider`, `spice`,
-            `exact_match`.
+            `exact_match`, `clip_score`, `ref_clip_score`, `itm_score`, `self_retrieval`, `diversity`, `chair`.
         eval_metrics (`list[str]`, *optional*): Metrics during training; by default `metrics` without `spice`.
         generation_num_beams (`int`, defaults to 3): Number of beams; 1 is greedy search.
         generation_max_length (`int`, *optional*): Maximum length of generated captions in tokens, prompt included; by
@@ -45,6 +45,13 @@ class CaptionTrainingArguments(CaptionArguments, BlipTrainingArguments):  # type
             its whole length, as the original does, or by that without the prompt.
         score_tokenizer (`str`, defaults to `"ptb"`): Words of scored captions: those of the COCO tools (`"ptb"`), or
             characters in scripts that write no spaces between words (`"char"`).
+        clip_model_name_or_path (`str`, defaults to `"openai/clip-vit-base-patch32"`): The CLIP of `clip_score`,
+            `ref_clip_score` and `self_retrieval`.
+        itm_model_name_or_path (`str`, *optional*): The BLIP matcher of `itm_score`.
+        self_retrieval_by (`str`, defaults to `"clip"`): Features of `self_retrieval`: those of CLIP (`"clip"`) or of the
+            matcher (`"itc"`).
+        chair_instances (`list[str]`, *optional*): COCO's `instances_*.json` of the scored images, for `chair`.
+        chair_synonyms (`str`, *optional*): The synonyms file of CHAIR's authors, for `chair`.
         early_stopping_patience (`int`, *optional*): Stop after this number of evaluations in which
             `metric_for_best_model` did not improve.
         image_cache (`str`, *optional*): Directory for resized copies of large and remote pictures.
@@ -74,6 +81,8 @@ class ScstTrainingArguments(ScstArguments, CaptionTrainingArguments):  # type: i
             other samples, or its greedy caption (`"greedy"`).
         cider_reward_weight (`float`, defaults to 1.0): Weight of CIDEr-D in the reward.
         bleu_reward_weight (`float`, defaults to 0.0): Weight of BLEU-4 in the reward.
+        clip_reward_weight (`float`, defaults to 0.0): Weight of CLIPScore in the reward.
+        itm_reward_weight (`float`, defaults to 0.0): Weight of the matcher's probability in the reward.
         kl_coef (`float`, defaults to 0.0): Coefficient of the KL divergence from the initial model, in nats.
         xe_weight (`float`, defaults to 0.0): Weight of the cross entropy, without label smoothing, in the loss.
 

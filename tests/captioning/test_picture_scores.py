@@ -138,7 +138,7 @@ def test_a_reward_is_the_score_of_the_caption_and_training_raises_it(
     pairs = {8 * number + sample: row for number, row in enumerate(rows) for sample in range(8)}
     images = {pair: places.pictures / "train" / f"{row:04}.png" for pair, row in pairs.items()}
     texts = {pair: captions[pair] for pair in pairs}
-    scores = score_captions(texts, dict.fromkeys(pairs, ["a"]), [metric], images=images, scorers=[scorer])
+    scores = score_captions(texts, {pair: ["a"] for pair in pairs}, [metric], images=images, scorers=[scorer])
     expected = [2 * scores.per_image[pair][metric] for pair in pairs]
     assert rewards.flatten().tolist() == pytest.approx(expected, abs=1e-5)
     logged = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
