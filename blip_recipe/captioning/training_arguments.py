@@ -48,8 +48,8 @@ class CaptionTrainingArguments(CaptionArguments, BlipTrainingArguments):  # type
         clip_model_name_or_path (`str`, defaults to `"openai/clip-vit-base-patch32"`): The CLIP of `clip_score`,
             `ref_clip_score` and `self_retrieval`.
         itm_model_name_or_path (`str`, *optional*): The BLIP matcher of `itm_score`.
-        self_retrieval_by (`str`, defaults to `"clip"`): Features of `self_retrieval`: those of CLIP (`"clip"`) or of the
-            matcher (`"itc"`).
+        self_retrieval_by (`str`, defaults to `"clip"`): Features of `self_retrieval`: those of CLIP (`"clip"`) or of
+            the matcher (`"itc"`).
         chair_instances (`list[str]`, *optional*): COCO's `instances_*.json` of the scored images, for `chair`.
         chair_synonyms (`str`, *optional*): The synonyms file of CHAIR's authors, for `chair`.
         early_stopping_patience (`int`, *optional*): Stop after this number of evaluations in which

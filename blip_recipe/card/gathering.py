@@ -75,8 +75,7 @@ def result_facts(
 
 def score_facts(results: Mapping[str, float], role: str) -> list[ScoreFacts]:
     """The scores of a role in `all_results.json`, with those of the base model."""
-    # Self-critical training has the length of captions among its habits.
-    habits = HABIT_LABELS if f"{role}_bad_endings" in results else {}
+    habits = HABIT_LABELS if _has_habits(results, role) else {}
     labels = {name: SCORE_LABELS[name] for name in SCORE_ORDER if name not in habits} | {"loss": "Loss"}
     return [score_fact(results, role, name, label) for name, label in labels.items() if f"{role}_{name}" in results]
 
@@ -102,13 +101,18 @@ def group_facts(results: Mapping[str, float], role: str) -> list[ScoreFacts]:
 
 def habit_facts(results: Mapping[str, float], role: str) -> list[ScoreFacts]:
     """The caption properties of a role, with those of the base model. Only self-critical training measures them."""
-    if f"{role}_bad_endings" not in results:
+    if not _has_habits(results, role):
         return []
     return [
         ScoreFacts(name, label, results[f"{role}_{name}"], results.get(f"baseline_{name}"))
         for name, label in HABIT_LABELS.items()
         if f"{role}_{name}" in results
     ]
+
+
+def _has_habits(results: Mapping[str, float], role: str) -> bool:
+    """Whether self-critical training measured habits; the length of captions is also a score of `diversity`."""
+    return f"{role}_distinct_1" not in results or f"{role}_bad_endings" in results
 
 
 def sample_facts(title: str, prediction: Mapping[str, Any], score: str | None) -> SampleFacts:

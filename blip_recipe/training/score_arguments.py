@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -58,27 +57,17 @@ class CaptionScoreArguments:
                 f"{users[0]} needs a BLIP matcher, but itm_model_name_or_path is missing: expected a Hub id or a "
                 "directory, such as Salesforce/blip-itm-base-coco."
             )
-        if "chair" in self.metrics:
-            self._check_chair()
+        needed = ("chair_instances", "chair_synonyms") if "chair" in self.metrics else ()
+        if missing := next((key for key in needed if not getattr(self, key)), None):
+            raise RecipeError(
+                f"metrics names 'chair', but {missing} is missing: expected COCO's instances_*.json and the synonyms "
+                "file of CHAIR's authors."
+            )
 
     def _itm_users(self) -> list[str]:
         """The keys, as a message names them, that need the matcher."""
         by_itc = self.self_retrieval_by == "itc" and "self_retrieval" in self.metrics
         return ["self_retrieval_by 'itc'"] if by_itc else []
-
-    def _check_chair(self) -> None:
-        files: dict[str, Sequence[str] | None] = {
-            "chair_instances": self.chair_instances,
-            "chair_synonyms": self.chair_synonyms and [self.chair_synonyms],
-        }
-        for key, paths in files.items():
-            if not paths:
-                raise RecipeError(
-                    f"metrics names 'chair', but {key} is missing: expected COCO's instances_*.json and the synonyms "
-                    "file of CHAIR's authors."
-                )
-            if missing := next((path for path in paths if not Path(path).is_file()), None):
-                raise RecipeError(f"{key} names {missing!r}, which is no file: expected a path.")
 
     @property
     def uses_clip(self) -> bool:

@@ -173,10 +173,7 @@ def test_the_memory_estimate_counts_the_models_of_scores(places: Places) -> None
         ({"metrics": ["itm_score"]}, "itm_score needs a BLIP matcher, but itm_model_name_or_path is missing"),
         ({"metrics": ["self_retrieval"], "self_retrieval_by": "itc"}, "self_retrieval_by 'itc' needs a BLIP matcher"),
         ({"metrics": ["chair"]}, "metrics names 'chair', but chair_instances is missing"),
-        (
-            {"metrics": ["chair"], "chair_instances": ["none.json"], "chair_synonyms": "s.txt"},
-            "chair_instances names 'none.json', which is no file",
-        ),
+        ({"metrics": ["chair"], "chair_instances": ["a.json"]}, "metrics names 'chair', but chair_synonyms is missing"),
         ({"metrics": ["chair"], "chair_instances": "none.json"}, "chair_instances is 'none.json': expected a list"),
     ],
 )
@@ -251,6 +248,11 @@ def test_the_command_names_the_key_of_a_wrong_model(places: Places, tmp_path: Pa
         evaluated(tmp_path / "out", *data, "itm_score", "--itm_model_name_or_path", places.model)
     with pytest.raises(RecipeError, match=r"^clip_model_name_or_path is .*, a model of type 'blip': expected a CLIP"):
         evaluated(tmp_path / "out", *data, "clip_score", "--clip_model_name_or_path", places.model)
+    chair = ["chair", "--chair_instances", places.pictures, "--chair_synonyms", places.pictures]
+    with pytest.raises(
+        RecipeError, match=r"pictures cannot be read as instances \(IsADirectoryError.*: expected COCO's"
+    ):
+        evaluated(tmp_path / "out", *data, *chair)
     with pytest.raises(RecipeError, match=r"clip_model_name_or_path is .* so that it has no effect. Add clip_score"):
         evaluated(tmp_path / "out", *data, "bleu", "--clip_model_name_or_path", places.clip)
     assert not (tmp_path / "out").exists()

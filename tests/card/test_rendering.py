@@ -49,6 +49,8 @@ def ranked(score: str) -> list[dict[str, Any]]:
     return [{**each, "scores": {score: each["scores"]["cider"] / 2.5}} for each in PREDICTIONS]
 
 
+PICTURED = ["clip_score", "itm_score", "self_retrieval", "diversity"]
+
 GOLDEN_CARDS: dict[str, dict[str, Any]] = {
     "full": {"name": "coco_full"},
     "lora": {"name": "coco_qlora_4bit", "words": ["--use_dora=true"]},
@@ -59,6 +61,18 @@ GOLDEN_CARDS: dict[str, dict[str, Any]] = {
     "self_critical": {
         "name": "coco_scst",
         "results": {"test_cider": 1.4, "baseline_cider": 1.3, "test_caption_length": 9.5, "baseline_caption_length": 9},
+    },
+    "pictures": {
+        "name": "coco_full",
+        "words": ["--metrics", "bleu", "cider", *PICTURED, "--itm_model_name_or_path=Salesforce/blip-itm-base-coco"],
+        "results": {f"{role}_{name}": value for role in ("baseline", "test") for name, value in SCORES.items()}
+        | {
+            "test_clip_score": 0.78,
+            "baseline_clip_score": 0.75,
+            "test_vocabulary": 1234.0,
+            "baseline_vocabulary": 987.0,
+        }
+        | {"test_itm_score": 0.9, "test_self_recall_1": 0.31, "test_caption_length": 9.5, "test_distinct_1": 0.02},
     },
     "lora_not_scored": {
         "name": "coco_lora",

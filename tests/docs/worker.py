@@ -148,6 +148,8 @@ def parse_command(command: str, arguments: list[str], *, only_read: bool = False
     module, name = AFTER_PARSING.get(command, ("argparse", ""))
     if command == "finetune" and only_read:
         name = "check_recipe"
+    if command == "evaluate" and "--predictions" in arguments:
+        name = "score_file"
     with stopping_at(importlib.import_module(module), name) if name else stopping_after_parsing():
         call_main(command, arguments)
 
