@@ -88,10 +88,10 @@ class ClipScorer:
         check_is_clip(name, **hub)
         device = usable_device(device or first_device())
         model = load_blip(name, CLIPModel, dtype=torch.float32, device=device, allow_pickle=True, **hub)  # type: ignore[arg-type]
+        hub["trust_remote_code"] = False
         try:
-            return cls(
-                model, AutoTokenizer.from_pretrained(name, **hub), AutoImageProcessor.from_pretrained(name, **hub)
-            )
+            tokenizer = AutoTokenizer.from_pretrained(name, **hub)
+            return cls(model, tokenizer, AutoImageProcessor.from_pretrained(name, **hub))
         except (OSError, ValueError) as error:
             raise RecipeError(
                 f"The tokenizer or image processor of the CLIP {name!r} cannot be loaded: {first_line(error)}"
@@ -183,7 +183,7 @@ def check_is_clip(name: str, **hub: Any) -> Any:
         RecipeError: There is no such model, or it is of another type.
     """
     try:
-        config = AutoConfig.from_pretrained(name, **hub)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub)
     except (OSError, ValueError) as error:
         raise RecipeError(f"The CLIP {name!r} cannot be loaded: {first_line(error)}") from error
     if config.model_type != "clip":
