@@ -221,6 +221,7 @@ class CardFacts:
         skipped_rows: Number of rows that were skipped because they could not be used.
         task: The task and its names.
         notes: Sentences on the data: how test images were held out, which texts are cut or changed.
+        has_report: Whether `report.html` is published beside the card.
     """
 
     kind: Kind
@@ -236,6 +237,7 @@ class CardFacts:
     training: TrainingFacts
     task: TaskWords
     notes: Sequence[str] = ()
+    has_report: bool = False
 
     def score(self, name: str) -> ScoreFacts | None:
         """The score with this name, or None."""

@@ -6,11 +6,12 @@ global state changes and no display is needed.
 
 from __future__ import annotations
 
-import io
 import math
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from blip_recipe.card.charts import curve_points
+from blip_recipe.card.thumbnails import encode_jpeg
 from blip_recipe.data.images import open_image
 from blip_recipe.data.storage import write_atomically
 from blip_recipe.metrics.scores import LOWER_IS_BETTER, SELF_RANKS
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from PIL.Image import Image
 
 SAMPLE_FILES = {title: f"samples/{title}.jpg" for title in ("best", "median", "worst")}
 """Picture files of the samples in the output directory, by title."""
@@ -120,17 +120,7 @@ def write_samples(
     row_numbers = {name: row for row, name in enumerate(rows[key])}
     for title, prediction in choose_samples(predictions).items():
         image = open_image(rows[row_numbers[prediction[key]]]["image"])
-        write_atomically(output_dir / SAMPLE_FILES[title], encode_sample(image), flush=True)
-
-
-def encode_sample(image: Image) -> bytes:
-    """Encode a picture as a small JPEG without metadata, which may contain the place of a photo."""
-    small = image.copy()
-    small.thumbnail((SAMPLE_SIZE, SAMPLE_SIZE))
-    small.info.clear()
-    file = io.BytesIO()
-    small.save(file, format="JPEG", quality=90)
-    return file.getvalue()
+        write_atomically(output_dir / SAMPLE_FILES[title], encode_jpeg(image, SAMPLE_SIZE, quality=90), flush=True)
 
 
 def draw_training_curves(log_history: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -143,11 +133,11 @@ def draw_training_curves(log_history: Sequence[Mapping[str, Any]], path: Path) -
         path: The file.
     """
     curves = {
-        "training": _points(log_history, "loss") or _points(log_history, "train_loss"),
-        "evaluation": _points(log_history, "eval_loss"),
+        "training": curve_points(log_history, "loss") or curve_points(log_history, "train_loss"),
+        "evaluation": curve_points(log_history, "eval_loss"),
     }
-    score = next((name for name in SCORE_LABELS if _points(log_history, f"eval_{name}")), None)
-    sampled = [name for name in SAMPLE_CURVES if _points(log_history, name)]
+    score = next((name for name in SCORE_LABELS if curve_points(log_history, f"eval_{name}")), None)
+    sampled = [name for name in SAMPLE_CURVES if curve_points(log_history, name)]
     rows = 1 + math.ceil(len(sampled) / 2)
     with _plain_style():
         figure = _panel(WIDTH, 640 * rows)
@@ -156,7 +146,7 @@ def draw_training_curves(log_history: Sequence[Mapping[str, Any]], path: Path) -
         for number, name in enumerate(sampled):
             place = {"row": 1 + number // 2, "rows": rows}
             axes = _curve_axes(figure, number % 2, 2, SAMPLE_CURVES[name], last_step, **place)
-            _draw_curve(axes, _points(log_history, name), name, TRAINING)
+            _draw_curve(axes, curve_points(log_history, name), name, TRAINING)
         axes = _curve_axes(figure, 0, columns, "Loss", last_step, rows=rows)
         for name, colour in (("training", TRAINING), ("evaluation", EVALUATION)):
             if curves[name]:
@@ -166,7 +156,7 @@ def draw_training_curves(log_history: Sequence[Mapping[str, Any]], path: Path) -
         if score:
             title = f"{SCORE_LABELS[score]} on the evaluation split"
             axes = _curve_axes(figure, 1, columns, title, last_step, rows=rows)
-            points = _points(log_history, f"eval_{score}")
+            points = curve_points(log_history, f"eval_{score}")
             _draw_curve(axes, points, SCORE_LABELS[score], SCORE)
             axes.set_ylim(0, 1.1 * max(value for _, value in points) or 1)
         _save(figure, path)
@@ -204,11 +194,6 @@ def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Leave out matplotlib's version, so the same run writes the same bytes.
     figure.savefig(path, format="png", dpi=72, metadata={"Software": None})
-
-
-def _points(log_history: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-    """Pairs (step, value) of the entries with the value."""
-    return [(entry["step"], entry[key]) for entry in log_history if key in entry]
 
 
 def _curve_axes(

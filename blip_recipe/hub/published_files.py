@@ -12,10 +12,14 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from huggingface_hub import ModelCard, get_token
 
+from blip_recipe.data.storage import read_json
 from blip_recipe.errors import PushError, RecipeError
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
+
+REPORT_FILES = ("report.html", "report_files/*.jpg")
+"""Patterns of the report. It shows pictures of the data, so it is published only with `push_report`."""
 
 MODEL_FILES = (
     "config.json",
@@ -43,6 +47,7 @@ MODEL_FILES = (
     *(f"matcher/{name}" for name in ("config.json", "model.safetensors", "recipe.json")),
     *(f"matcher/{name}" for name in ("processor_config.json", "preprocessor_config.json")),
     *(f"matcher/{name}" for name in ("tokenizer.json", "tokenizer_config.json")),
+    *REPORT_FILES,
 )
 """Patterns of the files of a run. A push deletes them from the repository if the new run does not have them."""
 
@@ -53,10 +58,14 @@ PUBLISHED_FILES = (*MODEL_FILES, "README.md")
 def published_files(folder: Path) -> dict[str, Path]:
     """Find the files of an output directory that are published, by name.
 
+    The report is one of them if the directory's `recipe.json` has `push_report`.
+
     Raises:
         RecipeError: The directory has no finished model (weights and configuration), or an adapter of a local model.
     """
-    found = sorted(path for pattern in PUBLISHED_FILES for path in folder.glob(pattern) if path.is_file())
+    left_out = () if read_json(folder / "recipe.json").get("push_report") is True else REPORT_FILES
+    patterns = [pattern for pattern in PUBLISHED_FILES if pattern not in left_out]
+    found = sorted(path for pattern in patterns for path in folder.glob(pattern) if path.is_file())
     files = {path.relative_to(folder).as_posix(): path for path in found}
     if not any(name.endswith(".safetensors") for name in files) or not {"config.json", "adapter_config.json"} & set(
         files

@@ -164,7 +164,10 @@ NEEDS = (
         "Set streaming to true, without max_train_samples",
     ),
     Need(
-        ("metrics", "bootstrap_resamples", "max_eval_samples", "allow_shared_images", "answer_list", "group_column"),
+        (
+            *("metrics", "bootstrap_resamples", "max_eval_samples", "allow_shared_images", "answer_list"),
+            *("group_column", "report", "push_report"),
+        ),
         ("eval_split", "test_split"),
         is_scored,
         "Set one of them, or validation_fraction or test_fraction",

@@ -25,6 +25,7 @@ from blip_recipe.card.facts import (
 from blip_recipe.card.gathering import PACKAGES, find_language, installed_versions, result_facts
 from blip_recipe.card.pictures import draw_training_curves, write_samples
 from blip_recipe.card.rendering import format_code, write_card
+from blip_recipe.card.report import ReportFacts, pictures_of, remove_report, write_report
 from blip_recipe.data.convert import source_name
 from blip_recipe.data.dataset import PictureDataset
 from blip_recipe.data.storage import (
@@ -136,7 +137,7 @@ class PublishingTrainer(StreamingTrainer):
         return Path(str(self.args.output_dir))
 
     def create_model_card(self, repo_id: str | None = None) -> Path:  # type: ignore[override]
-        """Write the model card `README.md`, its pictures and `predictions.jsonl` into `output_dir`.
+        """Write the model card `README.md`, its pictures, `predictions.jsonl` and `report.html` into `output_dir`.
 
         The card shows the scores of the last evaluation of the current weights: by `evaluate`, by `predict`, or during
         training at the step whose weights were kept.
@@ -167,6 +168,7 @@ class PublishingTrainer(StreamingTrainer):
             counts={**self._count_rows(), **sources.counts},
             callback=self.card,
         )
+        self.write_report(ReportFacts.of_card(facts, self.card.log_history))
         return write_card(facts, self.output_dir)
 
     def _predictions_to_show(self) -> list[dict[str, Any]]:
@@ -180,6 +182,22 @@ class PublishingTrainer(StreamingTrainer):
             if other and other["references"] == each["references"]:
                 each["before"] = other["caption"]
         return shown
+
+    def write_report(self, facts: ReportFacts) -> None:
+        """Write the page of the split that was evaluated last; without one or without `report`, delete an older page."""
+        if not (self.predictions and self.args.report):
+            return remove_report(self.output_dir)
+        dataset = self.scored_dataset
+        find_picture = pictures_of(dataset.rows, getattr(dataset, "resized", None))
+        write_report(
+            self.output_dir,
+            self.predictions,
+            self.task,
+            facts,
+            to_display=self.to_display,
+            find_picture=find_picture,
+        )
+        return None
 
     def _results(self) -> dict[str, float]:
         """The metrics for the card. A recipe's `all_results.json` also has those from before a resumption."""
@@ -420,6 +438,7 @@ def gather_facts(
             versions={"Python": platform.python_version()} | installed_versions(PACKAGES),
         ),
         task=trainer.task,
+        has_report=bool(predictions) and args.push_report,
     )
 
 

@@ -341,13 +341,21 @@ class VqaTrainer(BlipTrainer):
 
     @classmethod
     def to_display(cls, prediction: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Show question and answer as the caption, and the annotators' answers as references."""
-        counts = {answer: prediction["answers"].count(answer) for answer in prediction["answers"]}
+        """Show question and answer as the caption, and the annotators' answers as references.
+
+        `agreement` says of each answer how many annotators gave it, and its VQA accuracy.
+        """
+        given = prediction["answers"]
+        counts = {answer: given.count(answer) for answer in given}
+        references = sorted(counts, key=lambda answer: -counts[answer])
         return {
             "question_id": prediction["question_id"],
             "image_id": prediction["image_id"],
             "caption": f"{prediction['question']} {prediction['answer']}",
-            "references": sorted(counts, key=lambda answer: -counts[answer]),
+            "references": references,
+            "agreement": [
+                f"{counts[answer]} of {len(given)}, accuracy {vqa_accuracy(answer, given):.2f}" for answer in references
+            ],
             "scores": prediction["scores"],
         }
 

@@ -16,9 +16,9 @@ from blip_recipe.card.pictures import (
     WIDTH,
     choose_samples,
     draw_training_curves,
-    encode_sample,
     write_samples,
 )
+from blip_recipe.card.thumbnails import encode_jpeg
 
 RED, BLUE = (200, 30, 30), (30, 30, 200)
 
@@ -59,7 +59,7 @@ def write(predictions: list[dict[str, Any]], images: dict[int, Path], output_dir
 
 
 def encode(image: Image.Image, path: Path) -> Image.Image:
-    path.write_bytes(encode_sample(image))
+    path.write_bytes(encode_jpeg(image, SAMPLE_SIZE, quality=90))
     return Image.open(path)
 
 
