@@ -17,6 +17,7 @@ from blip_recipe.recipe.parsing import read_recipe
 from blip_recipe.vqa.answer_lists import ANSWER_LIST_FILE
 
 if TYPE_CHECKING:
+    from blip_recipe.card.report import ReportFacts
     from blip_recipe.metrics.scores import SetScorer
     from blip_recipe.recipe.recipe import Recipe
 
@@ -97,7 +98,9 @@ def score_file(recipe: Recipe[EvaluateOptions]) -> None:
         resamples, seed = training.bootstrap_resamples, training.seed
         scores = scorer.score(predictions, references, images=images, resamples=resamples, seed=seed)
     metrics = {f"eval_{name}": value for name, value in (scores.corpus | interval_scores(scores.intervals)).items()}
-    report(recipe, metrics, scores.records(predictions, references))
+    records = scores.records(predictions, references)
+    report(recipe, metrics, records)
+    write_page_of_file(recipe, metrics, records, paired.names)
 
 
 def load_scorers(training: Any) -> list[SetScorer]:
@@ -139,6 +142,7 @@ def score_model(recipe: Recipe[EvaluateOptions]) -> None:
     metrics = trainer.evaluate()
     if trainer.is_world_process_zero():
         report(recipe, metrics, trainer.predictions)
+        trainer.write_report(page_facts(recipe, metrics, model.model_name_or_path))
         write_skipped_rows(recipe.output_dir / SKIPPED_FILE, checked.skipped)
 
 
@@ -159,6 +163,38 @@ def report(recipe: Recipe[EvaluateOptions], results: dict[str, float], records: 
         low, high = (results.get(f"eval_{name}_{end}") for end in ENDS)
         interval = "" if low is None else f"  ({low:.4f} to {high:.4f})"
         print(f"{name:<{width}}{results[f'eval_{name}']:.4f}{interval}")
+
+
+def write_page_of_file(
+    recipe: Recipe[EvaluateOptions], metrics: dict[str, float], records: list[dict[str, Any]], names: dict[Any, list[str]]
+) -> None:
+    """Write `report.html` of `--predictions`, with the pictures that are beside one of the files."""
+    from blip_recipe.card.report import files_of, remove_report, write_report
+
+    if not recipe.training.report:
+        return remove_report(recipe.output_dir)
+    predictions, references = recipe.options.predictions, recipe.options.references
+    files = (predictions, references)
+    folders = [Path(recipe.data.image_root or "."), Path(), *(Path(file).parent for file in files if file)]
+    facts = page_facts(recipe, metrics, str(predictions))
+    write_report(
+        recipe.output_dir, records, recipe.trainer.task, facts, find_picture=files_of(names, dict.fromkeys(folders))
+    )
+    return None
+
+
+def page_facts(recipe: Recipe[EvaluateOptions], metrics: dict[str, float], scored: str) -> ReportFacts:
+    """What stands above the rows of `report.html`; `scored` is the model or the file."""
+    from blip_recipe.card.facts import Source
+    from blip_recipe.card.gathering import group_facts, score_facts
+    from blip_recipe.card.report import ReportFacts
+
+    data, words = recipe.data, recipe.trainer.task
+    named = {"scored": Source(scored).facts().name}
+    if data.dataset_name and not recipe.options.predictions:
+        named |= {"data": Source(str(data.dataset_name)).facts().name}
+    title = f"{words.title}: {named.get('data', named['scored'])}"
+    return ReportFacts(title, list(named.items()), [*score_facts(metrics, "eval"), *group_facts(metrics, "eval")])
 
 
 def is_score(key: str, score: str) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -168,6 +168,23 @@ def pictures_of(rows: Dataset, resized: Mapping[int, str] | None = None) -> Call
         return (resized or {}).get(row) or pictures[row]["image"]
 
     return find
+
+
+def files_of(names: Mapping[Any, Sequence[str]], folders: Iterable[Path]) -> Callable[[Any], Picture] | None:
+    """A function that returns the picture file of an image id; None without any file.
+
+    Args:
+        names: Possible file names by image id. Ids may be file names themselves.
+        folders: The folders to look in. Files elsewhere are not read, as data may name any.
+    """
+    roots = [folder.resolve() for folder in folders]
+
+    def find(image_id: Any) -> Path | None:
+        own = [*names.get(image_id, ()), str(image_id)]
+        places = ((root, (root / name).resolve()) for name in own for root in roots)
+        return next((path for root, path in places if path.is_relative_to(root) and path.is_file()), None)
+
+    return find if any(map(find, names)) else None
 
 
 def read_row(prediction: Record, display: Record, columns: Columns, key: str) -> dict[str, Any]:
