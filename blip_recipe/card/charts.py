@@ -56,11 +56,14 @@ class Histogram(NamedTuple):
 
 
 class Series(NamedTuple):
-    """The counts of a histogram's bins: its name in tooltips, and the class of the bar that starts at a value."""
+    """The counts of a histogram's bins: its name in tooltips, and the class of its bars.
+
+    `kind` is the class, or a function that returns the class of the bar that starts at a value.
+    """
 
     name: str
     counts: Sequence[int]
-    kind_of: Callable[[float], str]
+    kind: str | Callable[[float], str]
 
 
 def build_histogram(
@@ -72,13 +75,14 @@ def build_histogram(
     slot = (RIGHT - LEFT) / bins
     width = (slot - 1) / len(series)
     bars = []
-    for place, (name, counts, kind_of) in enumerate(series):
+    for place, (name, counts, kind) in enumerate(series):
         for number, count in enumerate(counts):
             start, end = (low + (high - low) * edge / bins for edge in (number, number + 1))
             height = (BOTTOM - TOP) * count / highest
             title = f"{start:.2f} to {end:.2f}{f', {name}' if name else ''}: {count:,}"
             x = LEFT + slot * number + 0.5 + width * place
-            bars.append(Bar(round(x, 1), round(BOTTOM - height, 1), round(width, 1), round(height, 1), kind_of(start), title))
+            shape = (round(value, 1) for value in (x, BOTTOM - height, width, height))
+            bars.append(Bar(*shape, kind if isinstance(kind, str) else kind(start), title))
     marked = None if mark is None else (round(_scale(mark, low, high, LEFT, RIGHT), 1), f"{mark:g}")
     return Histogram(label, low, high, bars, highest, marked)
 

@@ -6,19 +6,26 @@ forbids that, and foreign scripts too.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from blip_recipe.card.charts import Curves, Histogram, Series, build_curves, build_histogram, count_values, curve_points
-from blip_recipe.card.charts import nice_range as find_range
+from blip_recipe.card.charts import (
+    Curves,
+    Histogram,
+    Series,
+    build_curves,
+    build_histogram,
+    count_values,
+    curve_points,
+    nice_range,
+)
 from blip_recipe.card.page import page_environment, read_part, security_policy, to_json
 from blip_recipe.card.pictures import SCORE_LABELS, ranking_score
 from blip_recipe.card.thumbnails import INLINE, Thumbnails, make_thumbnails, remove_thumbnails
-from blip_recipe.data.storage import write_atomically
+from blip_recipe.data.storage import BASELINE_PREDICTIONS_FILE, read_lines, write_atomically
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -28,15 +35,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Item = TypeVar("Item")
 Record = Mapping[str, Any]
 
 REPORT = "report.html"
 REPORT_FOLDER = "report_files"
 """Folder beside the page with thumbnails that are too large for it."""
-
-BASELINE_PREDICTIONS = "baseline_predictions.jsonl"
-"""File in the output directory with the texts of the untouched base model."""
 
 MAX_ROWS = 50_000
 """Maximum number of rows of a page. Of more rows, every second, third and so on is shown."""
@@ -132,7 +135,7 @@ def write_report(
         logger.warning("%s shows %s of %s rows.", REPORT, f"{len(shown):,}", f"{len(predictions):,}")
     columns = COLUMNS[words.name]
     ours = [read_row(each, to_display(each), columns, words.key) for each in shown]
-    base = read_baseline(output_dir / BASELINE_PREDICTIONS, ours, to_display, columns, words.key)
+    base = match_baseline(read_lines(output_dir / BASELINE_PREDICTIONS_FILE), ours, to_display, columns, words.key)
     images = list(dict.fromkeys(each["image"] for each in ours))
     folder = output_dir / REPORT_FOLDER
     if find_picture is None:
@@ -174,14 +177,13 @@ def files_of(names: Mapping[Any, Sequence[str]], folders: Iterable[Path]) -> Cal
     """A function that returns the picture file of an image id; None without any file.
 
     Args:
-        names: Possible file names by image id. Ids may be file names themselves.
+        names: Possible file names by image id.
         folders: The folders to look in. Files elsewhere are not read, as data may name any.
     """
     roots = [folder.resolve() for folder in folders]
 
     def find(image_id: Any) -> Path | None:
-        own = [*names.get(image_id, ()), str(image_id)]
-        places = ((root, (root / name).resolve()) for name in own for root in roots)
+        places = ((root, (root / name).resolve()) for name in names.get(image_id, ()) for root in roots)
         return next((path for root, path in places if path.is_relative_to(root) and path.is_file()), None)
 
     return find if any(map(find, names)) else None
@@ -218,18 +220,20 @@ def read_row(prediction: Record, display: Record, columns: Columns, key: str) ->
     return row | {name: fields[name] for name in ("prompt", "group") if fields.get(name)}
 
 
-def read_baseline(
-    path: Path, ours: Sequence[Record], to_display: Callable[[Record], Record], columns: Columns, key: str
+def match_baseline(
+    records: Sequence[Record],
+    ours: Sequence[Record],
+    to_display: Callable[[Record], Record],
+    columns: Columns,
+    key: str,
 ) -> list[dict[str, Any]] | None:
-    """Read the base model's rows in the order of `ours`; None if there are none of these rows with these references."""
-    if not path.exists():
+    """Convert the base model's predictions to rows in the order of `ours`; None if they are those of other data."""
+    known = {each.get(key): each for each in records}
+    if not all(each["id"] in known for each in ours):
         return None
-    with path.open(encoding="utf-8") as file:
-        records = [json.loads(line) for line in file]
-    known = {each["id"]: each for each in (read_row(one, to_display(one), columns, key) for one in records)}
-    found = [known.get(each["id"]) for each in ours]
-    same = [base for base, each in zip(found, ours, strict=True) if base and base["references"] == each["references"]]
-    return same if len(same) == len(ours) else None
+    rows = [read_row(one, to_display(one), columns, key) for one in (known[each["id"]] for each in ours)]
+    is_same = all(base["references"] == each["references"] for base, each in zip(rows, ours, strict=True))
+    return rows if is_same else None
 
 
 def render_report(
@@ -259,23 +263,27 @@ def render_report(
     }
     style, script = read_part("page.css", "report.css"), read_part("report.js")
     sources = "data:" if thumbnails.prefix == INLINE else "'self' file:"
-    return page_environment().get_template("report.html.jinja").render(
-        facts=facts,
-        words=words,
-        rows=len(ours),
-        scored=scored,
-        has_base=base is not None,
-        has_pictures=any(thumbnails.files),
-        groups=sorted({row["group"] for row in ours if "group" in row}),
-        scores=[(name, label_of(name)) for name in names],
-        ranking=ranking,
-        histograms=[(name, histogram_of(name, ours, base)) for name in names],
-        curves=training_curves(facts.log_history),
-        style=style,
-        script=script,
-        policy=security_policy(style=style, script=script, images=sources),
-        data=to_json(data),
-        pictures=to_json(thumbnails.files),
+    return (
+        page_environment()
+        .get_template("report.html.jinja")
+        .render(
+            facts=facts,
+            words=words,
+            rows=len(ours),
+            scored=scored,
+            has_base=base is not None,
+            has_pictures=any(thumbnails.files),
+            groups=sorted({row["group"] for row in ours if "group" in row}),
+            scores=[(name, label_of(name)) for name in names],
+            ranking=ranking,
+            histograms=[(name, histogram_of(name, ours, base)) for name in names],
+            curves=training_curves(facts.log_history),
+            style=style,
+            script=script,
+            policy=security_policy(style=style, script=script, images=sources),
+            data=to_json(data),
+            pictures=to_json(thumbnails.files),
+        )
     )
 
 
@@ -308,13 +316,11 @@ def label_of(name: str) -> str:
 
 def histogram_of(name: str, ours: Sequence[Record], base: Sequence[Record] | None) -> Histogram:
     """The histogram of a score of both models."""
-    models = {"fine-tuned": ours} if base is None else {"base": base, "fine-tuned": ours}
-    if base is None:
-        models = {"": ours}
+    models = {"": ours} if base is None else {"base model": base, "fine-tuned": ours}
     values = {model: [row["scores"].get(name) for row in rows] for model, rows in models.items()}
-    low, high = find_range([value for each in values.values() for value in each])
+    low, high = nice_range([value for each in values.values() for value in each])
     series = [
-        Series(model, count_values(each, low, high, BINS), lambda _, kind="base" if model == "base" else "ours": kind)
+        Series(model, count_values(each, low, high, BINS), "base" if model == "base model" else "ours")
         for model, each in values.items()
     ]
     return build_histogram(f"Histogram of {label_of(name)}", series, low, high)

@@ -45,7 +45,7 @@ INLINE = "data:image/jpeg;base64,"
 
 
 def encode_jpeg(image: Image, side: int, quality: int) -> bytes:
-    """Encode a picture as a JPEG with a longer side of at most `side`, without metadata (such as the place of a photo)."""
+    """Encode a picture as a JPEG of at most `side` pixels, without metadata, which may contain the place of a photo."""
     small = image.copy()
     small.thumbnail((side, side))
     small.info.clear()

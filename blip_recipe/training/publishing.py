@@ -184,7 +184,7 @@ class PublishingTrainer(StreamingTrainer):
         return shown
 
     def write_report(self, facts: ReportFacts) -> None:
-        """Write the page of the split that was evaluated last; without one or without `report`, delete an older page."""
+        """Write the page of the split that was evaluated last. Without `report`, delete that of an earlier run."""
         if not (self.predictions and self.args.report):
             return remove_report(self.output_dir)
         dataset = self.scored_dataset
