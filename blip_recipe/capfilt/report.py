@@ -1,7 +1,7 @@
 """Write the results of a run: `all_results.json` with numbers, and `report.html` with examples.
 
 The page is self-contained. Web captions may be hostile, so all text is escaped, and the page's content security policy
-blocks scripts and requests.
+blocks scripts and requests. Its style, histograms and thumbnails are those of a training's report (`card/report.py`).
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from itertools import chain, islice, product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from blip_recipe.capfilt.judging import KINDS
 from blip_recipe.capfilt.run import read_note
 from blip_recipe.capfilt.shard_output import DATA
-from blip_recipe.capfilt.tally import BINS, EXAMPLES_PER_SORT, add_counts
+from blip_recipe.capfilt.tally import EXAMPLES_PER_SORT, add_counts
+from blip_recipe.card.charts import Histogram, Series, build_histogram
+from blip_recipe.card.page import render_page
 from blip_recipe.data.storage import write_atomically, write_json
 from blip_recipe.errors import RecipeError
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 REPORT = "report.html"
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 MAX_ERRORS_SHOWN = 50
 """Maximum number of unreadable shards and pictures on the page."""
@@ -68,52 +69,43 @@ def report(arguments: CapFiltArguments, source: Source) -> None:
 
 def render(arguments: CapFiltArguments, notes: Sequence[Mapping[str, Any]], totals: Mapping[str, Any]) -> str:
     """Render the page."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     done = [note for note in notes if "images" in note]
     skipped = chain.from_iterable(
         ({"where": f"{note['shard']}, row {each['row']}", "reason": each["reason"]} for each in note["skipped"])
         for note in done
     )
     unreadable = ({"where": note["shard"], "reason": note["fault"]} for note in notes if "fault" in note)
-    return environment.get_template("report.html.jinja").render(
-        arguments=arguments,
-        totals=totals,
-        kinds=[
+    facts = {
+        "arguments": arguments,
+        "totals": totals,
+        "kinds": [
             {
                 "name": KIND_NAMES[kind],
                 "judged": totals[f"{kind}_judged"],
                 "kept": totals[f"{kind}_kept"],
                 "rate": totals[f"{kind}_kept_rate"],
-                "bars": bars([note[kind]["histogram"] for note in done]),
+                "chart": histogram(kind, [note[kind]["histogram"] for note in done], arguments.filter_threshold),
             }
             for kind in KINDS
         ],
-        sorts=[
+        "sorts": [
             {
                 "title": f"{KIND_NAMES[kind]} that were {fate}, {title}",
                 "examples": choose_examples(done, f"{kind} {fate} {where}", arguments.filter_threshold),
             }
             for kind, fate, (where, title) in product(KINDS, ("kept", "dropped"), DISTANCES.items())
         ],
-        faults=list(islice(chain(unreadable, skipped), MAX_ERRORS_SHOWN)),
-        faults_in_all=totals["shards_unreadable"] + totals["images_skipped"],
-    )
+        "faults": list(islice(chain(unreadable, skipped), MAX_ERRORS_SHOWN)),
+        "faults_in_all": totals["shards_unreadable"] + totals["images_skipped"],
+    }
+    return render_page(TEMPLATE, facts, styles=("page.css", "examples.css"))
 
 
-def bars(histograms: Iterable[Sequence[int]]) -> list[dict[str, Any]]:
-    """Compute the bars of a histogram of scores from 0 to 1. Heights are relative to the highest bar."""
+def histogram(kind: str, histograms: Iterable[Sequence[int]], threshold: float) -> Histogram:
+    """The histogram of the scores from 0 to 1 of all shards, with a line at the threshold."""
     counts = [sum(column) for column in zip(*histograms, strict=True)]
-    highest = max(1, *counts)
-    return [
-        {"low": number / BINS, "high": (number + 1) / BINS, "count": count, "height": count / highest}
-        for number, count in enumerate(counts)
-    ]
+    series = Series("", counts, lambda score: "kept" if score >= threshold else "dropped")
+    return build_histogram(f"Histogram of scores: {KIND_NAMES[kind]}", [series], mark=threshold)
 
 
 def choose_examples(notes: Iterable[Mapping[str, Any]], sort: str, threshold: float) -> list[dict[str, Any]]:

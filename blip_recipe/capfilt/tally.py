@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import heapq
-import io
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from blip_recipe.capfilt.judging import KINDS, BadImage, JudgedImage, Text
-from blip_recipe.data.images import open_image
+from blip_recipe.card.thumbnails import encode_inline
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,6 +20,8 @@ EXAMPLES_PER_SORT = 12
 
 THUMBNAIL = 160
 """Longer side of an example's picture in pixels."""
+
+THUMBNAIL_QUALITY = 80
 
 Candidate = tuple[float, int, int, JudgedImage, Text]
 """Priority, negative row and text index (the first one wins a tie), image and text."""
@@ -78,17 +78,8 @@ def _as_example(image: JudgedImage, text: Text) -> dict[str, Any]:
         "name": image.name,
         "text": text.text,
         "score": text.score,
-        "thumbnail": thumbnail(image.content),
+        "thumbnail": encode_inline(image.content, THUMBNAIL, THUMBNAIL_QUALITY),
     }
-
-
-def thumbnail(content: bytes) -> str:
-    """Encode a picture as a small JPEG in base64."""
-    picture = open_image(content)
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80)
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def add_counts(notes: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

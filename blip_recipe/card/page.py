@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import math
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,19 +20,40 @@ ESCAPED = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026"}
 """In JSON, such escapes stand only within strings, where they mean the same characters."""
 
 
-def page_environment(*folders: Path) -> Environment:
-    """The environment of a page's templates. They may import those of this folder; all texts are escaped."""
-    return Environment(
-        loader=FileSystemLoader([*folders, FOLDER]),
+def render_page(
+    template: Path,
+    facts: Mapping[str, Any],
+    *,
+    styles: Sequence[str],
+    script: str | None = None,
+    images: str = "data:",
+) -> str:
+    """Render a page, whose texts are escaped. It may use only its own style, script and pictures.
+
+    Args:
+        template: The template. It gets `facts`, `style`, `script` and `policy`, and may import those of this folder.
+        facts: The variables of the template.
+        styles: Names of style sheets of this folder.
+        script: The name of a script of this folder, if the page has one.
+        images: Sources of pictures, as in a content security policy.
+
+    Raises:
+        jinja2.UndefinedError: The template uses an unknown variable.
+    """
+    environment = Environment(
+        loader=FileSystemLoader([template.parent, FOLDER]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    style, code = read_parts(*styles), read_parts(script) if script else None
+    policy = security_policy(style, code, images)
+    return environment.get_template(template.name).render(facts, style=style, script=code, policy=policy)
 
 
 @cache
-def read_part(*names: str) -> Markup:
+def read_parts(*names: str) -> Markup:
     """Read and join style sheets or scripts of this folder. They are parts of the page, so they are not escaped."""
     return Markup("".join((FOLDER / name).read_text(encoding="utf-8") for name in names))
 
@@ -55,14 +77,8 @@ def _finite(content: Any) -> Any:
     return content
 
 
-def security_policy(*, style: str, script: str | None = None, images: str = "data:") -> Markup:
-    """The content security policy of a page that may use only its own style, script and pictures.
-
-    Args:
-        style: The content of the page's `<style>`.
-        script: The content of its `<script>`, if it has one.
-        images: Sources of pictures.
-    """
+def security_policy(style: str, script: str | None, images: str) -> Markup:
+    """The content security policy of a page with the texts of its `<style>` and `<script>`, and sources of pictures."""
     directives = {
         "default-src": "'none'",
         "base-uri": "'none'",

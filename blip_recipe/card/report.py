@@ -22,7 +22,7 @@ from blip_recipe.card.charts import (
     curve_points,
     nice_range,
 )
-from blip_recipe.card.page import page_environment, read_part, security_policy, to_json
+from blip_recipe.card.page import render_page, to_json
 from blip_recipe.card.pictures import SCORE_LABELS, ranking_score
 from blip_recipe.card.thumbnails import INLINE, Thumbnails, make_thumbnails, remove_thumbnails
 from blip_recipe.data.storage import BASELINE_PREDICTIONS_FILE, read_lines, write_atomically
@@ -45,6 +45,8 @@ MAX_ROWS = 50_000
 """Maximum number of rows of a page. Of more rows, every second, third and so on is shown."""
 
 BINS = 25
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
 
 
 @dataclass(frozen=True)
@@ -261,30 +263,22 @@ def render_report(
             for place, row in enumerate(ours)
         ],
     }
-    style, script = read_part("page.css", "report.css"), read_part("report.js")
-    sources = "data:" if thumbnails.prefix == INLINE else "'self' file:"
-    return (
-        page_environment()
-        .get_template("report.html.jinja")
-        .render(
-            facts=facts,
-            words=words,
-            rows=len(ours),
-            scored=scored,
-            has_base=base is not None,
-            has_pictures=any(thumbnails.files),
-            groups=sorted({row["group"] for row in ours if "group" in row}),
-            scores=[(name, label_of(name)) for name in names],
-            ranking=ranking,
-            histograms=[(name, histogram_of(name, ours, base)) for name in names],
-            curves=training_curves(facts.log_history),
-            style=style,
-            script=script,
-            policy=security_policy(style=style, script=script, images=sources),
-            data=to_json(data),
-            pictures=to_json(thumbnails.files),
-        )
-    )
+    shown = {
+        "facts": facts,
+        "words": words,
+        "rows": len(ours),
+        "scored": scored,
+        "has_base": base is not None,
+        "groups": sorted({row["group"] for row in ours if "group" in row}),
+        "labels": {name: label_of(name) for name in names},
+        "ranking": ranking,
+        "histograms": [(name, histogram_of(name, ours, base)) for name in names],
+        "curves": training_curves(facts.log_history),
+        "data": to_json(data),
+        "pictures": to_json(thumbnails.files),
+    }
+    images_of_page = "data:" if thumbnails.prefix == INLINE else "'self' file:"
+    return render_page(TEMPLATE, shown, styles=("page.css", "report.css"), script="report.js", images=images_of_page)
 
 
 def compact_row(row: Record, base: Record | None, names: Sequence[str], picture: int) -> dict[str, Any]:
