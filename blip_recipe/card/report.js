@@ -107,6 +107,8 @@ function update() {
   $("nothing").hidden = view.length > 0;
   current = -1;
   list.replaceChildren();
+  const top = list.getBoundingClientRect().top - toolbarHeight();
+  if (top < 0) scrollTo({ top: scrollY + top });
   render();
 }
 
@@ -131,6 +133,7 @@ function setDirection(value) {
 
 // The list: only the rows near the window are in the document.
 
+const toolbarHeight = () => (getComputedStyle(tools).position === "sticky" ? tools.offsetHeight : 0);
 const rowHeight = () => parseFloat(getComputedStyle(document.documentElement).getPropertyValue("--row"));
 
 function render() {
@@ -223,8 +226,7 @@ function moveTo(place) {
   current = Math.min(Math.max(place, 0), view.length - 1);
   const height = rowHeight();
   const top = list.getBoundingClientRect().top + scrollY + current * height;
-  const bar = getComputedStyle(tools).position === "sticky" ? tools.offsetHeight : 0;
-  if (top - bar < scrollY) scrollTo({ top: top - bar });
+  if (top - toolbarHeight() < scrollY) scrollTo({ top: top - toolbarHeight() });
   else if (top + height > scrollY + innerHeight) scrollTo({ top: top + height - innerHeight });
   render();
   for (const node of list.children) node.tabIndex = Number(node.dataset.place) === current ? 0 : -1;
@@ -376,8 +378,7 @@ tools.addEventListener("input", (event) => {
   if (event.target.id === "sort") setDirection(event.target.value === "score" || event.target.value === "change");
   update();
 });
-tools.addEventListener("reset", () => setTimeout(() => { setDirection(false); update(); }));
-$("reset-again").addEventListener("click", () => tools.reset());
+for (const id of ["reset", "reset-again"]) $(id).addEventListener("click", () => { tools.reset(); setDirection(false); update(); });
 $("direction").addEventListener("click", () => { setDirection(!descending); update(); });
 $("theme").addEventListener("click", nextTheme);
 $("help-button").addEventListener("click", () => help.showModal());

@@ -7,6 +7,7 @@ forbids that, and foreign scripts too.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from blip_recipe.card.charts import (
 )
 from blip_recipe.card.page import render_page, to_json
 from blip_recipe.card.pictures import SCORE_LABELS, ranking_score
-from blip_recipe.card.thumbnails import INLINE, Thumbnails, make_thumbnails, remove_thumbnails
+from blip_recipe.card.thumbnails import INLINE, MAX_INLINE_BYTES, Thumbnails, make_thumbnails, remove_thumbnails
 from blip_recipe.data.storage import BASELINE_PREDICTIONS_FILE, read_lines, write_atomically
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ def write_report(
     *,
     to_display: Callable[[Record], Record] = lambda prediction: prediction,
     find_picture: Callable[[Any], Picture] | None = None,
+    max_inline_bytes: int = MAX_INLINE_BYTES,
 ) -> Path:
     """Write `report.html`, a page of every scored row, and its thumbnails into `output_dir`.
 
@@ -128,6 +130,7 @@ def write_report(
         facts: What stands above the rows.
         to_display: The trainer's conversion of a prediction.
         find_picture: Returns the picture of an image id; None without pictures.
+        max_inline_bytes: Maximum bytes of all thumbnails in the page. If they are more, they are files beside it.
 
     Returns:
         The path of the page.
@@ -144,7 +147,7 @@ def write_report(
         remove_thumbnails(folder)
         thumbnails = Thumbnails(INLINE, [])
     else:
-        thumbnails = make_thumbnails(lambda number: find_picture(images[number]), len(images), folder)
+        thumbnails = make_thumbnails(lambda number: find_picture(images[number]), len(images), folder, max_inline_bytes)
     page = render_report(ours, base, images, thumbnails, columns, words, facts, len(predictions))
     path = output_dir / REPORT
     write_atomically(path, page.encode())
@@ -206,7 +209,7 @@ def read_row(prediction: Record, display: Record, columns: Columns, key: str) ->
         "image": fields["image_id"],
         "text": fields[columns.output],
         "references": list(fields[columns.references]),
-        "scores": dict(fields["scores"]),
+        "scores": {name: value for name, value in fields["scores"].items() if math.isfinite(value)},
     }
     if columns.notes:
         row["notes"] = fields[columns.notes]

@@ -76,9 +76,7 @@ def encode_inline(picture: Picture, side: int, quality: int = QUALITY) -> str:
     return base64.b64encode(encode_thumbnail(picture, side, quality)).decode()
 
 
-def make_thumbnails(
-    read: Callable[[int], Picture], count: int, folder: Path, max_inline_bytes: int = MAX_INLINE_BYTES
-) -> Thumbnails:
+def make_thumbnails(read: Callable[[int], Picture], count: int, folder: Path, max_inline_bytes: int) -> Thumbnails:
     """Make the thumbnails of a page: in the page, or in a folder beside it if they are too large for that.
 
     Args:
