@@ -378,7 +378,7 @@ tools.addEventListener("input", (event) => {
   if (event.target.id === "sort") setDirection(event.target.value === "score" || event.target.value === "change");
   update();
 });
-for (const id of ["reset", "reset-again"]) $(id).addEventListener("click", () => { tools.reset(); setDirection(false); update(); });
+for (const id of ["clear", "clear-too"]) $(id).addEventListener("click", () => { tools.reset(); setDirection(false); update(); });
 $("direction").addEventListener("click", () => { setDirection(!descending); update(); });
 $("theme").addEventListener("click", nextTheme);
 $("help-button").addEventListener("click", () => help.showModal());
