@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
+import re
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import datasets
 import pytest
 import torch
 from commands import run_module
+from PIL import Image
 from transformers import BertTokenizer, BlipImageProcessor, BlipProcessor
 
 from blip_recipe.caption import main as caption
@@ -288,6 +291,8 @@ def test_a_part_of_the_images_is_scored_on_request(tmp_path: Path, capsys: pytes
     (tmp_path / "captions_val2014.json").write_text(json.dumps(references))
     lines = [{"image": f"photos/{names[image_id]}", "caption": f"a picture of {image_id}"} for image_id in (9, 42)]
     (tmp_path / "captions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "photos" / names[42])  # the picture of 9 is elsewhere
     files = ["--predictions", tmp_path / "captions.jsonl", "--references", tmp_path / "captions_val2014.json"]
     arguments = [*map(str, files), "--output_dir", str(tmp_path / "out"), "--metrics", "bleu"]
     with pytest.raises(RecipeError, match=r"there is no caption for image 7: .*set subset to true"):
@@ -301,3 +306,9 @@ def test_a_part_of_the_images_is_scored_on_request(tmp_path: Path, capsys: pytes
         (9, ["a picture of 9"]),
         (42, ["a picture of 42"]),
     ]
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    first, second = json.loads(re.findall(r'id="pictures">(.*?)</script>', page)[0])
+    assert first == ""
+    assert Image.open(io.BytesIO(base64.b64decode(second))).size == (40, 30)
+    main([*arguments, "--subset", "true", "--report", "false"])
+    assert not (tmp_path / "out" / "report.html").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,22 @@ def test_the_texts_of_the_base_model_are_kept_beside_those_of_the_finished_one(
         )
         assert each["p_value"] == pytest.approx(results[f"test_{name}_p_value"], abs=1e-9)
     assert {"bleu_4", "cider", "meteor", "rouge_l"} <= compared.keys()
+
+
+def test_the_report_shows_every_scored_picture_and_stays_here(run: dict[str, Any]) -> None:
+    page = (run["output_dir"] / "report.html").read_text(encoding="utf-8")
+    data, pictures = (
+        json.loads(each) for each in re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page)
+    )
+    lines, before = (
+        [json.loads(line) for line in (run["output_dir"] / name).read_text().splitlines()]
+        for name in ("predictions.jsonl", "baseline_predictions.jsonl")
+    )
+    assert [row["text"] for row in data["rows"]] == [line["caption"] for line in lines]
+    assert [row["base"] for row in data["rows"]] == [line["caption"] for line in before]
+    assert len(pictures) == len(lines)
+    assert all(pictures)
+    assert "report.html" not in (run["output_dir"] / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_published_model_gives_the_captions_that_were_scored(

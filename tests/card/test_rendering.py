@@ -98,6 +98,7 @@ GOLDEN_CARDS: dict[str, dict[str, Any]] = {
             "--generation_repetition_penalty=1.2",
             "--generation_length_penalty=2.0",
             "--generation_length_penalty_counts_prompt=true",
+            "--push_report=true",
         ],
         "results": {
             "eval_cider": 0.5,

@@ -218,8 +218,8 @@ def test_both_captions_stand_side_by_side_with_shared_words_marked(opened: Page)
 
 def test_scores_and_curves_stand_above(opened: Page) -> None:
     assert [each.split() for each in opened.locator(".tiles li").all_inner_texts()] == [
-        ["CIDEr", "1.25", "base", "0.5"],
-        ["Loss", "2"],
+        ["CIDEr", "1.250", "base", "0.500"],
+        ["Loss", "2.000"],
     ]
     titles = opened.locator(".charts circle title").evaluate_all("all => all.map(each => each.textContent)")
     assert "training, step 20: 2" in titles

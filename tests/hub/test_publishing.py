@@ -137,6 +137,20 @@ def test_one_commit_brings_exactly_the_published_files(hub: HubServer, api: HfAp
     assert published_revision("lab/flowers", api) == result.revision
 
 
+def test_the_report_is_pushed_only_on_request_and_deleted_with_the_next_push(
+    hub: HubServer, api: HfApi, folder: Path
+) -> None:
+    (folder / "report.html").write_text("<!DOCTYPE html>")
+    (folder / "report_files").mkdir()
+    (folder / "report_files" / "000000.jpg").write_bytes(b"\xff\xd8")
+    recipe = json.loads((folder / "recipe.json").read_text())
+    for is_asked in (False, True, False):
+        (folder / "recipe.json").write_text(json.dumps(recipe | {"push_report": is_asked}))
+        push(folder, api)
+        report = {name for name in hub.files("lab/flowers") if name.startswith("report")}
+        assert report == ({"report.html", "report_files/000000.jpg"} if is_asked else set())
+
+
 def test_nothing_is_pushed_twice(hub: HubServer, api: HfApi, folder: Path) -> None:
     first = push(folder, api)
     hub.requests.clear()

@@ -81,7 +81,9 @@ def test_the_wheel_holds_the_package_its_recipes_and_its_card_templates(packages
     with ZipFile(packages.wheel) as file:
         names = {name for name in file.namelist() if ".dist-info/" not in name}
     package = CHECKOUT / "blip_recipe"
-    expected = {path for suffix in ("py", "jinja") for path in package.rglob(f"*.{suffix}")} | {package / "py.typed"}
+    expected = {path for suffix in ("py", "jinja", "css", "js") for path in package.rglob(f"*.{suffix}")} | {
+        package / "py.typed"
+    }
     folders = [(CHECKOUT / "recipes").iterdir(), (CHECKOUT / "model_cards").glob("*.jinja")]
     expected |= {package / path.relative_to(CHECKOUT) for folder in folders for path in folder}
     assert names == {path.relative_to(CHECKOUT).as_posix() for path in expected}

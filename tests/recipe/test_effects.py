@@ -65,6 +65,8 @@ EFFECTS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     ),
     "chair_synonyms": ("{file}", {}, {"metrics": ["chair"], "chair_instances": ["{file}"], "test_split": "test"}),
     "max_eval_samples": (10, {}, {"eval_split": "validation"}),
+    "report": (True, {}, {"test_split": "test"}),
+    "push_report": (True, {}, {"test_split": "test"}),
     "allow_shared_images": (True, {}, {"test_split": "test"}),
     "split_seed": (1, {}, {"test_fraction": 0.1}),
     "eval_on_start": (True, {}, EVALUATED),
