@@ -3,8 +3,9 @@
 python -m benchmarks.report            # write and load the page; needs Chromium or Chrome; a minute
 python -m benchmarks.report --pairs 3  # also the quickstart recipe with and without a report, in turn; half an hour
 
-The pictures are like photographs of COCO's size, each with five references and a caption of two models. They
-have about 11 kB in a page of 5,000, twice as much as photographs of COCO. A page is loaded when its first row and that row's picture are there.
+The pictures are like photographs of COCO's size, each with five references and a caption of two models. Their
+thumbnails have about 11 kB in a page of 5,000, twice as much as those of photographs. A page is loaded when its first
+row and that row's picture are there.
 """
 
 from __future__ import annotations

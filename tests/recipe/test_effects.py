@@ -135,7 +135,8 @@ def test_a_key_is_refused_alone_and_stands_with_what_it_needs(key: str, write: W
 def test_a_key_that_is_off_may_stand_anywhere(key: str, write: Write) -> None:
     value, without, _ = EFFECTS[key]
     off = False if isinstance(value, bool) else None
-    if key in unset_values(type(group) for group in groups_of(parse(write(**without)))):
+    unset = unset_values(type(group) for group in groups_of(parse(write(**without))))
+    if key in unset or off is False:
         check_recipe(parse(write(**without, **{key: off})))
     else:
         with pytest.raises(RecipeError, match=f"{key} is null, but it cannot be unset"):
