@@ -484,8 +484,8 @@ def test_files_are_only_read_from_the_folders_of_the_data(tmp_path: Path) -> Non
     inside.mkdir()
     outside.write_bytes(picture())
     (inside / "a.jpg").write_bytes(picture())
-    names = {1: "a.jpg", 2: "../private.jpg", 3: str(outside), 4: "missing.jpg"}
+    names = {1: ["missing.jpg", "a.jpg"], 2: ["../private.jpg"], 3: [str(outside)], 4: ["missing.jpg"]}
     find = files_of(names, [inside])
     assert find is not None
     assert [find(number) for number in (1, 2, 3, 4, 5)] == [inside / "a.jpg", None, None, None, None]
-    assert files_of({2: "../private.jpg"}, [inside]) is None
+    assert files_of({2: ["../private.jpg"]}, [inside]) is None
