@@ -61,7 +61,7 @@ RECIPE: dict[str, Any] = {
     "push_to_hub": True,
 }
 KINDS: dict[str, dict[str, Any]] = {"full": {}, "lora": {"use_peft": True, "lora_r": 4, "lora_dropout": 0.1}}
-TIMINGS = re.compile(r"_runtime$|_per_second$|_preparation_time$")
+TIMINGS = re.compile(r"_runtime$|_per_second$|_preparation_time$|_wait_share$")
 
 
 @dataclass

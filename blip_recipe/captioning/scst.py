@@ -328,6 +328,10 @@ class ScstTrainer(CaptionTrainer):
         sums = self.accelerator.reduce(sums.to(self.args.device), "sum")
         self.record.add(dict(zip(["images", *means], sums.tolist(), strict=True)))
 
+    def count_tokens(self, batch: dict[str, Any]) -> int:
+        """None: the captions that are trained on are sampled, not read from batches."""
+        return 0
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Like Trainer's, with the means of the samples since the last log line."""
         if "loss" in logs:

@@ -245,6 +245,12 @@ NEEDS = (
         "Set report_to to trackio",
     ),
     Need(
+        ("tracked_pictures",),
+        ("report_to", "eval_strategy"),
+        lambda recipe: bool(recipe.training.report_to) and is_evaluated(recipe),
+        "Set report_to and eval_strategy",
+    ),
+    Need(
         ("hub_model_id", "hub_strategy", "hub_revision", "hub_always_push"),
         ("push_to_hub",),
         lambda recipe: recipe.push_to_hub,

@@ -25,6 +25,7 @@ from blip_recipe.retrieval.training_arguments import RetrievalTrainingArguments
 from blip_recipe.training.datasets import image_ids
 from blip_recipe.training.momentum import MomentumTrainer
 from blip_recipe.training.stop_signals import shield_workers
+from blip_recipe.training.tables import join_texts
 from blip_recipe.training.texts import (
     TokenizedTexts,
     describe_cut_tokens,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
     from blip_recipe.metrics.statistics import Statistics
     from blip_recipe.training.memory import Step
+    from blip_recipe.training.tables import Cell
 
 LISTED_TEXTS = 10
 """Number of texts in each prediction."""
@@ -280,6 +282,16 @@ class RetrievalTrainer(MomentumTrainer):
             "image-caption pairs per step": f"about {images:,}",
             "captions per image and step": "1",
             **cls.describe_momentum(args),
+        }
+
+    @classmethod
+    def to_table_row(cls, prediction: Mapping[str, Any]) -> dict[str, Cell]:
+        """The text that ranks first, its score, the rank of the first own caption, and the captions."""
+        return {
+            "best text": prediction["texts"][0],
+            "score": prediction["text_scores"][0],
+            "rank": prediction["rank"],
+            "captions": join_texts(prediction["captions"]),
         }
 
     @classmethod

@@ -15,6 +15,7 @@ from blip_recipe.training.score_arguments import CaptionScoreArguments
 
 MAY_CHANGE = re.compile(
     "output_dir|overwrite_output_dir|push_to_hub|hub_.*|report|report_to|run_name|project|trackio_.*|log_.*|logging_.*"
+    "|tracked_.*"
     "|disable_tqdm|save_total_limit|skip_memory_metrics|dataloader_.*|torch_compile.*|attention_implementation"
     "|gradient_checkpointing.*|activation_checkpointing.*|per_device_eval_batch_size|eval_accumulation_steps|ddp_.*"
 )
@@ -75,11 +76,19 @@ class BlipArguments:
         default=False,
         metadata={"help": "Publish `report.html` with the model. It shows small copies of the scored pictures."},
     )
+    tracked_pictures: int = field(
+        default=8,
+        metadata={
+            "help": "Pictures whose texts are sent as a table to the trackers of report_to at each evaluation during "
+            "training, the same each time; 0: none."
+        },
+    )
 
     def __post_init__(self) -> None:
         self.text_notes: list[str] | None = None
         if self.push_report and not self.report:
             raise RecipeError("push_report is true and report is false: expected report true, or no push_report.")
+        check_not_negative(self, "tracked_pictures")
         if self.max_caption_length is not None and self.max_caption_length < 3:
             raise RecipeError(f"max_caption_length is {self.max_caption_length}: expected at least 3 tokens.")
         if self.image_cache is not None and self.image_cache.lower() == "false":

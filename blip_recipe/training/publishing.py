@@ -43,7 +43,8 @@ from blip_recipe.models.decoding import DecodingSettings
 from blip_recipe.models.loading import load_finished
 from blip_recipe.training.arguments import MAY_CHANGE
 from blip_recipe.training.score_arguments import SCORE_MODELS
-from blip_recipe.training.streams import StreamingTrainer
+from blip_recipe.training.speed import TimedTrainer
+from blip_recipe.training.tables import TableCallback, join_texts, keep_logs_in
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from blip_recipe.card.facts import Kind, TaskWords
     from blip_recipe.data.checks import SkippedRow
     from blip_recipe.models.stock import StockModel
+    from blip_recipe.training.tables import Cell
     from blip_recipe.training.training_arguments import BlipTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -61,7 +63,7 @@ BASELINE = "baseline"
 """The prefix of the base model's metrics, which cards compare with those of the trained model."""
 
 
-class PublishingTrainer(StreamingTrainer):
+class PublishingTrainer(TimedTrainer):
     """A trainer that writes a model card and pushes model and card in one commit.
 
     Attributes:
@@ -100,6 +102,9 @@ class PublishingTrainer(StreamingTrainer):
         self.is_saved = False
         super().__init__(*args, **kwargs)
         self.add_callback(self.card)
+        keep_logs_in(str(self.args.output_dir), self.callback_handler.callbacks)
+        if self.args.tracked_pictures:
+            self.add_callback(TableCallback(self))
 
     # Methods that subclasses implement
 
@@ -123,6 +128,12 @@ class PublishingTrainer(StreamingTrainer):
     def to_display(cls, prediction: Mapping[str, Any]) -> Mapping[str, Any]:
         """Convert a prediction for the card: `caption`, `references`, `scores`, and the key of its row."""
         return prediction
+
+    @classmethod
+    def to_table_row(cls, prediction: Mapping[str, Any]) -> dict[str, Cell]:
+        """The cells of a prediction in the tables of trackers, by column."""
+        texts = {"caption": prediction["caption"], "references": join_texts(prediction["references"])}
+        return texts | prediction["scores"]
 
     @classmethod
     def decoding(cls, args: Any) -> DecodingSettings | None:

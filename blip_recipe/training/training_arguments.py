@@ -57,6 +57,11 @@ class BlipTrainingArguments(BlipArguments, Seq2SeqTrainingArguments):
     dataloader_pin_memory: bool = field(
         default_factory=torch.cuda.is_available, metadata={"help": "Pin memory; default: if there is a GPU."}
     )
+    # transformers' own type is a text or a list, of which the parser of recipes would take the text alone.
+    report_to: list[str] | None = field(  # type: ignore[assignment]
+        default="none",
+        metadata={"help": "Trackers that get logs, scores and tables of texts, such as tensorboard, trackio or wandb."},
+    )
     # Both names, as transformers has had the first since 5.23 and warns of the second since.
     activation_checkpointing: bool | None = field(
         default=None,

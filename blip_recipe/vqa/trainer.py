@@ -17,6 +17,7 @@ from blip_recipe.metrics.intervals import interval_scores, score_intervals
 from blip_recipe.metrics.records import answer_statistics
 from blip_recipe.models.decoding import DecodingSettings
 from blip_recipe.models.text import decode_texts
+from blip_recipe.training.tables import join_texts
 from blip_recipe.training.texts import TokenizedTexts, describe_cut_tokens, describe_words, scored_texts, texts_of
 from blip_recipe.training.trainer import BlipTrainer
 from blip_recipe.vqa.answer_lists import ANSWER_LIST_FILE, FROM_TRAINING
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     from blip_recipe.metrics.statistics import Statistics
     from blip_recipe.training.memory import Step
+    from blip_recipe.training.tables import Cell
 
 SCORES = {"vqa_accuracy": vqa_accuracy, "exact_match": is_exact_match}
 """The metrics by name; each compares an answer with the annotators' answers."""
@@ -338,6 +340,12 @@ class VqaTrainer(BlipTrainer):
             return settings
         how = f"ranked by {args.rank_by.replace('_', ' ')}, {args.rank_top_k:,} of {len(args.answers):,} in full"
         return settings | {"scored answers": how}
+
+    @classmethod
+    def to_table_row(cls, prediction: Mapping[str, Any]) -> dict[str, Cell]:
+        """Question, answer, the annotators' answers, and scores."""
+        texts = {name: prediction[name] for name in ("question", "answer")}
+        return texts | {"answers": join_texts(prediction["answers"])} | prediction["scores"]
 
     @classmethod
     def to_display(cls, prediction: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -84,6 +84,7 @@ EFFECTS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
     "trackio_space_id": ("lab/runs", {}, {"report_to": "trackio"}),
     "trackio_bucket_id": ("lab/runs", {}, {"report_to": "trackio"}),
     "trackio_static_space_id": ("lab/runs", {}, {"report_to": "trackio"}),
+    "tracked_pictures": (4, {}, EVALUATED | {"report_to": "tensorboard"}),
     "hub_model_id": ("lab/mine", {}, {"push_to_hub": True}),
     "hub_strategy": ("end", {}, {"push_to_hub": True}),
     "hub_revision": ("main", {}, {"push_to_hub": True}),

@@ -102,7 +102,7 @@ def train(place: Path, output_dir: Path, *callbacks: TrainerCallback, **keys: An
 def what_was_learnt(trainer: BlipTrainer) -> tuple[bytes, list[dict[str, float]]]:
     """The weights to the bit, and the curves without what they took."""
     weights = b"".join(weight.numpy().tobytes() for weight in trainer.model.state_dict().values())
-    times = ("runtime", "per_second", "preparation_time")
+    times = ("runtime", "per_second", "preparation_time", "wait_share")
     curves = [
         {key: value for key, value in entry.items() if not key.endswith(times)} for entry in trainer.state.log_history
     ]
