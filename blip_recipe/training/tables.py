@@ -126,8 +126,8 @@ def find_writers(callbacks: Iterable[TrainerCallback]) -> list[tuple[Any, Callab
 def keep_logs_in(output_dir: str, callbacks: Iterable[TrainerCallback]) -> None:
     """Let TensorBoard write below `output_dir` from the first evaluation on.
 
-    Trainer sets its folder when the training begins: the scores of an evaluation before that, and then all others, would
-    go to `runs` in the working directory.
+    Trainer sets the folder when the training begins. After an evaluation before that, all logs would go to `runs` in
+    the working directory.
     """
     for callback in callbacks:
         if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:

@@ -57,11 +57,11 @@ def read_tensorboard(run: Path) -> list[list[dict[str, Any]]]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     folder = next((run / "whole" / "runs").iterdir())
-    events = EventAccumulator(str(folder), size_guidance={"tensors": 0})
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0, "images": 0})
     events.Reload()
     for number in (1, 2, 3):
-        (picture,) = events.Tensors(f"eval/picture_{number}")  # once, with width and height before the file
-        assert Image.open(io.BytesIO(picture.tensor_proto.string_val[2])).size == (96, 96)
+        (picture,) = events.Images(f"eval/picture_{number}")
+        assert Image.open(io.BytesIO(picture.encoded_image_string)).size == (96, 96)
     found = events.Tensors("eval/texts/text_summary")
     assert [each.step for each in found] == [1, 2, 3]
     return [_parse_markdown(each.tensor_proto.string_val[0].decode()) for each in found]
