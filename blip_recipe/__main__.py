@@ -37,6 +37,8 @@ COMMANDS = {
     "convert": Command("blip_recipe.convert", "convert weights of the original code or of LAVIS"),
     "merge": Command("blip_recipe.merge", "merge a LoRA adapter into its base model"),
     "push": Command("blip_recipe.push", "push a finished output directory to the Hub"),
+    "demo": Command("blip_recipe.demo", "open a page to try a model in the browser"),
+    "space": Command("blip_recipe.space", "push a Space, a page on the Hub to try a model"),
     "recipes": Command("blip_recipe.recipe.packaged", "list the packaged recipes, or copy one"),
     "schema": Command("blip_recipe.schema", "print the JSON Schema of recipes, for editors"),
     "env": Command("blip_recipe.env", "print what a bug report needs"),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from email.message import Message
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qs, urlencode
 
 import yaml
@@ -18,6 +18,7 @@ import yaml
 if TYPE_CHECKING:
     from hub_server import Commit, HubServer, Kind, Repository, StoredFile, Token
 
+PREFIXES: dict[Kind, str] = {"model": "", "dataset": "datasets/", "space": "spaces/"}
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pkl", ".parquet", ".arrow", ".tar", ".zip")
 
 
@@ -67,7 +68,7 @@ class Moved(Refusal):
 
 def _repository(hub: HubServer, call: Call, *, write: bool = False) -> Repository:
     """The repository of a call, as far as the token may see or change it."""
-    kind: Kind = "dataset" if call.parts["kind"].startswith("dataset") else "model"
+    kind = cast("Kind", call.parts["kind"].rstrip("s/") or "model")
     named = call.parts["repo"]
     if now := hub.former_names.get((kind, named)):
         raise Moved(f"{hub.url}{call.path.replace(named, now, 1)}?{urlencode(call.query, doseq=True)}")
@@ -117,7 +118,9 @@ def create_repository(hub: HubServer, call: Call) -> Answer:
     repo_id = f"{wish.get('organization') or call.token.user}/{wish['name']}"
     if not hub.may_write(call.token, repo_id):
         raise Refusal(403, f"You don't have the rights to create a {kind} under this namespace")
-    url = f"{hub.url}/{'datasets/' if kind == 'dataset' else ''}{repo_id}"
+    if kind == "space" and not wish.get("sdk"):
+        raise Refusal(400, "A Space needs an sdk")
+    url = f"{hub.url}/{PREFIXES[kind]}{repo_id}"
     if (kind, repo_id) in hub.repositories:
         message = f"You already created this {kind} repo"
         return Answer({"error": message, "url": url}, 409, {"X-Error-Message": message})
@@ -311,7 +314,7 @@ def make_commit(hub: HubServer, call: Call) -> Answer:
     commit = hub.commit(
         repository, branch, header["summary"], added, lambda name: bool({name, *map(str, Path(name).parents)} & deleted)
     )
-    url = f"{hub.url}/{'datasets/' if repository.kind == 'dataset' else ''}{repository.repo_id}/commit/{commit.oid}"
+    url = f"{hub.url}/{PREFIXES[repository.kind]}{repository.repo_id}/commit/{commit.oid}"
     return Answer({"success": True, "commitOid": commit.oid, "commitUrl": url, "hookOutput": ""})
 
 
@@ -352,7 +355,7 @@ def validate_card(hub: HubServer, call: Call) -> Answer:
     return Answer({"errors": errors, "warnings": []}, 200 if sound else 400)
 
 
-API = "/api/(?P<kind>models|datasets)/(?P<repo>[^/]+/[^/]+)"
+API = "/api/(?P<kind>models|datasets|spaces)/(?P<repo>[^/]+/[^/]+)"
 REVISION = "/(?P<revision>[^/]+)"
 ROUTES: list[tuple[str, str, Callable[[HubServer, Call], Answer]]] = [
     ("GET", "/api/whoami-v2", whoami),
@@ -366,8 +369,8 @@ ROUTES: list[tuple[str, str, Callable[[HubServer, Call], Answer]]] = [
     ("POST DELETE", f"{API}/(?P<reference>branch|tag)/(?P<name>[^/]+)", change_reference),
     ("POST", f"{API}/preupload{REVISION}", preupload),
     ("POST", f"{API}/commit{REVISION}", make_commit),
-    ("POST", "/(?P<kind>datasets/)?(?P<repo>[^/]+/[^/]+)\\.git/info/lfs/objects/batch", lfs_batch),
+    ("POST", "/(?P<kind>datasets/|spaces/)?(?P<repo>[^/]+/[^/]+)\\.git/info/lfs/objects/batch", lfs_batch),
     ("POST", "/lfs/verify", lfs_verify),
     ("PUT", "/lfs/(?P<oid>[0-9a-f]{64})", lfs_put),
-    ("GET HEAD", f"/(?P<kind>datasets/)?(?P<repo>[^/]+/[^/]+)/resolve{REVISION}/(?P<path>.+)", resolve),
+    ("GET HEAD", f"/(?P<kind>datasets/|spaces/)?(?P<repo>[^/]+/[^/]+)/resolve{REVISION}/(?P<path>.+)", resolve),
 ]

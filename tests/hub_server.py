@@ -27,7 +27,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from hub_routes import ROUTES, Answer, Call, Refusal, goes_to_lfs
 
-Kind = Literal["model", "dataset"]
+Kind = Literal["model", "dataset", "space"]
 Content = bytes | Path
 
 WRITE_TOKEN = "hf_testerMayWrite"

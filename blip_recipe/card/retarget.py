@@ -36,14 +36,14 @@ def retarget_card(card: str, old: str, new: str) -> str:
 
     Prose and other metadata stay unchanged, because the base model or the data set may have the same name.
     """
-    metadata, text = _split_card(card)
+    metadata, text = split_card(card)
     metadata = re.sub(rf"^- name: (['\"]?){re.escape(old)}\1$", rf"- name: \g<1>{new}\1", metadata, flags=re.MULTILINE)
     # Do not match inside a longer name or namespace.
     name = re.compile(rf"(?<![\w.-]){re.escape(old)}(?![\w-]|\.\w)")
     return metadata + CODE.sub(lambda code: name.sub(new, code[0]), text)
 
 
-def _split_card(card: str) -> tuple[str, str]:
+def split_card(card: str) -> tuple[str, str]:
     """Split a card into its metadata block (with fences) and its text."""
     block = re.match(r"---\r?\n.*?\r?\n---(?=\r?\n|$)", card, flags=re.DOTALL)
     return (card[: block.end()], card[block.end() :]) if block else ("", card)

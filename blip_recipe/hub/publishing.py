@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
@@ -27,9 +27,9 @@ from blip_recipe.hub.retries import HUB_ERRORS, LOG_IN, WAITS_BEFORE, WAITS_PUSH
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import DatasetInfo, ModelInfo
+    from huggingface_hub.hf_api import DatasetInfo, ModelInfo, SpaceInfo
 
-    RepositoryInfo = ModelInfo | DatasetInfo
+    RepositoryInfo = ModelInfo | DatasetInfo | SpaceInfo
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,10 @@ TAG = re.compile(r"\w([\w.+/-]*\w)?")
 
 COMMIT_MESSAGE = "Upload a BLIP fine-tuned with blip_recipe"
 
-RepoType = Literal["model", "dataset"]
+RepoType = Literal["model", "dataset", "space"]
+
+PATHS: dict[RepoType, str] = {"model": "", "dataset": "datasets/", "space": "spaces/"}
+"""What stands before the name of a repository in its URL."""
 
 WRITER_ROLES = ("admin", "write", "contributor")
 
@@ -68,7 +71,7 @@ def preflight(
         private: Whether the repository must be private; `None` uses its visibility, or the namespace's default.
         api: The Hub client, with a token unless it is the one of the environment.
         waits: Seconds between attempts to reach the Hub.
-        repo_type: `model` or `dataset`.
+        repo_type: `model`, `dataset` or `space`.
 
     Returns:
         The full `namespace/name` as on the Hub: the new name of a renamed repository, and with the Hub's upper and
@@ -83,7 +86,7 @@ def preflight(
     try:
         me = with_retries(api.whoami, waits)
         full_name = _with_namespace(repo_id or default_name, me)
-        existing = with_retries(lambda: _find_repository(full_name, api, repo_type), waits)
+        existing = with_retries(lambda: find_repository(full_name, api, repo_type), waits)
     except LocalTokenNotFoundError as error:
         raise RecipeError(f"{repo_id or default_name} cannot be pushed: no Hub token found, {LOG_IN}.") from error
     except HUB_ERRORS as error:
@@ -243,26 +246,69 @@ def push_dataset(
         PushError: The files may not be published, or the push failed.
     """
 
-    def push_once() -> str:
-        info = _find_or_create(repo_id, private, api, "dataset")
+    def choose(info: RepositoryInfo) -> Mapping[str, Path]:
         has_card = any(each.rfilename == "README.md" for each in info.siblings or ())
-        is_ours = tag in ((info.card_data.get("tags") if info.card_data else None) or ())
+        is_ours = has_tag(info, tag)
         if has_card and not is_ours:
             logger.warning("%s has a card of its own, which is kept.", info.id)
-        ours = {name: path for name, path in files.items() if name != "README.md" or is_ours or not has_card}
-        operations = _difference(ours, info.id, info, stale, api, "dataset")
-        return _commit(operations, info.id, "main", info, message, api, "dataset")
+        return {name: path for name, path in files.items() if name != "README.md" or is_ours or not has_card}
+
+    return push_files(
+        files, repo_id, "dataset", private=private, stale=stale, choose=choose, message=message, api=api, waits=waits
+    )
+
+
+def has_tag(info: RepositoryInfo, tag: str) -> bool:
+    """Whether the card of a repository has a tag."""
+    return tag in ((info.card_data.get("tags") if info.card_data else None) or ())
+
+
+def push_files(
+    files: Mapping[str, Path],
+    repo_id: str,
+    repo_type: RepoType,
+    *,
+    private: bool | None,
+    stale: Sequence[str] = (),
+    choose: Callable[[RepositoryInfo], Mapping[str, Path]] | None = None,
+    message: str,
+    api: HfApi,
+    waits: Sequence[float] = WAITS_PUSH,
+) -> PushResult:
+    """Push files in one commit, or in none if the repository has these files already.
+
+    The repository is created if needed. As with `push_folder`, a lost reply never leads to a second commit.
+
+    Args:
+        files: The files by their names in the repository.
+        repo_id: `namespace/name`.
+        repo_type: `model`, `dataset` or `space`.
+        private: Whether to create the repository as private; `None` uses the namespace's default.
+        stale: Patterns of files that are deleted if they are not in `files`.
+        choose: Gives the files to push to a repository, if that depends on what is there.
+        message: The commit message.
+        api: The Hub client.
+        waits: Seconds between attempts.
+
+    Raises:
+        PushError: The files may not be published, or the push failed.
+    """
+
+    def push_once() -> str:
+        info = _find_or_create(repo_id, private, api, repo_type)
+        operations = _difference(choose(info) if choose else files, info.id, info, stale, api, repo_type)
+        return _commit(operations, info.id, "main", info, message, api, repo_type)
 
     try:
         check_contents(files, api)
-        before = with_retries(lambda: published_revision(repo_id, api, "dataset"), waits)
+        before = with_retries(lambda: published_revision(repo_id, api, repo_type), waits)
         revision = with_retries(push_once, waits)
     except (PushError, *HUB_ERRORS) as error:
         raise PushError(
-            f"{len(files):,} files were not pushed to {repo_id}. {explain(error, api)}\nThey are saved. When the "
-            "problem is solved, run the same command again to push them."
+            f"{len(files):,} files were not pushed to {repo_id}. {explain(error, api)}\nWhen the problem is solved, "
+            "run the same command again to push them."
         ) from error
-    return PushResult(f"{api.endpoint}/datasets/{repo_id}", revision, committed=revision != before)
+    return PushResult(f"{api.endpoint}/{PATHS[repo_type]}{repo_id}", revision, committed=revision != before)
 
 
 def push_command(folder: Path, repo_id: str, *, private: bool | None = None, tag: str | None = None) -> str:
@@ -297,7 +343,7 @@ def commit_to_branch(
 
 def published_revision(repo_id: str, api: HfApi, repo_type: RepoType = "model") -> str | None:
     """The commit of a repository's main branch, or `None` if the repository does not exist."""
-    info = _find_repository(repo_id, api, repo_type)
+    info = find_repository(repo_id, api, repo_type)
     return info.sha if info else None
 
 
@@ -346,16 +392,17 @@ def _find_or_create(repo_id: str, private: bool | None, api: HfApi, repo_type: R
     Raises:
         PushError: It should be private, but exists and is public.
     """
-    info = _find_repository(repo_id, api, repo_type)
+    info = find_repository(repo_id, api, repo_type)
     if info is None:
-        api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type)
+        sdk = "gradio" if repo_type == "space" else None
+        api.create_repo(repo_id, private=private, exist_ok=True, repo_type=repo_type, space_sdk=sdk)
         return cast("RepositoryInfo", api.repo_info(repo_id, repo_type=repo_type))
     if private and not info.private:
         raise PushError("The repository should be private, but exists and is public.")
     return info
 
 
-def _find_repository(repo_id: str, api: HfApi, repo_type: RepoType = "model") -> RepositoryInfo | None:
+def find_repository(repo_id: str, api: HfApi, repo_type: RepoType = "model") -> RepositoryInfo | None:
     """Get a repository, or `None` if it does not exist or the token cannot see it."""
     try:
         return cast("RepositoryInfo", api.repo_info(repo_id, repo_type=repo_type))

@@ -51,7 +51,7 @@ def load_explainer(model: str | Path, **arguments: Any) -> Explainer:
         explanation.save("explanation.png")
         ```
     """
-    return EXPLAINERS[_kind_of(str(model), arguments)].load(str(model), **arguments)
+    return EXPLAINERS[kind_of(str(model), arguments)].load(str(model), **arguments)
 
 
 def load_features(model: str | Path, **arguments: Any) -> BlipFeatures:
@@ -79,9 +79,18 @@ def load_features(model: str | Path, **arguments: Any) -> BlipFeatures:
         print(features.multimodal(["dog.jpg"], ["a dog"]).embeds.shape)  # (1, width)
         ```
     """
-    return BlipFeatures.load(str(model), EXPLAINERS[_kind_of(str(model), arguments)].model_class, **arguments)
+    return BlipFeatures.load(str(model), EXPLAINERS[kind_of(str(model), arguments)].model_class, **arguments)
 
 
-def _kind_of(name: str, arguments: dict[str, Any]) -> str:
+def kind_of(name: str, arguments: dict[str, Any]) -> str:
+    """The name of the stock class of a model, a key of `EXPLAINERS`.
+
+    Args:
+        name: Directory or Hub id.
+        arguments: Arguments of a loader, of which those that find the model are used.
+
+    Raises:
+        RecipeError: There is no such model, or it is of another kind.
+    """
     keys = ("revision", "token", "local_files_only", "trust_remote_code")
     return find_stock_class(name, **{key: arguments[key] for key in keys if key in arguments})
