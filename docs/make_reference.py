@@ -69,7 +69,7 @@ TRAINER_KEYS: dict[str, dict[str, str | None]] = {
         "metric_for_best_model": "The score that says which checkpoint is best, or a sum: `bleu_4+cider`.",
         "resume_from_checkpoint": "A checkpoint to resume from; left out, the newest whole one in `output_dir`.",
         "logging_steps": None,
-        "report_to": "Where logs go beside the terminal, such as `tensorboard`.",
+        "report_to": "Trackers that get logs, scores and [tables of texts](../trackers.md), such as `tensorboard`.",
     },
     "Output and the Hub": {
         "output_dir": "Where model, card, scores and checkpoints go; default: `outputs/` and the recipe's name.",

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -138,6 +139,18 @@ def _run(
     if is_late:
         raise subprocess.TimeoutExpired(words, timeout, said, complained)
     return subprocess.CompletedProcess(words, next(filter(None, statuses), 0), said, complained)
+
+
+def wait_for_server(url: str, process: Process, log: Path, seconds: float = 300) -> None:
+    """Wait until a process that was started answers at `url`; `log` is shown if it does not."""
+    end = time.monotonic() + seconds
+    while process.poll() is None and time.monotonic() < end:
+        try:
+            urllib.request.urlopen(url, timeout=5).read()
+            return
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError(f"{url} does not answer:\n{log.read_text(errors='replace')[-4000:]}")
 
 
 def ranks(processes: int) -> list[dict[str, str]]:

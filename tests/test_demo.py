@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from browser import watch
 from captioners import draw_pictures, save_captioner
-from commands import PORTS, run_module, start_module
+from commands import PORTS, run_module, start_module, wait_for_server
 from retrievers import TEXTS, build_retriever
 from vqa_models import save_answerer
 
@@ -29,18 +26,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page
 
 HTML = "<img src=x onerror=alert(1)><script>alert(2)</script>"
-
-
-def wait_for(url: str, log: Path, seconds: float = 120) -> None:
-    """Wait until a server answers."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            urllib.request.urlopen(url, timeout=5).read()
-            return
-        except OSError:
-            time.sleep(0.1)
-    raise AssertionError(f"{url} does not answer:\n{log.read_text()}")
 
 
 @pytest.fixture(scope="module", name="place")
@@ -67,7 +52,7 @@ def serve(place: Path, *models: str) -> Iterator[str]:
     command = ["blip_recipe.demo", *words, "--port", str(port), "--device", "cpu"]
     process = start_module(*command, cwd=place, log=log, env=temporary)
     try:
-        wait_for(f"http://127.0.0.1:{port}", log)
+        wait_for_server(f"http://127.0.0.1:{port}", process, log)
         yield f"http://127.0.0.1:{port}"
     finally:
         process.send_signal(2)
@@ -159,9 +144,8 @@ def test_questions_matches_and_html_as_text(page: Page, others: str, place: Path
     matcher = Matcher.load(str(place / "matcher"), device="cpu")
     (found,) = matcher.match(matcher.preprocess(str(picture)), [texts])
     best = sorted(zip(texts, found, strict=True), key=lambda each: -each[1])
-    cells = page.locator("td").filter(visible=True)
-    shown = [cell for text, value in best for cell in (text, f"{value:.4f}".rstrip("0"))]
-    expect(cells.filter(has_text=re.compile(r"\S"))).to_have_text(shown, timeout=20_000)
+    shown = [cell for text, value in best for cell in (text, str(round(value, 4)))]
+    expect(page.locator('[data-testid^="cell-"]')).to_have_text(shown, timeout=20_000)
     assert not page.locator("td img").count()
     assert not record.dialogs
 

@@ -8,14 +8,13 @@ import re
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from captioners import draw_pictures, save_adapter, save_captioner, write_recipe
-from commands import PORTS, Process, run_checked, run_code, run_module, start_module
+from commands import PORTS, Process, run_checked, run_code, run_module, start_module, wait_for_server
 from hub_server import READ_TOKEN, HubServer
 from retrievers import build_retriever
 from vqa_models import save_answerer
@@ -107,21 +106,11 @@ def ask(folder: Path, hub: HubServer, python: str, *inputs: object, name: str) -
         with log.open("wb") as output:
             process = subprocess.Popen([python, "app.py"], cwd=folder, env=env, stdout=output, stderr=output)
     try:
-        return connect(client, f"http://127.0.0.1:{port}", process, log).predict(*inputs, api_name=f"/{name}")
+        wait_for_server(f"http://127.0.0.1:{port}", process, log)
+        return client.Client(f"http://127.0.0.1:{port}", verbose=False).predict(*inputs, api_name=f"/{name}")
     finally:
         process.kill()
         process.wait()
-
-
-def connect(client: object, url: str, process: Process, log: Path, seconds: float = 300) -> object:
-    """A client of the app, once it answers."""
-    end = time.monotonic() + seconds
-    while process.poll() is None and time.monotonic() < end:
-        try:
-            return client.Client(url, verbose=False)  # type: ignore[attr-defined]
-        except (OSError, ValueError):
-            time.sleep(0.2)
-    raise AssertionError(f"the app does not answer:\n{log.read_text()}")
 
 
 @pytest.fixture(name="picture")
@@ -152,14 +141,14 @@ def test_the_app_runs_in_an_empty_environment_with_its_own_requirements(
     client = pytest.importorskip("gradio_client", reason="gradio is not installed: pip install 'blip-recipe[demo]'")
     folder = write_space(hub, "lab/try-it", tmp_path / "space")
     uv = [sys.executable, "-m", "uv"]
-    subprocess.run([*uv, "venv", "--quiet", "--python", sys.executable, str(tmp_path / "venv")], check=True)
-    python = str(tmp_path / "venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python"))
-    subprocess.run(
-        [*uv, "pip", "install", "--quiet", "--python", python, "-r", "requirements.txt"], cwd=folder, check=True
-    )
-    installed = subprocess.run([*uv, "pip", "list", "--python", python], capture_output=True, text=True, check=True)
-    assert "blip" not in installed.stdout
-    found = ask(folder, hub, python, client.handle_file(str(picture)), name="caption")
+    with tempfile.TemporaryDirectory() as venv:  # of several GB, which pytest would keep for a while
+        python = str(Path(venv, "Scripts/python.exe" if os.name == "nt" else "bin/python"))
+        subprocess.run([*uv, "venv", "--quiet", "--clear", "--python", sys.executable, venv], check=True)
+        install = [*uv, "pip", "install", "--quiet", "--python", python, "-r", "requirements.txt"]
+        subprocess.run(install, cwd=folder, check=True)
+        listed = subprocess.run([*uv, "pip", "list", "--python", python], capture_output=True, text=True, check=True)
+        assert "blip" not in listed.stdout
+        found = ask(folder, hub, python, client.handle_file(str(picture)), name="caption")
     assert found == expected_caption(captioner, picture)
 
 
