@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -152,7 +153,7 @@ def test_the_app_runs_in_an_empty_environment_with_its_own_requirements(
     assert found == expected_caption(captioner, picture)
 
 
-def run_app(hub: HubServer, model_id: str, call: str, folder: Path) -> str:
+def run_app(hub: HubServer, model_id: str, call: str, folder: Path) -> Any:
     """Push a Space of a model, and call a function of its app."""
     pytest.importorskip("gradio", reason="gradio is not installed: pip install 'blip-recipe[demo]'")
     run_checked("blip_recipe.space", model_id, "--repo_id", f"{model_id}-space", env=hub.environment())
@@ -211,7 +212,7 @@ def test_what_cannot_become_a_space_is_explained(hub: HubServer, captioner: Path
     own = save_captioner(tmp_path / "own", prompt="")
     hub._publish("space", "lab/mine", {"app.py": b"print()", "README.md": b"---\nsdk: gradio\n---\n"})
     hub.publish_model("library/captioner", captioner)
-    cases = [
+    cases: list[tuple[tuple[str | Path, ...], dict[str, str], int, str]] = [
         ((own, *SPACE), hub.environment(), 2, "was not pushed to the Hub"),
         (("lab/nothing", *SPACE), hub.environment(), 2, "The model lab/nothing is not on the Hub"),
         (("lab/captioner", "--repo_id", "a/b/c"), hub.environment(), 2, "--repo_id is 'a/b/c'"),

@@ -66,7 +66,8 @@ class Captioner(LoadedModel):
     """A captioner of the page."""
 
     def __init__(self, name: str, pipeline: ImageToTextPipeline) -> None:
-        super().__init__(name, CaptionExplainer(pipeline.model, pipeline.model.own_processor, pipeline.settings))
+        model: Any = pipeline.model
+        super().__init__(name, CaptionExplainer(model, model.own_processor, pipeline.settings))
         self._pipeline = pipeline
 
     @classmethod
@@ -111,7 +112,8 @@ class Answerer(LoadedModel):
     """A question answerer of the page."""
 
     def __init__(self, name: str, pipeline: VisualQuestionAnsweringPipeline) -> None:
-        super().__init__(name, AnswerExplainer(pipeline.model, pipeline.model.own_processor, pipeline.settings))
+        model: Any = pipeline.model
+        super().__init__(name, AnswerExplainer(model, model.own_processor, pipeline.settings))
         self._pipeline = pipeline
 
     @classmethod

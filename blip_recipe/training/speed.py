@@ -41,7 +41,8 @@ class Stopwatch:
         try:
             yield
         finally:
-            self._paused += time.perf_counter() - began
+            if self.is_running:
+                self._paused += time.perf_counter() - began
 
     def time_waits(self, batches: Iterator[Any]) -> Iterator[Any]:
         """The same batches; the time until each of them is there is counted."""
@@ -82,6 +83,11 @@ class TimedTrainer(StreamingTrainer):
         """The number of text tokens of a batch, without padding; 0 leaves `tokens_per_second` out of log lines."""
         padding = self.processing_class.tokenizer.pad_token_id  # type: ignore[union-attr]
         return sum(((batch[name] != padding).sum() for name in TEXTS if name in batch), torch.tensor(0))
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Like Trainer's, with a new measurement."""
+        self.stopwatch = Stopwatch()
+        return super().train(*args, **kwargs)
 
     def get_batch_samples(self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device) -> Any:
         """Like Trainer's, and counts the tokens of the batches and the time until they are there."""

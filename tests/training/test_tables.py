@@ -8,6 +8,7 @@ import io
 import json
 import re
 import sqlite3
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import pytest
 from commands import CHECKOUT, run_checked
 from PIL import Image
 
+from blip_recipe import RetrievalTrainer, VqaTrainer
+from blip_recipe.training.speed import Stopwatch
 from blip_recipe.training.tables import align, choose_ids, find_writers, format_cell
 
 KEYS: dict[str, Any] = {
@@ -30,7 +33,7 @@ TRACKERS = [name for name in ("tensorboard", "trackio", "mlflow", "wandb") if im
 
 @pytest.fixture(scope="module", name="run")
 def fixture_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that reports to all installed trackers, stopped and resumed after its second step."""
+    """A run that reports to all installed trackers."""
     place = tmp_path_factory.mktemp("tracked")
     recipe = json.loads((CHECKOUT / "recipes" / "shapes_tiny.json").read_text())
     for name in ("$schema", "load_best_model_at_end", "metric_for_best_model", "eval_metrics"):
@@ -151,6 +154,31 @@ def test_a_text_stays_text_in_a_cell() -> None:
 
 def test_rows_get_the_same_columns() -> None:
     assert align([{"a": "x", "b": 0.123456}, {"a": "y"}]) == [{"a": "x", "b": 0.1235}, {"a": "y", "b": None}]
+
+
+def test_questions_and_matches_have_columns_of_their_own() -> None:
+    asked = {"question": "how many", "answer": "2", "answers": ["2", "two"], "scores": {"vqa_accuracy": 0.6}}
+    row = VqaTrainer.to_table_row({"question_id": 1, "image_id": 2, **asked})
+    assert row == {"question": "how many", "answer": "2", "answers": "2 / two", "vqa_accuracy": 0.6}
+    ranked = {"texts": ["a dog", "a cat"], "text_scores": [0.9, 0.1], "rank": 2, "captions": ["a cat", "one cat"]}
+    row = RetrievalTrainer.to_table_row({"image_id": 2, **ranked, "scores": {"text_recall_1": 0.0}})
+    assert row == {"best text": "a dog", "score": 0.9, "rank": 2, "captions": "a cat / one cat"}
+
+
+def test_evaluations_do_not_count_as_time_and_waits_do() -> None:
+    watch = Stopwatch()
+    with watch.pause():  # before the training
+        time.sleep(0.05)
+    watch.start()
+    batches = watch.time_waits(time.sleep(0.02) or batch for batch in range(1, 3))  # type: ignore[func-returns-value]
+    assert list(batches) == [1, 2]
+    with watch.pause():
+        time.sleep(0.5)
+    watch.tokens = 7
+    seconds, waited, tokens = watch.lap()
+    assert 0.04 <= waited <= seconds < 0.5
+    assert tokens == 7
+    assert watch.lap()[1:] == (0, 0)
 
 
 def test_other_callbacks_have_no_tables() -> None:
