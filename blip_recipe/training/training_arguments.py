@@ -59,7 +59,7 @@ class BlipTrainingArguments(BlipArguments, Seq2SeqTrainingArguments):
     )
     # transformers' own type is a text or a list, of which the parser of recipes would take the text alone.
     report_to: list[str] | None = field(  # type: ignore[assignment]
-        default="none",
+        default_factory=lambda: ["none"],
         metadata={"help": "Trackers that get logs, scores and tables of texts, such as tensorboard, trackio or wandb."},
     )
     # Both names, as transformers has had the first since 5.23 and warns of the second since.

@@ -255,6 +255,13 @@ def test_none_is_a_value_where_the_key_has_it(write: Any) -> None:
     assert parse(write(), "--report_to", "none").training.report_to == []
 
 
+def test_logs_go_to_no_tracker_to_one_or_to_several(write: Any) -> None:
+    assert parse(write()).training.report_to == []
+    assert parse(write(report_to="tensorboard")).training.report_to == ["tensorboard"]
+    assert parse(write(report_to=["tensorboard", "trackio"])).training.report_to == ["tensorboard", "trackio"]
+    assert parse(write(), "--report_to", "tensorboard", "trackio").training.report_to == ["tensorboard", "trackio"]
+
+
 def test_the_model_that_an_evaluation_reads_has_no_revision_if_that_is_unset(tmp_path: Path) -> None:
     path = tmp_path / "recipe.json"
     path.write_text(json.dumps({"model_name_or_path": "lab/blip", "model_revision": "v1", "use_cpu": True}))
