@@ -93,7 +93,7 @@ def score_file(recipe: Recipe[EvaluateOptions]) -> None:
     if any(name in PICTURE_METRICS for name in training.metrics):
         files = f"{options.predictions} and {options.references or options.predictions}"
         images = find_pictures(paired.names, Path(recipe.data.image_root or "."), files)
-    tokenizer = getattr(training, "score_tokenizer", "ptb")
+    tokenizer: Any = getattr(training, "score_tokenizer", "ptb")
     with CaptionScorer(training.metrics, tokenizer=tokenizer, scorers=load_scorers(training)) as scorer:
         resamples, seed = training.bootstrap_resamples, training.seed
         scores = scorer.score(predictions, references, images=images, resamples=resamples, seed=seed)

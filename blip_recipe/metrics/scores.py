@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, Protocol, TypeVar, get_args
 
 from blip_recipe.errors import RecipeError
@@ -120,9 +120,9 @@ class ScoredSet:
 
     def of_rows(self, rows: Sequence[int]) -> ScoredSet:
         """A part of the images."""
-        lists = (self.image_ids, self.captions, self.words, self.references, self.reference_words)
-        parts: Any = ([values[row] for row in rows] for values in lists)
-        return ScoredSet(*parts, self.pictures)
+        lists = ("image_ids", "captions", "words", "references", "reference_words")
+        parts: dict[str, Any] = {name: [getattr(self, name)[row] for row in rows] for name in lists}
+        return replace(self, **parts)
 
 
 class SetScorer(Protocol):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from transformers import BlipProcessor
 
-    from blip_recipe.retrieval.modeling import BlipForRetrieval
+    from blip_recipe.models.matching import MatchingModel
 
 
 @dataclass
@@ -57,13 +57,13 @@ class Embeddings:
 
 
 @torch.no_grad()
-def embed_images(model: BlipForRetrieval, pixel_values: torch.Tensor) -> torch.Tensor:
+def embed_images(model: MatchingModel, pixel_values: torch.Tensor) -> torch.Tensor:
     """Features `(images, width)` of normalised `pixel_values` `(images, 3, height, width)`."""
     return model.image_features(model.encode_images(pixel_values))
 
 
 @torch.no_grad()
-def embed_texts(model: BlipForRetrieval, processor: BlipProcessor, texts: Sequence[str]) -> torch.Tensor:
+def embed_texts(model: MatchingModel, processor: BlipProcessor, texts: Sequence[str]) -> torch.Tensor:
     """Features `(texts, width)` of texts, which are cleaned first."""
     tokens = tokenize_texts(processor.tokenizer, texts)
     return model.text_features(**{name: values.to(model.device) for name, values in tokens.items()})

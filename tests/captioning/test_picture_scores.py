@@ -52,7 +52,7 @@ class Places(NamedTuple):
     matcher: Path
 
     @property
-    def keys(self) -> dict[str, str]:
+    def keys(self) -> dict[str, Any]:
         return {"clip_model_name_or_path": str(self.clip), "itm_model_name_or_path": str(self.matcher)}
 
 
@@ -82,10 +82,10 @@ def test_a_trainer_scores_by_the_pictures_of_its_split(places: Places, tmp_path:
     args = CaptionTrainingArguments(str(tmp_path), metrics=METRICS, **QUICK, **places.keys)
     trainer = CaptionTrainer(str(places.model), args, photos["train"], photos["validation"])
     found = trainer.evaluate()
-    captions = {line["image_id"]: line["caption"] for line in trainer.predictions}
-    references = {line["image_id"]: line["references"] for line in trainer.predictions}
-    images = {100 + number: places.pictures / "validation" / f"{number:04}.png" for number in range(6)}
-    scorers = [
+    captions: dict[Any, str] = {line["image_id"]: line["caption"] for line in trainer.predictions}
+    references: dict[Any, list[str]] = {line["image_id"]: line["references"] for line in trainer.predictions}
+    images: dict[Any, Path] = {100 + number: places.pictures / "validation" / f"{number:04}.png" for number in range(6)}
+    scorers: list[Any] = [
         ClipScorer.load(str(places.clip), device="cpu"),
         MatcherScorer.load(str(places.matcher), device="cpu"),
         Diversity([caption for own in photos["train"]["captions"] for caption in own]),
@@ -135,9 +135,9 @@ def test_a_reward_is_the_score_of_the_caption_and_training_raises_it(
     rows, captions, rewards = kept[0]
     scorer = trainer.score_models.clip if metric == "clip_score" else trainer.score_models.matcher
     assert scorer is not None
-    pairs = {8 * number + sample: row for number, row in enumerate(rows) for sample in range(8)}
-    images = {pair: places.pictures / "train" / f"{row:04}.png" for pair, row in pairs.items()}
-    texts = {pair: captions[pair] for pair in pairs}
+    pairs: dict[Any, int] = {8 * number + sample: row for number, row in enumerate(rows) for sample in range(8)}
+    images: dict[Any, Path] = {pair: places.pictures / "train" / f"{row:04}.png" for pair, row in pairs.items()}
+    texts: dict[Any, str] = {pair: captions[pair] for pair in pairs}
     scores = score_captions(texts, {pair: ["a"] for pair in pairs}, [metric], images=images, scorers=[scorer])
     expected = [2 * scores.per_image[pair][metric] for pair in pairs]
     assert rewards.flatten().tolist() == pytest.approx(expected, abs=1e-5)
@@ -205,7 +205,7 @@ def test_fewer_hallucinated_objects_are_better(tmp_path: Path) -> None:
 # The command
 
 
-def evaluated(folder: Path, *words: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def evaluated(folder: Path, *words: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     evaluate([*map(str, [*words, "--output_dir", folder, "--dataloader_num_workers", "0", "--use_cpu", "true"])])
     lines = (folder / "predictions.jsonl").read_text().splitlines()
     return json.loads((folder / "all_results.json").read_text()), list(map(json.loads, lines))

@@ -13,8 +13,8 @@ from blip_recipe import Chair, Diversity, score_captions
 from blip_recipe.errors import RecipeError
 from blip_recipe.metrics.chair import read_instances, read_synonyms
 
-CAPTIONS = {1: "A dog runs.", 2: "a dog runs", 3: "two cats", 4: ""}
-REFERENCES = {number: ["a reference"] for number in CAPTIONS}
+CAPTIONS: dict[Any, str] = {1: "A dog runs.", 2: "a dog runs", 3: "two cats", 4: ""}
+REFERENCES: dict[Any, list[str]] = {number: ["a reference"] for number in CAPTIONS}
 
 
 def test_diversity_is_counted_over_all_captions() -> None:
@@ -54,7 +54,7 @@ knife
 CATEGORIES = [line.split(", ")[0] for line in SYNONYMS.splitlines()]
 IN_IMAGES = {1: ["dog"], 2: ["bus", "person"], 3: [], 4: ["toilet"], 5: ["wine glass"], 6: []}
 
-CAPTIONED = {
+CAPTIONED: dict[Any, str] = {
     1: "two puppies and a hot dog",  # dog; hot dog, which is no dog: hallucinated
     2: "people wait for buses at the traffic lights",  # person, bus; traffic light: hallucinated
     3: "a baby elephant and a passenger train",  # neither is a person; no object
@@ -64,7 +64,10 @@ CAPTIONED = {
 }
 MENTIONED = {1: (1, 2), 2: (1, 3), 3: (0, 0), 4: (0, 3), 5: (4, 5), 6: (0, 2)}
 """Hallucinated and mentioned objects of each caption, counted by hand."""
-SAID = {number: ["a photo"] for number in CAPTIONED} | {4: ["A man's ties."], 6: ["A woman.", "Cats!"]}
+SAID: dict[Any, list[str]] = {number: ["a photo"] for number in CAPTIONED} | {
+    4: ["A man's ties."],
+    6: ["A woman.", "Cats!"],
+}
 
 
 @pytest.fixture
@@ -103,8 +106,8 @@ def test_chair_needs_the_instances_of_all_images(files: dict[str, Any]) -> None:
     scorer = Chair.read(files["instances"][1:], files["synonyms"])
     with pytest.raises(RecipeError, match=r"chair_instances have no 3 images \(1, 2, 3\): expected"):
         score_captions(CAPTIONED, SAID, ["chair"], scorers=[scorer])
-    as_text = {f"{number:012}": caption for number, caption in CAPTIONED.items()}
-    known = {f"{number:012}": texts for number, texts in SAID.items()}
+    as_text: dict[Any, str] = {f"{number:012}": caption for number, caption in CAPTIONED.items()}
+    known: dict[Any, list[str]] = {f"{number:012}": texts for number, texts in SAID.items()}
     scores = score_captions(as_text, known, ["chair"], scorers=[Chair.read(**files)])
     assert scores.corpus["chair_i"] == 6 / 15
 

@@ -40,15 +40,17 @@ def matcher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
     """Twelve pictures by id, from files, as bytes and opened."""
     paths = draw_pictures(tmp_path_factory.mktemp("drawn"), 12, size=50)
-    forms = [str, Path.read_bytes, lambda path: {"bytes": None, "path": str(path)}, Image.open]
+    forms: list[Any] = [str, Path.read_bytes, lambda path: {"bytes": None, "path": str(path)}, Image.open]
     return {number: forms[number % 4](path) for number, path in enumerate(paths)}
 
 
-CAPTIONED = {number: f"{CAPTIONS[number % 4]} {number}" for number in range(12)}
-REFERENCES = {number: [CAPTIONS[(number + 1) % 4], CAPTIONS[number % 4]][: 1 + number % 2] for number in range(12)}
+CAPTIONED: dict[Any, str] = {number: f"{CAPTIONS[number % 4]} {number}" for number in range(12)}
+REFERENCES: dict[Any, list[str]] = {
+    number: [CAPTIONS[(number + 1) % 4], CAPTIONS[number % 4]][: 1 + number % 2] for number in range(12)
+}
 
 
 def test_clip_scores_of_50_photographs_are_the_authors(shared: Path, clip: Path) -> None:
@@ -90,7 +92,7 @@ def test_scores_below_zero_are_zero() -> None:
     assert harmonic_mean(torch.tensor([0.0, 1.5]), torch.tensor([0.0, 0.5])).tolist() == [0.0, 0.75]
 
 
-def test_a_split_is_encoded_once_and_keeps_its_scores_in_groups(clip: Path, drawn: dict[int, Any]) -> None:
+def test_a_split_is_encoded_once_and_keeps_its_scores_in_groups(clip: Path, drawn: dict[Any, Any]) -> None:
     scorer = ClipScorer.load(str(clip), device="cpu")
     seen: list[int] = []
     scorer.model.vision_model.register_forward_pre_hook(
@@ -131,7 +133,7 @@ def test_equal_pictures_have_equal_keys_and_old_features_are_dropped(tmp_path: P
     assert encoded == [[2, 1], [1], [0]]
 
 
-def test_the_matching_probability_is_that_of_the_stock_class(matcher: Path, drawn: dict[int, Any]) -> None:
+def test_the_matching_probability_is_that_of_the_stock_class(matcher: Path, drawn: dict[Any, Any]) -> None:
     scorer = MatcherScorer.load(str(matcher), device="cpu")
     scorer.batch_size = 5
     found = score_captions(CAPTIONED, REFERENCES, ["itm_score", "self_retrieval"], images=drawn, scorers=[scorer])
@@ -162,7 +164,7 @@ def test_the_matching_probability_is_that_of_the_stock_class(matcher: Path, draw
 
 
 def test_a_missing_scorer_picture_or_wrong_model_is_an_error(
-    clip: Path, matcher: Path, drawn: dict[int, Any], tmp_path: Path
+    clip: Path, matcher: Path, drawn: dict[Any, Any], tmp_path: Path
 ) -> None:
     for name in ("clip_score", "itm_score", "self_retrieval", "chair"):
         with pytest.raises(RecipeError, match=f"metrics names '{name}', but no scorer computes it: .*scorers="):
