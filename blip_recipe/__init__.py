@@ -7,8 +7,10 @@ transformers 5, which removed these tasks.
 from __future__ import annotations
 
 import logging
+import sys
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, cast
 
 import wrapt
 
@@ -120,6 +122,31 @@ def _register_tasks(pipelines: ModuleType) -> None:
     for task, module in _TASKS.items():
         if task not in pipelines.SUPPORTED_TASKS:  # transformers 4 already has them
             import_module(module)
+
+
+# transformers' Trainer imports peft, which imports bitsandbytes for one of its helpers, and bitsandbytes imports torch's
+# compiler: a quarter of the time that a run takes to start. Without quantised weights nothing of it is used.
+@wrapt.when_imported("peft.config")
+def _hide_bitsandbytes(_: ModuleType) -> None:
+    """Hide bitsandbytes from the helpers of peft, which are the next that peft imports."""
+    if not {"bitsandbytes", "peft.helpers"} & sys.modules.keys() and find_spec("bitsandbytes"):
+        cast("dict[str, Any]", sys.modules)["bitsandbytes"] = None
+
+
+@wrapt.when_imported("peft.helpers")
+def _import_bitsandbytes_late(helpers: ModuleType) -> None:
+    """Let the helpers of peft import bitsandbytes when they use it."""
+    if _show_bitsandbytes(helpers):
+        cast("Any", helpers).bnb = wrapt.lazy_import("bitsandbytes")
+
+
+@wrapt.when_imported("peft")
+def _show_bitsandbytes(_: ModuleType) -> bool:
+    """Let bitsandbytes be imported again, and return whether it was hidden."""
+    hidden = "bitsandbytes" in sys.modules and sys.modules["bitsandbytes"] is None
+    if hidden:
+        del sys.modules["bitsandbytes"]
+    return hidden
 
 
 # Loggers of libraries, and text of their messages that no user can act on. bitsandbytes asks for a package that would

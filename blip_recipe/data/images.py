@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageOps, features
 
 from blip_recipe.data.downloads import download, private_addresses_allowed
+from blip_recipe.data.shapes import ADDRESS, draw_scene, encode_picture, find_scene
 from blip_recipe.errors import RecipeError
 
 Picture: TypeAlias = Union[str, "PathLike[str]", bytes, Mapping[str, Any], Image.Image, np.ndarray, None]
@@ -110,6 +111,8 @@ def open_lazily(image: Picture, timeout: float | None = None) -> Image.Image:
         return image
     if isinstance(image, np.ndarray):
         return Image.fromarray(image)
+    if is_drawn(image):
+        return draw_scene(find_scene(address(image)))
     source = _readable(image, timeout)
     try:
         opened = Image.open(source)
@@ -143,6 +146,11 @@ def is_url(image: Picture) -> bool:
     return isinstance(source, str) and "://" in source
 
 
+def is_drawn(image: Picture) -> bool:
+    """Whether `image` is the address of a scene of the embedded data set, which is drawn when it is opened."""
+    return isinstance(image, Mapping) and image.get("bytes") is None and address(image).startswith(ADDRESS)
+
+
 def read_content(image: Picture) -> bytes:
     """Read the encoded file of a picture from bytes, a path or a URL.
 
@@ -155,6 +163,8 @@ def read_content(image: Picture) -> bytes:
 
 
 def _readable(image: Picture, timeout: float | None) -> io.BytesIO | Path:
+    if is_drawn(image):
+        return io.BytesIO(encode_picture(draw_scene(find_scene(address(image)))))
     named = isinstance(image, str)  # named by the caller; a struct comes from a data set
     if isinstance(image, Mapping):
         image = image["path"] if image.get("bytes") is None else image["bytes"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import chain
+from itertools import chain, islice
 from typing import TYPE_CHECKING, cast
 
 from datasets import concatenate_datasets
@@ -12,8 +12,16 @@ from blip_recipe.data.captions import MAX_WORDS, normalize_caption
 from blip_recipe.data.holdout import divide
 from blip_recipe.data.layouts import SHARDS
 from blip_recipe.data.mixture import number_rows
-from blip_recipe.data.rows import PROMPT, SplitColumns, has_prompts, join_columns, parse_split
-from blip_recipe.data.shapes import SHAPES_SPLITS, SHAPES_STYLES, Style, load_shapes, shapes_vocabulary
+from blip_recipe.data.rows import PROMPT, SplitColumns, has_prompts, images_from_paths, join_columns, parse_split
+from blip_recipe.data.shapes import (
+    SHAPES_SPLITS,
+    SHAPES_STYLES,
+    Style,
+    describe_scene,
+    make_scenes,
+    name_scene,
+    shapes_vocabulary,
+)
 from blip_recipe.data.shards import fetch_role, read_directory
 from blip_recipe.data.tables import is_directory, kind_of_folder, read_table
 from blip_recipe.errors import RecipeError
@@ -150,6 +158,8 @@ def _read_shapes(arguments: CaptionDataArguments, split: str, max_samples: int |
     style = arguments.dataset_config_name or SHAPES_STYLES[0]
     if style not in SHAPES_STYLES:
         raise RecipeError(f"dataset_config_name is {style!r}: the styles of {SHAPES!r} are {', '.join(SHAPES_STYLES)}.")
-    table = load_shapes(parse_split(split, SHAPES_SPLITS, SHAPES), cast("Style", style), max_samples)
-    captions = list(map(arguments.surround, table["captions"][:]))
-    return SplitColumns(table.select_columns(["image"]), captions, range(len(table)))
+    splits = parse_split(split, SHAPES_SPLITS, SHAPES)
+    found = ((name_scene(name, number), scene) for name in splits for number, scene in enumerate(make_scenes(name)))
+    scenes = list(islice(found, max_samples))
+    captions = [arguments.surround(describe_scene(scene, cast("Style", style))) for _, scene in scenes]
+    return SplitColumns(images_from_paths([address for address, _ in scenes]), captions, range(len(scenes)))

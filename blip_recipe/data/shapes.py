@@ -15,8 +15,6 @@ from functools import lru_cache
 from itertools import product
 from typing import Literal, get_args
 
-from datasets import Dataset, Features, List, Value
-from datasets import Image as ImageFeature
 from PIL import Image, ImageDraw
 
 Style = Literal["plain", "telegraph"]
@@ -24,6 +22,9 @@ SHAPES_STYLES: tuple[Style, ...] = get_args(Style)
 
 SHAPES_SPLITS = {"train": 16000, "validation": 200, "test": 400}
 """Number of scenes in each split."""
+
+ADDRESS = "shapes:"
+"""Beginning of the addresses of scenes."""
 
 SIZE = 96
 """Side of a picture in pixels."""
@@ -207,19 +208,21 @@ def _before(split: str) -> Iterator[str]:
         yield other
 
 
-def load_shapes(splits: list[str], style: Style = "plain", max_samples: int | None = None) -> Dataset:
-    """Load splits of the drawn scenes, concatenated, as `image` (PNG) and `captions`.
+def name_scene(split: str, number: int) -> str:
+    """The address of a scene, which stands in a row instead of a file: scenes are drawn when they are read."""
+    return f"{ADDRESS}{split}/{number}"
 
-    With `max_samples`, only the first scenes are drawn.
+
+def find_scene(address: str) -> Scene:
+    """The scene with an address of `name_scene`.
+
+    Raises:
+        ValueError: There is no such scene.
     """
-    scenes = [scene for split in splits for scene in make_scenes(split)][:max_samples]
-    return Dataset.from_dict(
-        {
-            "image": [{"bytes": encode_picture(draw_scene(scene)), "path": None} for scene in scenes],
-            "captions": [describe_scene(scene, style) for scene in scenes],
-        },
-        features=Features({"image": ImageFeature(decode=False), "captions": List(Value("string"))}),
-    )
+    split, _, number = address.removeprefix(ADDRESS).partition("/")
+    if split not in SHAPES_SPLITS or not number.isdecimal() or int(number) >= SHAPES_SPLITS[split]:
+        raise ValueError("there is no such drawn scene")
+    return make_scenes(split)[int(number)]
 
 
 def encode_picture(image: Image.Image) -> bytes:

@@ -23,7 +23,7 @@ from blip_recipe.data.convert import (
 )
 from blip_recipe.data.dataset import PictureDataset
 from blip_recipe.data.rows import PathRoot, images_from_paths, parse_split
-from blip_recipe.data.shapes import SHAPES_SPLITS, draw_scene, encode_picture
+from blip_recipe.data.shapes import SHAPES_SPLITS, name_scene
 from blip_recipe.data.tables import fetch_stream, ids_of, images_of, load_table, path_root
 from blip_recipe.errors import RecipeError
 from blip_recipe.training.datasets import resized_pictures
@@ -102,19 +102,22 @@ def load_questions(arguments: VqaDataArguments, split: str, *, max_samples: int 
 
 
 def _read_shapes(split: str, max_samples: int | None) -> QuestionColumns:
-    pictures: list[dict[str, Any]] = []
+    pictures: list[str] = []
     image_ids: list[int] = []
     questions: list[Question] = []
-    asked = (each for name in parse_split(split, SHAPES_SPLITS, SHAPES) for each in scene_questions(name))
-    for image_id, (scene, of_scene) in enumerate(asked):
+    asked = (
+        (name_scene(name, number), of_scene)
+        for name in parse_split(split, SHAPES_SPLITS, SHAPES)
+        for number, (_, of_scene) in enumerate(scene_questions(name))
+    )
+    for image_id, (picture, of_scene) in enumerate(asked):
         if max_samples is not None and len(questions) >= max_samples:
             break
-        picture = {"bytes": encode_picture(draw_scene(scene)), "path": None}
         pictures += [picture] * len(of_scene)
         image_ids += [image_id] * len(of_scene)
         questions += of_scene
     return QuestionColumns(
-        images=Dataset.from_dict({"image": pictures}, features=Features({"image": Image(decode=False)})),
+        images=images_from_paths(pictures),
         questions=[question.text for question in questions],
         answers=[list(question.answers) for question in questions],
         image_ids=image_ids,

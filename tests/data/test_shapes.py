@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import random
 import re
 
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from blip_recipe.data import shapes
+from blip_recipe.data import images
 from blip_recipe.data.arguments import CaptionDataArguments
-from blip_recipe.data.images import open_image
+from blip_recipe.data.checks import check_splits
+from blip_recipe.data.images import check_picture, open_image, read_content
 from blip_recipe.data.load import load_split, vocabulary_texts
+from blip_recipe.data.pixels import read_pixels
 from blip_recipe.data.shapes import (
     COLOURS,
     FORMS,
@@ -29,6 +32,7 @@ from blip_recipe.data.shapes import (
     draw_scene,
     make_scene,
     make_scenes,
+    name_scene,
     shapes_vocabulary,
 )
 from blip_recipe.errors import RecipeError
@@ -137,7 +141,7 @@ def test_styles_are_configurations_and_splits_can_be_summed() -> None:
     assert rows[0]["captions"] == describe_scene(make_scenes("validation")[0], "telegraph")
 
 
-def test_the_first_rows_are_those_of_the_whole_split_and_no_others_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_rows_are_those_of_the_whole_split_and_are_drawn_when_read(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = CaptionDataArguments(dataset_name="shapes")
     whole = load_split(arguments, "validation+test")
     drawn: list[Scene] = []
@@ -146,10 +150,30 @@ def test_the_first_rows_are_those_of_the_whole_split_and_no_others_are_drawn(mon
         drawn.append(scene)
         return draw_scene(scene)
 
-    monkeypatch.setattr(shapes, "draw_scene", draw_and_note)
+    monkeypatch.setattr(images, "draw_scene", draw_and_note)
     first = load_split(arguments, "validation+test", max_samples=3)
     assert first.to_list() == whole.select(range(3)).to_list()
+    checked = check_splits({"eval": first}, arguments)
+    assert not drawn
+    assert [open_image(row["image"]).tobytes() for row in checked.rows["eval"]] == [
+        draw_scene(scene).tobytes() for scene in make_scenes("validation")[:3]
+    ]
     assert tuple(drawn) == make_scenes("validation")[:3]
+
+
+def test_a_scene_is_a_picture_as_its_file_would_be() -> None:
+    scene = make_scenes("test")[5]
+    image = {"bytes": None, "path": name_scene("test", 5)}
+    assert Image.open(io.BytesIO(read_content(image))).tobytes() == draw_scene(scene).tobytes()
+    assert read_pixels(image).equal(read_pixels(read_content(image)))
+    assert check_picture(image) is None
+
+
+@pytest.mark.parametrize("address", ["shapes:dev/0", "shapes:test/400", "shapes:test/-1", "shapes:test", "shapes:"])
+def test_an_address_without_a_scene_is_a_picture_that_cannot_be_read(address: str) -> None:
+    assert check_picture({"bytes": None, "path": address}) == (
+        f"{address} cannot be read as a picture: there is no such drawn scene"
+    )
 
 
 def test_unknown_styles_and_splits_name_the_known() -> None:
