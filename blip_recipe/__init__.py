@@ -124,20 +124,13 @@ def _register_tasks(pipelines: ModuleType) -> None:
             import_module(module)
 
 
-# transformers' Trainer imports peft, which imports bitsandbytes for one of its helpers, and bitsandbytes imports torch's
-# compiler: a quarter of the time that a run takes to start. Without quantised weights nothing of it is used.
+# transformers' Trainer imports peft, peft imports bitsandbytes for one of its helpers, and bitsandbytes imports torch's
+# compiler. That took a fifth of the time to the first step; without quantised weights, nothing of it is used.
 @wrapt.when_imported("peft.config")
 def _hide_bitsandbytes(_: ModuleType) -> None:
     """Hide bitsandbytes from the helpers of peft, which are the next that peft imports."""
     if not {"bitsandbytes", "peft.helpers"} & sys.modules.keys() and find_spec("bitsandbytes"):
         cast("dict[str, Any]", sys.modules)["bitsandbytes"] = None
-
-
-@wrapt.when_imported("peft.helpers")
-def _import_bitsandbytes_late(helpers: ModuleType) -> None:
-    """Let the helpers of peft import bitsandbytes when they use it."""
-    if _show_bitsandbytes(helpers):
-        cast("Any", helpers).bnb = wrapt.lazy_import("bitsandbytes")
 
 
 @wrapt.when_imported("peft")
@@ -147,6 +140,13 @@ def _show_bitsandbytes(_: ModuleType) -> bool:
     if hidden:
         del sys.modules["bitsandbytes"]
     return hidden
+
+
+@wrapt.when_imported("peft.helpers")
+def _import_bitsandbytes_late(helpers: ModuleType) -> None:
+    """Let the helpers of peft import bitsandbytes when they use it."""
+    if _show_bitsandbytes(helpers):
+        cast("Any", helpers).bnb = wrapt.lazy_import("bitsandbytes")
 
 
 # Loggers of libraries, and text of their messages that no user can act on. bitsandbytes asks for a package that would

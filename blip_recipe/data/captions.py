@@ -32,7 +32,12 @@ def normalize_caption(text: str, max_words: int | None = MAX_WORDS) -> str:
 
     Source: `pre_caption` in `data/utils.py` of the original repository.
     """
-    return " ".join(_REMOVED.sub(" ", text.lower()).split()[:max_words])
+    return " ".join(normalized_words(text)[:max_words])
+
+
+def normalized_words(text: str) -> list[str]:
+    """Split a caption into the words of `normalize_caption`, all of them."""
+    return _REMOVED.sub(" ", text.lower()).split()
 
 
 def read_captions(cell: Any) -> list[str]:

@@ -12,7 +12,15 @@ from blip_recipe.data.captions import MAX_WORDS, normalize_caption
 from blip_recipe.data.holdout import divide
 from blip_recipe.data.layouts import SHARDS
 from blip_recipe.data.mixture import number_rows
-from blip_recipe.data.rows import PROMPT, SplitColumns, has_prompts, images_from_paths, join_columns, parse_split
+from blip_recipe.data.rows import (
+    PROMPT,
+    SplitColumns,
+    has_prompts,
+    images_from_paths,
+    iterate_column,
+    join_columns,
+    parse_split,
+)
 from blip_recipe.data.shapes import (
     SHAPES_SPLITS,
     SHAPES_STYLES,
@@ -138,7 +146,7 @@ def vocabulary_texts(
         prompt: The prompt of all captions. Rows may have prompts of their own.
         drawn: Whether to add all words of the drawn scenes.
     """
-    captions: Iterable[str] = chain.from_iterable(rows["captions"])
+    captions: Iterable[str] = chain.from_iterable(iterate_column(rows, "captions"))
     words = shapes_vocabulary() if drawn else []
     cleaned = (normalize_caption(caption, max_words) for caption in captions) if normalize else captions
     prompts = dict.fromkeys(rows[PROMPT]) if has_prompts(rows) else [prompt]

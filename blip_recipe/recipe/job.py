@@ -19,6 +19,7 @@ from blip_recipe.data.checks import SKIPPED_FILE, SkippedRow, check_splits, writ
 from blip_recipe.data.holdout import describe_held_out
 from blip_recipe.data.load import load_splits
 from blip_recipe.data.mixture import Mixture, Part
+from blip_recipe.data.rows import iterate_column
 from blip_recipe.data.shards import ShardedSplit, open_stream
 from blip_recipe.data.storage import BASELINE_PREDICTIONS_FILE, read_json
 from blip_recipe.errors import StoppedError
@@ -199,7 +200,8 @@ def plan_run(
 def count_rows(recipe: Recipe[FinetuneOptions], splits: Splits) -> dict[str, tuple[int, int]]:
     """The numbers of rows and texts of each split, by role."""
     texts = recipe.trainer.task.texts
-    return {role: (len(rows), sum(len(each or ()) for each in rows[texts])) for role, rows in splits.rows.items()}
+    found = splits.rows.items()
+    return {role: (len(rows), sum(len(each or ()) for each in iterate_column(rows, texts))) for role, rows in found}
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from blip_recipe.training.texts import (
     describe_found,
     describe_words,
     scored_texts,
+    splitter_of,
     texts_of,
 )
 
@@ -113,9 +114,9 @@ class RetrievalTrainer(MomentumTrainer):
     ) -> list[str]:
         """Look at the captions of all splits, which are cut alike in training and evaluation."""
         texts = chain(texts_of(train, "captions"), scored_texts(scored, "captions"))
-        whole = [normalize_caption(text, max_words=None) if args.normalize_captions else text for text in texts]
-        cut = [text for text in whole if args.normalize_captions and len(text.split()) > MAX_WORDS]
-        used = TokenizedTexts.read(map(normalize_caption, whole) if cut else whole, tokenizer)
+        whole = list(map(splitter_of(tokenizer, normalize=args.normalize_captions), texts))
+        cut = [words for words in whole if args.normalize_captions and len(words) > MAX_WORDS]
+        used = TokenizedTexts.read([words[:MAX_WORDS] for words in whole] if cut else whole, tokenizer)
         fault, advice = f"are cut to their first {MAX_WORDS} words", "with normalize_captions false, they are not"
         return [
             *describe_found(cut, len(whole), "caption", fault, advice),

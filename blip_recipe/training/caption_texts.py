@@ -5,18 +5,18 @@ from __future__ import annotations
 from itertools import repeat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from blip_recipe.data.captions import normalize_caption
 from blip_recipe.data.rows import PROMPT
 from blip_recipe.models.decoding import DecodingSettings
 from blip_recipe.training.compatibility import check_prompt_fits
 from blip_recipe.training.texts import (
     MAX_TEXTS,
     TokenizedTexts,
+    batches_of_rows,
     describe_cut_tokens,
     describe_found,
     describe_words,
-    first_rows,
     shorten,
+    splitter_of,
 )
 
 if TYPE_CHECKING:
@@ -37,10 +37,12 @@ class PromptedTexts(NamedTuple):
         texts: list[str] = []
         prompts: list[str] = []
         for dataset in datasets:
-            table = first_rows(dataset, ["captions", PROMPT])
-            for captions, own in zip(table.get("captions", ()), table.get(PROMPT, repeat(prompt)), strict=False):
-                texts += captions
-                prompts += [own] * len(captions)
+            for table in batches_of_rows(dataset, ["captions", PROMPT]):
+                for captions, own in zip(table.get("captions", ()), table.get(PROMPT, repeat(prompt)), strict=False):
+                    texts += captions
+                    prompts += [own] * len(captions)
+                if len(texts) >= MAX_TEXTS:
+                    break
         return cls(texts[:MAX_TEXTS], prompts[:MAX_TEXTS])
 
 
@@ -67,17 +69,14 @@ def look_at_captions(
     Returns:
         A sentence for each thing that does not fit.
     """
-
-    def clean(text: str) -> str:
-        return normalize_caption(text, max_words=None) if args.normalize_captions else text
-
-    whole = list(map(clean, captions.texts))
+    split = splitter_of(tokenizer, normalize=args.normalize_captions)
+    whole = list(map(split, captions.texts))
     limit = args.max_words if args.normalize_captions else None
-    cut = [caption for caption in whole if limit and len(caption.split()) > limit]
-    kept = (" ".join(caption.split()[:limit]) for caption in whole) if cut else whole
+    cut = [words for words in whole if limit and len(words) > limit]
+    kept = [words[:limit] for words in whole] if cut else whole
     known: dict[str, list[int]] = {}
     train = TokenizedTexts.read(kept, tokenizer, captions.prompts, known)
-    scored = TokenizedTexts.read(map(clean, references.texts), tokenizer, references.prompts, known)
+    scored = TokenizedTexts.read(list(map(split, references.texts)), tokenizer, references.prompts, known)
     fit_lengths(args, train.lengths, positions)
     prompts = dict.fromkeys([*captions.prompts, *references.prompts])
     args.has_own_prompts = not prompts.keys() <= {args.prompt}
@@ -88,7 +87,7 @@ def look_at_captions(
         *_describe_cut_words(cut, len(whole), limit),
         *describe_cut_tokens(train, args.max_caption_length, positions, "training caption"),
         *_describe_outside(args, scored, "reference"),
-        *([] if scored.texts else _describe_outside(args, train, "training caption")),
+        *([] if scored.words else _describe_outside(args, train, "training caption")),
         *describe_words(tokenizer, "captions", train, scored),
     ]
 
@@ -125,15 +124,15 @@ def _describe_prompts(prompts: list[str]) -> list[str]:
     ]
 
 
-def _describe_cut_words(cut: list[str], total: int, limit: int | None) -> list[str]:
-    longest = max((len(caption.split()) for caption in cut), default=0)
+def _describe_cut_words(cut: list[list[str]], total: int, limit: int | None) -> list[str]:
+    longest = max(map(len, cut), default=0)
     fault = f"are cut to their first {limit} words (max_words)"
     return describe_found(cut, total, "training caption", fault, f"max_words {longest} would keep all of them")
 
 
 def _describe_outside(args: Any, texts: TokenizedTexts, noun: str) -> list[str]:
     """Sentences on the texts that are too short or too long for a generated caption."""
-    if not texts.texts:
+    if not texts.words:
         return []
     ordered = sorted(texts.lengths)
     longest, most = ordered[-1], ordered[int(0.99 * (len(ordered) - 1))]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from datasets import Dataset
 
+from blip_recipe.data.captions import normalized_words
 from blip_recipe.data.dataset import PictureDataset
 from blip_recipe.data.streaming import CaptionStream
 from blip_recipe.models.vocabulary import cut_words, find_changed_words, is_bert
@@ -38,13 +39,13 @@ class TokenizedTexts:
     """Some texts with their lengths.
 
     Attributes:
-        texts: The texts, without the prompt.
-        lengths: Their lengths in tokens, with the prompt, the first token and `[SEP]`.
+        words: Each text without the prompt, as `splitter_of` splits it.
+        lengths: The lengths of the texts in tokens, with the prompt, the first token and `[SEP]`.
         unknown: The number of tokens that are `[UNK]`, without those of the prompt.
-        counts: What stands between spaces in the texts, with numbers of occurrences.
+        counts: All words, with numbers of occurrences.
     """
 
-    texts: list[str]
+    words: Sequence[Sequence[str]]
     lengths: list[int]
     unknown: int
     counts: Counter[str]
@@ -52,41 +53,63 @@ class TokenizedTexts:
     @classmethod
     def read(
         cls,
-        texts: Iterable[str],
+        words: Sequence[Sequence[str]],
         tokenizer: PreTrainedTokenizerBase,
         prompt: str | Sequence[str] = "",
         known: dict[str, list[int]] | None = None,
     ) -> TokenizedTexts:
-        """Tokenise `texts`, which begin with `prompt`, or each with its own.
+        """Tokenise texts that `splitter_of` has split, and begin with `prompt`, or each with its own.
 
         BERT's tokenizer cuts at spaces first, so each different word is tokenised only once. Words of `known`, which
         gets the new ones, are not tokenised again.
         """
-        found = list(texts)
-        words = [text.split() for text in found] if is_bert(tokenizer) else [[text] for text in found]
-        counts = Counter(chain.from_iterable(words))
+        parts = words if is_bert(tokenizer) else [[" ".join(each)] for each in words]
+        counts = Counter(chain.from_iterable(parts))
         ids = {} if known is None else known
-        ids |= _tokenize(tokenizer, [word for word in counts if word not in ids])
-        sizes = {word: len(ids[word]) for word in counts}
-        prompts = [prompt] * len(found) if isinstance(prompt, str) else prompt
+        ids |= _tokenize(tokenizer, [part for part in counts if part not in ids])
+        # Nearly all words are one token.
+        more = {part: len(ids[part]) - 1 for part in counts if len(ids[part]) != 1}
+        prompts = [prompt] * len(parts) if isinstance(prompt, str) else prompt
         starts = {each: len(tokenizer(each).input_ids) for each in set(prompts)}
         return cls(
-            found,
-            [starts[own] + sum(map(sizes.__getitem__, each)) for own, each in zip(prompts, words, strict=True)],
-            sum(number * ids[word].count(tokenizer.unk_token_id) for word, number in counts.items()),
+            words,
+            [
+                starts[own] + len(each) + (0 if more.keys().isdisjoint(each) else sum(more.get(one, 0) for one in each))
+                for own, each in zip(prompts, parts, strict=True)
+            ],
+            sum(number * ids[part].count(tokenizer.unk_token_id) for part, number in counts.items()),
             counts,
         )
 
-    def find(self, is_wrong: Callable[[int], bool]) -> list[str]:
-        """The texts whose length is wrong."""
-        return [text for text, length in zip(self.texts, self.lengths, strict=True) if is_wrong(length)]
+    def find(self, is_wrong: Callable[[int], bool]) -> list[Sequence[str]]:
+        """The words of each text whose length is wrong."""
+        return [words for words, length in zip(self.words, self.lengths, strict=True) if is_wrong(length)]
+
+
+def splitter_of(tokenizer: PreTrainedTokenizerBase, *, normalize: bool = False) -> Callable[[str], list[str]]:
+    """The function that splits texts for `TokenizedTexts.read`: once for cleaning, counting and lengths.
+
+    Args:
+        tokenizer: The tokenizer. Texts for one that does not cut at spaces stay whole.
+        normalize: Whether to clean the texts as captions are.
+    """
+    if normalize:
+        return normalized_words
+    return str.split if is_bert(tokenizer) else lambda text: [text]
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, words: list[str]) -> dict[str, list[int]]:
     if not words:
         return {}
-    ids = tokenizer(words, add_special_tokens=False, return_attention_mask=False, verbose=False).input_ids
-    return dict(zip(words, ids, strict=True))
+    if not is_bert(tokenizer):
+        ids = tokenizer(words, add_special_tokens=False, return_attention_mask=False, verbose=False).input_ids
+        return dict(zip(words, ids, strict=True))
+    # Without the lists of offsets and types that the tokenizer itself would make of each word, in twice the time.
+    backend = cast("Any", tokenizer).backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    found = backend.encode_batch(words, add_special_tokens=False)
+    return {word: each.ids for word, each in zip(words, found, strict=True)}
 
 
 def texts_of(dataset: Any, *columns: str) -> Iterator[str]:
@@ -98,13 +121,21 @@ def texts_of(dataset: Any, *columns: str) -> Iterator[str]:
 
 def first_rows(dataset: Any, columns: Sequence[str]) -> Mapping[str, list[Any]]:
     """Those of some columns that a trainer's rows, data set or stream has, for the rows to look at; none of None."""
+    return next(batches_of_rows(dataset, columns, size=MAX_TEXTS), {})
+
+
+def batches_of_rows(dataset: Any, columns: Sequence[str], size: int = 10_000) -> Iterator[Mapping[str, list[Any]]]:
+    """Yield `first_rows` in batches of `size` rows."""
     if dataset is None:
-        return {}
+        return
     rows = dataset.rows if isinstance(dataset, PictureDataset) else dataset
     rows = rows.split.sample() if isinstance(rows, CaptionStream) else rows
     limit = MAX_TEXTS if isinstance(rows, Dataset) else MAX_ITEMS
     found = [column for column in columns if column in rows.column_names]
-    return rows.select_columns(found)[range(min(limit, len(rows)))]
+    numbers = range(min(limit, len(rows)))
+    table = rows.select_columns(found)
+    for start in range(0, max(1, len(numbers)), size):
+        yield table[numbers[start : start + size]]
 
 
 def scored_texts(scored: Any, *columns: str) -> Iterator[str]:
@@ -113,12 +144,12 @@ def scored_texts(scored: Any, *columns: str) -> Iterator[str]:
     return islice(chain.from_iterable(texts_of(each, *columns) for each in several), MAX_TEXTS)
 
 
-def describe_found(found: Sequence[str], total: int, noun: str, fault: str, advice: str) -> list[str]:
-    """A sentence on the texts that have a fault, with number, share and an example; none if there are none."""
+def describe_found(found: Sequence[Sequence[str]], total: int, noun: str, fault: str, advice: str) -> list[str]:
+    """A sentence on the texts, split into words, that have a fault: number, share, example; none if there are none."""
     if not found:
         return []
     number = f"{len(found):,} of {total:,} {noun}s ({format_share(len(found), total)})"
-    return [f"{number} {fault}, such as {shorten(found[0])}: {advice}."]
+    return [f"{number} {fault}, such as {shorten(' '.join(found[0]))}: {advice}."]
 
 
 def describe_cut_tokens(texts: TokenizedTexts, limit: int, positions: int, noun: str) -> list[str]:
@@ -128,7 +159,7 @@ def describe_cut_tokens(texts: TokenizedTexts, limit: int, positions: int, noun:
     if longest > positions:
         advice = f"the longest has {longest:,} tokens, and the model reads at most {positions}"
     fault = f"are cut to {limit} tokens (max_caption_length)"
-    return describe_found(texts.find(lambda length: length > limit), len(texts.texts), noun, fault, advice)
+    return describe_found(texts.find(lambda length: length > limit), len(texts.words), noun, fault, advice)
 
 
 def describe_words(tokenizer: PreTrainedTokenizerBase, nouns: str, *tokenized: TokenizedTexts) -> list[str]:

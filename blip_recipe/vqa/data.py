@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, LargeList, List, Value
+from datasets import ClassLabel, Dataset, Image, IterableDataset, LargeList, List, Value
 
 from blip_recipe.data.arguments import SHAPES
 from blip_recipe.data.checks import MAX_CHARACTERS

@@ -18,7 +18,14 @@ from blip_recipe.metrics.records import answer_statistics
 from blip_recipe.models.decoding import DecodingSettings
 from blip_recipe.models.text import decode_texts
 from blip_recipe.training.tables import join_texts
-from blip_recipe.training.texts import TokenizedTexts, describe_cut_tokens, describe_words, scored_texts, texts_of
+from blip_recipe.training.texts import (
+    TokenizedTexts,
+    describe_cut_tokens,
+    describe_words,
+    scored_texts,
+    splitter_of,
+    texts_of,
+)
 from blip_recipe.training.trainer import BlipTrainer
 from blip_recipe.vqa.answer_lists import ANSWER_LIST_FILE, FROM_TRAINING
 from blip_recipe.vqa.checks import answers_of_training, check_answered
@@ -159,8 +166,10 @@ class VqaTrainer(BlipTrainer):
         if args.answer_list == FROM_TRAINING and args.answers is None:
             args.answers = answers_of_training(args, train)
         asked = chain(texts_of(train, "question"), scored_texts(scored, "question"))
-        questions = TokenizedTexts.read(map(normalize_question, asked) if args.normalize_captions else asked, tokenizer)
-        answers = TokenizedTexts.read(texts_of(train, "answers"), tokenizer)
+        cleaned = map(normalize_question, asked) if args.normalize_captions else asked
+        split = splitter_of(tokenizer)
+        questions = TokenizedTexts.read(list(map(split, cleaned)), tokenizer)
+        answers = TokenizedTexts.read(list(map(split, texts_of(train, "answers"))), tokenizer)
         return [
             *describe_cut_tokens(answers, args.max_caption_length, positions, "training answer"),
             *describe_words(tokenizer, "questions and answers", questions, answers),
