@@ -11,7 +11,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 from blip_recipe.captioning.data import build_dataset, tokens_per_image
 from blip_recipe.captioning.modeling import BlipForCaptioning
 from blip_recipe.captioning.training_arguments import CaptionTrainingArguments
-from blip_recipe.card.facts import TaskWords
+from blip_recipe.captioning.words import WORDS
 from blip_recipe.card.rendering import format_code
 from blip_recipe.data.dataset import CaptionDataset
 from blip_recipe.models.captioner import caption_row
@@ -93,18 +93,7 @@ class CaptionTrainer(CaptionScoringTrainer):
         ```
     """
 
-    task = TaskWords(
-        name="captioning",
-        row="image",
-        text="caption",
-        output="caption",
-        title="BLIP captions",
-        label="Image captioning",
-        pipeline_tag="image-to-text",
-        tag="image-captioning",
-        command="caption {model} PICTURE_OR_FOLDER...",
-        lora_layers="all linear layers of the text decoder",
-    )
+    task = WORDS
     model_class = BlipForCaptioning
     arguments_class = CaptionTrainingArguments
     predict_text = staticmethod(caption_row)

@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from functools import cached_property
 
 from blip_recipe.metrics.ngrams import count_ngrams
-from blip_recipe.metrics.plain_tokenizer import tokenize_without_java
 from blip_recipe.metrics.scores import ScoredSet, Values
-from blip_recipe.metrics.tokenizer import clean_caption
+from blip_recipe.metrics.tokenizer import clean_caption, tokenize
 
 
 class Diversity:
@@ -43,7 +42,7 @@ class Diversity:
             "caption_length": len(singles) / len(words),
         }
         if self._known is not None:
-            plain = tokenize_without_java([clean_caption(caption) for caption in scored.captions])
+            plain = tokenize([clean_caption(caption) for caption in scored.captions])
             scores["novel"] = sum(caption not in self._known for caption in plain) / len(plain)
         return Values(scores, {})
 
@@ -53,4 +52,4 @@ class Diversity:
         if self.training_captions is None:
             return None
         # Without Java: hundreds of thousands of captions are cut once, and both sides alike.
-        return frozenset(tokenize_without_java([clean_caption(caption) for caption in self.training_captions]))
+        return frozenset(tokenize([clean_caption(caption) for caption in self.training_captions]))

@@ -77,18 +77,28 @@ def check_output_dir(recipe: Recipe[Any]) -> None:
     Raises:
         RecipeError: It cannot be used.
     """
-    output_dir = Path(os.path.abspath(recipe.output_dir))  # noqa: PTH100 - links stay as they are
-    there = next(path for path in (output_dir, *output_dir.parents) if path.exists())
-    if not there.is_dir():
-        raise RecipeError(f"output_dir is {recipe.output_dir}, but {there} is a file: name another directory.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise RecipeError(f"output_dir is {recipe.output_dir}, but {there} is not writable: name another directory.")
+    output_dir = check_writable(recipe.output_dir)
     model = Path(recipe.model.model_name_or_path).expanduser()
     if output_dir.exists() and model.exists() and output_dir.samefile(model):
         raise RecipeError(
             f"output_dir and model_name_or_path are both {recipe.output_dir}: the run would overwrite the "
             "model that it reads. Name another output_dir."
         )
+
+
+def check_writable(given: Path) -> Path:
+    """Check that `output_dir` can be written, and make it absolute.
+
+    Raises:
+        RecipeError: It cannot be written.
+    """
+    output_dir = Path(os.path.abspath(given))  # noqa: PTH100 - links stay as they are
+    there = next(path for path in (output_dir, *output_dir.parents) if path.exists())
+    if not there.is_dir():
+        raise RecipeError(f"output_dir is {given}, but {there} is a file: name another directory.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise RecipeError(f"output_dir is {given}, but {there} is not writable: name another directory.")
+    return output_dir
 
 
 def check_model(recipe: Recipe[FinetuneOptions], model: Any) -> None:
