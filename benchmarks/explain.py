@@ -61,9 +61,9 @@ from blip_recipe.models.text import IGNORED
 from blip_recipe.retrieval.explanation import MatchExplainer
 from blip_recipe.retrieval.tiny import build_tiny_retriever
 from blip_recipe.vqa.collator import encode_answers, encode_questions
-from blip_recipe.vqa.data import normalize_question
 from blip_recipe.vqa.explanation import AnswerExplainer
 from blip_recipe.vqa.questions import questions_vocabulary
+from blip_recipe.vqa.texts import normalize_question
 from blip_recipe.vqa.tiny import build_tiny_answerer
 
 if TYPE_CHECKING:

@@ -92,7 +92,7 @@ def score_model(recipe: Recipe[EvaluateOptions]) -> None:
     set_up_logs(recipe.training)
     model, data = recipe.model, recipe.data
     with recipe.training.main_process_first(desc="reading the data"):
-        rows = load_role(data, role, recipe.task.load_split)
+        rows = load_role(data, role, recipe.task.load_split, recipe.task.open_stream)
         recipe.task.prepare_scoring(data, recipe.training)
     checked = check_splits({"eval": rows}, data, recipe.task.validate_row)
     loaded, processor, _ = load_finished(

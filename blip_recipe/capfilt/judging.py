@@ -14,8 +14,8 @@ import torch
 
 from blip_recipe.capfilt.sampling import sample_captions
 from blip_recipe.captioning.modeling import BlipForCaptioning
-from blip_recipe.data.captions import normalize_caption
-from blip_recipe.data.checks import name_fault, validate_captions
+from blip_recipe.data.captions import normalize_caption, validate_captions
+from blip_recipe.data.checks import name_fault
 from blip_recipe.data.images import path_of, read_content
 from blip_recipe.data.listing import read_ahead
 from blip_recipe.data.pixels import normalize_pixels, read_pixels, resize_pixels, stack_pixels
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import BlipProcessor
 
     from blip_recipe.capfilt.arguments import CapFiltArguments
-    from blip_recipe.data.shards import ShardedSplit, StreamedImage
+    from blip_recipe.data.shards import ShardedSplit, StreamedRow
     from blip_recipe.models.stock import StockModel
 
 Kind = Literal["web", "synthetic"]
@@ -121,7 +121,7 @@ class Judge:
             self.prompt = self.prompt if arguments.prompt is None else arguments.prompt
             check_lengths(arguments, self.captioner_processor, self.prompt)
 
-    def judge(self, split: ShardedSplit, images: Iterable[StreamedImage]) -> Iterator[JudgedImage | BadImage]:
+    def judge(self, split: ShardedSplit, images: Iterable[StreamedRow]) -> Iterator[JudgedImage | BadImage]:
         """Caption and score the images of a shard in order. Threads read the next pictures meanwhile."""
         opened = read_ahead(partial(self._read, split), images, ahead=2 * self.arguments.batch_size)
         while batch := list(islice(opened, self.arguments.batch_size)):
@@ -130,10 +130,10 @@ class Judge:
             for image, read in batch:
                 yield next(judged) if isinstance(read, _ReadImage) else BadImage(image.row, read)
 
-    def _read(self, split: ShardedSplit, image: StreamedImage) -> _ReadImage | str:
+    def _read(self, split: ShardedSplit, image: StreamedRow) -> _ReadImage | str:
         """Read a picture and its pixels, or return what is wrong with it."""
         # An image without a text is fine: the captioner writes one.
-        if image.captions and (fault := name_fault(validate_captions(image.captions), image.picture)):
+        if (captions := image.texts["captions"]) and (fault := name_fault(validate_captions(captions), image.picture)):
             return fault
         try:
             picture = split.picture(image.picture)
@@ -148,10 +148,11 @@ class Judge:
         return _ReadImage(content, for_captioner, for_filter)
 
     @torch.inference_mode()
-    def _judge_batch(self, batch: Sequence[tuple[StreamedImage, _ReadImage]]) -> list[JudgedImage]:
+    def _judge_batch(self, batch: Sequence[tuple[StreamedRow, _ReadImage]]) -> list[JudgedImage]:
         written = self._write([read for _, read in batch])
         texts: list[list[tuple[Kind, str]]] = [
-            [("web", text) for text in unique_texts(image.captions)] + [("synthetic", text) for text in captions]
+            [("web", text) for text in unique_texts(image.texts["captions"])]
+            + [("synthetic", text) for text in captions]
             for (image, _), captions in zip(batch, written, strict=True)
         ]
         pixels = self._pixel_values([read.for_filter for _, read in batch], self.filter_processor)

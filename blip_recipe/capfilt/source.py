@@ -22,7 +22,7 @@ from blip_recipe.data import tables
 from blip_recipe.data.load import load_split
 from blip_recipe.data.metadata import check_metadata
 from blip_recipe.data.rows import parse_split
-from blip_recipe.data.shards import STREAMED, ShardedSplit, StreamedImage, choose_columns
+from blip_recipe.data.shards import STREAMED, ShardedSplit, StreamedRow, choose_columns
 from blip_recipe.data.tars import read_by_sample
 from blip_recipe.errors import RecipeError
 
@@ -118,7 +118,7 @@ class Source:
         except READ_FAULTS as error:
             raise BadShardError(f"{shard.name} cannot be read ({type(error).__name__}: {error}).") from error
 
-    def read(self, shard: Shard, rows: ShardedSplit) -> Iterator[StreamedImage]:
+    def read(self, shard: Shard, rows: ShardedSplit) -> Iterator[StreamedRow]:
         """Read the images of a shard in order.
 
         Args:

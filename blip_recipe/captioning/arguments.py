@@ -40,12 +40,9 @@ class CaptionArguments(CaptionTextArguments, EmbeddingArguments):
         default=None,
         metadata={"help": "Captions per image and epoch: all (default), or N sampled anew each epoch."},
     )
-    shuffle_buffer_size: int = field(
-        default=1000, metadata={"help": "Size of each worker's shuffle buffer of a stream, in images."}
-    )
 
     def __post_init__(self) -> None:
-        check_at_least_one(self, "captions_per_image", "shuffle_buffer_size")
+        check_at_least_one(self, "captions_per_image")
         super().__post_init__()
 
     def generate_kwargs(self) -> dict[str, Any]:

@@ -5,12 +5,9 @@ from __future__ import annotations
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
-from datasets import IterableDataset
-
 from blip_recipe.data.captions import join_prompt
 from blip_recipe.data.rows import PROMPT
-from blip_recipe.data.shards import ShardedSplit
-from blip_recipe.training.datasets import caption_dataset, training_stream
+from blip_recipe.training.datasets import caption_dataset
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,14 +29,6 @@ def build_dataset(
     Raises:
         RecipeError: The columns are unknown or have unexpected types.
     """
-    if training and isinstance(dataset, (IterableDataset, ShardedSplit)):
-        return training_stream(
-            dataset,
-            args,
-            processor,
-            captions_per_image=args.captions_per_image,
-            shuffle_buffer_size=args.shuffle_buffer_size,
-        )
     return caption_dataset(
         dataset, args, processor, training=training, captions_per_image=args.captions_per_image, name=name
     )

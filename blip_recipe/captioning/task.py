@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 from blip_recipe.captioning.scst import ScstTrainer
 from blip_recipe.captioning.tiny import build_tiny_captioner
 from blip_recipe.captioning.trainer import CaptionTrainer
-from blip_recipe.data.checks import validate_captions
+from blip_recipe.data.captions import validate_captions
 from blip_recipe.data.load import load_split, vocabulary_texts
 from blip_recipe.errors import RecipeError
 from blip_recipe.training.task import Task
@@ -39,6 +39,7 @@ class Captioning(Task):
 
         These are two prompts, streams with caches, and self-critical training with a stream or with dropout.
         """
+        super().check(model, data, training)
         _check_prompts(cast("CaptionDataArguments", data).prompt_column, training)
         if model.dropouts and isinstance(training, ScstTrainer.arguments_class):
             key, value = next(iter(model.dropouts.items()))
@@ -46,16 +47,11 @@ class Captioning(Task):
                 f"stage is 'scst' and {key} is {value:g}, but self-critical training samples without dropout: leave it "
                 "out."
             )
-        if not data.is_streamed:
-            return
-        if isinstance(training, ScstTrainer.arguments_class):
+        if data.is_streamed and isinstance(training, ScstTrainer.arguments_class):
             raise RecipeError(
                 "stage is 'scst' and streaming is true, but self-critical training counts the n-grams of all captions "
                 "first: leave one of them out."
             )
-        for key in ("image_cache", "cache_image_embeds"):
-            if getattr(training, key):
-                raise RecipeError(f"{key} and streaming are both given: a stream is not cached. Use only one of them.")
 
     def load_split(self, arguments: CaptionDataArguments, split: str, *, max_samples: int | None = None) -> Dataset:
         """Load rows of `image`, `image_id` and `captions`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import math
 import re
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,10 @@ TEXT_KEYS = ("raw", "caption", "text")
 
 MAX_WORDS = 30
 """Maximum words of a training caption (`coco_karpathy_train` in the original's `data/coco_karpathy_dataset.py`)."""
+
+MAX_CHARACTERS = 100_000
+"""Maximum length of a caption. A longer one is probably a whole file in the wrong column. (Training uses only the first
+words of a caption, but scorers and cards use references in full.)"""
 
 _TEXT = r"""(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")"""
 _QUOTED = re.compile(_TEXT)
@@ -90,6 +95,26 @@ def flatten_texts(cell: Any, keys: Sequence[str], *, numbers: bool = False) -> l
     if isinstance(cell, list):
         return [text for item in cell for text in flatten_texts(item, keys, numbers=numbers)]
     raise TypeError(f"a {type(cell).__name__} ({cell!r:.50})")
+
+
+def validate_captions(captions: Sequence[str]) -> str | None:
+    """Return what is wrong with the captions of an image, or None."""
+    if not captions:
+        return "it has no caption"
+    longest = max(map(len, captions))
+    if longest > MAX_CHARACTERS:
+        return f"it has a caption of {longest:,} characters: expected at most {MAX_CHARACTERS:,}"
+    return None
+
+
+def captions_id(captions: Sequence[str]) -> int:
+    """A number for all captions of an image, the same in all runs and processes: a hash of 63 bits.
+
+    Images with the same captions cannot be told apart by texts, so they are neither negatives nor errors of each other.
+    This matters for drawn scenes, which may differ in details that no caption mentions, not for photographs.
+    """
+    content = "\0".join(captions).encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big") >> 1
 
 
 def join_prompt(prompt: str, caption: str) -> str:

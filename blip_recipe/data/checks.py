@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch.distributed
 from tqdm import tqdm
 
+from blip_recipe.data.captions import validate_captions
 from blip_recipe.data.holdout import check_shared, describe_shared
 from blip_recipe.data.images import Picture, address, digest, inspect_picture, is_drawn, path_of
 from blip_recipe.data.rows import stored_paths
@@ -42,10 +43,6 @@ MAX_LISTED = 10
 
 BATCH = 16
 """Rows that a thread reads at once."""
-
-MAX_CHARACTERS = 100_000
-"""Maximum length of a caption. A longer one is probably a whole file in the wrong column. (Training uses only the first
-words of a caption, but scorers and cards use references in full.)"""
 
 
 @dataclass(frozen=True)
@@ -188,16 +185,6 @@ def name_fault(fault: str | None, image: Picture) -> str | None:
     """Add the name of a row's picture to what is wrong with its texts."""
     path = path_of(image)
     return f"{fault} ({path})" if fault and path else fault
-
-
-def validate_captions(captions: Sequence[str]) -> str | None:
-    """Return what is wrong with the captions of an image, or None."""
-    if not captions:
-        return "it has no caption"
-    longest = max(map(len, captions))
-    if longest > MAX_CHARACTERS:
-        return f"it has a caption of {longest:,} characters: expected at most {MAX_CHARACTERS:,}"
-    return None
 
 
 def _gather(found: Inspected, processes: int) -> Iterable[Inspected]:

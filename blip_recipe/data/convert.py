@@ -14,8 +14,7 @@ from datasets import Dataset, Features, Image, IterableDataset, List, Value
 from PIL.Image import Image as Picture
 
 from blip_recipe.data.arguments import CaptionDataArguments
-from blip_recipe.data.captions import read_captions
-from blip_recipe.data.checks import validate_captions
+from blip_recipe.data.captions import read_captions, validate_captions
 from blip_recipe.data.columns import CAPTION_NAMES, choose_caption_columns, choose_image_column
 from blip_recipe.data.pixels import to_image
 from blip_recipe.data.rows import GROUP, PROMPT, SplitColumns, join_columns

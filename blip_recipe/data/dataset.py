@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from blip_recipe.data.augmentation import augment
-from blip_recipe.data.captions import MAX_WORDS, normalize_caption
+from blip_recipe.data.captions import MAX_WORDS, captions_id, normalize_caption
 from blip_recipe.data.pixels import read_pixels
 from blip_recipe.data.rows import PROMPT, has_prompts
 
@@ -85,7 +85,10 @@ class PictureDataset(torch.utils.data.Dataset[dict[str, Any]]):
 
 
 class CaptionDataset(PictureDataset):
-    """Images with captions, as items `{"row", "image", "captions"}`, and `prompt` if rows have prompts of their own.
+    """Images with captions, as items `{"row", "image", "captions", "captions_id"}`.
+
+    Items also have a `prompt` if rows have prompts of their own. `captions_id` tells whether two images have the same
+    captions (see `captions_id`).
 
     Args:
         rows: Rows of `image`, `image_id` and `captions`, and perhaps `prompt`.
@@ -112,7 +115,7 @@ class CaptionDataset(PictureDataset):
         self.normalize_captions, self.max_words = normalize_captions, max_words
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        """Get the row number, picture and captions of a row.
+        """Get the row number, the picture and the captions of a row.
 
         After `use_embeddings`, `image_embeds` `(patches, width)` replaces the picture.
 
@@ -123,20 +126,34 @@ class CaptionDataset(PictureDataset):
         resized = self.resized.get(row)
         # Do not load the picture from the table if it is not used.
         record = (self._captions if resized or self.embeddings else self.rows)[row]
-        captions = draw_captions(
-            record["captions"], self.captions_per_image, self.normalize_captions, self.max_words, rng
-        )
-        item = {"row": row, "captions": captions, **({PROMPT: record[PROMPT]} if self.has_prompts else {})}
+        texts = draw_texts(record, self.captions_per_image, self.normalize_captions, self.max_words, rng)
+        item = {"row": row, **texts}
         if self.embeddings:
             store, keys = self.embeddings
             return {**item, "image_embeds": store.load(keys[row])}
         return {**item, "image": self.read_picture(resized or record["image"], rng)}
 
 
-def draw_captions(
-    captions: list[str], count: int | None, normalize: bool, max_words: int | None, rng: np.random.Generator
-) -> list[str]:
-    """Draw `count` captions of an image (None: all), and with `normalize` clean them to at most `max_words` words."""
+def draw_texts(
+    record: Mapping[str, Any], count: int | None, normalize: bool, max_words: int | None, rng: np.random.Generator
+) -> dict[str, Any]:
+    """Draw the texts of an image.
+
+    Args:
+        record: Its `captions`, and its `prompt` if it has one.
+        count: How many captions to draw; None: all.
+        normalize: Whether to clean captions with `normalize_caption`.
+        max_words: The number of words that cleaning keeps; None for all.
+        rng: The random number generator of the row.
+
+    Returns:
+        `captions`, those drawn; `captions_id`, that of all captions; and `prompt`, if the record has one.
+    """
+    captions = record["captions"]
     if count is not None and count < len(captions):
         captions = [captions[number] for number in rng.choice(len(captions), count, replace=False)]
-    return [normalize_caption(caption, max_words) for caption in captions] if normalize else captions
+    return {
+        "captions": [normalize_caption(caption, max_words) for caption in captions] if normalize else captions,
+        "captions_id": captions_id(record["captions"]),
+        **({PROMPT: record[PROMPT]} if PROMPT in record else {}),
+    }

@@ -30,7 +30,7 @@ from blip_recipe.data.shapes import (
     name_scene,
     shapes_vocabulary,
 )
-from blip_recipe.data.shards import fetch_role, read_directory
+from blip_recipe.data.shards import fetch_role, open_stream, read_directory
 from blip_recipe.data.tables import is_directory, kind_of_folder, read_table
 from blip_recipe.errors import RecipeError
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from blip_recipe.data.arguments import CaptionDataArguments, DataArguments
+    from blip_recipe.data.shards import OpenSplit
 
 
 def load_split(arguments: CaptionDataArguments, split: str, *, max_samples: int | None = None) -> Dataset:
@@ -61,16 +62,27 @@ def load_split(arguments: CaptionDataArguments, split: str, *, max_samples: int 
         RecipeError: The data set, split or column does not exist, the split is empty, or paths lead out of their
             folder.
     """
-    columns = _read_columns(arguments, split, max_samples)
+    if is_read_by_shards(arguments):
+        return read_directory(arguments, split, max_samples)
+    shapes = arguments.dataset_name == SHAPES
+    columns = (_read_shapes if shapes else read_table)(arguments, split, max_samples)
     return keep_first(join_columns(columns, f"{arguments.dataset_name}, split {split!r},"), max_samples)
 
 
-def load_splits(arguments: DataArguments, load: Callable[..., Dataset] = load_split) -> dict[str, Dataset]:
+def is_read_by_shards(arguments: DataArguments) -> bool:
+    """Whether the splits of a streamed directory are read by shards: `datasets` alone would copy all of them first."""
+    return arguments.streaming and is_directory(arguments) and kind_of_folder(arguments) == SHARDS
+
+
+def load_splits(
+    arguments: DataArguments, load: Callable[..., Dataset] = load_split, open_split: OpenSplit = open_stream
+) -> dict[str, Dataset]:
     """Load the recipe's splits by role: `train` unless it is streamed, and `eval` and `test` if the recipe names them.
 
     Args:
         arguments: The recipe's data keys.
         load: The function that loads a split.
+        open_split: The function that opens the training split as a stream.
 
     Raises:
         RecipeError: A split cannot be loaded (see `load_split`).
@@ -78,12 +90,12 @@ def load_splits(arguments: DataArguments, load: Callable[..., Dataset] = load_sp
     if arguments.mixture:
         scored = [role for role in ("eval", "test") if arguments.has_split(role)]
         train = load_mixture(cast("CaptionDataArguments", arguments), load)
-        return {"train": train} | {role: load_role(arguments, role, load) for role in scored}
+        return {"train": train} | {role: load_role(arguments, role, load, open_split) for role in scored}
     roles = [role for role in ("train", "eval", "test") if arguments.has_split(role)]
     if arguments.is_streamed:
         roles.remove("train")
     divided = _divide_training_split(arguments, load)
-    return {role: load_role(arguments, role, load, divided) for role in roles}
+    return {role: load_role(arguments, role, load, open_split, divided) for role in roles}
 
 
 def load_mixture(arguments: CaptionDataArguments, load: Callable[..., Dataset] = load_split) -> Dataset:
@@ -100,7 +112,11 @@ def load_mixture(arguments: CaptionDataArguments, load: Callable[..., Dataset] =
 
 
 def load_role(
-    arguments: DataArguments, role: str, load: Callable[..., Dataset], divided: Mapping[str, Dataset] | None = None
+    arguments: DataArguments,
+    role: str,
+    load: Callable[..., Dataset],
+    open_split: OpenSplit = open_stream,
+    divided: Mapping[str, Dataset] | None = None,
 ) -> Dataset:
     """Load the images of a role: those of its split, or those that are held out of the training split.
 
@@ -108,6 +124,7 @@ def load_role(
         arguments: The recipe's data keys.
         role: `train`, `eval` or `test`.
         load: The function that loads a split.
+        open_split: The function that opens the training split as a stream.
         divided: The training split by role, if it is loaded already.
 
     Raises:
@@ -118,7 +135,7 @@ def load_role(
     if role in divided:
         return keep_first(divided[role], limit)
     if role in arguments.held_out():
-        return fetch_role(cast("CaptionDataArguments", arguments), role, limit)
+        return fetch_role(arguments, role, limit, open_split)
     return load(arguments, name, max_samples=limit)
 
 
@@ -151,15 +168,6 @@ def vocabulary_texts(
     cleaned = (normalize_caption(caption, max_words) for caption in captions) if normalize else captions
     prompts = dict.fromkeys(rows[PROMPT]) if has_prompts(rows) else [prompt]
     return chain(cleaned, prompts, words)
-
-
-def _read_columns(arguments: CaptionDataArguments, split: str, max_samples: int | None) -> SplitColumns:
-    if arguments.dataset_name == SHAPES:
-        return _read_shapes(arguments, split, max_samples)
-    if arguments.streaming and is_directory(arguments) and kind_of_folder(arguments) == SHARDS:
-        # `datasets` alone would copy all splits of a directory first.
-        return read_directory(arguments, split, max_samples)
-    return read_table(arguments, split, max_samples)
 
 
 def _read_shapes(arguments: CaptionDataArguments, split: str, max_samples: int | None) -> SplitColumns:

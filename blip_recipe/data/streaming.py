@@ -13,7 +13,7 @@ most the shard again in which it stopped.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby, islice
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -24,15 +24,14 @@ import torch
 
 from blip_recipe.data.augmentation import augment
 from blip_recipe.data.captions import MAX_WORDS
-from blip_recipe.data.checks import SkippedRow, name_fault, validate_captions
-from blip_recipe.data.dataset import draw_captions
+from blip_recipe.data.checks import SkippedRow, name_fault
+from blip_recipe.data.dataset import draw_texts
 from blip_recipe.data.images import BadImageError, describe, digest, read_content
 from blip_recipe.data.pixels import read_pixels
-from blip_recipe.data.rows import PROMPT
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
-    from blip_recipe.data.shards import ShardedSplit, StreamedImage
+    from blip_recipe.data.shards import ShardedSplit, StreamedRow
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +64,7 @@ class Progress:
     Attributes:
         worker: The worker that reads the stream.
         position: Position of the stream after the row.
-        images, captions: Number of images and of all their captions, counted in the first pass only.
+        images, texts: Number of images and of all their texts, counted in the first pass only.
         skipped: Rows skipped since the previous row.
         fault: The error that ends the stream, if any.
     """
@@ -73,19 +72,19 @@ class Progress:
     worker: int
     position: Position
     images: int = 0
-    captions: int = 0
+    texts: int = 0
     skipped: tuple[SkippedRow, ...] = ()
     fault: str | None = None
 
 
-class CaptionStream(torch.utils.data.IterableDataset):
-    """An endless stream of the rows of a `ShardedSplit`, in the format of `CaptionDataset` plus `progress`.
+class PictureStream(torch.utils.data.IterableDataset):
+    """Base class of endless streams of the rows of a `ShardedSplit`, in the format of a `PictureDataset`.
 
     Args:
         split: The shards.
-        image_size, captions_per_image, normalize_captions, max_words, augmentation, seed: As for `CaptionDataset`.
-        shuffle_buffer_size: Number of images to shuffle at a time.
-        on_bad_image: Whether to stop at a picture that cannot be read (`"fail"`) or to skip it (`"skip"`).
+        image_size, augmentation, seed: As for `PictureDataset`.
+        shuffle_buffer_size: Number of rows to shuffle at a time.
+        on_bad_image: Whether to stop at a row that cannot be used (`"fail"`) or to skip it (`"skip"`).
         process, processes: Rank of this process, and number of processes.
     """
 
@@ -94,20 +93,15 @@ class CaptionStream(torch.utils.data.IterableDataset):
         split: ShardedSplit,
         *,
         image_size: int,
-        captions_per_image: int | None,
-        normalize_captions: bool,
         augmentation: Literal["blip", "none"],
         seed: int,
         shuffle_buffer_size: int,
         on_bad_image: Literal["fail", "skip"],
         process: int = 0,
         processes: int = 1,
-        max_words: int | None = MAX_WORDS,
     ) -> None:
         self.split = split
         self.image_size = image_size
-        self.captions_per_image = captions_per_image
-        self.normalize_captions, self.max_words = normalize_captions, max_words
         self.augmentation = augmentation
         self.seed = seed
         self.shuffle_buffer_size = shuffle_buffer_size
@@ -116,6 +110,14 @@ class CaptionStream(torch.utils.data.IterableDataset):
         self.shards = split.shards
         self.positions: Mapping[int, Position] = {}
         self.first_worker = 0
+
+    def draw(self, image: StreamedRow, rng: np.random.Generator) -> dict[str, Any]:
+        """What an item has besides `row` and `image`; it is drawn before the picture is augmented."""
+        raise NotImplementedError
+
+    def order(self, block: Sequence[StreamedRow], rng: np.random.Generator) -> list[int]:
+        """The order in which the rows of a shuffle buffer are yielded."""
+        return rng.permutation(len(block)).tolist()
 
     def parts(self, workers: int) -> int:
         """Number of parts of each shard, so that every stream of all processes gets at least one."""
@@ -126,10 +128,7 @@ class CaptionStream(torch.utils.data.IterableDataset):
         return self.shards * self.parts(workers)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """Yield rows `{"row", "image", "captions", "progress"}`, and after an error `{"progress"}` with its fault.
-
-        Rows also have a `prompt` if images have prompts of their own.
-        """
+        """Yield items with their `progress`, and after an error `{"progress"}` with its fault."""
         info = torch.utils.data.get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
         # A DataLoader always starts with worker 0. On resuming, it must read the stream whose turn it was.
@@ -158,21 +157,18 @@ class CaptionStream(torch.utils.data.IterableDataset):
                         f"No row of a whole pass can be used. The last one, {skipped[-1].image_id}: {fault}"
                     )
                 continue
-            captions = draw_captions(
-                image.captions, self.captions_per_image, self.normalize_captions, self.max_words, rng
-            )
+            texts = self.draw(image, rng)
             if self.augmentation == "blip":
                 pixels = augment(pixels, self.image_size, rng)
             row = (place.shard << SHARD_BITS) + image.row
-            counts = (1, len(image.captions)) if place.number == 0 else (0, 0)
+            counts = (1, len(image.texts[self.split.texts.counted])) if place.number == 0 else (0, 0)
             progress = Progress(worker, position, *counts, tuple(skipped))
-            record = {"row": row, "image": pixels, "captions": captions, "progress": progress}
-            yield record | ({PROMPT: image.texts[PROMPT]} if PROMPT in image.texts else {})
+            yield {"row": row, "image": pixels, **texts, "progress": progress}
             skipped, last = [], position.turn
 
-    def _open(self, image: StreamedImage) -> tuple[torch.Tensor | None, str]:
+    def _open(self, image: StreamedRow) -> tuple[torch.Tensor | None, str]:
         """Read the pixels of an image, or return None and what is wrong with it."""
-        if fault := name_fault(validate_captions(image.captions), image.picture):
+        if fault := name_fault(self.split.texts.validate(image.texts), image.picture):
             return None, fault
         try:
             picture = self.split.picture(image.picture)
@@ -184,7 +180,7 @@ class CaptionStream(torch.utils.data.IterableDataset):
         except BadImageError as error:
             return None, str(error)
 
-    def _skip_or_raise(self, image: StreamedImage, shard: int, fault: str) -> SkippedRow:
+    def _skip_or_raise(self, image: StreamedRow, shard: int, fault: str) -> SkippedRow:
         """Record a row that cannot be used, if rows may be skipped.
 
         Raises:
@@ -200,13 +196,13 @@ class CaptionStream(torch.utils.data.IterableDataset):
         image_id = f"shard {shard}, row {image.row}" if image.image_id is None else image.image_id
         return SkippedRow(image.row, image_id, self.split.arguments.train_split, fault)
 
-    def _shuffled(self, start: Position, layout: _Layout) -> Iterator[tuple[Position, _Place, StreamedImage]]:
+    def _shuffled(self, start: Position, layout: _Layout) -> Iterator[tuple[Position, _Place, StreamedRow]]:
         """Yield images in random order, each with the position after it and its place."""
         taken = start.taken
         for _, images in groupby(self._read(start, layout), lambda each: each[1].number):
             while block := list(islice(images, self.shuffle_buffer_size)):
                 begin = block[0][0]
-                order = np.random.default_rng([self.seed, *begin[:3]]).permutation(len(block)).tolist()
+                order = self.order([image for *_, image in block], np.random.default_rng([self.seed, *begin[:3]]))
                 # Free images as soon as they are taken, to save memory.
                 waiting = [block[index] for index in reversed(order[taken:])]
                 block.clear()
@@ -215,7 +211,7 @@ class CaptionStream(torch.utils.data.IterableDataset):
                     yield begin._replace(taken=count), place, image
                 taken = 0
 
-    def _read(self, start: Position, layout: _Layout) -> Iterator[tuple[Position, _Place, StreamedImage]]:
+    def _read(self, start: Position, layout: _Layout) -> Iterator[tuple[Position, _Place, StreamedRow]]:
         """Yield the images of the stream's shards from `start` on, endlessly."""
         turn, row, number, last = start.turn, start.row, start.image, start.turn
         while True:
@@ -233,6 +229,33 @@ class CaptionStream(torch.utils.data.IterableDataset):
         order = np.random.default_rng([self.seed, number]).permutation(self.shards)
         # Rotate parts from pass to pass, so no stream always gets a part without images.
         return _Place(number, int(order[within % self.shards]), (within // self.shards + number) % layout.parts)
+
+
+class CaptionStream(PictureStream):
+    """A stream of the items of a `CaptionDataset`.
+
+    Args:
+        split: The shards.
+        captions_per_image, normalize_captions, max_words: As for `CaptionDataset`.
+        kwargs: Arguments of `PictureStream`.
+    """
+
+    def __init__(
+        self,
+        split: ShardedSplit,
+        *,
+        captions_per_image: int | None,
+        normalize_captions: bool,
+        max_words: int | None = MAX_WORDS,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(split, **kwargs)
+        self.captions_per_image = captions_per_image
+        self.normalize_captions, self.max_words = normalize_captions, max_words
+
+    def draw(self, image: StreamedRow, rng: np.random.Generator) -> dict[str, Any]:
+        """Draw and clean captions."""
+        return draw_texts(image.texts, self.captions_per_image, self.normalize_captions, self.max_words, rng)
 
 
 class _Place(NamedTuple):
@@ -254,7 +277,7 @@ class _Layout(NamedTuple):
 
 @dataclass(frozen=True)
 class StreamCollator:
-    """Collate rows of a `CaptionStream` with `collator`, and add the `progress` of the batch."""
+    """Collate rows of a `PictureStream` with `collator`, and add the `progress` of the batch."""
 
     collator: Any
 
@@ -262,6 +285,6 @@ class StreamCollator:
         """Collate `rows`. If the stream ended in them, return only `progress`."""
         progress = [row["progress"] for row in rows]
         skipped = tuple(each for one in progress for each in one.skipped)
-        images, captions = sum(each.images for each in progress), sum(each.captions for each in progress)
-        last = replace(progress[-1], images=images, captions=captions, skipped=skipped)
+        images, texts = sum(each.images for each in progress), sum(each.texts for each in progress)
+        last = replace(progress[-1], images=images, texts=texts, skipped=skipped)
         return {"progress": last} if last.fault else {**self.collator(rows), "progress": last}

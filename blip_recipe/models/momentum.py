@@ -73,10 +73,25 @@ class MomentumState(nn.Module):
 
     @torch.no_grad()
     def encode(
-        self, pixel_values: torch.Tensor, input_ids: torch.Tensor, attention_mask: torch.Tensor, ids: torch.Tensor
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        ids: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        image_embeds: torch.Tensor | None = None,
     ) -> Features:
-        """Encode pairs: pixels `(pairs, 3, height, width)`, tokens `(pairs, tokens)`, image ids `(pairs,)`."""
-        images = self.encoders["vision_model"](pixel_values=pixel_values).last_hidden_state[:, 0]
+        """Encode pairs.
+
+        Args:
+            input_ids, attention_mask: `(pairs, tokens)`.
+            ids: `(pairs,)`, equal for images with the same captions.
+            pixel_values: `(pairs, 3, height, width)`.
+            image_embeds: `(pairs, patches, width)`, instead of `pixel_values`. A frozen image encoder never moves, so
+                the embeddings by the model are those by its momentum encoder.
+        """
+        if image_embeds is None:
+            image_embeds = self.encoders["vision_model"](pixel_values=pixel_values).last_hidden_state
+        images = image_embeds[:, 0]
         texts = self.encoders["text_encoder"](input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return Features(
             F.normalize(self.encoders["vision_proj"](images), dim=-1).float(),

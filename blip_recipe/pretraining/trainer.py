@@ -10,6 +10,7 @@ import torch
 from blip_recipe.card.facts import TaskWords
 from blip_recipe.data.storage import write_json
 from blip_recipe.models.processors import save_processor
+from blip_recipe.pretraining.collator import PretrainCollator
 from blip_recipe.pretraining.data import build_dataset
 from blip_recipe.pretraining.modeling import MATCHER, BlipForPretraining
 from blip_recipe.pretraining.training_arguments import PretrainTrainingArguments
@@ -80,8 +81,12 @@ class PretrainTrainer(MomentumTrainer, CaptionScoringTrainer):
         self.add_callback(self.record)
 
     def build_dataset(self, dataset: Any, args: Any, *, training: bool, name: str) -> Any:
-        """Convert a data set to a `CaptionDataset`."""
+        """Convert a data set to a `CaptionDataset`, or to a `CaptionStream` for training."""
         return build_dataset(dataset, args, self.processor, training=training, name=name)
+
+    def build_collator(self, args: Any) -> PretrainCollator:
+        """A packed collator with the ids of ITC; the data set cleans captions."""
+        return PretrainCollator(self.processor, args.prompt, args.max_caption_length, normalize_captions=False)
 
     def compute_loss(
         self,

@@ -20,7 +20,6 @@ from blip_recipe.data.holdout import describe_held_out
 from blip_recipe.data.load import load_splits
 from blip_recipe.data.mixture import Mixture, Part
 from blip_recipe.data.rows import iterate_column
-from blip_recipe.data.shards import ShardedSplit, open_stream
 from blip_recipe.data.storage import BASELINE_PREDICTIONS_FILE, read_json
 from blip_recipe.errors import StoppedError
 from blip_recipe.hub.checkpoint_upload import CheckpointUploader
@@ -45,6 +44,7 @@ if TYPE_CHECKING:
     from transformers import BlipProcessor, TrainerCallback
 
     from blip_recipe.data.arguments import CaptionDataArguments
+    from blip_recipe.data.shards import ShardedSplit
     from blip_recipe.recipe.arguments import FinetuneOptions
     from blip_recipe.recipe.recipe import Recipe
     from blip_recipe.training.trainer import BlipTrainer
@@ -155,8 +155,8 @@ def load_dataset_splits(recipe: Recipe[FinetuneOptions]) -> Splits:
         RecipeError: There is no such data set or split, or a row cannot be used.
     """
     with recipe.training.main_process_first(desc="reading the data"):
-        found = load_splits(recipe.data, recipe.task.load_split)
-        stream = open_stream(cast("CaptionDataArguments", recipe.data)) if recipe.data.is_streamed else None
+        found = load_splits(recipe.data, recipe.task.load_split, recipe.task.open_stream)
+        stream = recipe.task.open_stream(recipe.data) if recipe.data.is_streamed else None
     checked = check_splits(found, recipe.data, recipe.task.validate_row)
     rows = checked.rows
     if stream:

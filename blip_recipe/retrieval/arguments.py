@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from blip_recipe.models.arguments import ModelArguments
-from blip_recipe.training.arguments import MomentumArguments, check_not_negative
+from blip_recipe.training.arguments import EmbeddingArguments, MomentumArguments, check_not_negative
 
 RANKS = (1, 5, 10)
 """The ranks of recall."""
@@ -23,7 +23,7 @@ class RetrievalModelArguments(ModelArguments):
 
 
 @dataclass
-class RetrievalArguments(MomentumArguments):
+class RetrievalArguments(MomentumArguments, EmbeddingArguments):
     """Training arguments of retrieval."""
 
     _argument_group_name = "retrieval"

@@ -29,15 +29,17 @@ class PairCollator:
     max_length: int
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """Collate `rows` of `row`, `image` (of any size) and `captions`.
+        """Collate `rows` of `row`, `image` (of any size), `captions` and `captions_id`.
 
         Returns:
-            `row` `(images,)`, the row numbers; `pixel_values` `(images, 3, height, width)` in uint8; `input_ids` and
-            `attention_mask`, each `(images, tokens)`.
+            `row` and `captions_id`, each `(images,)`; `pixel_values` `(images, 3, height, width)` in uint8, which the
+            trainer normalises on the device, or `image_embeds` `(images, patches, width)` if the rows have them; and
+            `input_ids` and `attention_mask`, each `(images, tokens)`.
         """
         return {
             "row": torch.tensor([row["row"] for row in rows]),
-            "pixel_values": read_resized([row["image"] for row in rows], self.processor.image_processor),
+            "captions_id": torch.tensor([row["captions_id"] for row in rows]),
+            **self._images(rows),
             # The data set cleans the texts.
             **tokenize_texts(
                 self.processor.tokenizer,
@@ -46,3 +48,8 @@ class PairCollator:
                 max_length=self.max_length,
             ),
         }
+
+    def _images(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        if "image_embeds" in rows[0]:
+            return {"image_embeds": torch.stack([row["image_embeds"] for row in rows])}
+        return {"pixel_values": read_resized([row["image"] for row in rows], self.processor.image_processor)}

@@ -10,12 +10,13 @@ if TYPE_CHECKING:
     from transformers import BlipProcessor
 
     from blip_recipe.data.dataset import CaptionDataset
+    from blip_recipe.data.streaming import CaptionStream
     from blip_recipe.training.training_arguments import BlipTrainingArguments
 
 
 def build_dataset(
     dataset: Any, args: BlipTrainingArguments, processor: BlipProcessor, *, training: bool, name: str = "dataset"
-) -> CaptionDataset:
+) -> CaptionDataset | CaptionStream:
     """Convert a data set of images with captions; training samples one caption per image.
 
     Raises:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers.modeling_outputs import ModelOutput
@@ -34,14 +34,16 @@ class BlipForRetrieval(MatchingModel):
 
     def forward(  # type: ignore[override]
         self,
-        pixel_values: torch.Tensor,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        *,
         momentum: Features,
         candidates: Features,
         alpha: float,
         uniform: torch.Tensor,
         negatives_from_all: bool = True,
+        image_embeds: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> RetrievalOutput:
         """Compute the losses of image-text pairs.
@@ -55,12 +57,13 @@ class BlipForRetrieval(MatchingModel):
             alpha: Weight of the soft targets from the momentum encoders.
             uniform: `(pairs, 2)`, random numbers that sample a negative text and a negative image for each pair.
             negatives_from_all: Whether to sample negatives from all processes, or only from this one.
+            image_embeds: `(pairs, patches, width)`, instead of `pixel_values`.
             kwargs: Ignored. Because `forward` accepts them, Trainer counts the pairs of all accumulated batches.
         """
         losses = self.pair_losses(
-            self.encode_images(pixel_values),
-            input_ids,
-            attention_mask,
+            self.encode_images(cast("torch.Tensor", pixel_values)) if image_embeds is None else image_embeds,
+            cast("torch.Tensor", input_ids),
+            cast("torch.Tensor", attention_mask),
             momentum,
             candidates,
             alpha,

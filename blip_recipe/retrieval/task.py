@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, cast
 
-from blip_recipe.data.checks import validate_captions
+from blip_recipe.data.captions import validate_captions
 from blip_recipe.data.load import load_split, vocabulary_texts
 from blip_recipe.errors import RecipeError
 from blip_recipe.retrieval.tiny import build_tiny_retriever

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, Subset
 
 from blip_recipe.card.facts import TaskWords
-from blip_recipe.data.captions import MAX_WORDS, normalize_caption
+from blip_recipe.data.captions import MAX_WORDS, captions_id, normalize_caption
 from blip_recipe.metrics.intervals import interval_scores, score_intervals
 from blip_recipe.metrics.records import match_statistics
 from blip_recipe.models.adapters import is_adapted
@@ -22,7 +22,6 @@ from blip_recipe.retrieval.metrics import PairsToMatch, Shortlist, first_match_r
 from blip_recipe.retrieval.modeling import BlipForRetrieval
 from blip_recipe.retrieval.scoring import match_row
 from blip_recipe.retrieval.training_arguments import RetrievalTrainingArguments
-from blip_recipe.training.datasets import image_ids
 from blip_recipe.training.momentum import MomentumTrainer
 from blip_recipe.training.stop_signals import shield_workers
 from blip_recipe.training.tables import join_texts
@@ -105,7 +104,7 @@ class RetrievalTrainer(MomentumTrainer):
     args: RetrievalTrainingArguments
 
     def build_dataset(self, dataset: Any, args: Any, *, training: bool, name: str) -> Any:
-        """Convert a data set to a `CaptionDataset`."""
+        """Convert a data set to a `CaptionDataset`, or to a `CaptionStream` for training."""
         return build_dataset(dataset, args, self.processor, training=training, name=name)
 
     @classmethod
@@ -164,8 +163,14 @@ class RetrievalTrainer(MomentumTrainer):
         """
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.accelerator.autocast():
-            features = self.plain_model.image_features(self.plain_model.encode_images(inputs["pixel_values"]))
+            features = self.plain_model.image_features(self._encode_images(inputs))
         return None, features.float(), inputs["row"]
+
+    def _encode_images(self, inputs: Mapping[str, Any]) -> torch.Tensor:
+        """The embeddings of a batch of images, cached or new, `(images, patches, width)`."""
+        if "image_embeds" in inputs:
+            return inputs["image_embeds"]
+        return self.plain_model.encode_images(inputs["pixel_values"])
 
     def score_predictions(self, prediction: EvalPrediction) -> dict[str, float]:
         """The `compute_metrics` hook: recalls in both directions, and the ITC loss of the split. Fills `predictions`.
@@ -189,7 +194,7 @@ class RetrievalTrainer(MomentumTrainer):
         else:
             texts_of_images = shortlist(images, features, LISTED_TEXTS)
         reranked = (texts_of_images, of_images), (images_of_texts, of_texts)
-        ids = image_ids(captions)
+        ids = torch.tensor(list(map(captions_id, captions)))
         text_ranks = first_match_rank(images, features, ids, ids[owners], *reranked[0])
         image_ranks = first_match_rank(features, images, ids[owners], ids, *reranked[1])
         self._record_predictions(texts, text_ranks, image_ranks, texts_of_images, of_images)
@@ -235,7 +240,7 @@ class RetrievalTrainer(MomentumTrainer):
         for batch in shield_workers(loader):
             inputs = self._prepare_inputs(batch)
             with torch.no_grad(), self.accelerator.autocast():
-                embeds = self.plain_model.encode_images(inputs["pixel_values"])
+                embeds = self._encode_images(inputs)
                 for image, image_embeds in zip(inputs["row"].tolist(), embeds, strict=True):
                     for places in torch.arange(starts[image], starts[image + 1]).split(TEXTS_AT_A_TIME):
                         texts = self._select_texts(tokens, pairs.texts[places])

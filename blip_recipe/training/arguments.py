@@ -66,6 +66,10 @@ class BlipArguments:
             "'true': the Hugging Face cache."
         },
     )
+    shuffle_buffer_size: int = field(
+        default=1000,
+        metadata={"help": "Size of each worker's shuffle buffer of a stream, in images, or questions about them."},
+    )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after N evaluations in which metric_for_best_model did not improve."}
     )
@@ -89,6 +93,9 @@ class BlipArguments:
         if self.push_report and not self.report:
             raise RecipeError("push_report is true and report is false: expected report true, or no push_report.")
         check_not_negative(self, "tracked_pictures")
+        # Set by `plan_steps` for a stream.
+        self.steps_per_pass = 0
+        check_at_least_one(self, "shuffle_buffer_size")
         if self.max_caption_length is not None and self.max_caption_length < 3:
             raise RecipeError(f"max_caption_length is {self.max_caption_length}: expected at least 3 tokens.")
         if self.image_cache is not None and self.image_cache.lower() == "false":

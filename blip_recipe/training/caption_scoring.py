@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
     from blip_recipe.metrics.statistics import Statistics
 
+TRAINER_INPUTS = ("row", "captions_id")
+"""Entries of a batch that are not passed to the model."""
+
 
 def count_predicted_tokens(labels: torch.Tensor) -> torch.Tensor:
     """The number of predicted tokens in each row of `labels` `(images, tokens)`."""
@@ -87,8 +90,8 @@ class CaptionScoringTrainer(BlipTrainer):
         return CaptionCollator(self.processor, args.prompt, args.max_caption_length, normalize_captions=False)
 
     def _run(self, model: nn.Module, inputs: dict[str, Any]) -> Any:
-        """Run the model on a batch, without the row numbers."""
-        batch = {key: value for key, value in inputs.items() if key != "row"}
+        """Run the model on a batch, without what only trainers read."""
+        batch = {key: value for key, value in inputs.items() if key not in TRAINER_INPUTS}
         return model(**batch, label_smoothing=self.args.label_smoothing_factor)
 
     def prediction_step(  # type: ignore[override]

@@ -1,11 +1,10 @@
-"""Build the data sets of images with captions that captioning and retrieval train on."""
+"""Build the data sets and streams of images with captions, and what all tasks need for theirs."""
 
 from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING, Any
 
-import torch
 from datasets import IterableDataset
 
 from blip_recipe.data.captions import MAX_WORDS
@@ -13,10 +12,10 @@ from blip_recipe.data.convert import caption_rows, shard_stream
 from blip_recipe.data.dataset import CaptionDataset
 from blip_recipe.data.resized_cache import cache_folder, cache_resized_pictures
 from blip_recipe.data.shards import ShardedSplit
-from blip_recipe.data.streaming import CaptionStream
+from blip_recipe.data.streaming import CaptionStream, PictureStream
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping
 
     from transformers import BlipProcessor
 
@@ -33,8 +32,8 @@ def caption_dataset(
     training: bool,
     captions_per_image: int | None,
     name: str = "dataset",
-) -> CaptionDataset:
-    """Convert a data set of images with captions (see `caption_rows`) for a trainer.
+) -> CaptionDataset | CaptionStream:
+    """Convert a data set of images with captions (see `caption_rows`) for a trainer; a stream is read while training.
 
     Only training samples captions, augments pictures and reads resized pictures from `image_cache`. Evaluation uses
     every caption and the unchanged pictures. Error messages call the data set `name`.
@@ -42,14 +41,22 @@ def caption_dataset(
     Raises:
         RecipeError: The columns are unknown, or `image_cache` cannot be written.
     """
+    texts = {
+        "captions_per_image": captions_per_image if training else None,
+        "normalize_captions": args.normalize_captions,
+        "max_words": getattr(args, "max_words", MAX_WORDS),
+    }
+    if training and is_stream(dataset):
+        split = dataset if isinstance(dataset, ShardedSplit) else shard_stream(dataset, name)
+        stream = CaptionStream(split, **texts, **stream_keywords(args, split, processor))
+        warn_of_few_shards(stream, args)
+        return stream
     rows = caption_rows(dataset, name)
     size = processor.image_processor.size["height"]
     return CaptionDataset(
         rows,
+        **texts,
         image_size=size,
-        captions_per_image=captions_per_image if training else None,
-        normalize_captions=args.normalize_captions,
-        max_words=getattr(args, "max_words", MAX_WORDS),
         augmentation=args.augmentation if training else "none",
         seed=args.seed,
         resized=resized_pictures(rows, size, args) if training else None,
@@ -62,29 +69,26 @@ def resized_pictures(rows: Any, image_size: int, args: BlipTrainingArguments) ->
     return cache_resized_pictures(rows, image_size, folder) if folder else None
 
 
-def training_stream(
-    dataset: IterableDataset | ShardedSplit,
-    args: BlipTrainingArguments,
-    processor: BlipProcessor,
-    *,
-    captions_per_image: int | None,
-    shuffle_buffer_size: int,
-) -> CaptionStream:
-    """Convert a streamed data set of images with captions for a trainer."""
-    split = shard_stream(dataset, "train_dataset") if isinstance(dataset, IterableDataset) else dataset
-    stream = CaptionStream(
-        split,
-        image_size=processor.image_processor.size["height"],
-        captions_per_image=captions_per_image,
-        normalize_captions=args.normalize_captions,
-        max_words=getattr(args, "max_words", MAX_WORDS),
-        augmentation=args.augmentation,
-        seed=args.seed,
-        shuffle_buffer_size=shuffle_buffer_size,
-        on_bad_image=split.arguments.on_bad_image,
-        process=args.process_index,
-        processes=args.world_size,
-    )
+def stream_keywords(args: BlipTrainingArguments, split: ShardedSplit, processor: BlipProcessor) -> dict[str, Any]:
+    """The arguments of `PictureStream` that all tasks share."""
+    return {
+        "image_size": processor.image_processor.size["height"],
+        "augmentation": args.augmentation,
+        "seed": args.seed,
+        "shuffle_buffer_size": args.shuffle_buffer_size,
+        "on_bad_image": split.arguments.on_bad_image,
+        "process": args.process_index,
+        "processes": args.world_size,
+    }
+
+
+def is_stream(dataset: Any) -> bool:
+    """Whether a training data set is read while training."""
+    return isinstance(dataset, (IterableDataset, ShardedSplit))
+
+
+def warn_of_few_shards(stream: PictureStream, args: BlipTrainingArguments) -> None:
+    """Warn if shards must be shared, because there are fewer of them than readers."""
     workers = max(1, args.dataloader_num_workers or 0)
     if stream.parts(workers) > 1 and args.process_index == 0:
         logger.warning(
@@ -95,14 +99,3 @@ def training_stream(
             workers,
             stream.parts(workers),
         )
-    return stream
-
-
-def image_ids(captions: Iterable[Sequence[str]]) -> torch.Tensor:
-    """An id for each image, `(images,)`: the row number of the first image with the same captions.
-
-    Images with the same captions cannot be told apart by texts, so they are neither negatives nor errors of each other.
-    This matters for drawn scenes, which may differ in details that no caption mentions, not for photographs.
-    """
-    first: dict[tuple[str, ...], int] = {}
-    return torch.tensor([first.setdefault(tuple(each), row) for row, each in enumerate(captions)])

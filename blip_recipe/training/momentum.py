@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 
 from blip_recipe.models.momentum import MomentumState, saved_temperature
-from blip_recipe.training.datasets import image_ids
 from blip_recipe.training.trainer import BlipTrainer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+PAIR = ("pixel_values", "image_embeds", "input_ids", "attention_mask")
+"""The entries of a batch that are encoded, pictures or their cached embeddings."""
 
 
 class MomentumTrainer(BlipTrainer):
@@ -51,33 +52,29 @@ class MomentumTrainer(BlipTrainer):
         """The arguments of a forward pass in training, after the update of the momentum encoders.
 
         Args:
-            inputs: A batch of pairs: `row`, `pixel_values`, `input_ids` and `attention_mask`.
+            inputs: A batch of pairs: `captions_id`, `input_ids` and `attention_mask`, and `pixel_values` or
+                `image_embeds`.
         """
         momentum, plain = cast("MomentumState", self.momentum), self.plain_model
         plain.clamp_temperature()
         if self._momentum_step != self.state.global_step:
             momentum.update(plain)
             self._momentum_step = self.state.global_step
-        pairs = {name: inputs[name] for name in ("pixel_values", "input_ids", "attention_mask")}
-        ids = self._train_ids[inputs["row"].cpu()].to(inputs["row"].device)
-        features = momentum.train().encode(**pairs, ids=ids)
+        pairs = {name: inputs[name] for name in PAIR if name in inputs}
+        features = momentum.train().encode(**pairs, ids=inputs["captions_id"])
         return {
             **pairs,
             "momentum": features,
             "candidates": momentum.candidates(features),
             "alpha": self.alpha,
-            "uniform": momentum.uniform(len(inputs["row"])),
+            "uniform": momentum.uniform(len(inputs["captions_id"])),
             "negatives_from_all": self.args.negative_all_rank,
         }
-
-    @cached_property
-    def _train_ids(self) -> torch.Tensor:
-        return image_ids(cast("Any", self.train_dataset).rows["captions"])
 
     @property
     def alpha(self) -> float:
         """The weight of soft targets, ramped up over the first epochs."""
-        return self.args.alpha * min(1.0, float(self.state.epoch or 0) / self.alpha_epochs)
+        return self.args.alpha * min(1.0, self.finished_epochs / self.alpha_epochs)
 
     def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | int | None:
         """Count the pairs of a step instead of the predicted tokens."""

@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from blip_recipe.data.checks import SkippedRow
-from blip_recipe.data.streaming import CaptionStream, Position, Progress, StreamCollator
+from blip_recipe.data.streaming import PictureStream, Position, Progress, StreamCollator
 from blip_recipe.errors import RecipeError
 from blip_recipe.training.resumable import ResumableTrainer
 from blip_recipe.training.stop_signals import shield_workers
@@ -39,6 +39,7 @@ def plan_steps(training: BlipTrainingArguments, images: int | None) -> None:
 
     Args:
         training: The training arguments. `max_steps` is set if it is missing; epoch strategies become step strategies.
+            `steps_per_pass` becomes the number of steps of a pass, or of the whole run if that is unknown.
         images: Images per pass over the data, if known.
 
     Raises:
@@ -59,6 +60,7 @@ def plan_steps(training: BlipTrainingArguments, images: int | None) -> None:
                 "before training (in a recipe: max_train_samples)."
             )
         training.max_steps = math.ceil(training.num_train_epochs * steps)
+    training.steps_per_pass = steps or training.max_steps
     # This module restores the position of the stream; Trainer would read and skip all rows.
     training.ignore_data_skip = True
     every = min(steps or training.max_steps, training.max_steps)
@@ -79,16 +81,16 @@ class StreamProgress:
     """The positions of the streams of this process.
 
     Attributes:
-        images: Images that this process has trained on.
-        first_images, first_captions: Images and captions of the first pass, which are all different.
+        images: Images, or questions about them, that this process has trained on.
+        first_images, first_texts: Images and texts of the first pass, which are all different.
         skipped: Skipped rows, without duplicates.
     """
 
-    def __init__(self, stream: CaptionStream, workers: int) -> None:
+    def __init__(self, stream: PictureStream, workers: int) -> None:
         self.stream, self.workers = stream, max(1, workers)
         self.positions: dict[int, Position] = {}
         self.next_worker = 0
-        self.images, self.first_images, self.first_captions = 0, 0, 0
+        self.images, self.first_images, self.first_texts = 0, 0, 0
         self.skipped: dict[tuple[int | str, int], SkippedRow] = {}
 
     def update(self, batch: dict[str, Any], progress: Progress) -> None:
@@ -97,7 +99,7 @@ class StreamProgress:
         self.next_worker = (progress.worker + 1) % self.workers
         self.images += len(batch["row"])
         self.first_images += progress.images
-        self.first_captions += progress.captions
+        self.first_texts += progress.texts
         self.skipped |= {(each.image_id, each.row): each for each in progress.skipped}
 
     def state(self) -> dict[str, Any]:
@@ -105,7 +107,7 @@ class StreamProgress:
         mine = {
             "positions": [[worker, *position] for worker, position in sorted(self.positions.items())],
             "next_worker": self.next_worker,
-            "images": [self.images, self.first_images, self.first_captions],
+            "images": [self.images, self.first_images, self.first_texts],
             "skipped": [asdict(each) for each in self.skipped.values()],
         }
         return {"workers": self.workers, "shards": self.stream.shards, "processes": gather_object([mine])}
@@ -126,20 +128,20 @@ class StreamProgress:
             )
         mine = state["processes"][self.stream.process]
         self.positions = {worker: Position(*position) for worker, *position in mine["positions"]}
-        self.images, self.first_images, self.first_captions = mine["images"]
+        self.images, self.first_images, self.first_texts = mine["images"]
         self.skipped = {(each["image_id"], each["row"]): SkippedRow(**each) for each in mine["skipped"]}
         self.next_worker = mine["next_worker"]
         self.stream.positions, self.stream.first_worker = self.positions, self.next_worker
 
     def totals(self, epochs: float) -> tuple[tuple[int, int], float]:
-        """Numbers of different images and captions that were trained on, and of passes over them.
+        """Numbers of different images and texts that were trained on, and of passes over them.
 
         During the first pass over a source of unknown length, the number of passes is `epochs`. All processes must call
         it.
         """
         turns = self.stream.turns(self.workers)
         within_first = any(position.turn < turns for position in self.positions.values())
-        mine = [self.images, self.first_images, self.first_captions, int(within_first)]
+        mine = [self.images, self.first_images, self.first_texts, int(within_first)]
         images, first, captions, within = map(sum, zip(*gather_object([mine]), strict=True))
         whole = self.stream.split.images or (None if within else first)
         return (first, captions), round(images / whole, 2) if whole else epochs
@@ -150,7 +152,7 @@ class StreamProgress:
         return list(dict.fromkeys(chain.from_iterable(everyone)))
 
 
-def stream_loader(stream: CaptionStream, training: BlipTrainingArguments, collator: Callable[..., Any]) -> DataLoader:
+def stream_loader(stream: PictureStream, training: BlipTrainingArguments, collator: Callable[..., Any]) -> DataLoader:
     """The data loader of this process's streams; accelerate does not wrap it, to read only this process's rows."""
     loader = torch.utils.data.DataLoader(
         stream,
@@ -167,7 +169,7 @@ def stream_loader(stream: CaptionStream, training: BlipTrainingArguments, collat
 
 
 class StreamingTrainer(ResumableTrainer):
-    """`ResumableTrainer` that can also train on a `CaptionStream`.
+    """`ResumableTrainer` that can also train on a `PictureStream`.
 
     Attributes:
         progress: The positions of its streams; None with other data sets.
@@ -176,9 +178,16 @@ class StreamingTrainer(ResumableTrainer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.progress: StreamProgress | None = None
-        if isinstance(self.train_dataset, CaptionStream):
+        if isinstance(self.train_dataset, PictureStream):
             self.progress = StreamProgress(self.train_dataset, self.args.dataloader_num_workers or 0)
             self.add_callback(StreamCallback())
+
+    @property
+    def finished_epochs(self) -> float:
+        """The epochs that are finished; of a stream, the passes."""
+        if self.progress is None:
+            return float(self.state.epoch or 0)
+        return self.state.global_step / cast("BlipTrainingArguments", self.args).steps_per_pass
 
     def get_train_dataloader(self) -> DataLoader:
         """Like Trainer's; for a stream, the loader of `stream_loader`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from blip_recipe.data.shards import open_stream
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from transformers import BlipProcessor
 
     from blip_recipe.data.arguments import DataArguments
+    from blip_recipe.data.shards import ShardedSplit
     from blip_recipe.models.arguments import ModelArguments
     from blip_recipe.training.arguments import BlipArguments
     from blip_recipe.training.trainer import BlipTrainer
@@ -38,11 +40,9 @@ class Task(ABC):
         Raises:
             RecipeError: The task does not support a value; the message names its key.
         """
-        if data.is_streamed:
-            raise RecipeError(
-                f"task is {self.trainer.task.name!r} and streaming is true, but only captioning can train on a "
-                "stream: leave streaming out."
-            )
+        for key in ("image_cache", "cache_image_embeds") if data.is_streamed else ():
+            if getattr(training, key, None):
+                raise RecipeError(f"{key} and streaming are both given: a stream is not cached. Use only one of them.")
 
     @abstractmethod
     def load_split(self, arguments: Any, split: str, *, max_samples: int | None = None) -> Dataset:
@@ -51,6 +51,14 @@ class Task(ABC):
         Raises:
             RecipeError: There is no such data set, split or column, or the split is empty.
         """
+
+    def open_stream(self, arguments: Any) -> ShardedSplit:
+        """Open the training split of a recipe's data set as a stream; by default, one of images with captions.
+
+        Raises:
+            RecipeError: There is no such data set, split or column, or it cannot be streamed.
+        """
+        return open_stream(arguments)
 
     @abstractmethod
     def validate_row(self, record: Mapping[str, Any]) -> str | None:

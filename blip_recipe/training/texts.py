@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from blip_recipe.data.captions import normalized_words
 from blip_recipe.data.dataset import PictureDataset
-from blip_recipe.data.streaming import CaptionStream
+from blip_recipe.data.streaming import PictureStream
 from blip_recipe.models.vocabulary import cut_words, find_changed_words, is_bert
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ def batches_of_rows(dataset: Any, columns: Sequence[str], size: int = 10_000) ->
     if dataset is None:
         return
     rows = dataset.rows if isinstance(dataset, PictureDataset) else dataset
-    rows = rows.split.sample() if isinstance(rows, CaptionStream) else rows
+    rows = rows.split.sample() if isinstance(rows, PictureStream) else rows
     limit = MAX_TEXTS if isinstance(rows, Dataset) else MAX_ITEMS
     found = [column for column in columns if column in rows.column_names]
     numbers = range(min(limit, len(rows)))

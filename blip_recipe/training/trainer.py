@@ -22,7 +22,7 @@ from blip_recipe.data.dataset import PictureDataset
 from blip_recipe.data.mixture import Mixture, MixtureSampler
 from blip_recipe.data.pixels import normalize_pixels
 from blip_recipe.data.storage import BASELINE_PREDICTIONS_FILE, read_lines, write_json, write_lines
-from blip_recipe.data.streaming import CaptionStream
+from blip_recipe.data.streaming import PictureStream
 from blip_recipe.errors import RecipeError
 from blip_recipe.hub.publishing import preflight
 from blip_recipe.metrics.comparison import P_VALUE, paired_p_values
@@ -154,7 +154,7 @@ class BlipTrainer(PublishingTrainer):
             self._look(args, model, train_dataset, eval_dataset)
         if model is not None:
             self._use_arguments(model, args)
-        if isinstance(train_dataset, CaptionStream):
+        if isinstance(train_dataset, PictureStream):
             plan_steps(args, train_dataset.split.images)
         patience = [] if args.early_stopping_patience is None else [EarlyStopping(args.early_stopping_patience)]
         super().__init__(
@@ -369,7 +369,7 @@ class BlipTrainer(PublishingTrainer):
 
     def _prepare_dataset(self, dataset: Any, args: Any, name: str, *, training: bool = False) -> Any:
         """Convert a data set, or each one of a dictionary; error messages call it `name`."""
-        if dataset is None or isinstance(dataset, (PictureDataset, CaptionStream)):
+        if dataset is None or isinstance(dataset, (PictureDataset, PictureStream)):
             return dataset
         if isinstance(dataset, Mixture) and training:
             if args.train_sampling_strategy == "group_by_length":

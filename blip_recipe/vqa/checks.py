@@ -6,11 +6,19 @@ import logging
 from typing import Any
 
 from blip_recipe.data.dataset import PictureDataset
+from blip_recipe.data.shards import ShardedSplit
+from blip_recipe.data.streaming import PictureStream
 from blip_recipe.errors import RecipeError
 from blip_recipe.vqa.answer_lists import ANSWER_LIST_FILE, FROM_TRAINING, frequent_answers
 from blip_recipe.vqa.data import is_answered
 
 logger = logging.getLogger(__name__)
+
+STREAMED_LIST = (
+    f"answer_list is {FROM_TRAINING!r} and the training questions are a stream, but the list is made of all answers "
+    f"before training: name a file of answers, such as the {ANSWER_LIST_FILE} of another run."
+)
+"""The error about a list of the answers of a stream."""
 
 
 def check_answered(args: Any, train: Any, scored: Any) -> None:
@@ -39,8 +47,10 @@ def answers_of_training(args: Any, train: Any) -> list[str]:
     """The frequent answers of the training questions.
 
     Raises:
-        RecipeError: There are none.
+        RecipeError: There are none, or they are a stream.
     """
+    if isinstance(train, (PictureStream, ShardedSplit)):
+        raise RecipeError(STREAMED_LIST)
     if train is None:
         raise RecipeError(
             f"answer_list is {FROM_TRAINING!r}, but there are no training questions: name a file of answers, such as "
@@ -58,5 +68,7 @@ def answers_of_training(args: Any, train: Any) -> list[str]:
 
 
 def rows_of(dataset: Any) -> Any:
-    """The rows of a trainer's data set."""
+    """The rows of a trainer's data set; of a stream, the first ones."""
+    if isinstance(dataset, PictureStream):
+        return dataset.split.sample()
     return dataset.rows if isinstance(dataset, PictureDataset) else dataset

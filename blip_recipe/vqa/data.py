@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from datasets import ClassLabel, Dataset, Image, IterableDataset, LargeList, List, Value
+from datasets import Dataset, Image, IterableDataset, List, Value
 
 from blip_recipe.data.arguments import SHAPES
-from blip_recipe.data.checks import MAX_CHARACTERS
-from blip_recipe.data.columns import IMAGE_NAMES, SET_KEY, check_column, choose_image_column
+from blip_recipe.data.columns import IMAGE_NAMES, SET_KEY, choose_image_column
 from blip_recipe.data.convert import (
     ADVICE,
     TorchRows,
@@ -22,15 +20,29 @@ from blip_recipe.data.convert import (
     with_features,
 )
 from blip_recipe.data.dataset import PictureDataset
+from blip_recipe.data.load import is_read_by_shards
 from blip_recipe.data.rows import PathRoot, images_from_paths, parse_split
 from blip_recipe.data.shapes import SHAPES_SPLITS, name_scene
+from blip_recipe.data.shards import ShardedSplit, read_directory
 from blip_recipe.data.tables import fetch_stream, ids_of, images_of, load_table, path_root
 from blip_recipe.errors import RecipeError
-from blip_recipe.training.datasets import resized_pictures
+from blip_recipe.training.datasets import is_stream, resized_pictures, stream_keywords, warn_of_few_shards
 from blip_recipe.vqa.arguments import VqaDataArguments
 from blip_recipe.vqa.files import is_vqa_folder, read_vqa_files
 from blip_recipe.vqa.questions import Question, scene_questions
 from blip_recipe.vqa.rows import QuestionColumns, check_weight, join_questions, read_answers
+from blip_recipe.vqa.streams import QuestionStream, open_questions, shard_questions
+from blip_recipe.vqa.texts import (
+    ANSWER_NAMES,
+    EXPECTED_ANSWERS,
+    QUESTION_NAMES,
+    WEIGHT,
+    choose_question_columns,
+    draw_question,
+    read_question,
+    read_row_answers,
+    validate_question,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -41,32 +53,9 @@ if TYPE_CHECKING:
     from blip_recipe.data.convert import Rows
     from blip_recipe.training.training_arguments import BlipTrainingArguments
 
-QUESTION_NAMES = ("question", "questions", "query")
-ANSWER_NAMES = ("answers", "answer", "multiple_choice_answer", "label", "labels")
-"""Known names of question and answer columns, in order of preference."""
-
-IMAGE_TOKEN = "<image>"
-"""The place of the picture in LLaVA's questions. It is left out."""
-
 PICTURE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 PROBED = 100
 """How many of the files named by `image_id` are looked for, with each of these extensions."""
-
-EXPECTED_ANSWERS = "expected an answer, or a list of them, as text or as structs with 'answer'"
-
-MAX_WORDS = 50
-"""Maximum question length in words (`pre_question` of the original)."""
-
-_REMOVED = re.compile(r'[.!"()*#:;~]')
-
-
-def normalize_question(text: str) -> str:
-    """Clean a question as the original does: lower case, less punctuation, at most 50 words.
-
-    Question marks, commas, apostrophes and hyphens are kept. Source: `pre_question` in `data/utils.py` of the original
-    repository.
-    """
-    return " ".join(_REMOVED.sub("", text.lower()).split()[:MAX_WORDS])
 
 
 def load_questions(arguments: VqaDataArguments, split: str, *, max_samples: int | None = None) -> Dataset:
@@ -91,6 +80,8 @@ def load_questions(arguments: VqaDataArguments, split: str, *, max_samples: int 
     needs_answers = split == arguments.train_split
     if arguments.dataset_name == SHAPES:
         columns = _read_shapes(split, max_samples)
+    elif is_read_by_shards(arguments):
+        return read_directory(arguments, split, max_samples, partial(open_questions, needs_answers=needs_answers))
     elif is_vqa_folder(arguments):
         columns = read_vqa_files(arguments, split, needs_answers=needs_answers)
     else:
@@ -132,29 +123,15 @@ def _read_columns(
     root: PathRoot | None = None,
     needs_answers: bool = True,
 ) -> QuestionColumns:
-    question_column = _choose(table, QUESTION_NAMES, arguments.question_column, "question_column", where, advice)[0]
-    has_answers = needs_answers or arguments.answer_column or _find_columns(table, ANSWER_NAMES)
-    answer_columns = (
-        _choose(table, ANSWER_NAMES, arguments.answer_column, "answer_column", where, advice) if has_answers else []
-    )
-    if arguments.answer_weight_column is not None:
-        check_column(table.features, arguments.answer_weight_column, "answer_weight_column", where)
-    weights = arguments.answer_weight_column or (WEIGHT if WEIGHT in table.features else None)
-    feature = table.features[question_column]
-    if not (isinstance(feature, Value) and ("string" in feature.dtype or feature.dtype == "null")):
-        raise RecipeError(
-            f"{where} column {question_column!r} holds {feature}: expected one question per row, as text."
-        )
-    answers = _answers_of(table, answer_columns, where) if answer_columns else []
-    image_ids = arguments.image_id_column or ("image_id" if "image_id" in table.features else None)
-    question_ids = "question_id" if "question_id" in table.features else None
+    names = choose_question_columns(table.features, arguments, where, advice, needs_answers)
+    answers = _answers_of(table, names.answers, where) if names.answers else []
     return QuestionColumns(
         _images_of(table, arguments, where, advice, root),
-        [question and question.replace(IMAGE_TOKEN, "").strip() for question in table[question_column][:]],
+        [read_question(cell) for cell in table[names.question][:]],
         answers if needs_answers or any(answers) else [None] * len(table),
-        None if image_ids is None else ids_of(table, image_ids, where),
-        None if question_ids is None else ids_of(table, question_ids, where),
-        None if weights is None else table[weights][:],
+        None if names.image_id is None else ids_of(table, names.image_id, where),
+        None if names.question_id is None else ids_of(table, names.question_id, where),
+        None if names.weight is None else table[names.weight][:],
     )
 
 
@@ -183,52 +160,10 @@ def _images_of(table: Dataset, arguments: VqaDataArguments, where: str, advice: 
     )
 
 
-def _choose(table: Dataset, known: tuple[str, ...], asked: str | None, key: str, where: str, advice: str) -> list[str]:
-    """The column named by the argument `key`, else the first of `known` that exists, or its numbered columns.
-
-    Upper case is ignored. `advice` goes into the error.
-    """
-    if asked is not None:
-        check_column(table.features, asked, key, where)
-        return [asked]
-    if found := _find_columns(table, known):
-        return found
-    todo = advice.format(key=key, name=known[0], columns=", ".join(table.features))
-    raise RecipeError(f"{where} has none of the columns {', '.join(known)}: {todo}.")
-
-
-def _find_columns(table: Dataset, known: tuple[str, ...]) -> list[str]:
-    """The first of `known` that exists, or its numbered columns."""
-    for name in known:
-        numbered = re.compile(rf"{name}_?(\d+)", re.IGNORECASE)
-        numbers = {each: int(match[1]) for each in table.features if (match := numbered.fullmatch(each))}
-        found = [each for each in table.features if each.lower() == name][:1] or sorted(
-            numbers, key=numbers.__getitem__
-        )
-        if found:
-            return found
-    return []
-
-
 def _answers_of(table: Dataset, columns: list[str], where: str) -> list[list[str]]:
-    """The answers of each row. Several columns hold an annotator's answer each."""
-    answers: list[list[str]] = []
-    for row, cells in enumerate(table.select_columns(columns).to_list()):
-        try:
-            read = [read_answers(_name_classes(cells[name], table.features[name])) for name in columns]
-        except TypeError as error:
-            raise RecipeError(f"{where} row {row}: {columns[0]!r} holds {error}: {EXPECTED_ANSWERS}.") from error
-        answers.append([answer for each in read for answer in each])
-    return answers
-
-
-def _name_classes(cell: Any, feature: Any) -> Any:
-    """Replace class numbers of `datasets` by class names; -1 is no class."""
-    if isinstance(feature, (List, LargeList)) and isinstance(feature.feature, ClassLabel):
-        return [_name_classes(each, feature.feature) for each in cell or ()]
-    if isinstance(feature, ClassLabel):
-        return None if cell is None or cell < 0 else feature.int2str(cell)
-    return cell
+    """The answers of each row."""
+    cells = table.select_columns(columns).to_list()
+    return [read_row_answers(row, columns, table.features, f"{where} row {number}") for number, row in enumerate(cells)]
 
 
 def question_rows(dataset: Any, where: str, *, needs_answers: bool = True) -> Rows:
@@ -270,8 +205,6 @@ def _same_texts(table: Dataset, columns: QuestionColumns) -> bool:
 
 
 COLUMNS = ("image", "image_id", "question_id", "question", "answers")
-WEIGHT = "answer_weight"
-"""The column with the weight of a row's answers in the loss, if there is one."""
 
 
 def is_question_rows(dataset: Dataset) -> bool:
@@ -283,21 +216,6 @@ def is_question_rows(dataset: Dataset) -> bool:
         and features["question"] == Value("string")
         and features["answers"] == List(Value("string"))
     )
-
-
-def validate_question(record: Mapping[str, Any]) -> str | None:
-    """Why the question or the answers of a row cannot be used; None if they can.
-
-    Answers are None in a split without answers.
-    """
-    if not (record["question"] or "").strip():
-        return "it has no question"
-    if record["answers"] == []:
-        return "it has no answer"
-    longest = max(map(len, [record["question"], *(record["answers"] or ())]))
-    if longest > MAX_CHARACTERS:
-        return f"it has a text of {longest:,} characters: expected at most {MAX_CHARACTERS:,}"
-    return None
 
 
 def is_answered(rows: Any) -> bool:
@@ -360,23 +278,15 @@ class QuestionDataset(PictureDataset):
     def __getitems__(self, rows: list[int]) -> list[dict[str, Any]]:
         """The rows of a batch. A picture is read once, and augmented for the first of its rows."""
         texts = self._texts[rows]
-        weights = texts.get(WEIGHT, [1.0] * len(rows))
+        records = [dict(zip(texts, cells, strict=True)) for cells in zip(*texts.values(), strict=True)]
         images: dict[Any, dict[str, torch.Tensor]] = {}
         for row, key in zip(rows, texts["image_id"], strict=True):
             if key not in images:
                 images[key] = self._image(row)
         return [
-            {
-                "row": row,
-                "image_key": key,
-                **images[key],
-                "question": normalize_question(question) if self.normalize else question,
-                "answers": answers,
-                "answer_weight": weight,
-            }
-            for row, key, question, answers, weight in zip(
-                rows, texts["image_id"], texts["question"], texts["answers"], weights, strict=True
-            )
+            {"row": row, "image_key": record["image_id"], **images[record["image_id"]]}
+            | draw_question(record, self.normalize)
+            for row, record in zip(rows, records, strict=True)
         ]
 
     def _image(self, row: int) -> dict[str, torch.Tensor]:
@@ -396,12 +306,19 @@ class QuestionDataset(PictureDataset):
 
 def build_dataset(
     dataset: Any, args: BlipTrainingArguments, processor: BlipProcessor, *, training: bool, name: str = "dataset"
-) -> QuestionDataset:
-    """Convert a data set of questions for the trainer; only training augments and reads from `image_cache`.
+) -> QuestionDataset | QuestionStream:
+    """Convert a data set of questions for the trainer; only training streams, augments and reads from `image_cache`.
 
     Raises:
         RecipeError: A column is unknown, or `image_cache` cannot be written.
     """
+    if training and is_stream(dataset):
+        split = dataset if isinstance(dataset, ShardedSplit) else shard_questions(dataset, name)
+        keywords = stream_keywords(args, split, processor)
+        group: bool = cast("Any", args).group_questions
+        stream = QuestionStream(split, normalize=args.normalize_captions, group_questions=group, **keywords)
+        warn_of_few_shards(stream, args)
+        return stream
     rows = question_rows(dataset, name, needs_answers=training)
     size = processor.image_processor.size["height"]
     return QuestionDataset(

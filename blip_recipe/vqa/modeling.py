@@ -20,8 +20,8 @@ from blip_recipe.models.stock import StockModel
 from blip_recipe.models.text import IGNORED, decode_texts, packed_mask, token_losses
 from blip_recipe.vqa.answer_lists import RANKED_ANSWERS
 from blip_recipe.vqa.collator import encode_questions
-from blip_recipe.vqa.data import normalize_question
 from blip_recipe.vqa.ranking import SMOOTHING, Ranking, rank_answers
+from blip_recipe.vqa.texts import normalize_question
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -22,9 +22,9 @@ from blip_recipe.models.pipeline import (
 from blip_recipe.models.text import decode_texts
 from blip_recipe.vqa.answer_lists import RANK_BY, RANKED_ANSWERS, RankBy
 from blip_recipe.vqa.collator import encode_answers, encode_questions
-from blip_recipe.vqa.data import normalize_question
 from blip_recipe.vqa.modeling import BlipForAnswering
 from blip_recipe.vqa.ranking import SMOOTHING, Ranking
+from blip_recipe.vqa.texts import normalize_question
 from blip_recipe.vqa.tokens import use_question_token
 
 if TYPE_CHECKING:

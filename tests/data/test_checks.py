@@ -17,7 +17,8 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from blip_recipe.data.arguments import CaptionDataArguments
-from blip_recipe.data.checks import MAX_CHARACTERS, check_splits
+from blip_recipe.data.captions import MAX_CHARACTERS
+from blip_recipe.data.checks import check_splits
 from blip_recipe.errors import RecipeError
 from blip_recipe.finetune import main as finetune
 
