@@ -357,6 +357,10 @@ def _fetch(source: ShardedSplit, max_rows: int | None, where: str) -> Dataset:
         if isinstance(error.__cause__, RecipeError):
             raise error.__cause__ from None
         raise
+    except ValueError as error:
+        if "corresponds to no data" not in str(error):
+            raise
+        raise RecipeError(f"{where} is empty: expected at least one picture with its texts.") from error
     ids = rows["image_id"][:] if id_column else None
     return source.texts.join(rows.select_columns(["image"]), ids, {name: rows[name][:] for name in names}, where)
 

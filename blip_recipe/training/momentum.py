@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -12,6 +13,8 @@ from blip_recipe.training.trainer import BlipTrainer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+logger = logging.getLogger(__name__)
 
 PAIR = ("pixel_values", "image_embeds", "input_ids", "attention_mask")
 """The entries of a batch that are encoded, pictures or their cached embeddings."""
@@ -37,6 +40,15 @@ class MomentumTrainer(BlipTrainer):
         self.momentum: MomentumState | None = None
         self._momentum_step = -1
         return model
+
+    def prepare_task(self) -> None:
+        """Warn if the weight of soft targets cannot follow the images of a pass."""
+        super().prepare_task()
+        if self.progress and self.progress.stream.split.images is None:
+            logger.warning(
+                "The number of images of the stream is unknown: alpha rises over all %d steps of the run.",
+                self.args.max_steps,
+            )
 
     def _start_momentum(self) -> MomentumState:
         momentum = MomentumState(self.plain_model, self.args.queue_size, self.args.momentum, self.args.seed)

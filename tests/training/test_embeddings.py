@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,30 @@ def test_questions_are_trained_on_kept_embeddings_as_on_pictures(
     torch.testing.assert_close(kept_weights, pictures_weights, atol=1e-5, rtol=1e-5)
     said = [(tmp_path / name / "predictions.jsonl").read_text() for name in ("pictures", "kept")]
     assert said[0] == said[1]
+
+
+def test_pairs_are_trained_and_ranked_on_kept_embeddings_as_on_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the momentum encoders too, whose frozen image encoder is the model's."""
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("BLIP_RECIPE_CACHE", str(cache))
+    keys = {"queue_size": 16, "rerank_top_k": 3, "save_strategy": "steps", "save_steps": 3}
+    run_checked(*command(tmp_path / "pictures", "shapes_retrieval", **keys))
+    assert not files(cache)
+    run_checked(*command(tmp_path / "kept", "shapes_retrieval", **keys, cache_image_embeds="true"))
+    assert len(files(cache)) == 24 + 2 * 5
+    for name in ("model.safetensors", "momentum.safetensors"):
+        pictures, kept = (load_file(tmp_path / run / "checkpoint-3" / name) for run in ("pictures", "kept"))
+        torch.testing.assert_close(kept, pictures, atol=1e-5, rtol=1e-5)
+    assert len(set(pictures["id_queue"].tolist())) == 16
+    lines = [
+        list(map(json.loads, (tmp_path / run / "predictions.jsonl").read_text().splitlines()))
+        for run in ("pictures", "kept")
+    ]
+    for one, other in zip(*lines, strict=True):
+        assert other["text_scores"] == pytest.approx(one["text_scores"], abs=2e-4)
+        assert other | {"text_scores": None} == one | {"text_scores": None}
 
 
 @pytest.mark.parametrize(
