@@ -42,12 +42,14 @@ class PretrainOutput(ModelOutput):
         contrastive_losses: The ITC loss of each pair, `(pairs,)` in float32.
         matching_losses: The ITM losses of each pair and its two negatives, `(pairs, 3)` in float32.
         token_losses: `(pairs, tokens - 1)` in float32: the cross entropy of each next token, 0 where it is not
-            predicted.
+            predicted. Returned with `labels`.
+        logits: `(pairs, tokens, vocabulary)`. Returned without `labels`.
     """
 
     contrastive_losses: torch.Tensor | None = None
     matching_losses: torch.Tensor | None = None
     token_losses: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
 
 
 def share_text_weights(encoder: BlipTextModel, decoder: BlipTextModel) -> None:
@@ -180,7 +182,7 @@ class BlipForPretraining(ImageTextModel, CaptioningModel, BlipForConditionalGene
             image_embeds=embeds,
             label_smoothing=label_smoothing,
         )
-        return PretrainOutput(pairs.contrastive, pairs.matching, text.token_losses)
+        return PretrainOutput(pairs.contrastive, pairs.matching, text.token_losses, text.logits)
 
     def captioner(self) -> BlipForConditionalGeneration:
         """The stock captioner; both models share all modules."""

@@ -71,6 +71,7 @@ class PretrainTrainer(MomentumTrainer, CaptionScoringTrainer):
     model_class = BlipForPretraining
     arguments_class = PretrainTrainingArguments
     alpha_epochs = 2  # `pretrain.py` of the original
+    predicts_tokens = True
 
     args: PretrainTrainingArguments
 

@@ -12,12 +12,10 @@ from blip_recipe.card.facts import TaskWords
 from blip_recipe.data.captions import MAX_WORDS, captions_id, normalize_caption
 from blip_recipe.metrics.intervals import interval_scores, score_intervals
 from blip_recipe.metrics.records import match_statistics
-from blip_recipe.models.adapters import is_adapted
 from blip_recipe.models.contrastive import MATCHING, split_loss
 from blip_recipe.models.matching import tokenize_texts
 from blip_recipe.retrieval.collator import PairCollator
 from blip_recipe.retrieval.data import build_dataset
-from blip_recipe.retrieval.memory import momentum_bytes, pair_step
 from blip_recipe.retrieval.metrics import PairsToMatch, Shortlist, first_match_rank, recalls, shortlist
 from blip_recipe.retrieval.modeling import BlipForRetrieval
 from blip_recipe.retrieval.scoring import match_row
@@ -42,7 +40,6 @@ if TYPE_CHECKING:
     from transformers import EvalPrediction, PreTrainedTokenizerBase
 
     from blip_recipe.metrics.statistics import Statistics
-    from blip_recipe.training.memory import Step
     from blip_recipe.training.tables import Cell
 
 LISTED_TEXTS = 10
@@ -126,16 +123,6 @@ class RetrievalTrainer(MomentumTrainer):
     def build_collator(self, args: Any) -> PairCollator:
         """The collator of image-text pairs."""
         return PairCollator(self.processor, args.max_caption_length)
-
-    @classmethod
-    def traced_step(cls, args: Any, rows: Any, tokenizer: PreTrainedTokenizerBase) -> Step:
-        """The step with the longest captions."""
-        return pair_step(args, rows, tokenizer)
-
-    @classmethod
-    def bytes_beside(cls, model: Any, args: Any) -> int:
-        """The bytes of momentum encoders and queue."""
-        return momentum_bytes(model.get_base_model() if is_adapted(model) else model, args.queue_size)
 
     def compute_loss(
         self,

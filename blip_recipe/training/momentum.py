@@ -8,11 +8,17 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 
+from blip_recipe.models.adapters import is_adapted
 from blip_recipe.models.momentum import MomentumState, saved_temperature
+from blip_recipe.training.pair_memory import momentum_bytes, pair_step
 from blip_recipe.training.trainer import BlipTrainer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+    from transformers import PreTrainedTokenizerBase
+
+    from blip_recipe.training.memory import Step
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +33,12 @@ class MomentumTrainer(BlipTrainer):
 
     Attributes:
         alpha_epochs: The epochs over which the weight of soft targets is ramped up.
+        predicts_tokens: Whether there is a third loss, that of the captions' tokens.
         momentum: The momentum encoders and the queue; None before the training.
     """
 
     alpha_epochs: ClassVar[int] = 1
+    predicts_tokens: ClassVar[bool] = False
 
     args: Any
 
@@ -40,6 +48,16 @@ class MomentumTrainer(BlipTrainer):
         self.momentum: MomentumState | None = None
         self._momentum_step = -1
         return model
+
+    @classmethod
+    def traced_step(cls, args: Any, rows: Any, tokenizer: PreTrainedTokenizerBase) -> Step:
+        """The step with the longest captions."""
+        return pair_step(args, rows, tokenizer, predicts_tokens=cls.predicts_tokens)
+
+    @classmethod
+    def bytes_beside(cls, model: Any, args: Any) -> int:
+        """The bytes of momentum encoders and queue."""
+        return momentum_bytes(model.get_base_model() if is_adapted(model) else model, args.queue_size)
 
     def prepare_task(self) -> None:
         """Warn if the weight of soft targets cannot follow the images of a pass."""

@@ -20,12 +20,12 @@ from blip_recipe.models.adapters import add_lora, lora_config
 from blip_recipe.models.arguments import ModelArguments
 from blip_recipe.models.matching import tokenize_texts
 from blip_recipe.models.momentum import MomentumState
+from blip_recipe.pretraining.tiny import build_tiny_pretrained
+from blip_recipe.pretraining.trainer import PretrainTrainer
 from blip_recipe.recipe.arguments import FinetuneOptions
 from blip_recipe.recipe.parsing import Recipe, read_recipe
-from blip_recipe.retrieval.modeling import BlipForRetrieval
 from blip_recipe.retrieval.tiny import build_tiny_retriever
 from blip_recipe.retrieval.trainer import RetrievalTrainer
-from blip_recipe.retrieval.training_arguments import RetrievalTrainingArguments
 from blip_recipe.training.memory import (
     activation_bytes,
     caption_step,
@@ -74,6 +74,7 @@ def kept_by(model: Any, batch: dict[str, Any], bf16: bool = False) -> int:
             loss, of_logits = F.cross_entropy(logits.float(), targets), 4 * logits.numel()
         else:
             loss = (outputs.contrastive_losses + outputs.matching_losses.mean(1)).sum()
+            loss = loss + (outputs.token_losses.sum() if "token_losses" in outputs else 0)
         total = sum(storage.nbytes() for storage in kept.values()) + of_logits
     del loss
     return total
@@ -160,23 +161,28 @@ def of_questions(tmp_path: Path, **keys: Any) -> tuple[BlipForAnswering, Step, d
     return model.use_sdpa().train(), step, kept | {"pixel_values": batch["pixel_values"].float()}
 
 
-def of_pairs(tmp_path: Path) -> tuple[BlipForRetrieval, Step, dict[str, Any]]:
-    """The same for retrieval."""
+def of_pairs(tmp_path: Path, task: str = "retrieval") -> tuple[Any, Step, dict[str, Any]]:
+    """The same for retrieval, or for pre-training."""
     torch.manual_seed(0)
     captions = ["a red circle", "two blue squares beside a red circle"]
-    model, processor = build_tiny_retriever(captions, image_size=384)
-    args = RetrievalTrainingArguments(
+    trainer, build_model = {
+        "retrieval": (RetrievalTrainer, build_tiny_retriever),
+        "pretrain": (PretrainTrainer, build_tiny_pretrained),
+    }[task]
+    model, processor = build_model(captions, image_size=384)
+    args: Any = trainer.arguments_class(
         str(tmp_path), use_cpu=True, per_device_train_batch_size=IMAGES, queue_size=32, logging_steps=1
     )
     rows = Dataset.from_dict({"captions": [captions]})
-    step = RetrievalTrainer.traced_step(args, rows, processor.tokenizer)
+    step = trainer.traced_step(args, rows, processor.tokenizer)
     tokens = tokenize_texts(processor.tokenizer, [captions[1]] * IMAGES)
     momentum = MomentumState(model, 32, 0.995, 0)
     batch: dict[str, Any] = {"pixel_values": torch.zeros(IMAGES, 3, 384, 384), **tokens}
     features = momentum.encode(**batch, ids=torch.arange(IMAGES))
     batch |= {"momentum": features, "candidates": momentum.candidates(features), "alpha": 0.4}
     batch |= {"uniform": momentum.uniform(IMAGES)}
-    assert RetrievalTrainer.bytes_beside(model, args) == weight_bytes(momentum) - buffer_bytes(momentum)
+    batch |= {"labels": tokens["input_ids"], "label_smoothing": 0.1} if task == "pretrain" else {}
+    assert trainer.bytes_beside(model, args) == weight_bytes(momentum) - buffer_bytes(momentum)
     return model.use_sdpa().train(), step, batch
 
 
@@ -187,12 +193,13 @@ def buffer_bytes(momentum: MomentumState) -> int:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("task", ["vqa", "vqa grouped", "retrieval"])
+@pytest.mark.parametrize("task", ["vqa", "vqa grouped", "retrieval", "pretrain"])
 def test_traced_activations_of_other_tasks_are_those_of_a_real_step(
     task: str, checkpointing: bool, tmp_path: Path
 ) -> None:
     keys = {"group_questions": True} if task == "vqa grouped" else {}
-    model, step, batch = of_pairs(tmp_path) if task == "retrieval" else of_questions(tmp_path, **keys)
+    is_of_questions = task.startswith("vqa")
+    model, step, batch = of_questions(tmp_path, **keys) if is_of_questions else of_pairs(tmp_path, task)
     traced = activation_bytes(model, step, bf16=False, checkpointing=checkpointing)
     if checkpointing:
         model.activation_checkpointing_enable({"use_reentrant": False})
@@ -201,7 +208,7 @@ def test_traced_activations_of_other_tasks_are_those_of_a_real_step(
     assert traced > kept_by(model, batch) * 0.98
 
 
-@pytest.mark.parametrize("name", ["shapes_vqa", "shapes_retrieval"])
+@pytest.mark.parametrize("name", ["shapes_vqa", "shapes_retrieval", "shapes_pretrain"])
 def test_plans_of_all_tasks_tell_the_memory_of_a_step(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -210,7 +217,7 @@ def test_plans_of_all_tasks_tell_the_memory_of_a_step(
     assert re.search(r"^memory +about [\d.]+ [MG]iB at the peak of a step", capsys.readouterr().out, re.MULTILINE)
 
 
-@pytest.mark.parametrize("task", ["captioning", "vqa", "retrieval"])
+@pytest.mark.parametrize("task", ["captioning", "vqa", "retrieval", "pretrain"])
 def test_checkpointing_is_turned_on_where_a_step_would_not_fit(
     task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,7 +226,7 @@ def test_checkpointing_is_turned_on_where_a_step_would_not_fit(
         model: Any = build("full")
         step, keys = STEP, ["recipes/shapes_tiny.json"]
     else:
-        model, step, _ = of_questions(tmp_path) if task == "vqa" else of_pairs(tmp_path)
+        model, step, _ = of_questions(tmp_path) if task == "vqa" else of_pairs(tmp_path, task)
         keys = [f"recipes/shapes_{task}.json"]
     argv = [*keys, "--use_cpu=true", f"--output_dir={tmp_path / 'run'}"]
     for share, wanted in ((0.5, True), (2.0, False)):

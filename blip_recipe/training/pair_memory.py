@@ -1,4 +1,4 @@
-"""The largest step of retrieval, to estimate its memory."""
+"""The largest step on image-text pairs, to estimate its memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn import functional as F
 
 from blip_recipe.models.contrastive import Features
 from blip_recipe.models.momentum import ENCODERS
@@ -14,9 +15,9 @@ from blip_recipe.training.memory import empty_pixels, sum_bytes
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from blip_recipe.retrieval.modeling import BlipForRetrieval
-    from blip_recipe.retrieval.training_arguments import RetrievalTrainingArguments
+    from blip_recipe.models.image_text import ImageTextModel
     from blip_recipe.training.memory import Step
+    from blip_recipe.training.training_arguments import MomentumTrainingArguments
 
 SAMPLE = 1000
 """Number of images whose captions are tokenised."""
@@ -25,8 +26,17 @@ FLOAT_BYTES, ID_BYTES = 4, 8
 """Bytes of a number in the queue, and of an image's id."""
 
 
-def pair_step(args: RetrievalTrainingArguments, rows: Any, tokenizer: PreTrainedTokenizerBase) -> Step:
-    """The step of a batch of pairs with the longest captions of the first `SAMPLE` images."""
+def pair_step(
+    args: MomentumTrainingArguments, rows: Any, tokenizer: PreTrainedTokenizerBase, *, predicts_tokens: bool = False
+) -> Step:
+    """The step of a batch of pairs with the longest captions of the first `SAMPLE` images.
+
+    Args:
+        args: The training arguments.
+        rows: Rows with `captions`.
+        tokenizer: The model's tokenizer.
+        predicts_tokens: Whether the model also predicts the tokens of the captions.
+    """
     captions = rows.select_columns(["captions"])[range(min(SAMPLE, len(rows)))]["captions"]
     texts = list(chain.from_iterable(captions))
     tokens = max(map(len, tokenizer(texts, truncation=True, max_length=args.max_caption_length).input_ids))
@@ -45,12 +55,17 @@ def pair_step(args: RetrievalTrainingArguments, rows: Any, tokenizer: PreTrained
             uniform=torch.zeros(pairs, 2, device=device),
             negatives_from_all=False,  # a trace asks no other process
         )
-        return outputs.contrastive_losses + outputs.matching_losses.mean(1)
+        losses = outputs.contrastive_losses + outputs.matching_losses.mean(1)
+        if not predicts_tokens:
+            return losses
+        # Without labels: the number of predicted tokens is unknown in a trace.
+        token_losses = F.cross_entropy(outputs.logits.float().transpose(1, 2), ids, reduction="none")
+        return losses + token_losses.sum(1)
 
     return step
 
 
-def momentum_bytes(model: BlipForRetrieval, queue_size: int) -> int:
+def momentum_bytes(model: ImageTextModel, queue_size: int) -> int:
     """The bytes of `MomentumState`: copies of the trained weights of the encoders, and the queue."""
     weights = chain.from_iterable(getattr(model, name).parameters() for name in ENCODERS)
     a_pair = 2 * FLOAT_BYTES * model.config.image_text_hidden_size + ID_BYTES
