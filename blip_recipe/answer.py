@@ -16,6 +16,7 @@ from blip_recipe.recipe.command_line import (
     DECODING,
     add_answer_decoding_options,
     add_model_options,
+    check_options,
     decoding_options,
     escape_output,
     load_options,
@@ -37,6 +38,8 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     for option in ("top_k", "rank_top_k", "rank_by"):
         if getattr(arguments, option) is not None and arguments.answers is None:
             raise RecipeError(f"--{option} ranks the answers of a list: name its file with --answers.")
+    # A ranked answer is not generated.
+    check_options(arguments, {}, [("answers", name) for name in DECODING])
     answers = None if arguments.answers is None else read_answer_list(arguments.answers, "--answers")
     pipeline = load_pipeline(arguments, answers)
     for question, found in zip(

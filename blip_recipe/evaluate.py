@@ -37,6 +37,16 @@ FILE_NEEDS = [
 """Keys of this command without effect when a model is scored. The keys of training may stand."""
 
 
+def generation_need(recipe: Recipe[EvaluateOptions]) -> Need:
+    """The decoding keys of the command line, which have no effect where the answers of a list are ranked.
+
+    Those of a file may stand: they are the decoding of the published model.
+    """
+    keys = tuple(key for key in recipe.overrides if key.startswith("generation_"))
+    ranks = getattr(recipe.training, "answer_list", None) is not None
+    return Need(keys, ("answer_list",), lambda _: not ranks, "Set answer_list to null")
+
+
 def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     """Score a model on a split, or a file of captions."""
     if files := read_file_arguments(sys.argv[1:] if argv is None else argv):
@@ -82,7 +92,7 @@ def score_model(recipe: Recipe[EvaluateOptions]) -> None:
     role = next((role for role in ("eval", "test") if recipe.data.has_split(role)), None)
     if recipe.data.dataset_name is None or role is None:
         raise RecipeError("Set dataset_name and eval_split to score a model, or --predictions to score a file.")
-    check_effects(recipe, [*FILE_NEEDS, *RANKING_NEEDS, *SCORE_NEEDS])
+    check_effects(recipe, [*FILE_NEEDS, *RANKING_NEEDS, *SCORE_NEEDS, generation_need(recipe)])
 
     from blip_recipe.data.checks import SKIPPED_FILE, check_splits, write_skipped_rows
     from blip_recipe.data.load import load_role

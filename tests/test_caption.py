@@ -33,6 +33,9 @@ from blip_recipe.caption import main
 from blip_recipe.captioning.output import LineFormat, merge_lines, part_path, write_line
 from blip_recipe.data.listing import list_folder, read_ahead
 from blip_recipe.errors import RecipeError
+from blip_recipe.models.decoding import DecodingSettings
+from blip_recipe.models.pipeline import decoding_arguments
+from blip_recipe.recipe.caption_options import build_parser, generate_options
 
 Caption = Callable[..., list[dict[str, Any]]]
 
@@ -833,3 +836,10 @@ def no_thread_is_left() -> Iterator[None]:
     while threads := [each for each in threading.enumerate() if each.name.startswith("ThreadPoolExecutor")]:
         assert time.monotonic() < deadline, threads
         time.sleep(0.01)
+
+
+def test_a_recorded_length_penalty_can_be_turned_off() -> None:
+    recorded = DecodingSettings("a picture of ", length_penalty_counts_prompt=True)
+    for words, counts in ([], True), (["--no-length_penalty_counts_prompt"], False):
+        given = generate_options(build_parser().parse_args(["model", "photo.jpg", *words]))
+        assert decoding_arguments(recorded, given)["length_penalty_counts_prompt"] is counts

@@ -317,6 +317,15 @@ def test_a_recipe_and_the_same_script_end_with_the_same_bytes(captioner: Path, f
 # The stock trainer
 
 
+def test_a_script_is_told_of_images_to_train_on_and_to_score(captioner: Path, tmp_path: Path) -> None:
+    arguments = CaptionTrainingArguments(str(tmp_path / "out"), **QUICK)
+    several = {"seen": table(rows(3, first=2)), "new": table(rows(3, first=10))}
+    trainer = CaptionTrainer(str(captioner), arguments, table(rows(4)), several)
+    told = [note for note in trainer.args.text_notes or [] if "train_dataset" in note]
+    assert len(told) == 1
+    assert told[0].startswith("2 of the 3 images of seen are also images of train_dataset")
+
+
 def test_the_stock_trainer_with_our_collator_and_metrics_has_our_loss_captions_and_scores(
     captioner: Path, tmp_path: Path
 ) -> None:

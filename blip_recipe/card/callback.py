@@ -17,6 +17,7 @@ from transformers.trainer_callback import ExportableState
 from blip_recipe.card.energy import energy_meter
 from blip_recipe.card.facts import EnergyFacts
 from blip_recipe.models.adapters import is_adapted, quantization_of
+from blip_recipe.models.regularization import describe_regularization
 from blip_recipe.models.stock import count_parameters
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class CardCallback(TrainerCallback, ExportableState):
         lora: The LoRA configuration, if an adapter was trained.
         quantization: Quantisation of the frozen base, if any.
         has_frozen_vision: Whether the image encoder was frozen.
+        regularization: Drop path and dropout of the text, as texts by label.
         log_history: Trainer's log history at the end of training, without later evaluations.
         steps, epochs: Length of the training.
         best_step: Step of the best checkpoint, if it was loaded.
@@ -54,6 +56,7 @@ class CardCallback(TrainerCallback, ExportableState):
         self.lora: LoraConfig | None = None
         self.quantization: Quantization | None = None
         self.has_frozen_vision = False
+        self.regularization: dict[str, str] = {}
         self.log_history: list[dict[str, float]] = []
         self.steps, self.epochs = 0, 0.0
         self.best_step: int | None = None
@@ -76,6 +79,7 @@ class CardCallback(TrainerCallback, ExportableState):
         self.lora = model.active_peft_config if is_adapted(model) else None
         self.quantization = quantization_of(model)
         self.has_frozen_vision = not any(weight.requires_grad for weight in model.vision_model.parameters())
+        self.regularization = describe_regularization(model)
         self.hardware = describe_hardware(args.device, args.world_size)
         saved: dict[str, Any] = state.stateful_callbacks.get(type(self).__name__, {}) if state.global_step else {}
         before = saved.get("attributes", {})

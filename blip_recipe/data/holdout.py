@@ -7,18 +7,22 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from datasets import Dataset
+
 from blip_recipe.data.arguments import FRACTION_KEYS
 from blip_recipe.data.images import BadImageError, address, digest, is_url, read_content
+from blip_recipe.data.rows import embedded_bytes, picture_keys
 from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from datasets import Dataset
-
     from blip_recipe.data.arguments import DataArguments
 
 RANGE = 2**64
+
+MAX_COMPARED_BYTES = 2**30
+"""Embedded pictures of a script's data sets are compared up to this size, which takes about a second."""
 
 
 def fingerprint(picture: Any) -> bytes:
@@ -107,6 +111,33 @@ def describe_shared(images: Mapping[str, Sequence[Any]], names: Mapping[str, str
         f"{len(shared):,} of the {len(set(images[role])):,} images of {role} ('{names[role]}') are also images of "
         f"{other} ('{names[other]}')."
         for role, other, shared in _find_shared(images)
+    ]
+
+
+def find_shared_pictures(train: Any, scored: Any) -> list[str]:
+    """A sentence for each scored data set of a script with pictures to train on, by embedded bytes or path.
+
+    Only tables of `datasets` are compared, and embedded pictures only up to `MAX_COMPARED_BYTES`.
+
+    Args:
+        train: Rows to train on.
+        scored: Rows to score, by name.
+    """
+    tables = {"train_dataset": train, **scored}
+    images = {name: each.select_columns(["image"]) for name, each in tables.items() if isinstance(each, Dataset)}
+    if (
+        len(images) < 2
+        or "train_dataset" not in images
+        or sum(map(embedded_bytes, images.values())) > MAX_COMPARED_BYTES
+    ):
+        return []
+    keys = {name: set(filter(None, picture_keys(each))) for name, each in images.items()}
+    shared = {name: len(each & keys["train_dataset"]) for name, each in keys.items() if name != "train_dataset"}
+    return [
+        f"{count:,} of the {len(keys[name]):,} images of {name} are also images of train_dataset: scores on training "
+        "images do not tell how well a model describes new ones."
+        for name, count in shared.items()
+        if count
     ]
 
 

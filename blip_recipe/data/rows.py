@@ -132,10 +132,21 @@ def number_pictures(images: Dataset) -> list[int]:
     Pictures are the same if their path or URL is, or their embedded bytes. A row without a picture has its own number.
     """
     numbers: dict[str | bytes | int, int] = {}
-    keys = list(chain.from_iterable(map(_picture_keys, images.data.column("image").chunks)))
-    if images._indices is not None:
-        keys = [keys[row] for row in images._indices.column(0).to_pylist()]
+    keys = picture_keys(images)
     return [numbers.setdefault(-row if key is None else key, len(numbers)) for row, key in enumerate(keys)]
+
+
+def picture_keys(images: Dataset) -> list[str | bytes | None]:
+    """What tells the pictures of a column `image`: the digest of embedded bytes, or the path; None without either."""
+    keys = list(chain.from_iterable(map(_picture_keys, images.data.column("image").chunks)))
+    if images._indices is None:
+        return keys
+    return [keys[row] for row in images._indices.column(0).to_pylist()]
+
+
+def embedded_bytes(images: Dataset) -> int:
+    """The bytes of the embedded pictures of a column `image`, without reading them."""
+    return pc.sum(pc.binary_length(pc.struct_field(images.data.column("image"), "bytes"))).as_py() or 0
 
 
 def _picture_keys(chunk: pa.StructArray) -> Iterator[str | bytes | None]:

@@ -81,3 +81,24 @@ def set_text_dropout(model: Any, *, hidden: float | None = None, attention: floa
         config.hidden_dropout_prob = hidden
     if attention is not None:
         config.attention_probs_dropout_prob = attention
+
+
+def describe_regularization(model: Any) -> dict[str, str]:
+    """Drop path and dropout of the text in training, for the card; nothing where they are 0.
+
+    Args:
+        model: A BLIP, with or without an adapter, whose own dropout does not count.
+    """
+    hooks = (hook for module in model.modules() for hook in module._forward_hooks.values())
+    drop_path = max((hook.rate for hook in hooks if isinstance(hook, DropPath)), default=0.0)
+    rates = {"hidden": 0.0, "attention": 0.0}
+    for path, module in model.named_modules():
+        # An adapter keeps its dropout in a dictionary of modules.
+        if not set(TEXT_PARTS).isdisjoint(path.split(".")) and not isinstance(module, nn.ModuleDict):
+            name = "attention" if isinstance(module, BlipTextSelfAttention) else "hidden"
+            own = [child.p for child in module.children() if isinstance(child, nn.Dropout)]
+            rates[name] = max([rates[name], *own])
+    found = {"drop path": f"{drop_path:g} in the last layer of the image encoder"} if drop_path else {}
+    if any(rates.values()):
+        found["dropout of the text"] = f"{rates['hidden']:g} (layers), {rates['attention']:g} (attention)"
+    return found

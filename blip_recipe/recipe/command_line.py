@@ -122,9 +122,10 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
     _add_options(group, DECODING)
     group.add_argument(
         f"--{COUNTS_PROMPT}",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
         default=None,
-        help="divide the score of a beam by its whole length, as the original does; default: as evaluated",
+        help="divide the score of a beam by its whole length, as the original does, or by the length without the "
+        "prompt; default: as evaluated",
     )
     group.add_argument("--do_sample", action="store_true", help="sample captions instead of searching the likeliest")
     _add_options(group, SAMPLING)

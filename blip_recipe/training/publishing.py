@@ -493,6 +493,7 @@ def describe_adaptation(task: TaskWords, args: BlipTrainingArguments, callback: 
         settings["frozen base"] = {"8bit": "8 bits (LLM.int8())", "4bit": "4 bits (NF4)"}[callback.quantization]
     if callback.has_frozen_vision and lora is None:
         settings["image encoder"] = "frozen"
+    settings |= callback.regularization
     if args.gradient_checkpointing:
         settings["gradient checkpointing"] = "yes"
     if args.torch_compile:

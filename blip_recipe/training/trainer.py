@@ -19,6 +19,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import has_length
 
 from blip_recipe.data.dataset import PictureDataset
+from blip_recipe.data.holdout import find_shared_pictures
 from blip_recipe.data.mixture import Mixture, MixtureSampler
 from blip_recipe.data.pixels import normalize_pixels
 from blip_recipe.data.storage import BASELINE_PREDICTIONS_FILE, read_lines, write_json, write_lines
@@ -298,9 +299,13 @@ class BlipTrainer(PublishingTrainer):
         return model
 
     def _look(self, args: Any, model: Any, train: Any, scored: Any) -> None:
-        """Look at the texts, set the lengths that are not given, and warn of what does not fit."""
+        """Look at texts and pictures, set the lengths that are not given, and warn of what does not fit."""
         positions = MAX_POSITIONS if model is None else model.config.text_config.max_position_embeddings
-        report(self.look_at_texts(args, self.processor.tokenizer, train, scored, positions), args)
+        notes = self.look_at_texts(args, self.processor.tokenizer, train, scored, positions)
+        several = scored if isinstance(scored, dict) else {"eval_dataset": scored}
+        tables = {name: each.rows for name, each in several.items() if isinstance(each, PictureDataset)}
+        shared = find_shared_pictures(train.rows, tables) if isinstance(train, PictureDataset) else []
+        report([*notes, *shared], args)
 
     def _use_arguments(self, model: Any, args: Any) -> None:
         """Check the arguments against the model, and set its decoding.

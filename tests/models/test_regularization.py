@@ -14,7 +14,9 @@ from vqa_models import QUESTIONS, save_answerer
 from blip_recipe.captioning.tiny import build_tiny_captioner
 from blip_recipe.errors import RecipeError
 from blip_recipe.finetune import main
-from blip_recipe.models.regularization import DropPath, set_drop_path, set_text_dropout
+from blip_recipe.models.adapters import add_lora, lora_config
+from blip_recipe.models.arguments import ModelArguments
+from blip_recipe.models.regularization import DropPath, describe_regularization, set_drop_path, set_text_dropout
 from blip_recipe.recipe.arguments import FinetuneOptions
 from blip_recipe.recipe.checks import check_recipe
 from blip_recipe.recipe.parsing import read_recipe
@@ -141,3 +143,19 @@ def test_the_recipe_of_vqav2_has_the_originals_values() -> None:
     recipe = json.loads(Path("recipes/vqav2.json").read_text())
     names = ("drop_path_rate", "hidden_dropout_prob", "attention_probs_dropout_prob")
     assert [recipe[name] for name in names] == [0.1, 0.1, 0.1]
+
+
+@pytest.mark.parametrize("task", BUILDERS)
+def test_a_card_tells_of_drop_path_and_dropout_but_not_of_an_adapters(task: str) -> None:
+    model = BUILDERS[task](QUESTIONS)[0].use_sdpa()
+    arguments = ModelArguments(model_name_or_path="base", use_peft=True, lora_dropout=0.4)
+    config = lora_config(arguments)
+    assert config is not None
+    assert describe_regularization(model) == {}
+    set_drop_path(model, 0.25)
+    set_text_dropout(model, hidden=0.1, attention=0.2)
+    expected = {
+        "drop path": "0.25 in the last layer of the image encoder",
+        "dropout of the text": "0.1 (layers), 0.2 (attention)",
+    }
+    assert describe_regularization(model) == describe_regularization(add_lora(model, config)) == expected

@@ -275,6 +275,7 @@ def test_the_command_answers_with_a_line_a_question(
         (["--answers", "empty.txt"], "is empty"),
         (["--answers", "other.json"], "expected a JSON list of texts"),
         (["--max_length", "1"], "Set --max_length"),
+        (["--answers", "other.json", "--num_beams", "2"], "--answers and --num_beams contradict each other"),
     ],
 )
 def test_wrong_arguments_end_with_2(

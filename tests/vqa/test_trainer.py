@@ -178,6 +178,17 @@ def test_evaluating_the_finished_model_gives_its_scores(run: Path, tmp_path: Pat
         assert again[f"eval_{name}"] == pytest.approx(results[f"test_{name}"], abs=1e-6)
 
 
+def test_decoding_of_an_evaluation_that_ranks_is_refused(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "answers.txt").write_text("yes\nno\n")
+    what = ("--dataset_name=shapes", "--eval_split=test", "--max_eval_samples=3", f"--output_dir={tmp_path / 'out'}")
+    ranked = ("--answer_list", tmp_path / "answers.txt", "--generation_num_beams=2")
+    done = run_module("blip_recipe.evaluate", "--model", run, *what, *ranked)
+    assert done.returncode == 2
+    assert "generation_num_beams is 2, but answer_list is" in done.stderr
+    assert "Set answer_list to null" in done.stderr
+    run_checked("blip_recipe.evaluate", "--model", run, *what, *ranked[:2])
+
+
 def test_rows_without_question_or_answer_stop_the_run_before_it_begins(tmp_path: Path) -> None:
     from captioners import draw_pictures
 
@@ -211,6 +222,9 @@ def test_a_resumed_run_ends_as_the_unbroken_one(tmp_path: Path) -> None:
     run_checked("blip_recipe.finetune", RECIPE, *QUIET, *keys, *again)
     for name in ("model.safetensors", "predictions.jsonl", "checkpoint-6/model.safetensors"):
         assert (unbroken / name).read_bytes() == (resumed / name).read_bytes(), name
+    card = (resumed / "README.md").read_text(encoding="utf-8")
+    assert "| drop path | 0.3 in the last layer of the image encoder |" in card
+    assert "| dropout of the text | 0.1 (layers), 0.1 (attention) |" in card
     losses = [
         [each["loss"] for each in json.loads((run / "trainer_state.json").read_text())["log_history"] if "loss" in each]
         for run in (unbroken, resumed)
