@@ -35,6 +35,7 @@ COMMANDS = {
 WITHOUT_TORCH = {
     *("recipe/checks.py", "recipe/effects.py", "recipe/parsing.py", "capfilt/__main__.py", "capfilt/arguments.py"),
     "captioning/processes.py",
+    "recipe/scored_file.py",
 }
 """Modules of commands that `--help` imports, which must not wait for torch."""
 

@@ -15,5 +15,6 @@
 | `augmentation.py` | BLIP's random crop, flip and RandAugment |
 | `dataset.py` | `CaptionDataset`: the rows that the trainer reads |
 | `shards.py` | a split as shards that are read lazily |
-| `streaming.py` | `CaptionStream`: read rows from shards while training |
+| `row_texts.py` | the texts of a task in the rows of a shard |
+| `streaming.py` | `PictureStream`, `CaptionStream`: read rows from shards while training |
 """

@@ -30,6 +30,7 @@ class PretrainTrainingArguments(PretrainArguments, MomentumTrainingArguments):  
         early_stopping_patience (`int`, *optional*): Stop after this number of evaluations in which
             `metric_for_best_model` did not improve.
         image_cache (`str`, *optional*): Directory for resized copies of large and remote pictures.
+        shuffle_buffer_size (`int`, defaults to 1000): Size of each worker's shuffle buffer of a stream, in rows.
 
     Raises:
         RecipeError: A value is out of range, or two values contradict each other.

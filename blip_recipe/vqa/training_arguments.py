@@ -45,6 +45,7 @@ class VqaTrainingArguments(VqaArguments, BlipTrainingArguments):  # type: ignore
         cache_image_embeds (`bool`, defaults to `False`): Whether to encode each picture once and cache the embeddings
             on disk; needs a frozen image encoder and no augmentation.
         image_cache (`str`, *optional*): Directory for resized copies of large and remote pictures.
+        shuffle_buffer_size (`int`, defaults to 1000): Size of each worker's shuffle buffer of a stream, in rows.
 
     Raises:
         RecipeError: A value is out of range, or two values contradict each other.
