@@ -28,8 +28,8 @@ class RetrievalTrainingArguments(RetrievalArguments, MomentumTrainingArguments):
         early_stopping_patience (`int`, *optional*): Stop after this number of evaluations in which
             `metric_for_best_model` did not improve.
         image_cache (`str`, *optional*): Directory for resized copies of large and remote pictures.
-        cache_image_embeds (`bool`, defaults to `False`): Encode each picture once and cache the embeddings on disk. Needs a
-            frozen image encoder and no augmentation.
+        cache_image_embeds (`bool`, defaults to `False`): Whether to encode each picture once and cache the embeddings
+            on disk; needs a frozen image encoder and no augmentation.
         shuffle_buffer_size (`int`, defaults to 1000): Size of each worker's shuffle buffer of a stream, in rows.
 
     Raises:
