@@ -41,7 +41,7 @@ def caption_dataset(
     Raises:
         RecipeError: The columns are unknown, or `image_cache` cannot be written.
     """
-    texts = {
+    texts: dict[str, Any] = {
         "captions_per_image": captions_per_image if training else None,
         "normalize_captions": args.normalize_captions,
         "max_words": getattr(args, "max_words", MAX_WORDS),

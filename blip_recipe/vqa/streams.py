@@ -86,7 +86,7 @@ class QuestionTexts(RowTexts):
         """Read the question and the answers of a row."""
         (row,) = rows
         answers = read_row_answers(row, self.names.answers, self.source, where(0)) if self.names.answers else None
-        found = {"question": read_question(row[self.names.question]) or "", "answers": answers}
+        found: dict[str, Any] = {"question": read_question(row[self.names.question]) or "", "answers": answers}
         if self.names.question_id is not None:
             found["question_id"] = row[self.names.question_id]
         if self.names.weight is not None:

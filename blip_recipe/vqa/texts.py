@@ -128,7 +128,7 @@ def read_row_answers(row: Mapping[str, Any], columns: Sequence[str], features: F
     try:
         read = [read_answers(_name_classes(row[name], features[name])) for name in columns]
     except TypeError as error:
-        raise RecipeError(f"{where}: {columns[0]!r} holds {error}: {EXPECTED_ANSWERS}.") from error
+        raise RecipeError(f"{where}: column {columns[0]!r} holds {error}: {EXPECTED_ANSWERS}.") from error
     return [answer for each in read for answer in each]
 
 

@@ -165,10 +165,11 @@ def of_pairs(tmp_path: Path, task: str = "retrieval") -> tuple[Any, Step, dict[s
     """The same for retrieval, or for pre-training."""
     torch.manual_seed(0)
     captions = ["a red circle", "two blue squares beside a red circle"]
-    trainer, build_model = {
+    kinds: dict[str, Any] = {
         "retrieval": (RetrievalTrainer, build_tiny_retriever),
         "pretrain": (PretrainTrainer, build_tiny_pretrained),
-    }[task]
+    }
+    trainer, build_model = kinds[task]
     model, processor = build_model(captions, image_size=384)
     args: Any = trainer.arguments_class(
         str(tmp_path), use_cpu=True, per_device_train_batch_size=IMAGES, queue_size=32, logging_steps=1

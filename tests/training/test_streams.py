@@ -199,7 +199,7 @@ def test_two_processes_read_each_row_of_a_pass_once(task: str, tmp_path: Path) -
 def test_questions_are_held_out_by_their_pictures_as_without_streaming(tmp_path: Path) -> None:
     table = rows_of("vqa")
     folder = write_shards(tmp_path / "data", table, parts=2)
-    shares = {"validation_fraction": 0.4, "test_fraction": 0.3, "split_seed": 1}
+    shares: dict[str, Any] = {"validation_fraction": 0.4, "test_fraction": 0.3, "split_seed": 1}
     streamed = load_splits(arguments_of("vqa", folder, **shares), load_questions, open_questions)
     whole = load_splits(VqaDataArguments(dataset_name=str(folder), **shares), load_questions)
     for role in ("eval", "test"):
