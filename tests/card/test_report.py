@@ -31,7 +31,7 @@ Records = Sequence[dict[str, Any]]
 FACTS = ReportFacts(
     "BLIP captions: pets",
     [("base model", "tiny"), ("split", "test")],
-    [ScoreFacts("cider", "CIDEr", 1.25, 0.5), ScoreFacts("loss", "Loss", 2.0, None)],
+    [ScoreFacts("cider", "CIDEr", 1.25, 0.5, (1.125, 1.375)), ScoreFacts("loss", "Loss", 2.0, None)],
     [{"step": 10, "loss": 3.0}, {"step": 20, "loss": 2.0, "eval_loss": 2.5, "eval_cider": 0.4}],
 )
 
@@ -218,7 +218,7 @@ def test_both_captions_stand_side_by_side_with_shared_words_marked(opened: Page)
 
 def test_scores_and_curves_stand_above(opened: Page) -> None:
     assert [each.split() for each in opened.locator(".tiles li").all_inner_texts()] == [
-        ["CIDEr", "1.250", "base", "0.500"],
+        ["CIDEr", "1.250", "1.125", "to", "1.375", "base", "0.500"],
         ["Loss", "2.000"],
     ]
     titles = opened.locator(".charts circle title").evaluate_all("all => all.map(each => each.textContent)")
