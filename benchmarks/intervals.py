@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -157,7 +157,10 @@ def costs(statistics: list[Statistics], images: int) -> list[dict[str, Any]]:
     half = len(statistics[0].rows) // 2
     sample = draw(statistics, np.arange(images) % half)
     other = draw(statistics, half + np.arange(images) % half)
-    work = {"intervals": partial(score_intervals, sample), "comparison": partial(compare_scores, sample, other)}
+    work: dict[str, Callable[[], object]] = {
+        "intervals": partial(score_intervals, sample),
+        "comparison": partial(compare_scores, sample, other),
+    }
     return [
         {
             "what": f"seconds of {name}",

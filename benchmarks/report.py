@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def predict(number: int, references: list[str], rng: random.Random) -> dict[str,
 def measure_pair(pair: int) -> dict[str, Any]:
     """Time the quickstart recipe with and without a report; the one that comes first alternates."""
     order = (True, False) if pair % 2 else (False, True)
-    seconds = {report: seconds_of(lambda report=report: run_quickstart(report)) for report in order}
+    seconds = {report: seconds_of(partial(run_quickstart, report)) for report in order}
     return {
         "pictures": "quickstart recipe",
         "without a report in seconds": round(seconds[False], 1),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from blip_recipe.errors import run_command
 from blip_recipe.metrics.intervals import RESAMPLES, SEED, check_resamples
@@ -57,7 +57,7 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
     add(
         "--metrics", nargs="+", choices=METRICS, help="metrics of captions; default: those whose scores both files have"
     )
-    add("--score_tokenizer", choices=ScoreTokenizer.__args__, default="ptb", help="words of captions: ptb or char")
+    add("--score_tokenizer", choices=get_args(ScoreTokenizer), default="ptb", help="words of captions: ptb or char")
     add("--subset", choices=("true", "false"), default="false", help="compare the pictures that both files have")
     add("--resamples", type=int, default=RESAMPLES, help="resamples for intervals and tests, at least 100")
     add("--seed", type=int, default=SEED, help="seed of the resamples")

@@ -14,8 +14,8 @@ from retrievers import TEXTS, build_retriever
 from vqa_models import save_answerer
 
 from blip_recipe import answer_pipeline, caption_pipeline
+from blip_recipe.models.matching import Matcher
 from blip_recipe.models.processors import save_processor
-from blip_recipe.retrieval.scoring import Matcher
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytest.importorskip("gradio", reason="gradio is not installed: pip install 'blip-recipe[demo]'")

@@ -177,7 +177,7 @@ def test_the_app_of_an_answerer_answers(hub: HubServer, picture: Path, tmp_path:
 
 
 def test_the_app_of_a_matcher_ranks_texts(hub: HubServer, picture: Path, tmp_path: Path) -> None:
-    from blip_recipe.retrieval.scoring import Matcher
+    from blip_recipe.models.matching import Matcher
 
     model, processor = build_retriever()
     model.save_pretrained(tmp_path / "matcher")

@@ -83,9 +83,9 @@ def score_facts(results: Mapping[str, float], role: str) -> list[ScoreFacts]:
 def score_fact(results: Mapping[str, float], role: str, name: str, label: str) -> ScoreFacts:
     """A score of a role, with that of the base model and what is known about how sure both are."""
     keys = f"{role}_{name}", f"baseline_{name}"
-    intervals = [tuple(results[f"{key}_{end}"] for end in ENDS if f"{key}_{end}" in results) or None for key in keys]
+    own, base = ([results[f"{key}_{end}"] for end in ENDS if f"{key}_{end}" in results] or None for key in keys)
     p_value = results.get(f"{keys[0]}_{P_VALUE}")
-    return ScoreFacts(name, label, results[keys[0]], results.get(keys[1]), *intervals, p_value)
+    return ScoreFacts(name, label, results[keys[0]], results.get(keys[1]), own, base, p_value)
 
 
 def group_facts(results: Mapping[str, float], role: str) -> list[ScoreFacts]:

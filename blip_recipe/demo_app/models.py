@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from blip_recipe.captioning.explanation import CaptionExplainer
 from blip_recipe.captioning.pipeline import ImageToTextPipeline
 from blip_recipe.errors import RecipeError
+from blip_recipe.models.matching import Matcher
 from blip_recipe.recipe.finished import kind_of
 from blip_recipe.retrieval.explanation import MatchExplainer
-from blip_recipe.retrieval.scoring import Matcher
 from blip_recipe.vqa.explanation import AnswerExplainer
 from blip_recipe.vqa.pipeline import VisualQuestionAnsweringPipeline
 

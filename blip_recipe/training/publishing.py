@@ -47,7 +47,7 @@ from blip_recipe.training.speed import TimedTrainer
 from blip_recipe.training.tables import TableCallback, join_texts, keep_logs_in
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from transformers import BlipProcessor
 
@@ -388,7 +388,7 @@ def gather_facts(
     repo_id: str | None,
     sources: Sources,
     results: Mapping[str, float],
-    predictions: list[Mapping[str, Any]],
+    predictions: Sequence[Mapping[str, Any]],
     counts: Mapping[str, tuple[int, int]],
     callback: CardCallback,
 ) -> CardFacts:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import random
+from typing import Any
 
 import numpy as np
 import pytest
+from metrics_reference import Captions, References
 
 from blip_recipe.errors import RecipeError
 from blip_recipe.metrics import score_captions
@@ -26,11 +28,11 @@ CHEAP = ["bleu", "rouge_l", "cider", "exact_match"]
 WORDS = ["a", "dog", "cat", "runs", "sits", "on", "the", "red", "sofa", "grass", "near", "big", "small"]
 
 
-def write_captions(images: int, seed: int = 0) -> tuple[dict[int, str], dict[int, list[str]]]:
+def write_captions(images: int, seed: int = 0) -> tuple[Captions, References]:
     """Captions of random words with some of each reference in them."""
     drawn = random.Random(seed)
-    references = {image: [" ".join(drawn.choices(WORDS, k=8)) for _ in range(3)] for image in range(images)}
-    captions = {
+    references: References = {image: [" ".join(drawn.choices(WORDS, k=8)) for _ in range(3)] for image in range(images)}
+    captions: Captions = {
         image: " ".join(word if drawn.random() < 0.8 else drawn.choice(WORDS) for word in texts[0].split())
         for image, texts in references.items()
     }
@@ -151,10 +153,11 @@ def test_the_same_seed_gives_the_same_intervals_and_none_are_computed_on_request
 
 def test_groups_have_intervals_of_their_own() -> None:
     captions, references = write_captions(40)
-    groups = {image: "low" if image < 20 else "in-domain" for image in captions}
+    groups = {image: "low" if number < 20 else "in-domain" for number, image in enumerate(captions)}
     scores = score_captions(captions, references, ["cider"], groups=groups)
-    part = [{image: texts[image] for image in range(20)} for texts in (captions, references)]
-    assert scores.intervals["cider_low_group"] == score_captions(*part, ["cider"]).intervals["cider"]
+    low: Captions = {image: captions[image] for image in range(20)}
+    alone = score_captions(low, {image: references[image] for image in low}, ["cider"])
+    assert scores.intervals["cider_low_group"] == alone.intervals["cider"]
     assert scores.intervals.keys() == {"cider", "cider_in_domain", "cider_low_group"}
 
 
@@ -166,7 +169,7 @@ def test_no_group_is_mixed_up_with_an_end_of_an_interval() -> None:
 
 
 def test_questions_and_texts_of_an_image_are_drawn_together() -> None:
-    answers = [
+    answers: list[dict[str, Any]] = [
         {"image_id": number // 4, "scores": {"vqa_accuracy": 1.0 if number < 40 else 0.0}} for number in range(80)
     ]
     (together,) = answer_statistics(answers)

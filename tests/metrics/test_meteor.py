@@ -186,18 +186,20 @@ def test_two_processes_at_once_one_on_a_full_disk_one_with_the_java_of_pip_get_t
 
 def test_meteor_of_any_images_follows_from_their_statistics(scorer: CaptionScorer) -> None:
     """The jar scores a set by sums over its captions, in which a caption that matches as a whole has no chunk."""
-    references = {
+    references: References = {
         image: [f"a {word} runs on the grass", f"the {word} is on a field"] for image, word in enumerate(WORDS)
     }
-    captions = {image: f"a {WORDS[-image]} running on the green field" for image in references}
+    captions: Captions = {
+        image: f"a {WORDS[-number]} running on the green field" for number, image in enumerate(references)
+    }
     captions |= {0: "", 1: references[1][0], 2: "zebra"}
     scores = scorer.score(captions, references, ["meteor"], resamples=200)
     (statistics,) = scores.statistics
     assert statistics.of_set()["meteor"] == pytest.approx(scores.corpus["meteor"], abs=1e-12)
     assert 0 < scores.intervals["meteor"][0] < scores.corpus["meteor"] < scores.intervals["meteor"][1] < 1
     for part in ([0, 1, 4], [0], [1]):
-        chosen = [{image: each[image] for image in part} for each in (captions, references)]
-        expected = scorer.score(*chosen, ["meteor"]).corpus["meteor"]
+        chosen: Captions = {image: captions[image] for image in part}
+        expected = scorer.score(chosen, {each: references[each] for each in chosen}, ["meteor"]).corpus["meteor"]
         assert statistics.scores(statistics.rows[part].sum(0)).tolist() == pytest.approx([expected], abs=1e-12)
 
 
