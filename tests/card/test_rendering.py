@@ -203,7 +203,8 @@ def test_every_word_of_the_templates_stands_on_a_golden_card(tmp_path: Path) -> 
         marks[name] = f"{template.name}: {word[0]}"
         return word[0] + name
 
-    for template in resource_folder("model_cards").glob("*.jinja"):
+    templates = [each for each in resource_folder("model_cards").glob("*.jinja") if not each.name.startswith("space")]
+    for template in templates:
         # A text in code is a phrase of the card where it has a space.
         pieces = [
             TEXT.sub(lambda text: re.sub("[a-zA-Z]+", mark, text[0]) if " " in text[0] else text[0], piece)
