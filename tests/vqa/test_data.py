@@ -108,7 +108,7 @@ def test_columns_of_another_kind_are_refused(tmp_path: Path) -> None:
         load_questions(arguments, "train")
     columns = {"question": ["a"], "answer": [{"yes": 1}]}
     arguments = write_parquet(tmp_path / "other", columns, features | {"question": Value("string")})
-    with pytest.raises(RecipeError, match=r"row 0: 'answer' holds a struct of yes"):
+    with pytest.raises(RecipeError, match=r"row 0: column 'answer' holds a struct of yes"):
         load_questions(arguments, "train")
 
 
