@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, get_args
 
 from blip_recipe.errors import run_command
 from blip_recipe.metrics.intervals import RESAMPLES, SEED, check_resamples
-from blip_recipe.metrics.scores import METRICS, ScoreTokenizer
+from blip_recipe.metrics.scores import ScoreTokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+CHOICES = ("bleu", "meteor", "rouge_l", "cider", "spice", "exact_match")
+"""The metrics that need only texts."""
 
 PROG = "python -m blip_recipe.compare"
 
@@ -55,7 +58,7 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
     add("second", type=Path, help="the file to compare it with; changes are from the first file to the second")
     add("--references", type=Path, help="file of reference captions, to score both files instead of reading scores")
     add(
-        "--metrics", nargs="+", choices=METRICS, help="metrics of captions; default: those whose scores both files have"
+        "--metrics", nargs="+", choices=CHOICES, help="metrics of captions; default: those whose scores both files have"
     )
     add("--score_tokenizer", choices=get_args(ScoreTokenizer), default="ptb", help="words of captions: ptb or char")
     add("--subset", choices=("true", "false"), default="false", help="compare the pictures that both files have")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,15 +14,15 @@ from blip_recipe.metrics.files import check_unique, read_rows
 from blip_recipe.metrics.pairing import pair_files
 from blip_recipe.metrics.records import answer_statistics, caption_statistics, match_statistics
 from blip_recipe.metrics.scorer import CaptionScorer
-from blip_recipe.metrics.scores import METRICS, ImageId, ScoreTokenizer, name_images
+from blip_recipe.metrics.scores import ScoreTokenizer, name_images
 from blip_recipe.metrics.statistics import Statistics
 
 Record = Mapping[str, Any]
 
 EXPECTED = "lines of predictions.jsonl with scores, or captions with --references"
 
-NOT_RESCORED = ("spice",)
-"""Metrics that take minutes. Their scores are means of images, and are read from the files."""
+RESCORED = ("bleu", "meteor", "rouge_l", "cider", "exact_match")
+"""Metrics that are computed again. Others take minutes or need more than texts: their values are read."""
 
 RANKING = ("cider", "rouge_l", "vqa_accuracy", "reciprocal_rank", "exact_match", "bleu_4", "text_recall_1")
 """The scores by which pictures differ most: the first one that both files have."""
@@ -41,6 +42,13 @@ class Kind(NamedTuple):
     key: str
     text: Callable[[Record], str]
     references: str
+
+
+class Scored(NamedTuple):
+    """Records with their scores for the pictures that are compared, and the statistics of these."""
+
+    statistics: list[Statistics]
+    records: Sequence[Record]
 
 
 KINDS = {
@@ -92,20 +100,21 @@ def compare_files(
         )
     kind = kinds[0]
     before, after = common_records(records[0], records[1], kind, files, subset=subset)
-    if kind.key == "image_id" and kind.references == "references":
-        found = statistics_of_captions(before, after, files, metrics, tokenizer)
+    if kind is KINDS["caption"]:
+        old, new = statistics_of_captions(before, after, files, metrics, tokenizer)
     else:
         if references_file or metrics:
             raise RecipeError(f"{first_file} holds no captions: leave --references and --metrics out.")
-        judge = match_statistics if kind.references == "captions" else answer_statistics
-        found = judge(before), judge(after), before, after
-    differences = compare_scores(found[0], found[1], resamples=resamples, seed=seed)
+        common_scores(before, after, files)
+        statistics_of = match_statistics if kind is KINDS["texts"] else answer_statistics
+        old, new = Scored(statistics_of(before), before), Scored(statistics_of(after), after)
+    differences = compare_scores(old.statistics, new.statistics, resamples=resamples, seed=seed)
     return {
         "first": str(first_file),
         "second": str(second_file),
         kind.name: len(before),
         "scores": {name: each._asdict() for name, each in differences.items()},
-        **most_different(found[2], found[3], kind, shown),
+        **most_different(old.records, new.records, kind, shown),
     }
 
 
@@ -173,44 +182,57 @@ def common_records(
     return before, after
 
 
+def common_scores(before: Sequence[Record], after: Sequence[Record], files: tuple[Path, Path]) -> set[str]:
+    """The names of the scores that all records have.
+
+    Raises:
+        RecipeError: There is none.
+    """
+    each = [{name for name, value in record["scores"].items() if is_number(value)} for record in (*before, *after)]
+    if found := set.intersection(*each):
+        return found
+    raise RecipeError(f"{files[0]} and {files[1]} have no scores in common: expected some, or captions and --metrics.")
+
+
+def is_number(value: object) -> bool:
+    """Whether a score is a finite number."""
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
 def statistics_of_captions(
     before: list[Record],
     after: list[Record],
     files: tuple[Path, Path],
     metrics: Sequence[str] | None,
     tokenizer: ScoreTokenizer,
-) -> tuple[list[Statistics], list[Statistics], list[Record], list[Record]]:
-    """Score the captions of both files again, because CIDEr and BLEU depend on the whole set.
+) -> tuple[Scored, Scored]:
+    """Score the captions of both files again, because CIDEr and BLEU depend on the whole set."""
+    read: list[str] = []
+    if metrics is None:
+        named = {name: metric_of(name) for name in common_scores(before, after, files)}
+        metrics = [each for each in RESCORED if each in named.values()]
+        read = sorted(name for name, metric in named.items() if metric is None)
+    with CaptionScorer(metrics, tokenizer=tokenizer) as scorer:
+        return score_again(before, scorer, read), score_again(after, scorer, read)
 
-    Returns:
-        The statistics of both, and the records with the scores of this set.
-    """
-    named = {name for record in (*before, *after) for name in record["scores"]}
-    named = {name for name in named if all(name in record["scores"] for record in (*before, *after))}
-    again = {name: metric_of(name) for name in named if metric_of(name) not in (None, *NOT_RESCORED)}
-    computed = [each for each in METRICS if each in again.values()] if metrics is None else metrics
-    read = sorted(named - again.keys()) if metrics is None else []
-    if not computed and not read:
-        raise RecipeError(f"{files[0]} and {files[1]} have no scores in common: set --metrics to compute some.")
-    found: list[list[Statistics]] = []
-    scored: list[list[Record]] = []
-    with CaptionScorer(computed, tokenizer=tokenizer) as scorer:
-        for records in (before, after):
-            found.append(caption_statistics(records, scorer, (), read))
-            own: dict[ImageId, dict[str, float]] = {}
-            if computed:
-                predictions = {record["image_id"]: record["caption"] for record in records}
-                scores = scorer.score(predictions, {each["image_id"]: each["references"] for each in records})
-                found[-1] += scores.statistics
-                own = scores.per_image
-            scored.append([{**each, "scores": each["scores"] | own.get(each["image_id"], {})} for each in records])
-    return found[0], found[1], scored[0], scored[1]
+
+def score_again(records: list[Record], scorer: CaptionScorer, read: Sequence[str]) -> Scored:
+    """Compute the scorer's metrics, and take the scores `read` from the records."""
+    statistics = caption_statistics(records, scorer, (), read)
+    rows = [{**record, "scores": {name: record["scores"][name] for name in read}} for record in records]
+    if scorer.metrics:
+        predictions = {record["image_id"]: record["caption"] for record in records}
+        scores = scorer.score(predictions, {record["image_id"]: record["references"] for record in records})
+        statistics += scores.statistics
+        for row in rows:
+            row["scores"] |= scores.per_image[row["image_id"]]
+    return Scored(statistics, rows)
 
 
 def metric_of(score: str) -> str | None:
-    """The metric that gives a score, such as BLEU for BLEU-4; None if it is none of captions."""
+    """The metric to compute again for a score, such as BLEU for BLEU-4; None if its values are read."""
     metric = re.sub(r"_[1-4]$", "", score)
-    return metric if metric in METRICS else None
+    return metric if metric in RESCORED else None
 
 
 def most_different(before: Sequence[Record], after: Sequence[Record], kind: Kind, shown: int) -> dict[str, Any]:
