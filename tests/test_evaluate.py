@@ -13,7 +13,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from commands import run_module
+from commands import run_code, run_module
 from PIL import Image
 from transformers import BertTokenizer, BlipImageProcessor, BlipProcessor
 
@@ -312,3 +312,41 @@ def test_a_part_of_the_images_is_scored_on_request(tmp_path: Path, capsys: pytes
     assert Image.open(io.BytesIO(base64.b64decode(second))).size == (40, 30)
     main([*arguments, "--subset", "true", "--report", "false"])
     assert not (tmp_path / "out" / "report.html").exists()
+
+
+def test_files_are_scored_without_torch(tmp_path: Path) -> None:
+    lines = [{"image_id": number, "caption": "a dog", "references": ["a dog"]} for number in range(3)]
+    (tmp_path / "captions.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    words = ["--predictions", "captions.jsonl", "--output_dir", "out", "--metrics", "exact_match"]
+    code = f"""
+import sys
+from blip_recipe.evaluate import main
+main({words})
+print(sorted({{"torch", "datasets", "pandas", "peft"}} & set(sys.modules)))
+"""
+    done = run_code(code, cwd=tmp_path, cold=True)
+    score, imported = done.stdout.splitlines()
+    assert score.startswith("exact_match  1.0000  ("), done.stderr
+    assert imported == "[]"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RecipeError, match=r"output_dir is .*out, but .*file is a file: name another directory"):
+        main([*words[:2], "--output_dir", str(tmp_path / "file/out")])
+    with pytest.raises(RecipeError, match="metrics names 'blue', which this task does not have"):
+        main([*words[:2], "--metrics", "blue"])
+    with pytest.raises(RecipeError, match="references"):
+        main([*words[:2], "--referenses", "x"])
+
+
+def test_a_run_imports_bitsandbytes_when_it_is_used() -> None:
+    code = """
+import sys
+import blip_recipe
+import peft, peft.helpers
+assert not {"bitsandbytes", "torch._inductor.compile_fx"} & set(sys.modules)
+assert peft.import_utils.is_bnb_available()
+assert peft.helpers.bnb.functional.dequantize_4bit is not None
+import bitsandbytes
+assert peft.helpers.bnb.nn is bitsandbytes.nn
+"""
+    done = run_code(code, cold=True)
+    assert done.returncode == 0, done.stderr
