@@ -41,6 +41,7 @@ from benchmarks.common import RESULTS, machine, write_results
 from blip_recipe import load_explainer
 from blip_recipe.captioning.explanation import CaptionExplainer
 from blip_recipe.captioning.tiny import build_tiny_captioner
+from blip_recipe.data.captions import normalize_question
 from blip_recipe.data.shapes import (
     COLOURS,
     FORMS,
@@ -63,7 +64,6 @@ from blip_recipe.retrieval.tiny import build_tiny_retriever
 from blip_recipe.vqa.collator import encode_answers, encode_questions
 from blip_recipe.vqa.explanation import AnswerExplainer
 from blip_recipe.vqa.questions import questions_vocabulary
-from blip_recipe.vqa.texts import normalize_question
 from blip_recipe.vqa.tiny import build_tiny_answerer
 
 if TYPE_CHECKING:

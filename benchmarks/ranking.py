@@ -24,9 +24,9 @@ from transformers import BlipForQuestionAnswering
 from benchmarks.common import RESULTS, machine, seconds_of, write_results
 from benchmarks.workload import SIZES, synchronise
 from blip_recipe.errors import run_command
-from blip_recipe.vqa.answer_lists import RANKED_ANSWERS
+from blip_recipe.vqa.answer_lists import RANKED_ANSWERS, SMOOTHING
 from blip_recipe.vqa.modeling import BlipForAnswering
-from blip_recipe.vqa.ranking import SMOOTHING, Ranking
+from blip_recipe.vqa.ranking import Ranking
 
 ANSWERS = 3128
 LENGTHS = {1: 0.70, 2: 0.18, 3: 0.09, 4: 0.03}

@@ -12,19 +12,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blip_recipe.errors import RecipeError, run_command
+from blip_recipe.models.decoding import check_answer_decoding
 from blip_recipe.recipe.command_line import (
     DECODING,
     add_answer_decoding_options,
     add_model_options,
+    check_exported,
     check_options,
     decoding_options,
     escape_output,
     load_options,
     positive,
 )
-from blip_recipe.vqa.answer_lists import RANK_BY, RANKED_ANSWERS, read_answer_list
+from blip_recipe.vqa.answer_lists import RANK_BY, RANKED_ANSWERS, SMOOTHING, read_answer_list
 
 if TYPE_CHECKING:
+    from blip_recipe.runtime.answerer import ExportedAnswerer
     from blip_recipe.vqa.pipeline import VisualQuestionAnsweringPipeline
 
 
@@ -80,16 +83,30 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
     return parser
 
 
-def load_pipeline(arguments: argparse.Namespace, answers: list[str] | None) -> VisualQuestionAnsweringPipeline:
+def load_pipeline(
+    arguments: argparse.Namespace, answers: list[str] | None
+) -> VisualQuestionAnsweringPipeline | ExportedAnswerer:
     """Load the model with the decoding options of the command line.
 
     Raises:
         RecipeError: It cannot be loaded, or the lengths do not fit it.
     """
-    from blip_recipe.models.pipeline import check_has_beams, decoding_arguments
+    decoding = decoding_options(arguments, DECODING)
+    if check_exported(arguments):
+        from blip_recipe.runtime.answerer import ExportedAnswerer
+
+        answerer = ExportedAnswerer.load(
+            arguments.model,
+            answers=answers,
+            rank_top_k=arguments.rank_top_k or RANKED_ANSWERS,
+            label_smoothing=SMOOTHING[arguments.rank_by or RANK_BY[0]],
+            **decoding,
+        )
+        check_answer_decoding(answerer.folder.settings, decoding, answerer.folder.record["positions"])
+        return answerer
+
     from blip_recipe.vqa.pipeline import answer_pipeline
 
-    decoding = decoding_options(arguments, DECODING)
     pipeline = answer_pipeline(
         arguments.model,
         **load_options(arguments),
@@ -98,14 +115,7 @@ def load_pipeline(arguments: argparse.Namespace, answers: list[str] | None) -> V
         rank_by=arguments.rank_by,
         **decoding,
     )
-    lengths = decoding_arguments(pipeline.settings, decoding)
-    check_has_beams(decoding, lengths["num_beams"])
-    positions = pipeline.model.config.text_config.max_position_embeddings
-    if not max(2, lengths["min_length"]) <= lengths["max_length"] <= positions:
-        raise RecipeError(
-            f"max_length is {lengths['max_length']} tokens, min_length {lengths['min_length']}: expected max_length of "
-            f"at least 2, not below min_length, and at most the model's {positions}. Set --max_length and --min_length."
-        )
+    check_answer_decoding(pipeline.settings, decoding, pipeline.model.config.text_config.max_position_embeddings)
     return pipeline
 
 

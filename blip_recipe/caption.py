@@ -43,10 +43,13 @@ from blip_recipe.recipe.caption_options import (
     line_format,
     run_settings,
 )
-from blip_recipe.recipe.command_line import load_options
+from blip_recipe.recipe.command_line import check_exported, load_options
+from blip_recipe.runtime.record import is_exported
 
 if TYPE_CHECKING:
-    from blip_recipe.captioning.writing import CaptionWriter
+    from blip_recipe.captioning.pipeline import ImageToTextPipeline
+    from blip_recipe.captioning.writing import CaptionMatcher, CaptionWriter
+    from blip_recipe.runtime.captioner import ExportedCaptioner
 
 
 def main(argv: list[str] | None = None, prog: str = PROG) -> None:
@@ -195,20 +198,39 @@ def load_writer(arguments: argparse.Namespace) -> CaptionWriter:
     Raises:
         RecipeError: A model cannot be loaded, or the decoding does not fit the model or its prompt.
     """
-    from blip_recipe.captioning.pipeline import caption_pipeline
     from blip_recipe.captioning.writing import CaptionWriter
 
-    pipeline = caption_pipeline(arguments.model, **load_options(arguments), **generate_options(arguments))
-    pipeline.check_decoding()
-    matcher = None
-    if arguments.match:
-        from blip_recipe.models.matching import Matcher
+    pipeline: ImageToTextPipeline | ExportedCaptioner
+    if check_exported(arguments):
+        from blip_recipe.runtime.captioner import ExportedCaptioner
 
-        try:
-            matcher = Matcher.load(arguments.match, **load_options(arguments) | {"revision": None})
-        except RecipeError as error:
-            raise RecipeError(str(error).replace("model_name_or_path", "--match", 1)) from error
+        pipeline = ExportedCaptioner.load(arguments.model, **generate_options(arguments))
+    else:
+        from blip_recipe.captioning.pipeline import caption_pipeline
+
+        pipeline = caption_pipeline(arguments.model, **load_options(arguments), **generate_options(arguments))
+    pipeline.check_decoding()
+    matcher = load_matcher(arguments) if arguments.match else None
     return CaptionWriter(pipeline, arguments.scores, matcher, arguments.prefix, arguments.suffix)
+
+
+def load_matcher(arguments: argparse.Namespace) -> CaptionMatcher:
+    """Load the model that chooses among captions, exported or not.
+
+    Raises:
+        RecipeError: It cannot be loaded.
+    """
+    if is_exported(arguments.match):
+        from blip_recipe.runtime.matcher import ExportedMatcher
+
+        return ExportedMatcher.load(arguments.match)
+
+    from blip_recipe.models.matching import Matcher
+
+    try:
+        return Matcher.load(arguments.match, **load_options(arguments) | {"revision": None})
+    except RecipeError as error:
+        raise RecipeError(str(error).replace("model_name_or_path", "--match", 1)) from error
 
 
 @contextmanager

@@ -12,25 +12,20 @@ import os
 import sys
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from blip_recipe.data.listing import IMAGE_EXTENSIONS, URL, list_images, printable, read_ahead
 from blip_recipe.errors import RecipeError, run_command
-from blip_recipe.recipe.command_line import add_model_options, escape_output, load_options, positive
+from blip_recipe.recipe.command_line import add_model_options, check_exported, escape_output, load_options, positive
+from blip_recipe.runtime.record import is_exported
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import torch
-
     from blip_recipe.models.matching import Matcher
-
-Item = TypeVar("Item")
+    from blip_recipe.runtime.matcher import ExportedMatcher
 
 PROG = "python -m blip_recipe.match"
-
-TEXTS_AT_A_TIME = 256
-"""Texts in a batch."""
 
 
 def main(argv: list[str] | None = None, prog: str = PROG) -> None:
@@ -41,7 +36,12 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
         from blip_recipe.retrieval.embeddings import find_writer
 
         find_writer(arguments.embeddings)
-        write_all_embeddings(load_matcher(arguments), arguments)
+        if is_exported(arguments.model):
+            raise RecipeError(
+                f"--embeddings is given, but {arguments.model} is an exported model: name the model that was exported."
+            )
+        matcher: Any = load_matcher(arguments)
+        write_all_embeddings(matcher, arguments)
         return
     pictures, texts = split_inputs(arguments.inputs)
     for row in match_pictures(load_matcher(arguments), pictures, texts):
@@ -98,59 +98,49 @@ def looks_like_pictures(name: str) -> bool:
     return bool(URL.match(name)) or os.path.exists(name) or name.lower().endswith(IMAGE_EXTENSIONS)  # noqa: PTH110
 
 
-def load_matcher(arguments: argparse.Namespace) -> Matcher:
+def load_matcher(arguments: argparse.Namespace) -> Matcher | ExportedMatcher:
     """Load the model with the options of the command line.
 
     Raises:
         RecipeError: The model cannot be loaded, or is not a BLIP for retrieval.
     """
+    if check_exported(arguments):
+        from blip_recipe.runtime.matcher import ExportedMatcher
+
+        return ExportedMatcher.load(arguments.model)
+
     from blip_recipe.models.matching import Matcher
 
     return Matcher.load(arguments.model, **load_options(arguments))
 
 
-def match_pictures(matcher: Matcher, pictures: list[str], texts: list[str]) -> Iterator[dict[str, Any]]:
+def match_pictures(
+    matcher: Matcher | ExportedMatcher, pictures: list[str], texts: list[str]
+) -> Iterator[dict[str, Any]]:
     """A row `{"image", "text", "probability", "cosine"}` for each picture and text; name unreadable pictures on stderr.
 
     Raises:
         RecipeError: No picture can be read.
     """
-    import torch
-
-    from blip_recipe.models.contrastive import MATCHING
-    from blip_recipe.models.matching import tokenize_texts
-
-    model = matcher.model
+    encoded = matcher.encode_texts(texts)
     faults: list[Exception] = []
     found = 0
-    with torch.no_grad():
-        tokens = [tokenize_texts(matcher.processor.tokenizer, part) for part in batches(texts)]
-        tokens = [{name: values.to(model.device) for name, values in part.items()} for part in tokens]
-        text_features = torch.cat([model.text_features(**part) for part in tokens])
-        for name, pixels in read_pictures(matcher, pictures, ahead=4):
-            if isinstance(pixels, Exception):
-                faults.append(pixels)
-                continue
-            found += 1
-            embeds = model.encode_images(pixels.to(model.device, model.dtype))
-            matches = torch.cat([model.match_logits(embeds, **part) for part in tokens]).float().softmax(1)[:, MATCHING]
-            cosines = (text_features @ model.image_features(embeds)[0]).float()
-            for text, probability, cosine in zip(texts, matches.tolist(), cosines.tolist(), strict=True):
-                yield {"image": name, "text": text, "probability": round(probability, 6), "cosine": round(cosine, 6)}
+    for name, pixels in read_pictures(matcher, pictures, ahead=4):
+        if isinstance(pixels, Exception):
+            faults.append(pixels)
+            continue
+        found += 1
+        for text, probability, cosine in zip(texts, *matcher.compare(pixels, encoded), strict=True):
+            yield {"image": name, "text": text, "probability": round(probability, 6), "cosine": round(cosine, 6)}
     if not found:
         reason = f" The first: {faults[0]}" if faults else ""
         raise RecipeError(f"There is no picture that could be read: {', '.join(map(repr, pictures))}.{reason}")
 
 
-def batches(items: list[Item]) -> Iterator[list[Item]]:
-    """Lists of up to `TEXTS_AT_A_TIME` items."""
-    return (items[start : start + TEXTS_AT_A_TIME] for start in range(0, len(items), TEXTS_AT_A_TIME))
-
-
-def read_pictures(matcher: Matcher, places: list[str], *, ahead: int) -> Iterator[tuple[str, torch.Tensor | Exception]]:
+def read_pictures(matcher: Matcher | ExportedMatcher, places: list[str], *, ahead: int) -> Iterator[tuple[str, Any]]:
     """Name and `pixel_values` `(1, 3, height, width)` of each picture, or its error, which is said on stderr."""
 
-    def read(name: str) -> torch.Tensor | Exception:
+    def read(name: str) -> Any:
         try:
             return matcher.preprocess(name)
         except Exception as error:  # a file may hold anything: the others go on
@@ -170,6 +160,7 @@ def write_all_embeddings(matcher: Matcher, arguments: argparse.Namespace) -> Non
     """
     import torch
 
+    from blip_recipe.models.matching import batches
     from blip_recipe.retrieval.embeddings import Embeddings, embed_images, embed_texts, write_embeddings
 
     model, found = matcher.model, Embeddings()

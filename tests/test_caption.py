@@ -33,8 +33,7 @@ from blip_recipe.caption import main
 from blip_recipe.captioning.output import LineFormat, merge_lines, part_path, write_line
 from blip_recipe.data.listing import list_folder, read_ahead
 from blip_recipe.errors import RecipeError
-from blip_recipe.models.decoding import DecodingSettings
-from blip_recipe.models.pipeline import decoding_arguments
+from blip_recipe.models.decoding import DecodingSettings, decoding_arguments
 from blip_recipe.recipe.caption_options import build_parser, generate_options
 
 Caption = Callable[..., list[dict[str, Any]]]

@@ -142,7 +142,7 @@ def test_questions_matches_and_html_as_text(page: Page, others: str, place: Path
     page.locator("#texts textarea").fill("\n".join(texts))
     page.locator("#match").click()
     matcher = Matcher.load(str(place / "matcher"), device="cpu")
-    (found,) = matcher.match(matcher.preprocess(str(picture)), [texts])
+    (found,) = matcher.match([matcher.preprocess(str(picture))], [texts])
     best = sorted(zip(texts, found, strict=True), key=lambda each: -each[1])
     shown = [cell for text, value in best for cell in (text, str(round(value, 4)))]
     expect(page.locator('[data-testid^="cell-"]')).to_have_text(shown, timeout=20_000)

@@ -195,7 +195,7 @@ def test_pairs_are_read_as_in_the_originals_training_and_not_as_in_its_demo(shar
     stock = BlipForImageTextRetrieval.from_pretrained(folder / "model").eval()
     for each in json.loads((folder / "expected.json").read_text())["matches"]:
         pixels = matcher.preprocess(folder / "images" / "test" / each["file_name"])
-        assert matcher.match(pixels, [[each["text"]]])[0][0] == pytest.approx(each["probability"], abs=1e-5)
+        assert matcher.match([pixels], [[each["text"]]])[0][0] == pytest.approx(each["probability"], abs=1e-5)
         with torch.no_grad():
             scores = stock(pixel_values=pixels, **tokenize_texts(matcher.processor.tokenizer, [each["text"]])).itm_score
         assert scores.softmax(1)[0, 1].item() == pytest.approx(each["probability_with_cls_first"], abs=1e-5)

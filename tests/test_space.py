@@ -187,7 +187,7 @@ def test_the_app_of_a_matcher_ranks_texts(hub: HubServer, picture: Path, tmp_pat
     call = f"match(Image.open({str(picture)!r}), {chr(10).join(texts)!r})"
     found = run_app(hub, "lab/matcher", call, tmp_path)
     matcher = Matcher.load(str(tmp_path / "matcher"), device="cpu")
-    (expected,) = matcher.match(matcher.preprocess(str(picture)), [texts])
+    (expected,) = matcher.match([matcher.preprocess(str(picture))], [texts])
     assert dict(found) == pytest.approx(dict(zip(texts, expected, strict=True)), abs=1e-4)
     assert [value for _, value in found] == sorted((value for _, value in found), reverse=True)
 

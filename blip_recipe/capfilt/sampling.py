@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from blip_recipe.captioning.sampling import NucleusSampler, picture_uniforms
+from blip_recipe.captioning.sampling import NucleusSampler
 from blip_recipe.models.captioner import generate_captions
+from blip_recipe.runtime.scores import picture_uniforms
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -8,9 +8,9 @@ import torch
 
 from blip_recipe.captioning.modeling import BlipForCaptioning
 from blip_recipe.models.captioner import generate_token_ids
+from blip_recipe.models.decoding import decoding_arguments
 from blip_recipe.models.gradcam import Explainer, check_length, find_words
 from blip_recipe.models.heatmaps import Explanation
-from blip_recipe.models.pipeline import decoding_arguments
 from blip_recipe.models.text import decode_texts
 
 if TYPE_CHECKING:

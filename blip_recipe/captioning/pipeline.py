@@ -20,16 +20,14 @@ from transformers import (
 from blip_recipe.captioning.modeling import BlipForCaptioning, mean_log_probs
 from blip_recipe.captioning.sampling import seeded_sampling
 from blip_recipe.data.images import open_image
-from blip_recipe.errors import RecipeError
 from blip_recipe.models.adapters import is_adapted
 from blip_recipe.models.captioner import generate_token_ids
+from blip_recipe.models.decoding import check_caption_decoding, decoding_arguments
 from blip_recipe.models.loading import read_repository_json
 from blip_recipe.models.pipeline import (
     SINGLE_IMAGE,
     BlipPipeline,
     attach_processor,
-    check_has_beams,
-    decoding_arguments,
     load_blip_model,
     register_pipeline,
     split_hub_arguments,
@@ -155,35 +153,19 @@ class ImageToTextPipeline(BlipPipeline, Pipeline):
             RecipeError: They do not. The message names them as options of the caption command.
         """
         given = {name: value for name, value in self._forward_params.items() if name not in ("prompt", "seed")}
-        decoding = decoding_arguments(self.settings, given)
         prompt = self._forward_params.get("prompt", self.settings.prompt)
         prompt_length = len(self.tokenizer(prompt).input_ids) - 1  # without the end token
         positions = self.model.config.text_config.max_position_embeddings
-        shortest, longest, beams = (decoding[name] for name in ("min_length", "max_length", "num_beams"))
-        if not max(prompt_length + 1, shortest) <= longest <= positions:
-            raise RecipeError(
-                f"max_length is {longest} tokens, min_length {shortest}: expected max_length above the prompt's "
-                f"{prompt_length} tokens, not below min_length, and at most the model's {positions}. Set --max_length "
-                "and --min_length."
-            )
-        if decoding["do_sample"] and beams > 1:
-            raise RecipeError(f"--num_beams is {beams}, but --do_sample samples without beams: give only one of them.")
-        if not decoding["do_sample"] and beams < decoding.get("num_return_sequences", 1):
-            count = decoding["num_return_sequences"]
-            raise RecipeError(
-                f"--num_captions is {count}, but there are {beams} beams, each of which gives one caption: set "
-                f"--num_beams to {count} or more, or add --do_sample."
-            )
-        check_has_beams(given, beams)
+        check_caption_decoding(self.settings, given, prompt_length, positions)
 
     @torch.inference_mode()
     def caption_pixels(
-        self, pixel_values: torch.Tensor, *, with_scores: bool = False
+        self, pixel_values: Sequence[torch.Tensor], *, with_scores: bool = False
     ) -> tuple[list[list[str]], list[list[float]] | None]:
         """Caption preprocessed pictures with the decoding of the constructor.
 
         Args:
-            pixel_values: `(pictures, 3, height, width)`.
+            pixel_values: Tensors `(1, 3, height, width)`.
             with_scores: Whether to return the mean log-probability per token of each caption (`mean_log_probs`).
 
         Returns:
@@ -192,12 +174,12 @@ class ImageToTextPipeline(BlipPipeline, Pipeline):
         decoding: dict[str, Any] = dict(self._forward_params)
         prompt = decoding.get("prompt")
         with self.device_placement():
-            pixel_values = images = pixel_values.to(self.device)
+            pixels = images = torch.cat(list(pixel_values)).to(self.device)
             if with_scores:
                 model: Any = self.model
                 model = model.get_base_model() if is_adapted(model) else model
-                images = model.vision_model(pixel_values=pixel_values).last_hidden_state
-            token_ids = self._generate(pixel_values, images, **decoding)
+                images = model.vision_model(pixel_values=pixels).last_hidden_state
+            token_ids = self._generate(pixels, images, **decoding)
             scores = None
             if with_scores:
                 begin = self.settings.prompt if prompt is None else prompt

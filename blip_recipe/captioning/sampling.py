@@ -6,12 +6,13 @@ the same captions.
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
+
+from blip_recipe.runtime.scores import picture_uniforms
 
 DEFAULTS = {"temperature": 1.0, "top_k": 50, "top_p": 1.0}
 """The sampling of transformers."""
@@ -56,16 +57,6 @@ class NucleusSampler(LogitsProcessor):
             "num_beams": 1,
             "logits_processor": LogitsProcessorList([self]),
         }
-
-
-def picture_uniforms(content: bytes, seed: int, count: int, steps: int) -> np.ndarray:
-    """Draw random numbers `(count, steps)` in [0, 1), seeded with the seed and the bytes of a picture.
-
-    The first rows do not depend on `count`.
-    """
-    picture = np.frombuffer(hashlib.sha256(content).digest(), dtype="<u4").tolist()
-    drawn = [np.random.default_rng([seed, number, *picture]).random(steps, dtype=np.float32) for number in range(count)]
-    return np.stack(drawn)
 
 
 def seeded_sampling(pixel_values: torch.Tensor, seed: int, decoding: dict[str, Any]) -> dict[str, Any]:

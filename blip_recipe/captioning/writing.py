@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
-import torch
-
 from blip_recipe.data.images import Picture, open_image
 from blip_recipe.data.listing import read_ahead
 
 if TYPE_CHECKING:
     from blip_recipe.captioning.pipeline import ImageToTextPipeline
+    from blip_recipe.runtime.captioner import ExportedCaptioner
 
 Item = TypeVar("Item")
 
@@ -25,22 +24,22 @@ SEVERAL = {"caption": "captions", "score": "scores", "match": "matches"}
 
 
 class CaptionMatcher(Protocol):
-    """Scores how well captions match pictures (`models.matching.Matcher`)."""
+    """Scores how well captions match pictures (`models.matching.Matcher`, or `ExportedMatcher`)."""
 
-    def preprocess(self, picture: Picture) -> torch.Tensor:
+    def preprocess(self, picture: Picture) -> Any:
         """The pixels `(1, 3, height, width)` of a picture."""
         ...
 
-    def match(self, pixel_values: torch.Tensor, texts: Sequence[Sequence[str]]) -> list[list[float]]:
-        """The probability that each text matches its picture `(pictures, 3, height, width)`."""
+    def match(self, pixel_values: Sequence[Any], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+        """The probability that each text matches its picture, each `(1, 3, height, width)`."""
         ...
 
 
 class Pixels(NamedTuple):
-    """A picture's pixels for the captioner and for the matcher, each `(1, 3, height, width)`."""
+    """A picture's pixels for the captioner and for the matcher, each `(1, 3, height, width)`, as tensor or array."""
 
-    for_captioner: torch.Tensor
-    for_matcher: torch.Tensor | None
+    for_captioner: Any
+    for_matcher: Any
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ class CaptionWriter:
         suffix: Text after each caption.
     """
 
-    pipeline: ImageToTextPipeline
+    pipeline: ImageToTextPipeline | ExportedCaptioner
     with_scores: bool = False
     matcher: CaptionMatcher | None = None
     prefix: str = ""
@@ -80,12 +79,11 @@ class CaptionWriter:
         if not pictures:
             return []
         captions, scores = self.pipeline.caption_pixels(
-            torch.cat([each.for_captioner for each in pictures]), with_scores=self.with_scores
+            [each.for_captioner for each in pictures], with_scores=self.with_scores
         )
         matches = None
         if self.matcher:
-            pixels = torch.cat([each.for_matcher for each in pictures if each.for_matcher is not None])
-            matches = self.matcher.match(pixels, captions)
+            matches = self.matcher.match([each.for_matcher for each in pictures], captions)
         rows = []
         for number, own in enumerate(captions):
             found: dict[str, list[Any]] = {"caption": [f"{self.prefix}{caption}{self.suffix}" for caption in own]}

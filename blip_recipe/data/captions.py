@@ -21,6 +21,9 @@ MAX_CHARACTERS = 100_000
 """Maximum length of a caption. A longer one is probably a whole file in the wrong column. (Training uses only the first
 words of a caption, but scorers and cards use references in full.)"""
 
+MAX_QUESTION_WORDS = 50
+"""Maximum words of a question (`pre_question` of the original)."""
+
 _TEXT = r"""(?:'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*")"""
 _QUOTED = re.compile(_TEXT)
 _LIST = re.compile(rf"\s*\[\s*({_TEXT}(?:\s*,?\s*{_TEXT})*)\s*,?\s*\]\s*")
@@ -43,6 +46,15 @@ def normalize_caption(text: str, max_words: int | None = MAX_WORDS) -> str:
 def normalized_words(text: str) -> list[str]:
     """Split a caption into the words of `normalize_caption`, all of them."""
     return _REMOVED.sub(" ", text.lower()).split()
+
+
+def normalize_question(text: str) -> str:
+    """Clean a question as the original does: lower case, less punctuation, at most 50 words.
+
+    Question marks, commas, apostrophes and hyphens are kept. Source: `pre_question` in `data/utils.py` of the original
+    repository.
+    """
+    return " ".join(_REMOVED.sub("", text.lower()).split()[:MAX_QUESTION_WORDS])
 
 
 def read_captions(cell: Any) -> list[str]:

@@ -159,7 +159,7 @@ class PictureMatcher(LoadedModel):
         lines = split_lines(texts)
         if not lines:
             raise RecipeError("There are no texts: write one on each line.")
-        (found,) = self._matcher.match(self._matcher.preprocess(picture), [lines])
+        (found,) = self._matcher.match([self._matcher.preprocess(picture)], [lines])
         rows = [[text, round(probability, 4)] for text, probability in zip(lines, found, strict=True)]
         return sorted(rows, key=lambda row: -row[1])
 

@@ -48,7 +48,7 @@ class SdpaTextAttention(BlipTextSelfAttention):
     ) -> tuple[torch.Tensor, None]:
         """Map `(rows, tokens, width)` to the same shape; returns no attention map."""
         key, value = self._keys_and_values(hidden_states, encoder_hidden_states, kwargs.get(CACHE_ARGUMENT))
-        query = self._heads(self.query(hidden_states).view(len(key), -1, hidden_states.shape[-1]))
+        query = self._heads(self.query(hidden_states).view(key.shape[0], -1, hidden_states.shape[-1]))
         context = F.scaled_dot_product_attention(
             query,
             key,

@@ -77,7 +77,7 @@ class MatcherScorer:
         """The probability that each caption matches its picture; all pictures have as many captions."""
         found: list[list[float]] = []
         for pixels in self._batches(pictures, range(len(pictures))):
-            found += self.matcher.match(pixels, captions[len(found) : len(found) + len(pixels)])
+            found += self.matcher.match(pixels.split(1), captions[len(found) : len(found) + len(pixels)])
         return found
 
     def image_features(self, pictures: Sequence[Picture]) -> torch.Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import nn
@@ -17,13 +17,18 @@ from blip_recipe.models.loading import load_finished
 from blip_recipe.models.pipeline import first_device, usable_device
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from typing import Self
 
     from transformers import BlipConfig, BlipProcessor
 
 MAX_TOKENS = 35
 """Maximum text length in tokens (`models/blip_retrieval.py` of the original)."""
+
+TEXTS_AT_A_TIME = 256
+"""Texts in a batch."""
+
+Item = TypeVar("Item")
 
 
 class MatchingModel(ImageTextModel, BlipForImageTextRetrieval):
@@ -41,6 +46,11 @@ class MatchingModel(ImageTextModel, BlipForImageTextRetrieval):
     def init_from_stock(self) -> None:
         """Add the temperature of ITC."""
         self.temperature = nn.Parameter(torch.tensor(configured_temperature(self.config), device=self.device))
+
+
+def batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    """Lists of up to `TEXTS_AT_A_TIME` items."""
+    return (items[start : start + TEXTS_AT_A_TIME] for start in range(0, len(items), TEXTS_AT_A_TIME))
 
 
 def tokenize_texts(
@@ -91,6 +101,13 @@ def match_probabilities(
     return logits.float().softmax(1)[:, MATCHING]
 
 
+class EncodedTexts(NamedTuple):
+    """Texts in batches of tokens, and their features `(texts, width)`."""
+
+    tokens: list[dict[str, torch.Tensor]]
+    features: torch.Tensor
+
+
 @dataclass(frozen=True)
 class Matcher:
     """A saved model with its processor, which scores texts for pictures.
@@ -124,14 +141,34 @@ class Matcher:
         """
         return self.processor.image_processor(open_image(picture), return_tensors="pt").pixel_values
 
-    def match(self, pixel_values: torch.Tensor, texts: Sequence[Sequence[str]]) -> list[list[float]]:
+    def match(self, pixel_values: Sequence[torch.Tensor], texts: Sequence[Sequence[str]]) -> list[list[float]]:
         """The ITM probabilities of the texts of each picture.
 
         Args:
-            pixel_values: `(images, 3, height, width)`.
+            pixel_values: Tensors `(1, 3, height, width)`.
             texts: The texts of each picture, of the same number for all.
         """
-        pixel_values = pixel_values.to(self.model.device, self.model.dtype)
+        pixels = torch.cat(list(pixel_values)).to(self.model.device, self.model.dtype)
         flat = [text for own in texts for text in own]
-        found = match_probabilities(self.model, self.processor, pixel_values, flat)
+        found = match_probabilities(self.model, self.processor, pixels, flat)
         return found.view(len(texts), -1).tolist()
+
+    @torch.no_grad()
+    def encode_texts(self, texts: Sequence[str]) -> EncodedTexts:
+        """Tokenise texts for ITM, and encode them for ITC."""
+        tokens = [
+            {
+                name: values.to(self.model.device)
+                for name, values in tokenize_texts(self.processor.tokenizer, part).items()
+            }
+            for part in batches(texts)
+        ]
+        return EncodedTexts(tokens, torch.cat([self.model.text_features(**part) for part in tokens]))
+
+    @torch.no_grad()
+    def compare(self, pixel_values: torch.Tensor, texts: EncodedTexts) -> tuple[list[float], list[float]]:
+        """The ITM probability and the ITC cosine of each text with one picture `(1, 3, height, width)`."""
+        embeds = self.model.encode_images(pixel_values.to(self.model.device, self.model.dtype))
+        logits = torch.cat([self.model.match_logits(embeds, **part) for part in texts.tokens])
+        cosines = texts.features @ self.model.image_features(embeds)[0]
+        return logits.float().softmax(1)[:, MATCHING].tolist(), cosines.float().tolist()

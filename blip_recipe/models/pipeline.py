@@ -14,12 +14,12 @@ from PIL import Image
 from transformers import AutoTokenizer, BlipImageProcessor
 
 from blip_recipe.errors import RecipeError
-from blip_recipe.models.decoding import ONLY_BEAMS, DecodingSettings
+from blip_recipe.models.decoding import DecodingSettings
 from blip_recipe.models.loading import load_finished
 from blip_recipe.models.processors import load_processor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from typing import Self
 
     from transformers import Pipeline
@@ -59,35 +59,6 @@ def register_pipeline(pipelines: Any, task: str, pipeline_class: type, loader: A
         @wrapt.patch_function_wrapper(pipelines, "_resolve_deprecated_task")
         def keep_task(resolve: Callable[..., str], _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
             return task if task in (*args, *kwargs.values()) else resolve(*args, **kwargs)
-
-
-def decoding_arguments(settings: DecodingSettings, explicit: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of `generate`: those of `explicit`, and the model's settings for the others."""
-    if "generation_config" in explicit:
-        return dict(explicit)
-    arguments = settings.generate_kwargs() | dict(explicit)
-    if arguments["do_sample"] and "num_beams" not in explicit:
-        arguments["num_beams"] = 1  # as the original samples (`BLIP_Decoder.generate` in `models/blip.py`)
-    superseded = {
-        "max_length": "max_new_tokens" in explicit,
-        "min_length": "min_new_tokens" in explicit,
-        # Only beam search has them; `generate` would warn.
-        **dict.fromkeys(ONLY_BEAMS, arguments["num_beams"] == 1),
-    }
-    return {name: value for name, value in arguments.items() if name in explicit or not superseded.get(name)}
-
-
-def check_has_beams(given: Iterable[str], num_beams: int) -> None:
-    """Check that none of the `given` options of a command needs more beams.
-
-    Raises:
-        RecipeError: One does.
-    """
-    if num_beams == 1 and (names := [name for name in ONLY_BEAMS if name in given]):
-        raise RecipeError(
-            f"--{names[0]} is given, but there is one beam, so no texts of different lengths are compared: set "
-            "--num_beams to 2 or more."
-        )
 
 
 def split_hub_arguments(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from blip_recipe.errors import RecipeError
 from blip_recipe.models.decoding import COUNTS_PROMPT
+from blip_recipe.runtime.record import is_exported
 
 
 def positive(text: str) -> int:
@@ -78,6 +79,24 @@ def load_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {
         name: getattr(arguments, name) for name in ("device", "dtype", "revision", "allow_pickle", "trust_remote_code")
     }
+
+
+def check_exported(arguments: argparse.Namespace) -> bool:
+    """Whether the model is an exported folder; then check that no option of `add_model_options` is given in vain.
+
+    Raises:
+        RecipeError: One is.
+    """
+    if not is_exported(arguments.model):
+        return False
+    usual = {"device": (None, "cpu"), "dtype": ("auto",)}
+    for name, value in load_options(arguments).items():
+        if value not in usual.get(name, (None, False)):
+            raise RecipeError(
+                f"--{name} is given, but {arguments.model} is an exported model, which runs as it is on the CPU: leave "
+                f"--{name} out, or name the model that was exported."
+            )
+    return True
 
 
 SAMPLING: dict[str, tuple[Callable[[str], Any], str]] = {

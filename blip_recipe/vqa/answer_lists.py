@@ -33,6 +33,9 @@ RankBy = Literal["smoothed_loss", "likelihood"]
 RANK_BY: tuple[RankBy, ...] = get_args(RankBy)
 """What answers can be ranked by: the loss with label smoothing, as in the original, or the likelihood."""
 
+SMOOTHING = {"smoothed_loss": 0.1, "likelihood": 0.0}
+"""The label smoothing of the loss that answers are ranked by; 0.1 in the original."""
+
 EXPECTED = "expected a JSON list of texts, or a text a line."
 
 

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from blip_recipe.data.captions import normalize_question
 from blip_recipe.errors import RecipeError
+from blip_recipe.models.decoding import decoding_arguments
 from blip_recipe.models.gradcam import Explainer, Over, check_length, find_words
 from blip_recipe.models.heatmaps import Explanation
-from blip_recipe.models.pipeline import decoding_arguments
 from blip_recipe.models.text import decode_texts
 from blip_recipe.vqa.collator import MAX_ANSWER_LENGTH, MAX_QUESTION_LENGTH, answer_token_ids
 from blip_recipe.vqa.modeling import BlipForAnswering
-from blip_recipe.vqa.texts import normalize_question
 from blip_recipe.vqa.tokens import use_question_token
 
 if TYPE_CHECKING:

@@ -14,14 +14,14 @@ from transformers import BlipForQuestionAnswering
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 
+from blip_recipe.data.captions import normalize_question
 from blip_recipe.data.images import open_image
 from blip_recipe.models.attention import SDPA_CLASSES, SdpaTextAttention
 from blip_recipe.models.stock import StockModel
 from blip_recipe.models.text import IGNORED, decode_texts, packed_mask, token_losses
-from blip_recipe.vqa.answer_lists import RANKED_ANSWERS
+from blip_recipe.vqa.answer_lists import RANKED_ANSWERS, SMOOTHING
 from blip_recipe.vqa.collator import encode_questions
-from blip_recipe.vqa.ranking import SMOOTHING, Ranking, rank_answers
-from blip_recipe.vqa.texts import normalize_question
+from blip_recipe.vqa.ranking import Ranking, rank_answers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import BlipConfig, BlipForQuestionAnswering, Pipeline, pipelines
 
+from blip_recipe.data.captions import normalize_question
 from blip_recipe.data.images import open_image
+from blip_recipe.models.decoding import decoding_arguments
 from blip_recipe.models.pipeline import (
     SINGLE_IMAGE,
     BlipPipeline,
     choose_processor,
-    decoding_arguments,
     load_blip_model,
     register_pipeline,
     split_hub_arguments,
 )
 from blip_recipe.models.text import decode_texts
-from blip_recipe.vqa.answer_lists import RANK_BY, RANKED_ANSWERS, RankBy
+from blip_recipe.vqa.answer_lists import RANK_BY, RANKED_ANSWERS, SMOOTHING, RankBy
 from blip_recipe.vqa.collator import encode_answers, encode_questions
 from blip_recipe.vqa.modeling import BlipForAnswering
-from blip_recipe.vqa.ranking import SMOOTHING, Ranking
-from blip_recipe.vqa.texts import normalize_question
+from blip_recipe.vqa.ranking import Ranking
 from blip_recipe.vqa.tokens import use_question_token
 
 if TYPE_CHECKING:

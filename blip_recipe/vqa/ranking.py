@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
-from blip_recipe.vqa.answer_lists import RANKED_ANSWERS
+from blip_recipe.vqa.answer_lists import RANKED_ANSWERS, SMOOTHING
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SMOOTHING = {"smoothed_loss": 0.1, "likelihood": 0.0}
-"""The label smoothing of the loss that answers are ranked by; 0.1 in the original."""
 MAX_ROW = 1024
 """Maximum number of tokens in a packed row. The attention of a row grows with its square."""
 MAX_LOGITS = 2048

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from blip_recipe.data.captions import normalize_question
 from blip_recipe.data.load import load_role
 from blip_recipe.errors import RecipeError
 from blip_recipe.training.task import Task
@@ -13,7 +14,7 @@ from blip_recipe.vqa.checks import STREAMED_LIST, answers_of_training
 from blip_recipe.vqa.data import is_answered, load_questions
 from blip_recipe.vqa.questions import questions_vocabulary
 from blip_recipe.vqa.streams import open_questions
-from blip_recipe.vqa.texts import normalize_question, validate_question
+from blip_recipe.vqa.texts import validate_question
 from blip_recipe.vqa.tiny import build_tiny_answerer
 from blip_recipe.vqa.trainer import VqaTrainer
 

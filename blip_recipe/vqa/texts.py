@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from datasets import ClassLabel, LargeList, List, Value
 
-from blip_recipe.data.captions import MAX_CHARACTERS
+from blip_recipe.data.captions import MAX_CHARACTERS, normalize_question
 from blip_recipe.data.columns import SET_KEY, check_column
 from blip_recipe.errors import RecipeError
 from blip_recipe.vqa.rows import read_answers
@@ -30,20 +30,6 @@ IMAGE_TOKEN = "<image>"
 """The place of the picture in LLaVA's questions. It is left out."""
 
 EXPECTED_ANSWERS = "expected an answer, or a list of them, as text or as structs with 'answer'"
-
-MAX_WORDS = 50
-"""Maximum question length in words (`pre_question` of the original)."""
-
-_REMOVED = re.compile(r'[.!"()*#:;~]')
-
-
-def normalize_question(text: str) -> str:
-    """Clean a question as the original does: lower case, less punctuation, at most 50 words.
-
-    Question marks, commas, apostrophes and hyphens are kept. Source: `pre_question` in `data/utils.py` of the original
-    repository.
-    """
-    return " ".join(_REMOVED.sub("", text.lower()).split()[:MAX_WORDS])
 
 
 def validate_question(record: Mapping[str, Any]) -> str | None:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import Sampler
 
 from blip_recipe.card.facts import TaskWords
+from blip_recipe.data.captions import normalize_question
 from blip_recipe.data.storage import write_atomically
 from blip_recipe.metrics.intervals import interval_scores, score_intervals
 from blip_recipe.metrics.records import answer_statistics
@@ -27,16 +28,14 @@ from blip_recipe.training.texts import (
     texts_of,
 )
 from blip_recipe.training.trainer import BlipTrainer
-from blip_recipe.vqa.answer_lists import ANSWER_LIST_FILE, FROM_TRAINING
+from blip_recipe.vqa.answer_lists import ANSWER_LIST_FILE, FROM_TRAINING, SMOOTHING
 from blip_recipe.vqa.checks import answers_of_training, check_answered
 from blip_recipe.vqa.collator import AnswerCollator, encode_answers
 from blip_recipe.vqa.data import build_dataset, is_answered
 from blip_recipe.vqa.memory import answer_step
 from blip_recipe.vqa.metrics import is_exact_match, vqa_accuracy
 from blip_recipe.vqa.modeling import BlipForAnswering, answer_row
-from blip_recipe.vqa.ranking import SMOOTHING
 from blip_recipe.vqa.results import RESULT_FILE, write_results
-from blip_recipe.vqa.texts import normalize_question
 from blip_recipe.vqa.tokens import use_question_token
 from blip_recipe.vqa.training_arguments import VqaTrainingArguments
 

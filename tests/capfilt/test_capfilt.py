@@ -31,12 +31,13 @@ from blip_recipe.capfilt import source as source_room
 from blip_recipe.capfilt.__main__ import main
 from blip_recipe.capfilt.arguments import read_arguments
 from blip_recipe.capfilt.judging import load_model, score_texts
-from blip_recipe.captioning.sampling import NucleusSampler, picture_uniforms
+from blip_recipe.captioning.sampling import NucleusSampler
 from blip_recipe.data.arguments import CaptionDataArguments
 from blip_recipe.data.captions import normalize_caption
 from blip_recipe.data.load import load_split
 from blip_recipe.errors import RecipeError
 from blip_recipe.retrieval.modeling import BlipForRetrieval
+from blip_recipe.runtime.scores import picture_uniforms
 
 ROWS = web_rows(12)
 

@@ -11,13 +11,13 @@ import pytest
 from captioners import draw_pictures
 from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
+from blip_recipe.data.captions import normalize_question
 from blip_recipe.data.images import open_image
 from blip_recipe.data.shapes import make_scenes
 from blip_recipe.errors import RecipeError
 from blip_recipe.vqa.arguments import VqaDataArguments
 from blip_recipe.vqa.data import QuestionDataset, load_questions, question_rows
 from blip_recipe.vqa.questions import scene_questions
-from blip_recipe.vqa.texts import normalize_question
 
 COLUMNS = ["image", "image_id", "question_id", "question", "answers"]
 STRUCTS = List({"answer": Value("string"), "answer_confidence": Value("string"), "answer_id": Value("int64")})

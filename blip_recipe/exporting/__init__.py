@@ -1,0 +1,1 @@
+"""Export trained models to formats that run without torch (`python -m blip_recipe.export`)."""
