@@ -58,10 +58,9 @@ def compare(source: Source, folder: Path, pictures: Sequence[str | Path] = ()) -
     """
     scenes = [draw_scene(scene) for scene in make_scenes("test")[:PICTURES]]
     images = [open_image(picture) for picture in pictures] or scenes
-    parts = [
-        COMPARISONS[source.kind.task](source, folder, images[at : at + BATCH]) for at in range(0, len(images), BATCH)
-    ]
-    sizes = [len(images[at : at + BATCH]) for at in range(0, len(images), BATCH)]
+    batches = [images[at : at + BATCH] for at in range(0, len(images), BATCH)]
+    parts = [COMPARISONS[source.kind.task](source, folder, batch) for batch in batches]
+    sizes = [len(batch) for batch in batches]
     found = {
         name: max(part[name] for part in parts)
         if name in ("difference", "pixels")

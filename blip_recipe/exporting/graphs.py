@@ -80,7 +80,7 @@ def matcher_graphs(model: ImageTextModel) -> dict[str, Graph]:
         "image_encoder": image,
         "text_encoder": Graph(
             TextFeatures(model),
-            {"input_ids": ids, "attention_mask": ids},
+            {"input_ids": ids, "attention_mask": ids.clone()},
             {"input_ids": axes, "attention_mask": axes},
             ["text_features"],
         ),
@@ -110,7 +110,7 @@ def _pair_encoder(module: PairEncoder, patches: int, outputs: Sequence[str]) -> 
     ids = torch.ones([EXAMPLE[axis] for axis in TEXTS.values()], dtype=torch.long)
     states = _example_states(module.text, IMAGE, (EXAMPLE["images"],), patches)
     axes = {"input_ids": TEXTS, "attention_mask": TEXTS} | dict.fromkeys(states, ENCODED)
-    return Graph(module, {"input_ids": ids, "attention_mask": ids} | states, axes, outputs)
+    return Graph(module, {"input_ids": ids, "attention_mask": ids.clone()} | states, axes, outputs)
 
 
 def _text_decoder(decoder: Any, states: int, state_axes: Axes | None) -> Graph:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from blip_recipe.runtime.engines import Graph
 
 CROSS, IMAGE, PAST, PRESENT = "cross_", "image_", "past_", "present_"
-"""The first part of the names of keys and values: of cross-attention, of the picture where a graph writes other keys and
-values of cross-attention, of the tokens before, and with new tokens."""
+"""The first part of the names of keys and values: of cross-attention, of the picture's (where a graph writes those of a
+question as `cross_`), of the tokens before, and with new tokens."""
 
 
 def cross_states(outputs: Mapping[str, np.ndarray], prefix: str = CROSS) -> dict[str, np.ndarray]:
