@@ -12,8 +12,6 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
 
-import wrapt
-
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
@@ -116,7 +114,6 @@ __all__ = [
 _TASKS = {"image-to-text": "blip_recipe.captioning.pipeline", "visual-question-answering": "blip_recipe.vqa.pipeline"}
 
 
-@wrapt.when_imported("transformers.pipelines")
 def _register_tasks(pipelines: ModuleType) -> None:
     """Register the tasks when transformers imports its pipelines; importing them here would slow down every command."""
     for task, module in _TASKS.items():
@@ -126,14 +123,12 @@ def _register_tasks(pipelines: ModuleType) -> None:
 
 # transformers' Trainer imports peft, peft imports bitsandbytes for one of its helpers, and bitsandbytes imports torch's
 # compiler. That took a fifth of the time to the first step; without quantised weights, nothing of it is used.
-@wrapt.when_imported("peft.config")
 def _hide_bitsandbytes(_: ModuleType) -> None:
     """Hide bitsandbytes from the helpers of peft, which are the next that peft imports."""
     if not {"bitsandbytes", "peft.helpers"} & sys.modules.keys() and find_spec("bitsandbytes"):
         cast("dict[str, Any]", sys.modules)["bitsandbytes"] = None
 
 
-@wrapt.when_imported("peft")
 def _show_bitsandbytes(_: ModuleType) -> bool:
     """Let bitsandbytes be imported again, and return whether it was hidden."""
     hidden = "bitsandbytes" in sys.modules and sys.modules["bitsandbytes"] is None
@@ -142,11 +137,21 @@ def _show_bitsandbytes(_: ModuleType) -> bool:
     return hidden
 
 
-@wrapt.when_imported("peft.helpers")
 def _import_bitsandbytes_late(helpers: ModuleType) -> None:
     """Let the helpers of peft import bitsandbytes when they use it."""
     if _show_bitsandbytes(helpers):
         cast("Any", helpers).bnb = wrapt.lazy_import("bitsandbytes")
+
+
+try:
+    import wrapt
+except ImportError:  # an environment that runs exported models alone, without transformers and peft
+    pass
+else:
+    wrapt.when_imported("transformers.pipelines")(_register_tasks)
+    wrapt.when_imported("peft.config")(_hide_bitsandbytes)
+    wrapt.when_imported("peft")(_show_bitsandbytes)
+    wrapt.when_imported("peft.helpers")(_import_bitsandbytes_late)
 
 
 # Loggers of libraries, and text of their messages that no user can act on. bitsandbytes asks for a package that would

@@ -34,6 +34,7 @@ COMMANDS = {
     "match": Command("blip_recipe.match", "score how well texts match pictures, or write embeddings"),
     "explain": Command("blip_recipe.explain", "draw which parts of a picture a caption, answer or match rests on"),
     "capfilt": Command("blip_recipe.capfilt.__main__", "clean a web data set with a captioner and a filter", True),
+    "export": Command("blip_recipe.export", "export a model to run without torch, or in a browser"),
     "convert": Command("blip_recipe.convert", "convert weights of the original code or of LAVIS"),
     "merge": Command("blip_recipe.merge", "merge a LoRA adapter into its base model"),
     "push": Command("blip_recipe.push", "push a finished output directory to the Hub"),

@@ -1,8 +1,8 @@
-"""Export a trained BLIP to files that run without torch: with ONNX Runtime, OpenVINO, or in a browser.
+"""Export a trained BLIP to files that run without torch: with ONNX Runtime or OpenVINO, or in a browser.
 
 python -m blip_recipe.export outputs/my_captioner exported/my_captioner
 python -m blip_recipe.export outputs/my_captioner exported/small --dtype int8 --eval_split validation
-python -m blip_recipe.export outputs/my_captioner exported/web --format transformers.js --demo
+python -m blip_recipe.export outputs/my_captioner exported/web --format transformers.js
 """
 
 from __future__ import annotations
@@ -10,19 +10,31 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
-from blip_recipe.errors import run_command
+from blip_recipe.errors import RecipeError, run_command
+from blip_recipe.recipe.command_line import check_options, positive
 
 PROG = "python -m blip_recipe.export"
 
+FORMATS = ("onnx", "transformers.js")
+DTYPES = ("fp32", "int8")
+
+NEEDED = {"dataset_name": "eval_split", "max_eval_samples": "eval_split", "private": "push_to_hub"}
+"""For an option, the one without which it has no effect."""
+
 
 def main(argv: list[str] | None = None, prog: str = PROG) -> None:
-    """Load the model, write its graphs, check them against the model, and keep them."""
+    """Load the model, write its graphs, check them against the model, keep them, and push them if asked."""
     arguments = build_parser(prog).parse_args(argv)
+    check_options(arguments, NEEDED, ())
+    if arguments.eval_split and arguments.dtype != "int8":
+        raise RecipeError("--eval_split scores quantised models: add --dtype int8, or leave --eval_split out.")
 
-    from blip_recipe.exporting.folder import add_to_record, check_folder, check_new, new_folder, write_graphs
+    from blip_recipe.exporting.folder import check_new, new_folder
     from blip_recipe.exporting.kinds import load_source
     from blip_recipe.exporting.readme import write_readme
+    from blip_recipe.exporting.writing import write_folder
 
     check_new(arguments.out)
     source = load_source(
@@ -32,16 +44,20 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
         trust_remote_code=arguments.trust_remote_code,
     )
     with new_folder(arguments.out) as folder:
-        write_graphs(source, folder)
-        found = check_folder(source, folder, arguments.pictures)
-        record = add_to_record(folder, check=found)
+        record = write_folder(source, folder, arguments)
         write_readme(folder, record)
-    print(describe_check(record["check"]), file=sys.stderr)
+    print(describe_check(record), file=sys.stderr)
     print(arguments.out)
+    if arguments.push_to_hub:
+        from blip_recipe.exporting.publishing import push_export
+
+        pushed = push_export(arguments.out, record, arguments.push_to_hub, private=arguments.private or None)
+        print(pushed.url)
 
 
-def describe_check(found: dict[str, float]) -> str:
-    """One line about the comparison with the model."""
+def describe_check(record: dict[str, Any]) -> str:
+    """What the comparison with the model found."""
+    found = record["check"]
     shares = [f"{name} {found[name]:.0%}" for name in ("greedy", "beams", "texts") if name in found]
     return f"Equal to torch on {found['pictures']} pictures: {', '.join(shares)}."
 
@@ -54,6 +70,8 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("model", metavar="MODEL", help="directory or Hub id of a BLIP captioner, question answerer or retrieval model")
     add("out", metavar="OUT", type=Path, help="directory of the exported model; must not exist yet")
+    add("--format", choices=FORMATS, default="onnx", help="files for the runner of this package, or for browsers")
+    add("--dtype", choices=DTYPES, default="fp32", help="precision of the weights; int8 is smaller and faster")
     add(
         "--pictures",
         nargs="+",
@@ -61,6 +79,11 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
         metavar="PICTURE",
         help="files or URLs of pictures for the comparison with torch; default: 8 drawn scenes",
     )
+    add("--eval_split", metavar="S", help="with int8: choose the fastest form that keeps the scores of this split")
+    add("--dataset_name", metavar="D", help="data set of --eval_split; default: that of the model's recipe")
+    add("--max_eval_samples", type=positive, metavar="N", help="score only the first pictures of --eval_split")
+    add("--push_to_hub", metavar="ORG/NAME", help="also push the files to this repository")
+    add("--private", action="store_true", help="make the repository private, if it is created now")
     add("--revision", help="branch, tag or commit of a model on the Hub")
     add("--allow_pickle", action="store_true", help="also read weights in pickle files; only tensors are unpickled")
     add("--trust_remote_code", action="store_true", help="run code that comes with the model's configuration")

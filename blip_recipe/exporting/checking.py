@@ -78,7 +78,7 @@ def _compare_captions(source: Source, folder: Path, images: Sequence[Image.Image
     for name, search in SEARCHES.items():
         expected = generate_token_ids(model, tokenizer, pixels, prompt, **decoding_arguments(source.settings, search))
         token_ids, _ = exported.generate(pixels.numpy(), **search)
-        found[name] = _equal_share(expected, token_ids[:, 0], exported.folder.record["tokens"]["end"])
+        found[name] = equal_share(expected, token_ids[:, 0], exported.folder.record["tokens"]["end"])
     token_ids = generate_token_ids(model, tokenizer, pixels, prompt, **decoding_arguments(source.settings, {}))
     texts, _ = exported.caption_pixels([own_pixels])
     found["texts"] = _mean(a == b[0] for a, b in zip(decode_texts(tokenizer, token_ids), texts, strict=True))
@@ -106,7 +106,7 @@ def _compare_answers(source: Source, folder: Path, images: Sequence[Image.Image]
             found[name] = _mean(a == b for a, b in zip(decode_texts(tokenizer, expected), answers, strict=True))
         else:
             token_ids = ExportedAnswerer(**exported.__dict__ | {"given": search}).generate(encoded)
-            found[name] = _equal_share(expected, token_ids[:, 0], exported.folder.record["tokens"]["end"])
+            found[name] = equal_share(expected, token_ids[:, 0], exported.folder.record["tokens"]["end"])
     start = torch.full((len(states), 1), exported.folder.record["tokens"]["start"])
     first = model.text_decoder(
         input_ids=start, encoder_hidden_states=states, encoder_attention_mask=inputs["attention_mask"]
@@ -144,7 +144,7 @@ def _read_pixels(
     return pixels, own, {"pixels": float((np.abs(pixels.numpy() - own) * std).max())}
 
 
-def _equal_share(expected: torch.Tensor, found: np.ndarray, end: int) -> float:
+def equal_share(expected: torch.Tensor, found: np.ndarray, end: int) -> float:
     """The share of rows of token ids that are equal up to their ends."""
     pairs = zip(expected.tolist(), found.tolist(), strict=True)
     return _mean(_until_end(a, end) == _until_end(b, end) for a, b in pairs)

@@ -7,9 +7,9 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from blip_recipe.data.storage import read_json, write_json
+from blip_recipe.data.storage import write_json
 from blip_recipe.errors import RecipeError
 from blip_recipe.exporting.checking import compare
 from blip_recipe.exporting.kinds import describe
@@ -80,10 +80,3 @@ def check_folder(source: Source, folder: Path, pictures: Sequence[str | Path] = 
             "docs/export.md names."
         )
     return found
-
-
-def add_to_record(folder: Path, **values: Any) -> dict[str, Any]:
-    """Add values to the `export.json` of a folder; returns its content."""
-    record = read_json(folder / RECORD) | values
-    write_json(folder / RECORD, record)
-    return record

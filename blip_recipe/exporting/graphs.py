@@ -252,25 +252,113 @@ class TextDecoder(nn.Module):
         mask, states = (states[0], states[1:]) if self.masked else (None, states)
         cross, past = states[: 2 * self.layers], states[2 * self.layers :]
         images, beams, tokens = input_ids.shape
-        cache = _filled_cache(cross, [each.flatten(0, 1) for each in past])
-        before = past[0].shape[3]
-        positions = torch.arange(tokens, device=input_ids.device) + before
-        seen = torch.arange(before + tokens, device=input_ids.device)[None] <= positions[:, None]
-        hidden = self.decoder.bert(
-            input_ids=input_ids.flatten(0, 1),
-            position_ids=positions[None],
-            attention_mask=_additive(seen, self.decoder.dtype)[None, None],
-            # Not read: keys and values are in the cache.
-            encoder_hidden_states=cross[0][:, 0],
-            encoder_attention_mask=None if mask is None else _key_mask(mask, beams * tokens, self.decoder.dtype),
-            is_decoder=True,
-            use_cache=True,
-            **{CACHE_ARGUMENT: cache},
-        ).last_hidden_state
-        logits = self.decoder.cls(hidden).float()
-        layers = cache.self_attention_cache.layers
-        present = [each.unflatten(0, (images, beams)) for layer in layers for each in (layer.keys, layer.values)]
-        return logits.unflatten(0, (images, beams)), *present
+        if mask is not None:
+            mask = _key_mask(mask, beams * tokens, self.decoder.dtype)
+        logits, present = _decode(
+            self.decoder, input_ids.flatten(0, 1), cross, [each.flatten(0, 1) for each in past], mask
+        )
+        return logits.unflatten(0, (images, beams)), *(each.unflatten(0, (images, beams)) for each in present)
+
+
+class BrowserDecoder(nn.Module):
+    """The decoder as transformers.js runs it: the cache has the keys and values of cross-attention too.
+
+    The cache is empty at first. Then the patches that it lacks, which are all of them, are projected; later, none.
+    """
+
+    def __init__(self, decoder: Any) -> None:
+        super().__init__()
+        self.decoder, self.project = decoder, CrossProjection(decoder.bert)
+
+    def forward(
+        self, input_ids: torch.Tensor, encoder_hidden_states: torch.Tensor, *cache: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Predict the next token of each position.
+
+        Args:
+            input_ids: `(batch, tokens)`.
+            encoder_hidden_states: `(batch, patches, width)`.
+            cache: For each layer keys and values of the tokens before, then those of the patches, each
+                `(batch, heads, positions, head width)`.
+
+        Returns:
+            Logits `(batch, tokens, vocabulary)`, and the cache.
+        """
+        layers = range(0, len(cache), 4)
+        past = [each for layer in layers for each in cache[layer : layer + 2]]
+        known = [each for layer in layers for each in cache[layer + 2 : layer + 4]]
+        new = self.project(encoder_hidden_states[:, known[0].shape[2] :])
+        cross = [torch.cat(pair, dim=2) for pair in zip(known, new, strict=True)]
+        logits, present = _decode(self.decoder, input_ids, cross, past, None)
+        numbers = range(0, len(present), 2)
+        return logits, *(each for at in numbers for each in (*present[at : at + 2], *cross[at : at + 2]))
+
+
+def browser_graphs(model: CaptioningModel) -> dict[str, Graph]:
+    """The graphs of a captioner as transformers.js names them: `encoder_model` and `decoder_model_merged`."""
+    text, heads = model.text_decoder.bert, model.config.text_config.num_attention_heads
+    encoder = _image_encoder(model.vision_model, Alone(), ["last_hidden_state"])
+    batch, patches, width = EXAMPLE["images"], _patches(model), model.config.text_config.hidden_size
+    past: dict[str, torch.Tensor] = {}
+    axes: dict[str, Axes] = {"input_ids": {0: "batch_size", 1: "tokens"}, "encoder_hidden_states": {0: "batch_size"}}
+    for name in cache_names("past_key_values", text):
+        of_text = ".decoder." in name
+        length = EXAMPLE["past"] if of_text else EXAMPLE["tokens"]
+        past[name] = torch.zeros(batch, heads, length, width // heads)
+        axes[name] = {0: "batch_size", 2: "past" if of_text else "past_patches"}
+    inputs = {
+        "input_ids": torch.ones(batch, EXAMPLE["tokens"], dtype=torch.long),
+        "encoder_hidden_states": torch.zeros(batch, patches, model.config.vision_config.hidden_size),
+    }
+    outputs = ["logits", *cache_names("present", text)]
+    return {
+        "encoder_model": Graph(encoder.module, encoder.inputs, {"pixel_values": {0: "batch_size"}}, encoder.outputs),
+        "decoder_model_merged": Graph(BrowserDecoder(model.text_decoder), inputs | past, axes, outputs),
+    }
+
+
+def cache_names(prefix: str, text: Any) -> list[str]:
+    """The names of the parts of transformers.js' cache."""
+    return [
+        f"{prefix}.{layer}.{part}.{kind}"
+        for layer in range(len(text.encoder.layer))
+        for part in ("decoder", "encoder")
+        for kind in ("key", "value")
+    ]
+
+
+class Alone(nn.Module):
+    """The head of an image encoder whose states are the output."""
+
+    def forward(self, states: torch.Tensor) -> tuple[torch.Tensor]:
+        """Return the states."""
+        return (states,)
+
+
+def _decode(
+    decoder: Any,
+    input_ids: torch.Tensor,
+    cross: Sequence[torch.Tensor],
+    past: Sequence[torch.Tensor],
+    encoder_mask: torch.Tensor | None,
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Logits of tokens `(rows, tokens)`, and the keys and values of all tokens so far."""
+    tokens, before = input_ids.shape[1], past[0].shape[2]
+    cache = _filled_cache(cross, past)
+    positions = torch.arange(tokens, device=input_ids.device) + before
+    seen = torch.arange(before + tokens, device=input_ids.device)[None] <= positions[:, None]
+    hidden = decoder.bert(
+        input_ids=input_ids,
+        position_ids=positions[None],
+        attention_mask=_additive(seen, decoder.dtype)[None, None],
+        encoder_hidden_states=cross[0][:, 0],  # not read: keys and values are in the cache
+        encoder_attention_mask=encoder_mask,
+        is_decoder=True,
+        use_cache=True,
+        **{CACHE_ARGUMENT: cache},
+    ).last_hidden_state
+    layers = cache.self_attention_cache.layers
+    return decoder.cls(hidden).float(), [each for layer in layers for each in (layer.keys, layer.values)]
 
 
 def _filled_cache(cross: Sequence[torch.Tensor], past: Sequence[torch.Tensor]) -> SharedImageCache:

@@ -20,26 +20,47 @@ PIPELINES = {"captioning": "image-to-text", "vqa": "visual-question-answering", 
 
 def write_readme(folder: Path, record: dict[str, Any]) -> None:
     """Write `README.md`: how to run the model, what it was made with, and how it compares with torch."""
-    command, arguments, does = USES[record["task"]]
-    metadata = ["---", "library_name: onnx", f"pipeline_tag: {PIPELINES[record['task']]}", "tags:", "- onnx", "- blip"]
-    lines = [
-        *metadata,
-        "- blip_recipe",
+    browser = record["format"] == "transformers.js"
+    library = "transformers.js" if browser else "onnx"
+    metadata = [
+        "---",
+        f"library_name: {library}",
+        f"pipeline_tag: {PIPELINES[record['task']]}",
+        "tags:",
+        *(f"- {tag}" for tag in dict.fromkeys([library, "onnx", "blip", "blip_recipe"])),
         "---",
         "",
-        f"# {record['source']} for ONNX Runtime",
-        "",
-        f"A BLIP to {does}, exported by [blip_recipe](https://pypi.org/project/blip-recipe). It runs without torch:",
+    ]
+    title = [f"# {record['source']} for {'transformers.js' if browser else 'ONNX Runtime'}", ""]
+    use = _browser_lines() if browser else _python_lines(record["task"])
+    lines = [*metadata, *title, *use, "", *check_lines(record)]
+    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _python_lines(task: str) -> list[str]:
+    command, arguments, does = USES[task]
+    return [
+        f"A BLIP to {does}, exported by `blip_recipe`. It runs without torch:",
         "",
         "```bash",
         "pip install numpy pillow tokenizers onnxruntime",
         "pip install --no-deps blip-recipe",
         f"python -m blip_recipe.{command} FOLDER {arguments}",
         "```",
-        "",
-        *check_lines(record),
     ]
-    (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _browser_lines() -> list[str]:
+    return [
+        "A BLIP captioner, exported by `blip_recipe` for browsers and node:",
+        "",
+        "```js",
+        'import { pipeline } from "@huggingface/transformers";',
+        "",
+        'const caption = await pipeline("image-to-text", "ORG/NAME", { dtype: "fp32" });',
+        'console.log(await caption("photo.jpg"));',
+        "```",
+    ]
 
 
 def check_lines(record: dict[str, Any]) -> list[str]:
@@ -50,10 +71,14 @@ def check_lines(record: dict[str, Any]) -> list[str]:
         "beams": "equal token ids, 3 beams",
         "texts": "equal results with the runner's own pixels",
     }
-    return [
+    shares = [f"{text} {found[name]:.1%}" for name, text in names.items() if name in found]
+    lines = [
         f"- Precision: {record['dtype']}. ONNX opset: {record['opset']}.",
         "- Made with " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".",
-        f"- Compared with torch on {found['pictures']} pictures: "
-        + ", ".join(f"{text} {found[name]:.1%}" for name, text in names.items() if name in found)
-        + f"; largest difference of probabilities {found['difference']:.1e}.",
+        f"- Compared with torch on {found['pictures']} pictures: {', '.join(shares)}; largest difference of "
+        f"probabilities {found['difference']:.1e}.",
     ]
+    for name, scores in record.get("scores", {}).items():
+        values = ", ".join(f"{metric} {value:.4f}" for metric, value in scores.items())
+        lines.append(f"- {name} on {record['split_pictures']:,} pictures of the split {record['split']}: {values}.")
+    return lines

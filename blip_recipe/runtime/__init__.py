@@ -8,6 +8,7 @@
 | `pixels.py` | pictures to pixels, as the image processor does |
 | `texts.py` | texts to token ids, and back |
 | `decoder.py` | the text decoder with its cache |
+| `settings.py` | what is searched for |
 | `search.py` | greedy search, sampling, beam search |
 | `scores.py` | repetition controls, minimum length, samples |
 | `captioner.py` | `ExportedCaptioner` |

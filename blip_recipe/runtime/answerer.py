@@ -13,7 +13,8 @@ from blip_recipe.models.decoding import decoding_arguments
 from blip_recipe.runtime.decoder import IMAGE, CachedDecoder, cross_states
 from blip_recipe.runtime.folder import ExportedFolder
 from blip_recipe.runtime.scores import log_softmax, top_k
-from blip_recipe.runtime.search import Search, generate
+from blip_recipe.runtime.search import generate
+from blip_recipe.runtime.settings import Search
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

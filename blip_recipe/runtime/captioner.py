@@ -12,7 +12,8 @@ from blip_recipe.models.decoding import check_caption_decoding, decoding_argumen
 from blip_recipe.runtime.decoder import CachedDecoder, cross_states
 from blip_recipe.runtime.folder import ExportedFolder
 from blip_recipe.runtime.scores import log_softmax, picture_uniforms
-from blip_recipe.runtime.search import Search, generate
+from blip_recipe.runtime.search import generate
+from blip_recipe.runtime.settings import Search
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from blip_recipe.runtime.search import Search
+    from blip_recipe.runtime.settings import Search
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:

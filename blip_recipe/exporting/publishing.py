@@ -1,0 +1,77 @@
+"""Push an exported folder to the Hub: into the repository of its model, or into one of its own."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from huggingface_hub import HfApi, ModelCard
+
+from blip_recipe.errors import PushError
+from blip_recipe.exporting.readme import check_lines
+from blip_recipe.hub.publishing import preflight, push_files
+from blip_recipe.hub.retries import HUB_ERRORS, explain
+
+if TYPE_CHECKING:
+    from blip_recipe.hub.publishing import PushResult
+
+HEADING = "## Without torch"
+"""The heading of the part that a model's card gets."""
+
+STALE = ("onnx/*.onnx", "onnx/*.json", "onnx/README.md")
+"""Files of an earlier export, which are replaced."""
+
+
+def push_export(folder: Path, record: dict[str, Any], repo_id: str, *, private: bool | None) -> PushResult:
+    """Push an exported folder in one commit.
+
+    An ONNX folder goes into `onnx/` of the repository, whose card gets the tag `onnx` and a part about it. The files of
+    transformers.js have a configuration of their own, so they need a repository of their own.
+
+    Raises:
+        PushError: The push failed, or the repository is that of a model.
+    """
+    api = HfApi()
+    repo_id = preflight(repo_id, folder.name, private, api)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    names = {path.relative_to(folder).as_posix(): path for path in paths}
+    if record["format"] == "transformers.js":
+        return _push_own(names, repo_id, private, api)
+    files = {f"onnx/{name}": path for name, path in names.items() if name != "README.md"}
+    with tempfile.TemporaryDirectory() as made:
+        card = Path(made, "README.md")
+        card.write_text(_merge_card(repo_id, folder, record, api), encoding="utf-8")
+        message = "Add ONNX files for use without torch"
+        return push_files(files | {"README.md": card}, repo_id, private=private, stale=STALE, message=message, api=api)
+
+
+def _push_own(names: dict[str, Path], repo_id: str, private: bool | None, api: HfApi) -> PushResult:
+    try:
+        is_model = api.repo_exists(repo_id) and api.file_exists(repo_id, "model.safetensors")
+    except HUB_ERRORS as error:
+        raise PushError(explain(error, api)) from error
+    if is_model:
+        raise PushError(
+            f"{repo_id} has a model for transformers, whose config.json transformers.js cannot read: name a repository "
+            "of its own with --push_to_hub."
+        )
+    message = "Upload a captioner for transformers.js"
+    return push_files(names, repo_id, private=private, stale=STALE, message=message, api=api)
+
+
+def _merge_card(repo_id: str, folder: Path, record: dict[str, Any], api: HfApi) -> str:
+    """The card of the repository with the part about the export, or that of the folder if there is none."""
+    try:
+        there = api.repo_exists(repo_id) and api.file_exists(repo_id, "README.md")
+        path = api.hf_hub_download(repo_id, "README.md") if there else folder / "README.md"
+    except HUB_ERRORS as error:
+        raise PushError(explain(error, api)) from error
+    card = ModelCard.load(path)
+    tags = card.data.tags or []
+    card.data.tags = [*tags, *({"onnx"} - set(tags))]
+    if there:
+        before = card.text.split(f"\n{HEADING}\n")[0].rstrip()
+        use = "The files in `onnx/` run with ONNX Runtime: give the folder to the commands of `blip_recipe`."
+        card.text = "\n".join([before, "", HEADING, "", use, "", *check_lines(record), ""])
+    return str(card)

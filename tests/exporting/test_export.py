@@ -1,0 +1,288 @@
+"""`python -m blip_recipe.export`: real ONNX files, which the commands run without torch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from captioners import CAPTIONS, GAIN, draw_pictures, save_adapter, write_recipe
+from commands import run_code
+from hub_server import HubServer
+from retrievers import build_retriever
+from vqa_models import QUESTIONS, WORDS
+
+from blip_recipe.captioning.modeling import BlipForCaptioning
+from blip_recipe.errors import RecipeError
+from blip_recipe.export import main
+from blip_recipe.models.processors import save_processor
+from blip_recipe.models.tiny import IMAGE_SIZE, build_tokenizer, tiny_config, tiny_processor
+from blip_recipe.vqa.modeling import BlipForAnswering
+from blip_recipe.vqa.tokens import use_question_token
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxscript")
+
+PROMPT = "a picture of "
+
+
+def save_small(directory: Path, model_class: type[Any], texts: list[str], gain: float) -> Path:
+    """An untrained model of one layer: tracing takes seconds for each layer."""
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(texts)
+    config = tiny_config(tokenizer, IMAGE_SIZE)
+    for part in (config.text_config, config.vision_config):
+        part.num_hidden_layers = 1
+    model = model_class(config)
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.mul_(gain if weights.ndim > 1 else 1.0)
+        torch.nn.init.normal_(model.vision_model.embeddings.position_embedding, std=1.0)
+    if model_class is BlipForAnswering:
+        use_question_token(tokenizer, config.text_config.bos_token_id)
+    model.save_pretrained(directory)
+    save_processor(tiny_processor(tokenizer, IMAGE_SIZE), directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("export")
+
+
+@pytest.fixture(scope="module")
+def pictures(folder: Path) -> list[Path]:
+    return draw_pictures(folder / "pictures", 8, size=IMAGE_SIZE)
+
+
+@pytest.fixture(scope="module")
+def captioner(folder: Path) -> Path:
+    """An adapter of a small captioner, with a prompt."""
+    base = save_small(folder / "base", BlipForCaptioning, [PROMPT, *CAPTIONS], GAIN)
+    keys = {"generation_num_beams": 3, "generation_max_length": 14, "generation_min_length": 6}
+    return save_adapter(folder / "adapter", base, prompt=PROMPT, **keys)
+
+
+@pytest.fixture(scope="module")
+def exported(folder: Path, captioner: Path) -> Path:
+    main([str(captioner), str(folder / "exported")])
+    return folder / "exported"
+
+
+def lines(out: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in out.splitlines()]
+
+
+def run_command(command: str, *arguments: object) -> list[dict[str, Any]]:
+    """The lines of a command in a process that cannot import torch or transformers."""
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['transformers'] = sys.modules['wrapt'] = None;"
+        f"from blip_recipe.{command} import main; main(sys.argv[1:])"
+    )
+    done = run_code(code, *map(str, arguments), cold=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return lines(done.stdout)
+
+
+def test_an_adapter_is_merged_compared_and_described(exported: Path) -> None:
+    record = json.loads((exported / "export.json").read_text())
+    assert record["task"] == "captioning"
+    assert record["opset"] == 23
+    assert {"torch", "transformers", "onnx", "onnxscript", "onnxruntime"} <= record["versions"].keys()
+    assert record["decoding"]["prompt"] == PROMPT
+    assert record["check"]["difference"] < 1e-4
+    assert [record["check"][name] for name in ("pictures", "greedy", "beams", "texts")] == [8, 1.0, 1.0, 1.0]
+    readme = (exported / "README.md").read_text()
+    assert "100.0%" in readme
+    assert "opset: 23" in readme
+    assert record["source"] == "adapter"  # no path of this machine
+
+
+@pytest.mark.parametrize(
+    "options",
+    [[], ["--num_beams", "1"], ["--prompt", "two ", "--num_beams", "5", "--num_captions", "5", "--scores"]],
+)
+def test_captions_without_torch_are_those_of_torch(
+    exported: Path, captioner: Path, pictures: list[Path], options: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    from blip_recipe.caption import main as caption
+
+    caption([str(captioner), *map(str, pictures), "--device", "cpu", *options])
+    expected = lines(capfd.readouterr().out)
+    found = run_command("caption", exported, *pictures, *options)
+    if "--scores" in options:
+        for row, other in zip(found, expected, strict=True):
+            assert row.pop("scores") == pytest.approx(other.pop("scores"), abs=1e-4)
+            assert row.pop("score") == pytest.approx(other.pop("score"), abs=1e-4)
+    assert found == expected
+    assert len({row["caption"] for row in found}) > 2
+
+
+def test_samples_depend_on_the_seed_alone(exported: Path, pictures: list[Path]) -> None:
+    sample = ["--do_sample", "--seed", "3"]
+    found = run_command("caption", exported, *pictures, *sample)
+    assert run_command("caption", exported, *pictures, *sample, "--batch_size", "1") == found
+    assert run_command("caption", exported, *pictures, "--do_sample", "--seed", "4") != found
+
+
+def test_answers_without_torch(folder: Path, pictures: list[Path], capfd: pytest.CaptureFixture[str]) -> None:
+    from blip_recipe.answer import main as answer
+
+    words = [word for text in WORDS for word in text.split()]
+    model = save_small(folder / "answerer", BlipForAnswering, words, 2.0)
+    main([str(model), str(folder / "exported_answerer")])
+    answers = folder / "answers.txt"
+    answers.write_text("red\nyes\na dark red\na dog\n")
+    for options in ([], ["--answers", answers, "--top_k", "4"]):
+        capfd.readouterr()
+        answer([str(model), str(pictures[0]), *QUESTIONS, "--device", "cpu", *map(str, options)])
+        expected = lines(capfd.readouterr().out)
+        found = run_command("answer", folder / "exported_answerer", pictures[0], *QUESTIONS, *options)
+        assert [row["answer"] for row in found] == [row["answer"] for row in expected]
+        for row, other in zip(found, expected, strict=True):
+            ranked = ([each["loss"] for each in one.get("ranked", [])] for one in (row, other))
+            assert next(ranked) == pytest.approx(next(ranked), abs=1e-4)
+
+
+def test_matches_without_torch(folder: Path, pictures: list[Path], capfd: pytest.CaptureFixture[str]) -> None:
+    from blip_recipe.match import main as match
+
+    model, processor = build_retriever()
+    for part in (model.vision_model.encoder, model.text_encoder.encoder):
+        name = "layers" if hasattr(part, "layers") else "layer"
+        setattr(part, name, getattr(part, name)[:1])
+    model.config.text_config.num_hidden_layers = model.config.vision_config.num_hidden_layers = 1
+    model.save_pretrained(folder / "matcher")
+    save_processor(processor, folder / "matcher")
+    main([str(folder / "matcher"), str(folder / "exported_matcher")])
+    inputs = [*pictures[:3], *CAPTIONS]
+    capfd.readouterr()
+    match([str(folder / "matcher"), *map(str, inputs), "--device", "cpu"])
+    expected = lines(capfd.readouterr().out)
+    found = run_command("match", folder / "exported_matcher", *inputs)
+    for row, other in zip(found, expected, strict=True):
+        for name in ("probability", "cosine"):
+            assert row.pop(name) == pytest.approx(other.pop(name), abs=1e-4)
+        assert row == other
+
+
+def test_int8_keeps_the_scores_of_the_split(
+    folder: Path, exported: Path, captioner: Path, pictures: list[Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each form is scored on the split, whose references are the captions in float32."""
+    captions = {row["image"]: row["caption"] for row in run_command("caption", exported, *pictures)}
+    rows = [{"file_name": Path(name).name, "caption": caption} for name, caption in captions.items()]
+    (folder / "pictures" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    out = folder / "small"
+    try:
+        main(
+            [str(captioner), str(out), "--dtype", "int8", "--dataset_name", str(folder / "pictures")]
+            + ["--eval_split", "train"]
+        )
+    except RecipeError as error:  # untrained weights may lose more, which the command tells
+        assert "No 8-bit form keeps all scores within 1%: fp32: " in str(error)
+        assert not out.exists()
+        return
+    record = json.loads((out / "export.json").read_text())
+    assert record["dtype"] in ("int8", "int8_weights")
+    scores = record["scores"]
+    assert scores["fp32"]["exact_match"] == 1.0
+    assert scores[record["dtype"]]["exact_match"] >= 0.99
+    assert "Chosen: " in capfd.readouterr().err
+    sizes = [sum(path.stat().st_size for path in each.glob("*.onnx")) for each in (out, exported)]
+    assert sizes[0] < 0.6 * sizes[1]
+
+
+def test_push_adds_the_files_to_the_models_repository_in_one_commit(
+    hub: HubServer, exported: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hub_server import WRITE_TOKEN
+    from huggingface_hub import HfApi
+
+    from blip_recipe.exporting import publishing
+
+    api = HfApi(endpoint=hub.url, token=WRITE_TOKEN)
+    api.create_repo("alice/captioner")
+    card = b"---\ntags:\n- mine\n---\n\n# Mine\n\nWritten by hand.\n"
+    api.upload_file(path_or_fileobj=card, path_in_repo="README.md", repo_id="alice/captioner")
+    before = api.model_info("alice/captioner").sha
+    monkeypatch.setattr(publishing, "HfApi", lambda: api)
+    record = json.loads((exported / "export.json").read_text())
+    pushed = publishing.push_export(exported, record, "alice/captioner", private=None)
+    assert pushed.committed
+    assert pushed.revision != before
+    files = {each.rfilename for each in api.model_info("alice/captioner").siblings or ()}
+    assert {"README.md", "onnx/export.json", "onnx/image_encoder.onnx", "onnx/text_decoder.onnx"} <= files
+    text = Path(api.hf_hub_download("alice/captioner", "README.md")).read_text()
+    assert "Written by hand." in text
+    assert "- onnx" in text
+    assert "## Without torch" in text
+    again = publishing.push_export(exported, record, "alice/captioner", private=None)
+    assert not again.committed
+
+
+NODE = """
+import { AutoProcessor, AutoTokenizer, VisionEncoderDecoderModel, RawImage, env } from "@huggingface/transformers";
+env.allowRemoteModels = false;
+const [folder, ...pictures] = process.argv.slice(2);
+const options = { dtype: "fp32", local_files_only: true };
+const processor = await AutoProcessor.from_pretrained(folder, options);
+const tokenizer = await AutoTokenizer.from_pretrained(folder, options);
+const model = await VisionEncoderDecoderModel.from_pretrained(folder, options);
+for (const picture of pictures) {
+  const { pixel_values } = await processor(await RawImage.read(picture));
+  const ids = await model.generate({ inputs: pixel_values });
+  console.log(tokenizer.batch_decode(ids, { skip_special_tokens: true })[0].trim());
+}
+"""
+
+
+@pytest.mark.long
+def test_node_captions_as_torch(folder: Path, captioner: Path, pictures: list[Path]) -> None:
+    """Set NODE_PATH_OF_TRANSFORMERS to a folder whose node_modules has @huggingface/transformers."""
+    place = Path(os.environ.get("NODE_PATH_OF_TRANSFORMERS", "/nowhere"))
+    if not (place / "node_modules" / "@huggingface" / "transformers").is_dir():
+        pytest.skip("no transformers.js: npm install @huggingface/transformers in a folder, and name it")
+    base = json.loads((captioner / "adapter_config.json").read_text())["base_model_name_or_path"]
+    write_recipe(Path(base), generation_max_length=14, generation_min_length=1, generation_num_beams=1)
+    main([base, str(folder / "web"), "--format", "transformers.js"])
+    script = place / "caption.mjs"
+    script.write_text(NODE)
+    done = subprocess.run(
+        ["node", str(script), str(folder / "web"), *map(str, pictures)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    from blip_recipe import caption_pipeline
+
+    found = caption_pipeline(base, device="cpu")([str(path) for path in pictures])
+    assert done.stdout.splitlines() == [each[0]["generated_text"] for each in found]
+
+
+def test_wrong_uses_are_told(exported: Path, captioner: Path, pictures: list[Path], tmp_path: Path) -> None:
+    from blip_recipe.answer import main as answer
+    from blip_recipe.caption import main as caption
+    from blip_recipe.match import main as match
+
+    for arguments, message in (
+        ([captioner, exported], "is not empty"),
+        ([captioner, tmp_path / "x", "--eval_split", "test"], "add --dtype int8"),
+        ([captioner, tmp_path / "x", "--private"], "--private has an effect only with --push_to_hub"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            main(list(map(str, arguments)))
+    picture = str(pictures[0])
+    for command, arguments, message in (
+        (caption, [exported, picture, "--dtype", "bfloat16"], "--dtype is given, but .* is an exported model"),
+        (answer, [exported, picture, "what is it?"], "is a captioner: expected a question answerer"),
+        (match, [exported, picture, "a dog", "--embeddings", tmp_path / "x.npz"], "--embeddings is given, but"),
+        (caption, [exported, picture, "--max_length", "2"], "max_length is 2 tokens"),
+    ):
+        with pytest.raises(RecipeError, match=message):
+            command(list(map(str, arguments)))
+    (tmp_path / "export.json").write_text('{"record_version": 99}')
+    with pytest.raises(RecipeError, match="has the version 99: this blip_recipe reads version 1"):
+        caption([str(tmp_path), picture])
