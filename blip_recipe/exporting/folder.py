@@ -67,16 +67,25 @@ def write_graphs(source: Source, folder: Path, opset: int = OPSET) -> None:
 
 
 def check_folder(source: Source, folder: Path, pictures: Sequence[str | Path] = ()) -> Results:
-    """Compare a folder with its model.
+    """Compare a folder in float32 with its model.
 
     Raises:
-        RecipeError: A folder in float32 computes something else than the model.
+        RecipeError: It computes something else than the model.
     """
     found = compare(source, folder, pictures)
-    if found["difference"] > MAX_DIFFERENCE:
-        raise RecipeError(
-            f"The exported model differs from {source.name}: its probabilities by {found['difference']:.1e}, expected "
-            f"at most {MAX_DIFFERENCE:.0e}. Nothing was kept. Try the versions of torch and onnxscript that "
-            "docs/export.md names."
-        )
+    check_difference(source, found["difference"])
     return found
+
+
+def check_difference(source: Source, difference: float) -> None:
+    """Check the largest difference of probabilities between a model and its export in float32.
+
+    Raises:
+        RecipeError: It is above `MAX_DIFFERENCE`.
+    """
+    if difference > MAX_DIFFERENCE:
+        raise RecipeError(
+            f"The exported model differs from {source.name}: its probabilities by {difference:.1e}, expected at most "
+            f"{MAX_DIFFERENCE:.0e}. Nothing was kept. Try the versions of torch and onnxscript that docs/export.md "
+            "names."
+        )

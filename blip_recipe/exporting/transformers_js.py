@@ -11,7 +11,7 @@ from blip_recipe.data.shapes import draw_scene, make_scenes
 from blip_recipe.data.storage import write_json
 from blip_recipe.errors import RecipeError
 from blip_recipe.exporting.checking import PICTURES, Results, equal_share
-from blip_recipe.exporting.folder import MAX_DIFFERENCE
+from blip_recipe.exporting.folder import check_difference
 from blip_recipe.exporting.graphs import browser_graphs
 from blip_recipe.exporting.onnx_files import BROWSER_OPSET, write_onnx
 from blip_recipe.models.captioner import generate_token_ids
@@ -72,8 +72,7 @@ def compare_in_python(source: Source, folder: Path) -> Results:
     first = source.model(pixel_values=pixels, input_ids=torch.from_numpy(start)).logits[:, -1].softmax(-1)
     logits = _BrowserReader(decoder, states, text).read(start[:, None])[:, 0]
     difference = float((first - torch.from_numpy(logits).softmax(-1)).abs().max())
-    if difference > MAX_DIFFERENCE:
-        raise RecipeError(f"The exported model differs from {source.name}: its probabilities by {difference:.1e}.")
+    check_difference(source, difference)
     equal = equal_share(ids, found, text.sep_token_id)
     return {"pictures": len(images), "greedy": equal, "difference": difference}
 

@@ -9,6 +9,7 @@ import torch
 from captioners import save_captioner
 from exports import run_in_torch
 
+from blip_recipe.captioning.modeling import mean_log_probs
 from blip_recipe.captioning.sampling import seeded_sampling
 from blip_recipe.exporting.kinds import Source
 from blip_recipe.models.captioner import generate_token_ids
@@ -85,8 +86,6 @@ def test_samples_are_those_of_torch(models: tuple[Source, ExportedCaptioner], sa
 
 
 def test_scores_are_mean_log_probabilities(models: tuple[Source, ExportedCaptioner]) -> None:
-    from blip_recipe.captioning.modeling import mean_log_probs
-
     source, exported = models
     pixels = draw_pixels(source, 2)
     token_ids, _ = exported.generate(pixels.numpy(), num_beams=3, num_return_sequences=3)
@@ -96,7 +95,7 @@ def test_scores_are_mean_log_probabilities(models: tuple[Source, ExportedCaption
             source.model, source.processor.tokenizer, embeds, source.settings.prompt, torch.from_numpy(token_ids)
         )
     found = exported.mean_log_probs(exported.encode(pixels.numpy()), token_ids)
-    assert torch.from_numpy(found).allclose(expected, atol=1e-5)
+    assert found == pytest.approx(expected.numpy(), abs=1e-5)
 
 
 def test_unknown_argument_is_an_error() -> None:
