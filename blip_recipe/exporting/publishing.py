@@ -22,6 +22,9 @@ HEADING = "## Without torch"
 STALE = ("onnx/*.onnx", "onnx/*.json", "onnx/README.md")
 """Files of an earlier export, which are replaced."""
 
+UPLOAD_FOLDER = "They are saved: solve the problem, and upload the folder."
+"""What to do after a failed push. The same command would not write into the folder again."""
+
 
 def push_export(folder: Path, record: dict[str, Any], repo_id: str, *, private: bool | None) -> PushResult:
     """Push an exported folder in one commit.
@@ -43,7 +46,8 @@ def push_export(folder: Path, record: dict[str, Any], repo_id: str, *, private: 
         card = Path(made, "README.md")
         card.write_text(_merge_card(repo_id, folder, record, api), encoding="utf-8")
         message = "Add ONNX files for use without torch"
-        return push_files(files | {"README.md": card}, repo_id, private=private, stale=STALE, message=message, api=api)
+        files["README.md"] = card
+        return _push(files, repo_id, private, message, api)
 
 
 def _push_own(names: dict[str, Path], repo_id: str, private: bool | None, api: HfApi) -> PushResult:
@@ -57,7 +61,13 @@ def _push_own(names: dict[str, Path], repo_id: str, private: bool | None, api: H
             "of its own with --push_to_hub."
         )
     message = "Upload a captioner for transformers.js"
-    return push_files(names, repo_id, private=private, stale=STALE, message=message, api=api)
+    return _push(names, repo_id, private, message, api)
+
+
+def _push(files: dict[str, Path], repo_id: str, private: bool | None, message: str, api: HfApi) -> PushResult:
+    return push_files(
+        files, repo_id, "model", private=private, stale=STALE, message=message, api=api, advice=UPLOAD_FOLDER
+    )
 
 
 def _merge_card(repo_id: str, folder: Path, record: dict[str, Any], api: HfApi) -> str:

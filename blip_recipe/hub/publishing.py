@@ -43,6 +43,9 @@ RepoType = Literal["model", "dataset", "space"]
 PATHS: dict[RepoType, str] = {"model": "", "dataset": "datasets/", "space": "spaces/"}
 """What stands before the name of a repository in its URL."""
 
+PUSH_AGAIN = "When the problem is solved, run the same command again to push them."
+"""What to do after a failed push of files, unless the caller knows better."""
+
 WRITER_ROLES = ("admin", "write", "contributor")
 
 
@@ -273,6 +276,7 @@ def push_files(
     choose: Callable[[RepositoryInfo], Mapping[str, Path]] | None = None,
     message: str,
     api: HfApi,
+    advice: str = PUSH_AGAIN,
     waits: Sequence[float] = WAITS_PUSH,
 ) -> PushResult:
     """Push files in one commit, or in none if the repository has these files already.
@@ -288,6 +292,7 @@ def push_files(
         choose: Gives the files to push to a repository, if that depends on what is there.
         message: The commit message.
         api: The Hub client.
+        advice: What to do after a failed push.
         waits: Seconds between attempts.
 
     Raises:
@@ -305,51 +310,9 @@ def push_files(
         revision = with_retries(push_once, waits)
     except (PushError, *HUB_ERRORS) as error:
         raise PushError(
-            f"{len(files):,} files were not pushed to {repo_id}. {explain(error, api)}\nWhen the problem is solved, "
-            "run the same command again to push them."
+            f"{len(files):,} files were not pushed to {repo_id}. {explain(error, api)}\n{advice}"
         ) from error
     return PushResult(f"{api.endpoint}/{PATHS[repo_type]}{repo_id}", revision, committed=revision != before)
-
-
-def push_files(
-    files: Mapping[str, Path],
-    repo_id: str,
-    *,
-    private: bool | None,
-    stale: Sequence[str],
-    message: str,
-    api: HfApi,
-    waits: Sequence[float] = WAITS_PUSH,
-) -> PushResult:
-    """Add files to the repository of a model in one commit, or in none if it has these files already.
-
-    Args:
-        files: The files by their names in the repository.
-        repo_id: `namespace/name`; created if needed.
-        private: Whether to create the repository as private; `None` uses the namespace's default.
-        stale: Patterns of files that are deleted if they are not in `files`. Other files stay.
-        message: The commit message.
-        api: The Hub client.
-        waits: Seconds between attempts.
-
-    Raises:
-        PushError: The files may not be published, or the push failed.
-    """
-
-    def push_once() -> str:
-        info = _find_or_create(repo_id, private, api)
-        return _commit(_difference(files, info.id, info, stale, api), info.id, "main", info, message, api)
-
-    try:
-        check_contents(files, api)
-        before = with_retries(lambda: published_revision(repo_id, api), waits)
-        revision = with_retries(push_once, waits)
-    except (PushError, *HUB_ERRORS) as error:
-        raise PushError(
-            f"{len(files):,} files were not pushed to {repo_id}. {explain(error, api)}\nThey are saved: solve the "
-            "problem, and upload the folder."
-        ) from error
-    return PushResult(f"{api.endpoint}/{repo_id}", revision, committed=revision != before)
 
 
 def push_command(folder: Path, repo_id: str, *, private: bool | None = None, tag: str | None = None) -> str:
