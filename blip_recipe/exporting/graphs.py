@@ -29,8 +29,9 @@ TOKENS: Axes = {0: "images", 1: "beams", 2: "tokens"}
 CACHED: Axes = {0: "images", 1: "beams", 3: "past"}
 TEXTS: Axes = {0: "images", 1: "texts", 2: "tokens"}
 
-EXAMPLE = {"images": 2, "beams": 3, "texts": 3, "tokens": 4, "past": 5, "question_tokens": 6}
-"""Lengths of the dynamic axes in examples: all different, and above 1, which the exporter takes as fixed."""
+EXAMPLE = {"images": 2, "beams": 3, "texts": 3, "tokens": 4, "past": 5, "question_tokens": 6, "past_patches": 2}
+"""Lengths of the dynamic axes in examples: above 1, which the exporter takes as fixed. A tiny model has 5 patches, so 3
+of them are new in the example of the browser's decoder."""
 
 
 @dataclass(frozen=True)
@@ -303,7 +304,7 @@ def browser_graphs(model: CaptioningModel) -> dict[str, Graph]:
     axes: dict[str, Axes] = {"input_ids": {0: "batch_size", 1: "tokens"}, "encoder_hidden_states": {0: "batch_size"}}
     for name in cache_names("past_key_values", text):
         of_text = ".decoder." in name
-        length = EXAMPLE["past"] if of_text else EXAMPLE["tokens"]
+        length = EXAMPLE["past" if of_text else "past_patches"]
         past[name] = torch.zeros(batch, heads, length, width // heads)
         axes[name] = {0: "batch_size", 2: "past" if of_text else "past_patches"}
     inputs = {
