@@ -10,7 +10,7 @@ import pytest
 from exports import run_in_torch
 from vqa_models import QUESTIONS, save_answerer
 
-from blip_recipe.retrieval.scoring import Matcher
+from blip_recipe.models.matching import Matcher
 from blip_recipe.vqa.pipeline import answer_pipeline
 
 
