@@ -122,7 +122,7 @@ def match_pictures(
     Raises:
         RecipeError: No picture can be read.
     """
-    encoded = matcher.encode_texts(texts)
+    encoded: Any = matcher.encode_texts(texts)
     faults: list[Exception] = []
     found = 0
     for name, pixels in read_pictures(matcher, pictures, ahead=4):

@@ -79,9 +79,9 @@ def _compare_captions(source: Source, folder: Path, images: Sequence[Image.Image
         expected = generate_token_ids(model, tokenizer, pixels, prompt, **decoding_arguments(source.settings, search))
         token_ids, _ = exported.generate(pixels.numpy(), **search)
         found[name] = equal_share(expected, token_ids[:, 0], exported.folder.record["tokens"]["end"])
-    token_ids = generate_token_ids(model, tokenizer, pixels, prompt, **decoding_arguments(source.settings, {}))
+    usual = generate_token_ids(model, tokenizer, pixels, prompt, **decoding_arguments(source.settings, {}))
     texts, _ = exported.caption_pixels([own_pixels])
-    found["texts"] = _mean(a == b[0] for a, b in zip(decode_texts(tokenizer, token_ids), texts, strict=True))
+    found["texts"] = _mean(a == b[0] for a, b in zip(decode_texts(tokenizer, usual), texts, strict=True))
     prompt_ids = torch.tensor([exported._prompt_ids(None)] * len(images))
     expected = model(pixel_values=pixels, input_ids=prompt_ids).logits[:, -1].softmax(-1)
     logits = exported._decoder(exported.encode(pixels.numpy())).read(prompt_ids.numpy()[:, None])
@@ -97,7 +97,8 @@ def _compare_answers(source: Source, folder: Path, images: Sequence[Image.Image]
     embeds = model.vision_model(pixel_values=pixels).last_hidden_state.repeat_interleave(len(QUESTIONS), 0)
     states = model.encode_questions(embeds, **inputs)
     encoded = exported.encode(pixels.numpy(), [QUESTIONS] * len(images))
-    for name, search in ({"texts": {}} | SEARCHES).items():
+    searches: dict[str, dict[str, Any]] = {"texts": {}} | SEARCHES
+    for name, search in searches.items():
         arguments = decoding_arguments(source.settings, search)
         expected = model.generate(**inputs, question_states=states, **arguments)[:, 1:]
         if name == "texts":

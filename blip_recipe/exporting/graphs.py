@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -145,7 +145,7 @@ class CrossProjection(nn.Module):
 
     def forward(self, states: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Map `(images, patches, width)` to keys and values `(images, heads, patches, head width)` of each layer."""
-        return tuple(each for layer in self.layers for each in layer.project(states))
+        return tuple(each for layer in self.layers for each in cast("Any", layer).project(states))
 
 
 class ImageEncoder(nn.Module):
@@ -358,7 +358,7 @@ def _decode(
         use_cache=True,
         **{CACHE_ARGUMENT: cache},
     ).last_hidden_state
-    layers = cache.self_attention_cache.layers
+    layers: Any = cache.self_attention_cache.layers
     return decoder.cls(hidden).float(), [each for layer in layers for each in (layer.keys, layer.values)]
 
 

@@ -96,7 +96,9 @@ def measure(folder: Path, rows: Dataset) -> Measured:
         begin = time.perf_counter()
         captions += [found[0] for found in captioner.caption_pixels(pixels)[0]]
         seconds += time.perf_counter() - begin
-    references = {number: row["captions"] for number, row in enumerate(rows.select_columns("captions"))}
+    references: dict[int | str, Any] = {
+        number: row["captions"] for number, row in enumerate(rows.select_columns("captions"))
+    }
     found = score_captions(dict(enumerate(captions)), references, METRICS).corpus
     return Measured(found, seconds / len(captions))
 

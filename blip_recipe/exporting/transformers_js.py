@@ -62,7 +62,7 @@ def compare_in_python(source: Source, folder: Path) -> Results:
         OnnxRuntimeGraph(folder / f"{name}.onnx", usual_threads()) for name in ("encoder_model", "decoder_model_merged")
     )
     text, settings = source.model.config.text_config, source.settings
-    lengths = {"min_length": settings.min_length, "max_length": settings.max_length, "num_beams": 1}
+    lengths: dict[str, Any] = {"min_length": settings.min_length, "max_length": settings.max_length, "num_beams": 1}
     ids = generate_token_ids(source.model, source.processor.tokenizer, pixels, "", do_sample=False, **lengths)
     states = encoder.run({"pixel_values": pixels.numpy()})["last_hidden_state"]
     reader = _BrowserReader(decoder, states, text)

@@ -145,7 +145,7 @@ def _can_improve(scores: np.ndarray, found: _Found, length: int, search: Search)
     longest = (search.max_length if hopeful else length) - search.uncounted
     best = scores[:, :1] / np.float32(longest**search.length_penalty)
     worst = np.where(found.is_complete, found.scores.min(axis=1, keepdims=True), IMPOSSIBLE)
-    return (best > worst).any(axis=1, keepdims=True)
+    return np.any(best > worst, axis=1, keepdims=True)
 
 
 def gather_beams(values: np.ndarray, beams: np.ndarray) -> np.ndarray:
