@@ -48,8 +48,7 @@ class BlipArguments:
     bootstrap_resamples: int = field(
         default=RESAMPLES,
         metadata={
-            "help": "Resamples for the 95% intervals of final scores and for the test against the base model; 0: "
-            "neither."
+            "help": "Resamples for the intervals of final scores and for the test against the base model; 0: neither."
         },
     )
     normalize_captions: bool = field(
