@@ -15,8 +15,11 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from blip_recipe.errors import RecipeError
-from blip_recipe.metrics.scores import ImageId, ScoredSet, Values, match_ids, name_images
+from blip_recipe.metrics.scores import SCORE_NAMES, ImageId, ScoredSet, Values, match_ids, name_images
+from blip_recipe.metrics.statistics import Numbers, Statistics
 
 PAIRS = (
     *("motor bike", "motor cycle", "air plane", "traffic light", "street light", "traffic signal", "stop light"),
@@ -93,15 +96,15 @@ class Chair:
                 f"chair_instances have no {name_images(missing)}: expected the instances of all scored images, under "
                 "the ids of COCO (image_id_column)."
             )
-        rows = zip(scored.image_ids, scored.words, scored.reference_words, strict=True)
-        counts = [self._count(caption, references, known[image_id]) for image_id, caption, references in rows]
-        wrong, mentioned = (sum(column) for column in zip(*counts, strict=True))
+        images = zip(scored.image_ids, scored.words, scored.reference_words, strict=True)
+        counts = [self._count(caption, references, known[image_id]) for image_id, caption, references in images]
         per_image = {
             "chair_i": [bad / number if number else 0.0 for bad, number in counts],
             "chair_s": [float(bad > 0) for bad, _ in counts],
         }
-        captions = sum(per_image["chair_s"]) / len(counts)
-        return Values({"chair_i": wrong / mentioned if mentioned else 0.0, "chair_s": captions}, per_image)
+        rows = np.asarray([(*each, float(each[0] > 0), 1.0) for each in counts])
+        statistics = Statistics(SCORE_NAMES["chair"], rows, _shares)
+        return Values(statistics.of_set(), per_image, (statistics,))
 
     def _count(self, caption: str, references: Sequence[str], objects: set[str]) -> tuple[int, int]:
         """The numbers of hallucinated and of all objects that a tokenized caption mentions."""
@@ -120,6 +123,11 @@ class Chair:
         if "toilet" in found:
             found = [word for word in found if word != "seat"]
         return [self.names[word] for word in found if word in self.names]
+
+
+def _shares(sums: Numbers) -> Numbers:
+    """The shares of hallucinated objects among mentioned ones, 0 where none is mentioned, and of captions with some."""
+    return sums[..., 0::2] / np.maximum(sums[..., 1::2], 1)
 
 
 def find_plurals(words: Iterable[str]) -> dict[str, str]:

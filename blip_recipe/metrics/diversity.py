@@ -51,5 +51,4 @@ class Diversity:
         """The training captions as words."""
         if self.training_captions is None:
             return None
-        # Without Java: hundreds of thousands of captions are cut once, and both sides alike.
         return frozenset(tokenize([clean_caption(caption) for caption in self.training_captions]))

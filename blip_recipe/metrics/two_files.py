@@ -24,6 +24,9 @@ EXPECTED = "lines of predictions.jsonl with scores, or captions with --reference
 RESCORED = ("bleu", "meteor", "rouge_l", "cider", "exact_match")
 """Metrics that are computed again. Others take minutes or need more than texts: their values are read."""
 
+NOT_MEANS = {"chair_i"}
+"""Scores of images of which that of a set is no mean, and that cannot be computed from the files."""
+
 RANKING = ("cider", "rouge_l", "vqa_accuracy", "reciprocal_rank", "exact_match", "bleu_4", "text_recall_1")
 """The scores by which pictures differ most: the first one that both files have."""
 
@@ -211,7 +214,7 @@ def statistics_of_captions(
     if metrics is None:
         named = {name: metric_of(name) for name in common_scores(before, after, files)}
         metrics = [each for each in RESCORED if each in named.values()]
-        read = sorted(name for name, metric in named.items() if metric is None)
+        read = sorted(name for name, metric in named.items() if metric is None and name not in NOT_MEANS)
     with CaptionScorer(metrics, tokenizer=tokenizer) as scorer:
         return score_again(before, scorer, read), score_again(after, scorer, read)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from blip_recipe.metrics.scores import SELF_RANKS, Values
+from blip_recipe.metrics.statistics import mean_statistics
 from blip_recipe.models.contrastive import BLOCK
 
 
@@ -24,4 +25,5 @@ def self_recalls(images: torch.Tensor, captions: torch.Tensor) -> Values:
         own = cosines.gather(1, rows[:, None])
         ranks += ((cosines >= own).sum(1) - 1).tolist()
     per_image = {f"self_recall_{rank}": [float(each < rank) for each in ranks] for rank in SELF_RANKS}
-    return Values({name: sum(values) / len(values) for name, values in per_image.items()}, per_image)
+    statistics = tuple(mean_statistics(name, values, is_share=True) for name, values in per_image.items())
+    return Values({name: sum(values) / len(values) for name, values in per_image.items()}, per_image, statistics)

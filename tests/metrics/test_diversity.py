@@ -94,6 +94,8 @@ def test_chair_counts_objects_that_neither_instances_nor_references_have(files: 
     for number, (wrong, mentioned) in MENTIONED.items():
         assert scores.per_image[number] == {"chair_i": wrong / max(1, mentioned), "chair_s": float(wrong > 0)}, number
     assert scores.corpus == {"chair_i": 6 / 15, "chair_s": 3 / 6}
+    low, high = scores.intervals["chair_i"]
+    assert 0 <= low < 6 / 15 < high < 1
 
 
 def test_without_the_extra_chair_says_what_to_install(files: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

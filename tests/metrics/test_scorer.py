@@ -28,7 +28,7 @@ from blip_recipe.errors import RecipeError
 from blip_recipe.metrics.errors import JavaNotFoundError
 from blip_recipe.metrics.java import find_java
 from blip_recipe.metrics.scorer import CaptionScorer, score_captions
-from blip_recipe.metrics.scores import METRICS
+from blip_recipe.metrics.scores import WORD_METRICS
 
 CHEAP = ["bleu", "rouge_l", "cider", "exact_match"]
 ANYTHING = st.text(st.characters(codec=None), max_size=40)
@@ -254,5 +254,5 @@ def test_evaluate_metrics_give_the_same_scores_without_a_network(
 
 
 def test_all_known_metrics_have_a_scorer() -> None:
-    with CaptionScorer(METRICS) as scorer:
-        assert set(scorer.metrics) == set(METRICS)
+    with CaptionScorer(WORD_METRICS) as scorer:
+        assert set(scorer.metrics) == set(WORD_METRICS)
