@@ -81,8 +81,8 @@ def build_histogram(
             height = (BOTTOM - TOP) * count / highest
             title = f"{start:.2f} to {end:.2f}{f', {name}' if name else ''}: {count:,}"
             x = LEFT + slot * number + 0.5 + width * place
-            shape = (round(value, 1) for value in (x, BOTTOM - height, width, height))
-            bars.append(Bar(*shape, kind if isinstance(kind, str) else kind(start), title))
+            x, y, wide, tall = (round(value, 1) for value in (x, BOTTOM - height, width, height))
+            bars.append(Bar(x, y, wide, tall, kind if isinstance(kind, str) else kind(start), title))
     marked = None if mark is None else (round(_scale(mark, low, high, LEFT, RIGHT), 1), f"{mark:g}")
     return Histogram(label, low, high, bars, highest, marked)
 
