@@ -82,9 +82,9 @@ def _compare_captions(source: Source, folder: Path, images: Sequence[Image.Image
     usual = generate_token_ids(model, tokenizer, pixels, prompt, **decoding_arguments(source.settings, {}))
     texts, _ = exported.caption_pixels([own_pixels])
     found["texts"] = _mean(a == b[0] for a, b in zip(decode_texts(tokenizer, usual), texts, strict=True))
-    prompt_ids = torch.tensor([exported._prompt_ids(None)] * len(images))
+    prompt_ids = torch.tensor([exported.prompt_ids_of(None)] * len(images))
     expected = model(pixel_values=pixels, input_ids=prompt_ids).logits[:, -1].softmax(-1)
-    logits = exported._decoder(exported.encode(pixels.numpy())).read(prompt_ids.numpy()[:, None])
+    logits = exported.decoder_for(exported.encode(pixels.numpy())).read(prompt_ids.numpy()[:, None])
     return found | {"difference": _difference(expected, torch.from_numpy(logits[:, 0]).softmax(-1))}
 
 
@@ -112,7 +112,7 @@ def _compare_answers(source: Source, folder: Path, images: Sequence[Image.Image]
     first = model.text_decoder(
         input_ids=start, encoder_hidden_states=states, encoder_attention_mask=inputs["attention_mask"]
     )
-    logits = exported._decoder(encoded).read(start.numpy()[:, None])
+    logits = exported.decoder_for(encoded).read(start.numpy()[:, None])
     difference = _difference(first.logits[:, -1].softmax(-1), torch.from_numpy(logits[:, 0]).softmax(-1))
     return found | {"difference": difference}
 

@@ -120,9 +120,9 @@ class ExportedAnswerer:
         tokens = self.folder.record["tokens"]
         search = Search.from_arguments(self.decoding, 1, end=tokens["end"], padding=tokens["padding"])
         start = np.full((len(encoded["question_mask"]), 1), tokens["start"], dtype=np.int64)
-        return generate(self._decoder(encoded), start, search)
+        return generate(self.decoder_for(encoded), start, search)
 
-    def _decoder(self, encoded: dict[str, np.ndarray]) -> CachedDecoder:
+    def decoder_for(self, encoded: dict[str, np.ndarray]) -> CachedDecoder:
         return CachedDecoder(self.text_decoder, encoded, tuple(self.folder.record["heads"]))
 
     def _rank(self, encoded: dict[str, np.ndarray], row: int, answers: Sequence[str]) -> list[dict[str, Any]]:
@@ -138,7 +138,7 @@ class ExportedAnswerer:
         ids, mask = self.folder.texts.pad(
             [[tokens["start"], *self.folder.texts.encode(answer, special=False), tokens["end"]] for answer in answers]
         )
-        first = self._decoder(own).read(ids[None, :1, :1])[0, 0]
+        first = self.decoder_for(own).read(ids[None, :1, :1])[0, 0]
         likely = np.exp(log_softmax(first))[ids[:, 1]]
         chosen = top_k(likely[None], min(self.rank_top_k, len(answers)))[0]
         losses = [self._losses(own, ids[part], mask[part]) for part in np.split(chosen, range(ROWS, len(chosen), ROWS))]
@@ -151,7 +151,7 @@ class ExportedAnswerer:
 
     def _losses(self, encoded: dict[str, np.ndarray], ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, ...]:
         """The cross entropies of answers with their tokens, and with the uniform distribution, each `(answers,)`."""
-        logits = self._decoder(encoded).read_all(ids[None, :, :-1])[0]
+        logits = self.decoder_for(encoded).read_all(ids[None, :, :-1])[0]
         likely, counts = log_softmax(logits), mask[:, 1:]
         hard = -np.take_along_axis(likely, ids[:, 1:, None], axis=2)[..., 0]
         return (hard * counts).sum(axis=1), (-likely.mean(axis=2) * counts).sum(axis=1)

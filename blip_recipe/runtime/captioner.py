@@ -126,7 +126,7 @@ class ExportedCaptioner:
         """
         given = {**self.given, **decoding}
         prompt, seed = given.pop("prompt", None), given.pop("seed", SEED)
-        prompt_ids = self._prompt_ids(prompt)
+        prompt_ids = self.prompt_ids_of(prompt)
         tokens = self.folder.record["tokens"]
         search = Search.from_arguments(
             decoding_arguments(self.folder.settings, given),
@@ -138,7 +138,7 @@ class ExportedCaptioner:
         if search.do_sample:
             count, steps = search.num_return_sequences, search.max_length
             uniforms = np.stack([picture_uniforms(each.tobytes(), seed, count, steps) for each in pixel_values])
-        decoder = self._decoder(self.encode(pixel_values) if encoded is None else encoded)
+        decoder = self.decoder_for(self.encode(pixel_values) if encoded is None else encoded)
         rows = np.tile(np.array(prompt_ids, dtype=np.int64), (len(pixel_values), 1))
         return generate(decoder, rows, search, uniforms), prompt
 
@@ -152,9 +152,9 @@ class ExportedCaptioner:
             encoded: The encoding of the pictures.
             token_ids: The captions `(images, captions, tokens)` after the prompt, as generated.
         """
-        prompt_ids = np.array(self._prompt_ids(self.given.get("prompt")), dtype=np.int64)
+        prompt_ids = np.array(self.prompt_ids_of(self.given.get("prompt")), dtype=np.int64)
         begin = np.broadcast_to(prompt_ids, (*token_ids.shape[:2], len(prompt_ids)))
-        logits = self._decoder(encoded).read_all(np.concatenate([begin, token_ids[..., :-1]], axis=-1))
+        logits = self.decoder_for(encoded).read_all(np.concatenate([begin, token_ids[..., :-1]], axis=-1))
         likely = log_softmax(logits[:, :, len(prompt_ids) - 1 :])
         chosen = np.take_along_axis(likely, token_ids[..., None], axis=-1)[..., 0]
         is_end = token_ids == self.folder.record["tokens"]["end"]
@@ -168,15 +168,15 @@ class ExportedCaptioner:
             RecipeError: They do not. The message names them as options of the caption command.
         """
         given = {name: value for name, value in self.given.items() if name not in ("prompt", "seed")}
-        prompt_length = len(self._prompt_ids(self.given.get("prompt")))
+        prompt_length = len(self.prompt_ids_of(self.given.get("prompt")))
         check_caption_decoding(self.folder.settings, given, prompt_length, self.folder.record["positions"])
 
-    def _prompt_ids(self, prompt: str | None) -> list[int]:
+    def prompt_ids_of(self, prompt: str | None) -> list[int]:
         """The start token and the tokens of a prompt; None is the recorded prompt."""
         text = self.folder.settings.prompt if prompt is None else prompt
         return [self.folder.record["tokens"]["start"], *self.folder.texts.encode(text, special=False)]
 
-    def _decoder(self, encoded: dict[str, np.ndarray]) -> CachedDecoder:
+    def decoder_for(self, encoded: dict[str, np.ndarray]) -> CachedDecoder:
         return CachedDecoder(self.text_decoder, cross_states(encoded), tuple(self.folder.record["heads"]))
 
     def _decode(self, token_ids: np.ndarray, prompt: str | None) -> list[list[str]]:

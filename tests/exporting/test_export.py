@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from captioners import CAPTIONS, GAIN, draw_pictures, save_adapter, write_recipe
 from commands import run_code
+from forked import CHECKOUT
 from hub_server import HubServer
 from retrievers import build_retriever
+from transformers import BlipConfig
 from vqa_models import QUESTIONS, WORDS
 
 from blip_recipe.captioning.modeling import BlipForCaptioning
@@ -22,6 +32,7 @@ from blip_recipe.export import main
 from blip_recipe.exporting.quantization import FORMS, Measured, choose, load_scored_split, measure, quantize
 from blip_recipe.models.processors import save_processor
 from blip_recipe.models.tiny import IMAGE_SIZE, build_tokenizer, tiny_config, tiny_processor
+from blip_recipe.runtime.captioner import ExportedCaptioner
 from blip_recipe.vqa.modeling import BlipForAnswering
 from blip_recipe.vqa.tokens import use_question_token
 
@@ -128,6 +139,60 @@ def test_samples_depend_on_the_seed_alone(exported: Path, pictures: list[Path]) 
     found = run_command("caption", exported, *pictures, *sample)
     assert run_command("caption", exported, *pictures, *sample, "--batch_size", "1") == found
     assert run_command("caption", exported, *pictures, "--do_sample", "--seed", "4") != found
+
+
+def test_openvino_gives_the_same_token_ids(exported: Path, pictures: list[Path]) -> None:
+    pytest.importorskip("openvino")
+    first, second = (ExportedCaptioner.load(exported, engine=name, threads=1) for name in ("onnxruntime", "openvino"))
+    pixels = np.concatenate([first.folder.read_picture(path) for path in pictures])
+    for beams in (1, 3):
+        expected, _ = first.generate(pixels, num_beams=beams)
+        found, _ = second.generate(pixels, num_beams=beams)
+        assert found.tolist() == expected.tolist()
+
+
+@pytest.fixture
+def server(exported: Path, tmp_path: Path) -> Iterator[str]:
+    """The example of docs/serving."""
+    pytest.importorskip("fastapi")
+    pytest.importorskip("uvicorn")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    places = os.pathsep.join(map(str, (CHECKOUT, CHECKOUT / "docs" / "serving")))
+    env = {**os.environ, "CAPTIONER": str(exported), "PYTHONPATH": places}
+    words = [sys.executable, "-m", "uvicorn", "app:app", "--port", str(port), "--log-level", "warning"]
+    with (tmp_path / "log").open("wb") as log, subprocess.Popen(words, env=env, stdout=log, stderr=log) as process:
+        address = f"http://127.0.0.1:{port}"
+        try:
+            for _ in range(300):
+                if process.poll() is None and post(f"{address}/caption", b"")[0] != 0:
+                    break
+                time.sleep(0.1)
+            yield address
+        finally:
+            process.terminate()
+
+
+def post(url: str, content: bytes) -> tuple[int, dict[str, Any]]:
+    """Status and answer; 0 where nobody answers."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data=content, method="POST")) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+    except OSError:
+        return 0, {}
+
+
+def test_the_server_captions_many_pictures_at_once(server: str, exported: Path, pictures: list[Path]) -> None:
+    expected = [found[0] for found in ExportedCaptioner.load(exported).caption(pictures)]
+    contents = [path.read_bytes() for path in pictures]
+    with ThreadPoolExecutor(8) as clients:
+        found = list(clients.map(lambda content: post(f"{server}/caption", content), contents * 5))
+    assert found == [(200, {"caption": caption}) for caption in expected] * 5
+    assert post(f"{server}/caption", b"no picture")[0] == 422
+    assert post(f"{server}/caption", bytes(21 * 2**20))[0] == 413
 
 
 def test_answers_without_torch(folder: Path, pictures: list[Path], capfd: pytest.CaptureFixture[str]) -> None:
@@ -237,6 +302,23 @@ for (const picture of pictures) {
   console.log(tokenizer.batch_decode(ids, { skip_special_tokens: true })[0].trim());
 }
 """
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_a_model_of_base_size_with_random_weights(tmp_path: Path) -> None:
+    """The command refuses probabilities that differ by more than 1e-4."""
+    torch.manual_seed(0)
+    tokenizer = build_tokenizer(CAPTIONS)
+    text = {"vocab_size": 30524, "bos_token_id": tokenizer.bos_token_id, "sep_token_id": tokenizer.sep_token_id}
+    text |= {"num_attention_heads": 12, "encoder_hidden_size": 768, "pad_token_id": tokenizer.pad_token_id}
+    vision = {"image_size": 384, "layer_norm_eps": 1e-6, "initializer_range": 0.02}
+    model = BlipForCaptioning(BlipConfig(text_config=text, vision_config=vision))
+    model.save_pretrained(tmp_path / "base")
+    save_processor(tiny_processor(tokenizer, 384), tmp_path / "base")
+    main([str(tmp_path / "base"), str(tmp_path / "exported")])
+    check = json.loads((tmp_path / "exported" / "export.json").read_text())["check"]
+    assert [check["greedy"], check["beams"]] == [1.0, 1.0], check
 
 
 @pytest.mark.long
