@@ -75,7 +75,7 @@ def pictures(folder: Path) -> list[Path]:
 def captioner(folder: Path) -> Path:
     """An adapter of a small captioner, with a prompt."""
     base = save_small(folder / "base", BlipForCaptioning, [PROMPT, *CAPTIONS], GAIN)
-    keys = {"generation_num_beams": 3, "generation_max_length": 14, "generation_min_length": 6}
+    keys: dict[str, Any] = {"generation_num_beams": 3, "generation_max_length": 14, "generation_min_length": 6}
     return save_adapter(folder / "adapter", base, prompt=PROMPT, **keys)
 
 

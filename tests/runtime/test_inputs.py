@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,4 +73,5 @@ def test_texts_become_the_same_ids_and_come_back_the_same(save: object, tmp_path
         assert ids.tolist() == expected.input_ids.tolist()
         assert mask.tolist() == expected.attention_mask.tolist()
     every = np.random.default_rng(0).integers(0, len(tokenizer), (200, 12))
-    assert [texts.decode(row) for row in [*ids, *every]] == decode_texts(tokenizer, [*ids.tolist(), *every.tolist()])
+    rows: Any = [*ids.tolist(), *every.tolist()]
+    assert [texts.decode(row) for row in [*ids, *every]] == decode_texts(tokenizer, rows)
