@@ -179,7 +179,7 @@ def test_a_recipe_scores_groups_and_its_card_shows_them(
         assert results[f"test_rouge_l_{end}"] == pytest.approx(sum(part) / len(part))
         assert f"baseline_rouge_l_{end}" in results
         card = (tmp_path / "run/README.md").read_text()
-        assert f"| ROUGE-L of {end} | {results[f'baseline_rouge_l_{end}']:.4f} |" in card
+        assert f"| ROUGE-L of {end} | {results[f'baseline_rouge_l_{end}']:.4f} (" in card
     capsys.readouterr()
     options = ["--model", str(tmp_path / "run"), "--eval_split", "train", "--output_dir", str(tmp_path / "again")]
     evaluate([str(tmp_path / "recipe.json"), *options])

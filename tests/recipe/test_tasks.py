@@ -68,7 +68,7 @@ def test_a_run_goes_on_with_the_lengths_that_followed_its_data(tmp_path: Path) -
             ("--captions_per_image", "1"),
             "captions_per_image is given, but task is 'vqa': it belongs to task 'captioning'",
         ),
-        ("vqav2", ("--streaming", "true"), "task is 'vqa' and streaming is true"),
+        ("vqav2", ("--streaming", "true"), "answer_list is 'train' and the training questions are a stream"),
         ("shapes_retrieval", ("--generation_num_beams", "2"), "generation_num_beams is given, but task is 'retrieval'"),
         ("shapes_tiny", ("--kl_coef", "0.1"), "kl_coef is given, but task is 'captioning': it belongs to stage 'scst'"),
         ("shapes_retrieval", ("--label_smoothing_factor", "0.1"), "label_smoothing_factor is 0.1"),

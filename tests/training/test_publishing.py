@@ -53,7 +53,7 @@ def make_trainer(captioner: Path, folder: Path, **changes: Any) -> CaptionTraine
 
 def loss_of(card: Path) -> float:
     """The loss in a card's table of scores."""
-    found = re.search(r"^\| Loss.*[ *]([0-9.]+)[ *]*\|$", card.read_text(encoding="utf-8"), re.MULTILINE)
+    found = re.search(r"^\| Loss.*\*\*([0-9.]+)\*\*", card.read_text(encoding="utf-8"), re.MULTILINE)
     assert found, card.read_text(encoding="utf-8")
     return float(found[1])
 

@@ -14,13 +14,15 @@ from typing import Any
 import pytest
 import torch
 from commands import run_checked, start_module
-from datasets import Dataset, Features, Value
+from datasets import Dataset, Features, Value, concatenate_datasets
 from datasets import Image as ImageFeature
 from safetensors.torch import load_file
 
 from blip_recipe.data.arguments import CaptionDataArguments
 from blip_recipe.data.captions import captions_id
+from blip_recipe.data.images import open_image
 from blip_recipe.data.load import load_split, load_splits
+from blip_recipe.data.shapes import encode_picture
 from blip_recipe.data.shards import open_stream
 from blip_recipe.data.streaming import PictureStream
 from blip_recipe.errors import RecipeError
@@ -52,11 +54,18 @@ def rows_of(task: str) -> Dataset:
         table = load_questions(VqaDataArguments(dataset_name="shapes"), "train", max_samples=4 * ROWS)
         table = table.select([row for row in range(len(table)) if row % 12 < 3]).flatten_indices()
         assert len(table) == ROWS
-        return table.add_column("answer_weight", [0.5 + row % 2 for row in range(ROWS)])
+        return drawn(table.add_column("answer_weight", [0.5 + row % 2 for row in range(ROWS)]))
     table = load_split(CaptionDataArguments(dataset_name="shapes"), "train", max_samples=ROWS)
     captions = [each[:1] for each in table["captions"]]
     captions[5] = captions[1]
-    return table.remove_columns("captions").add_column("captions", captions)
+    return drawn(table.remove_columns("captions").add_column("captions", captions))
+
+
+def drawn(table: Dataset) -> Dataset:
+    """The rows with the files of their scenes, which `shapes` draws when they are read."""
+    pictures = [{"bytes": encode_picture(open_image(each)), "path": None} for each in table["image"]]
+    column = Dataset.from_dict({"image": pictures}, features=Features({"image": ImageFeature(decode=False)}))
+    return concatenate_datasets([table.remove_columns("image"), column], axis=1)
 
 
 def write_shards(folder: Path, table: Dataset, parts: int = 1) -> Path:
