@@ -40,7 +40,7 @@ from blip_recipe.pretraining.tiny import build_tiny_pretrained
 
 NEEDS = ("network", "a GPU", "a cluster")
 """What a block may need that no test has."""
-DATA = ("text", "csv", "html", "bibtex", "mermaid", "toml")
+DATA = ("text", "csv", "html", "bibtex", "js", "mermaid", "toml")
 CODE = ("python", "bash", "json", "yaml", "jsonl")
 ADAPTER = "you/blip-coco-lora"
 WORKER = Path(__file__).with_name("worker.py")

@@ -142,6 +142,9 @@ def test_what_the_image_copies_is_what_the_build_context_lets_in() -> None:
         for line in re.findall(r"^COPY (.+) /src/", read("Dockerfile"), flags=re.MULTILINE)
         for word in line.split()
     }
+    served = re.findall(r"^COPY (\S+) ", read("docs/serving/Dockerfile"), flags=re.MULTILINE)
+    assert {name for name in served if not name.startswith("docs/serving/")} <= copied
+    copied.add("docs/serving")
     allowed = {line[1:] for line in read(".dockerignore").splitlines() if line.startswith("!")}
     assert copied == allowed
     assert {name for name in copied if not (CHECKOUT / name).exists()} == set()
