@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from blip_recipe.card.baseline import match_baseline
 from blip_recipe.card.charts import (
     Curves,
     Histogram,
@@ -26,7 +27,7 @@ from blip_recipe.card.charts import (
 from blip_recipe.card.page import render_page, to_json
 from blip_recipe.card.pictures import SCORE_LABELS, ranking_score
 from blip_recipe.card.thumbnails import INLINE, MAX_INLINE_BYTES, Thumbnails, make_thumbnails, remove_thumbnails
-from blip_recipe.data.storage import BASELINE_PREDICTIONS_FILE, read_lines, write_atomically
+from blip_recipe.data.storage import write_atomically
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -135,12 +136,14 @@ def write_report(
     Returns:
         The path of the page.
     """
-    shown = predictions[:: -(-len(predictions) // MAX_ROWS) or 1]
+    every = slice(None, None, -(-len(predictions) // MAX_ROWS) or 1)
+    shown = predictions[every]
     if len(shown) < len(predictions):
         logger.warning("%s shows %s of %s rows.", REPORT, f"{len(shown):,}", f"{len(predictions):,}")
     columns = COLUMNS[words.name]
     ours = [read_row(each, to_display(each), columns, words.key) for each in shown]
-    base = match_baseline(read_lines(output_dir / BASELINE_PREDICTIONS_FILE), ours, to_display, columns, words.key)
+    before = match_baseline(output_dir, predictions, words)
+    base = [read_row(each, to_display(each), columns, words.key) for each in before[every]] if before else None
     images = list(dict.fromkeys(each["image"] for each in ours))
     folder = output_dir / REPORT_FOLDER
     if find_picture is None:
@@ -223,22 +226,6 @@ def read_row(prediction: Record, display: Record, columns: Columns, key: str) ->
     if columns.rank:
         row["scores"] |= {"reciprocal_rank": 1 / fields[columns.rank]}
     return row | {name: fields[name] for name in ("prompt", "group") if fields.get(name)}
-
-
-def match_baseline(
-    records: Sequence[Record],
-    ours: Sequence[Record],
-    to_display: Callable[[Record], Record],
-    columns: Columns,
-    key: str,
-) -> list[dict[str, Any]] | None:
-    """Convert the base model's predictions to rows in the order of `ours`; None if they are those of other data."""
-    known = {each.get(key): each for each in records}
-    if not all(each["id"] in known for each in ours):
-        return None
-    rows = [read_row(one, to_display(one), columns, key) for one in (known[each["id"]] for each in ours)]
-    is_same = all(base["references"] == each["references"] for base, each in zip(rows, ours, strict=True))
-    return rows if is_same else None
 
 
 def render_report(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from huggingface_hub import HfApi
 
+from blip_recipe.card.baseline import match_baseline
 from blip_recipe.card.callback import CardCallback
 from blip_recipe.card.facts import (
     PLACEHOLDER,
@@ -32,7 +33,6 @@ from blip_recipe.data.storage import (
     BASELINE_PREDICTIONS_FILE,
     PREDICTIONS_FILE,
     read_json,
-    read_lines,
     write_json,
     write_predictions,
 )
@@ -184,14 +184,9 @@ class PublishingTrainer(TimedTrainer):
 
     def _predictions_to_show(self) -> list[dict[str, Any]]:
         """The predictions for the card, with the base model's text for the same row as `before`."""
-        base = [self.to_display(each) for each in read_lines(self.output_dir / BASELINE_PREDICTIONS_FILE)]
-        before = {each[self.task.key]: each for each in base}
         shown = [dict(self.to_display(each)) for each in self.predictions]
-        for each in shown:
-            other = before.get(each[self.task.key])
-            # Row numbers are ids of other pictures in another split.
-            if other and other["references"] == each["references"]:
-                each["before"] = other["caption"]
+        for each, old in zip(shown, match_baseline(self.output_dir, self.predictions, self.task) or (), strict=False):
+            each["before"] = self.to_display(old)["caption"]
         return shown
 
     def write_report(self, facts: ReportFacts) -> None:

@@ -18,11 +18,12 @@ from transformers import EarlyStoppingCallback, EvalPrediction, set_seed
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import has_length
 
+from blip_recipe.card.baseline import match_baseline
 from blip_recipe.data.dataset import PictureDataset
 from blip_recipe.data.holdout import find_shared_pictures
 from blip_recipe.data.mixture import Mixture, MixtureSampler
 from blip_recipe.data.pixels import normalize_pixels
-from blip_recipe.data.storage import BASELINE_PREDICTIONS_FILE, read_lines, write_json, write_lines
+from blip_recipe.data.storage import BASELINE_PREDICTIONS_FILE, write_json, write_lines
 from blip_recipe.data.streaming import PictureStream
 from blip_recipe.errors import RecipeError
 from blip_recipe.hub.publishing import preflight
@@ -589,25 +590,18 @@ class BlipTrainer(PublishingTrainer):
 
     def judge(self, statistics: Sequence[Statistics]) -> dict[str, float]:
         """The p-values of the scores of `predictions` against the base model's; none for other rows than it had."""
-        rows = {record[self.task.key]: record for record in self.baseline_predictions()}
-        before = [rows.get(record[self.task.key], {}) for record in self.predictions]
-        names = (self.task.references, "question", "group")
-        if not statistics or len(rows) != len(before):
+        before = match_baseline(self.output_dir, self.predictions, self.task) if self.has_baseline() else None
+        if not statistics or before is None:
             return {}
-        for old, new in zip(before, self.predictions, strict=True):
-            if any(old.get(name) != new.get(name) for name in names):
-                return {}
         p_values = paired_p_values(
             self.statistics_of(before, statistics), statistics, resamples=self.resamples, seed=self.args.seed
         )
         return {f"{name}_{P_VALUE}": value for name, value in p_values.items()}
 
-    def baseline_predictions(self) -> list[dict[str, Any]]:
-        """The predictions of the untouched base model, to compare this evaluation with; none during training."""
+    def has_baseline(self) -> bool:
+        """Whether this evaluation is compared with that of the untouched base model: not during training."""
         is_known = self.recipe is not None or BASELINE in self.results
-        if not self.resamples or self.scored_name == BASELINE or not is_known:
-            return []
-        return read_lines(self.output_dir / BASELINE_PREDICTIONS_FILE)
+        return bool(self.resamples) and self.scored_name != BASELINE and is_known
 
     def current_metrics(self) -> Sequence[str]:
         """The metrics of this evaluation: `eval_metrics` during training, else `metrics`."""

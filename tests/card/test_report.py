@@ -48,10 +48,10 @@ OURS = [
     caption(4, "a red bus in the street", 2.0, ["a bus", "Bus on a zebra crossing"], group="indoor"),
 ]
 BASE = [
-    caption(1, "a dog runs", 1.5, OURS[0]["references"]),
-    caption(2, "a cow", 0.5, OURS[1]["references"]),
-    caption(3, "a bird", 1.0, OURS[2]["references"]),
-    caption(4, "a truck", 0.25, OURS[3]["references"]),
+    caption(1, "a dog runs", 1.5, OURS[0]["references"], group="indoor"),
+    caption(2, "a cow", 0.5, OURS[1]["references"], group="outdoor"),
+    caption(3, "a bird", 1.0, OURS[2]["references"], group="outdoor"),
+    caption(4, "a truck", 0.25, OURS[3]["references"], group="indoor"),
 ]
 
 
