@@ -40,7 +40,8 @@ def main() -> None:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     stock, ours = build(options.size, device, dtype)
     batch = made_images(min(options.images, options.batch_size or (64 if device.type == "cuda" else 8)))
-    rows = [compare(stock, ours, batch.to(device, dtype), beams, options) for beams in options.beams]
+    batch = batch.to(device, dtype)
+    rows = [compare(stock, ours, batch, beams, options.images, options.turns) for beams in options.beams]
     about = {
         "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
@@ -60,9 +61,9 @@ def build(size: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any
     return stock, ours.use_sdpa()
 
 
-def compare(stock: Any, ours: Any, batch: torch.Tensor, beams: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Measure captions per second of both sides."""
-    batches = -(-options.images // len(batch))
+def compare(stock: Any, ours: Any, batch: torch.Tensor, beams: int, images: int, turns: int) -> dict[str, Any]:
+    """Measure captions per second of both sides, each for `images` pictures in each of `turns`."""
+    batches = -(-images // len(batch))
     written: dict[str, torch.Tensor] = {}
     seconds: dict[str, list[float]] = {"stock": [], "ours": []}
 
@@ -74,7 +75,7 @@ def compare(stock: Any, ours: Any, batch: torch.Tensor, beams: int, options: arg
     sides = {"stock": stock, "ours": ours}
     for side, model in sides.items():
         caption(side, model, 1)
-    for _ in range(options.turns):
+    for _ in range(turns):
         for side, model in sides.items():
             seconds[side].append(seconds_of(partial(caption, side, model, batches)))
     same = sum(map(torch.equal, written["stock"], written["ours"]))

@@ -13,16 +13,20 @@ large matrix product, measured in the same run.
 from __future__ import annotations
 
 import argparse
+import gc
 import statistics
 import tempfile
 import time
 from collections import defaultdict
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import Any, cast, get_args
 
 import torch
+from datasets import Dataset
+from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 from transformers import (
     BlipForConditionalGeneration,
     Seq2SeqTrainer,
@@ -38,6 +42,7 @@ from benchmarks.workload import (
     SIZES,
     Mode,
     PeakMemory,
+    caption_texts,
     made_captions,
     made_images,
     made_processor,
@@ -50,17 +55,36 @@ from blip_recipe.captioning.trainer import CaptionTrainer
 from blip_recipe.captioning.training_arguments import CaptionTrainingArguments
 from blip_recipe.data.dataset import PictureDataset
 from blip_recipe.errors import run_command
-from blip_recipe.models.adapters import add_lora, lora_config, quantization_config
+from blip_recipe.models.adapters import add_lora, lora_config, quantization_config, quantization_of
 from blip_recipe.models.arguments import ModelArguments
 from blip_recipe.models.text import IGNORED
 from blip_recipe.training.memory import caption_step, estimate_peak_bytes
 
-if TYPE_CHECKING:
-    from peft import LoraConfig
-
 CAPTIONS = len(CAPTION_LENGTHS)
-WARM_UP_STEPS = 1
+WARM_UP_STEPS = 2
+"""The first step allocates and compiles; on a GPU the second still tunes."""
 Measured = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured.
+
+    Attributes:
+        size: A name of `SIZES`.
+        batch_sizes: Images per step. The best one counts.
+        steps: Timed steps per turn.
+        turns: Turns of each side.
+        torch_compile: Whether both sides compile the model.
+        exact_memory: Whether each turn on a CPU runs in a new process, where memory of earlier turns does not count.
+    """
+
+    size: str
+    batch_sizes: tuple[int, ...]
+    steps: int = 3
+    turns: int = 2
+    torch_compile: bool = False
+    exact_memory: bool = True
 
 
 def main() -> None:
@@ -78,9 +102,10 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rate = matmul_flop_rate(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    plan = Plan(options.size, tuple(options.batch_sizes), options.steps, options.turns, options.torch_compile)
     with tempfile.TemporaryDirectory() as folder:
-        BlipForConditionalGeneration(SIZES[options.size].config()).save_pretrained(folder)
-        rows = [compare(mode, folder, options, device, rate) for mode in options.modes]
+        BlipForConditionalGeneration(SIZES[plan.size].config()).save_pretrained(folder)
+        rows = [compare(mode, folder, plan, device, rate) for mode in options.modes]
     for row in rows:
         row["ours / stock trained in full: pairs/s"] = round(row["ours: pairs/s"] / rows[0]["stock: pairs/s"], 2)
     output = options.output or RESULTS / f"training_{options.size}_{device.type}.json"
@@ -92,22 +117,22 @@ def main() -> None:
     write_results(output, machine(["torch", "transformers", "peft", "bitsandbytes"], **about), rows)
 
 
-def compare(mode: Mode, folder: str, options: argparse.Namespace, device: torch.device, rate: float) -> dict[str, Any]:
-    """Compare both sides, each at its best batch size."""
+def compare(mode: Mode, folder: str, plan: Plan, device: torch.device, rate: float) -> dict[str, Any]:
+    """Compare both sides, each at its best batch size. `folder` holds a model of the plan's size."""
     measured: dict[str, list[Measured]] = {side: [] for side in SIDES}
-    for images in options.batch_sizes:
+    for images in plan.batch_sizes:
         turns: dict[str, list[Measured]] = defaultdict(list)
-        for _ in range(options.turns):
+        for _ in range(plan.turns):
             for side in SIDES:
-                # Use a new process for each turn, so memory of earlier turns does not count.
-                with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
-                    turns[side] += fresh.submit(run_turn, side, mode, folder, images, options, device).result()
+                turns[side] += run_apart(side, mode, folder, images, plan, device)
         for side, each in turns.items():
-            if len(each) == options.turns:
+            if len(each) == plan.turns:
                 seconds = statistics.median(turn["seconds"] for turn in each)
                 measured[side].append(each[0] | {"seconds": seconds / images, "images": images})
+    if short := [side for side, found in measured.items() if not found]:
+        raise MemoryError(f"{mode}: {short} ran out of memory with each of {plan.batch_sizes} images a step")
     stock, ours = (min(measured[side], key=lambda each: each["seconds"]) for side in SIDES)
-    floor = SIZES[options.size].step_flop(mode, 1) / rate
+    floor = SIZES[plan.size].step_flop(mode, 1) / rate
     row: dict[str, Any] = {"mode": mode}
     for side, best in (("stock", stock), ("ours", ours)):
         row |= {
@@ -128,19 +153,30 @@ def compare(mode: Mode, folder: str, options: argparse.Namespace, device: torch.
     }
 
 
-def run_turn(
-    side: str, mode: Mode, folder: str, images: int, options: argparse.Namespace, device: torch.device
-) -> list[Measured]:
+def run_apart(side: str, mode: Mode, folder: str, images: int, plan: Plan, device: torch.device) -> list[Measured]:
+    """Measure one side without memory of earlier turns: on a CPU in a new process, on a GPU after freeing it."""
+    if device.type != "cuda" and plan.exact_memory:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
+            return fresh.submit(run_turn, side, mode, folder, images, plan, device).result()
+    measured = run_turn(side, mode, folder, images, plan, device)
+    torch.compiler.reset()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return measured
+
+
+def run_turn(side: str, mode: Mode, folder: str, images: int, plan: Plan, device: torch.device) -> list[Measured]:
     """Measure one side. The result is empty if it runs out of memory."""
     arguments: dict[str, Any] = {
         "output_dir": folder,
-        "max_steps": WARM_UP_STEPS + options.steps,
+        "max_steps": WARM_UP_STEPS + plan.steps,
         "report_to": [],
         "save_strategy": "no",
         "logging_strategy": "no",
         "disable_tqdm": True,
         "bf16": device.type == "cuda",
-        "torch_compile": options.torch_compile,
+        "torch_compile": plan.torch_compile,
         "dataloader_num_workers": 0,
     }
     warm_up(device)
@@ -213,6 +249,9 @@ class MadeRows(PictureDataset):
 
     def __init__(self, images: int) -> None:
         self.pictures, self.captions = made_images(images), made_captions(images)
+        # The trainer looks at the rows before it begins.
+        files = [{"bytes": str(number).encode(), "path": None} for number in range(images)]
+        self.rows = Dataset.from_dict({"image": files, "captions": caption_texts(images)})
 
     def __len__(self) -> int:
         return len(self.captions)
@@ -244,10 +283,17 @@ def prepare(model_class: Any, mode: Mode, folder: str) -> Any:
     if mode == "frozen":
         model.vision_model.requires_grad_(False)
     if mode in ("lora", "8bit"):
-        config = cast("LoraConfig", lora_config(ModelArguments(use_peft=True)))
+        config = cast(LoraConfig, lora_config(ModelArguments(use_peft=True)))
         config.target_modules = BlipForCaptioning.lora_layers
-        model = add_lora(model, config)
+        model = add_lora(model, config) if isinstance(model, BlipForCaptioning) else stock_lora(model, config)
     return model
+
+
+def stock_lora(model: Any, config: LoraConfig) -> Any:
+    """Wrap the stock class with peft alone. Its gradient checkpointing fails for BLIP."""
+    if quantization_of(model):
+        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+    return get_peft_model(model, config)
 
 
 class StepTimes(TrainerCallback):

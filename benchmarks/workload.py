@@ -92,7 +92,13 @@ class Size:
         }
 
 
-SIZES = {"small": Size(4, 768, 4), "base": Size(12, 768, 12), "large": Size(24, 1024, 12)}
+SIZES = {
+    "tiny": Size(1, 64, 1),
+    "small": Size(4, 768, 4),
+    "base": Size(12, 768, 12),
+    "large": Size(24, 1024, 12),
+}
+"""Models by name. `tiny` only tries a benchmark out."""
 
 
 def made_images(images: int, size: int = IMAGE_SIZE) -> torch.Tensor:
@@ -125,6 +131,11 @@ def made_captions(images: int) -> list[list[torch.Tensor]]:
         ]
         for _ in range(images)
     ]
+
+
+def caption_texts(images: int) -> list[list[str]]:
+    """Five captions of each picture, which `made_processor` splits into `CAPTION_LENGTHS` tokens."""
+    return [[" ".join(f"w{token}" for token in ids[1:-1].tolist()) for ids in each] for each in made_captions(images)]
 
 
 def matmul_flop_rate(device: torch.device, dtype: torch.dtype, width: int = 4096) -> float:
