@@ -4,9 +4,8 @@ make bench-gpu                                  # or python -m benchmarks.gpu
 python -m benchmarks.gpu --parts large compile  # some parts
 python -m benchmarks.gpu --quick                # a tiny model, also on a CPU: tries the benchmark out
 
-The parts run one after the other, stock beside ours in each, the most valuable first. Each runs in its own process,
-so one that fails does not end the others. The JSON is written after each part. No part begins after `--limit` seconds.
-The exit code is 1 if a part failed.
+The parts run one after the other, stock beside ours in each, the most valuable first. One that fails does not end the
+others. The JSON is written after each part. No part begins after `--limit` seconds. The exit code is 1 if a part failed.
 """
 
 from __future__ import annotations
@@ -20,16 +19,11 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
-
-# Asking the driver's library leaves CUDA itself untouched, so the processes of the parts can be forked.
-os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
 
 import torch
 from datasets import Dataset
@@ -124,7 +118,7 @@ def main() -> None:
     scale = QUICK if options.quick else FULL
     results: dict[str, list[Row]] = {}
     with tempfile.TemporaryDirectory() as folder:
-        about, rate = apart(prepare, scale, Path(folder))
+        about, rate = prepare(scale, Path(folder))
         output = options.output or RESULTS / f"gpu_{'quick' if options.quick else about['device type']}.json"
         device = torch.device(about["device type"])
         for name in options.parts:
@@ -132,19 +126,13 @@ def main() -> None:
             if started - began > options.limit:
                 results[name] = [{"not run": f"{options.limit:.0f} s had passed"}]
             else:
-                results[name] = apart(attempt, name, Work(device, rate, scale, Path(folder)))
+                results[name] = attempt(name, Work(device, rate, scale, Path(folder)))
             about["seconds"][name] = round(time.monotonic() - started, 1)
             output.parent.mkdir(parents=True, exist_ok=True)
             output.write_text(json.dumps({"machine": about, "results": results}, indent=1) + "\n", encoding="utf-8")
             print(f"{name} ({about['seconds'][name]} s)", *map(json.dumps, results[name]), sep="\n  ", flush=True)
     if failed := [name for name, rows in results.items() if any("error" in row for row in rows)]:
         sys.exit(f"Failed: {', '.join(failed)}. {output} has the messages.")
-
-
-def apart(work: Callable[..., Any], *arguments: Any) -> Any:
-    """Call `work` in a forked process: it has all modules already, and its own CUDA context, which ends with it."""
-    with ProcessPoolExecutor(1, mp_context=get_context("fork")) as fresh:
-        return fresh.submit(work, *arguments).result()
 
 
 def prepare(scale: Scale, folder: Path) -> tuple[dict[str, Any], float]:
@@ -172,6 +160,7 @@ def attempt(name: str, work: Work) -> list[Row]:
     except Exception as error:
         traceback.print_exc()
         rows.append({"error": f"{type(error).__name__}: {error}"[:500]})
+    training.free_memory()
     return rows
 
 

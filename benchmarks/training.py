@@ -159,11 +159,16 @@ def run_apart(side: str, mode: Mode, folder: str, images: int, plan: Plan, devic
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as fresh:
             return fresh.submit(run_turn, side, mode, folder, images, plan, device).result()
     measured = run_turn(side, mode, folder, images, plan, device)
+    free_memory()
+    return measured
+
+
+def free_memory() -> None:
+    """Free what earlier turns left: compiled code, circles of objects, and the GPU's cache."""
     torch.compiler.reset()
     gc.collect()
-    if device.type == "cuda":
+    if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    return measured
 
 
 def run_turn(side: str, mode: Mode, folder: str, images: int, plan: Plan, device: torch.device) -> list[Measured]:
