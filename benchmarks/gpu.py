@@ -5,7 +5,7 @@ python -m benchmarks.gpu --parts large compile  # some parts
 python -m benchmarks.gpu --quick                # a tiny model, also on a CPU: tries the benchmark out
 
 The parts run one after the other, stock beside ours in each, the most valuable first. One that fails does not end the
-others. The JSON is written after each part. No part begins after `--limit` seconds. The exit code is 1 if a part failed.
+others. The JSON is written after each part. No part begins after `--limit` seconds. The exit code is 1 if one failed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, islice
@@ -42,10 +42,19 @@ from transformers import (
 from benchmarks import generation, training
 from benchmarks.common import RESULTS, machine
 from benchmarks.loading import made_photograph, open_with_pillow
-from benchmarks.workload import CAPTION_LENGTHS, IMAGE_SIZE, SIZES, caption_texts, made_processor, matmul_flop_rate
+from benchmarks.workload import (
+    CAPTION_LENGTHS,
+    IMAGE_SIZE,
+    SIZES,
+    caption_texts,
+    made_processor,
+    matmul_flop_rate,
+    synchronise,
+)
 from blip_recipe import CaptionTrainer, CaptionTrainingArguments, caption_pipeline
 from blip_recipe.captioning.writing import CaptionWriter
 from blip_recipe.data.augmentation import CROP_SCALE
+from blip_recipe.data.listing import read_ahead
 from blip_recipe.errors import run_command
 from blip_recipe.models.text import IGNORED
 
@@ -61,9 +70,8 @@ class Scale:
     Attributes:
         base: A name of `SIZES` for all parts but one.
         large: A name of `SIZES` for the part `large`.
-        base_batches: Images per training step that are tried for `base`.
-        large_batches: Images per training step that are tried for `large`.
-        loaded_batch: Images per training step with pictures from files.
+        base_batches: Images per training step of each side that are tried for `base`. The memory must suffice.
+        large_batches: The same for `large`.
         steps: Timed training steps.
         exact_memory: Whether each turn on a CPU runs in a new process.
         captioned: Pictures that are captioned from end to end.
@@ -74,9 +82,8 @@ class Scale:
 
     base: str
     large: str
-    base_batches: tuple[int, ...]
-    large_batches: tuple[int, ...]
-    loaded_batch: int
+    base_batches: Mapping[str, tuple[int, ...]]
+    large_batches: Mapping[str, tuple[int, ...]]
     steps: int
     exact_memory: bool
     captioned: int
@@ -85,8 +92,30 @@ class Scale:
     workers: tuple[int, ...]
 
 
-FULL = Scale("base", "large", (32, 128), (16, 48), 64, 6, True, 5000, 128, 128, (8, 16))
-QUICK = Scale("tiny", "tiny", (1, 2), (2,), 2, 2, False, 6, 3, 3, (1,))
+FULL = Scale(
+    base="base",
+    large="large",
+    base_batches={"stock": (16, 32), "ours": (64, 128)},
+    large_batches={"stock": (12,), "ours": (32, 64)},
+    steps=6,
+    exact_memory=True,
+    captioned=5000,
+    caption_batch=128,
+    photographs=128,
+    workers=(8, 16),
+)
+QUICK = Scale(
+    base="tiny",
+    large="tiny",
+    base_batches={"stock": (1, 2), "ours": (1, 2)},
+    large_batches={"stock": (1,), "ours": (2,)},
+    steps=2,
+    exact_memory=False,
+    captioned=6,
+    caption_batch=3,
+    photographs=3,
+    workers=(1,),
+)
 
 
 @dataclass(frozen=True)
@@ -169,7 +198,9 @@ def train_steps(mode: training.Mode, work: Work, *, large: bool = False, compile
     scale = work.scale
     size = scale.large if large else scale.base
     batches = scale.large_batches if large else scale.base_batches
-    plan = training.Plan(size, batches[:1] if compiled else batches, scale.steps, 1, compiled, scale.exact_memory)
+    if compiled:  # compiling takes longer than all the steps
+        batches = {side: sizes[-1:] for side, sizes in batches.items()}
+    plan = training.Plan(size, batches, scale.steps, 1, compiled, scale.exact_memory)
     yield {"size": size, **training.compare(mode, str(work.folder / size), plan, work.device, work.rate)}
 
 
@@ -216,6 +247,9 @@ def caption_files(work: Work) -> Iterator[Row]:
         written[side] = caption(max(number, 1))
         row[f"{side}: captions/s"] = round(len(written[side]) / (time.perf_counter() - began), 2)
     row["ours / stock"] = round(row["ours: captions/s"] / row["stock: captions/s"], 2)
+    began = time.perf_counter()
+    read = list(read_ahead(writer.read, again(paths, scale.captioned // 5), 2 * scale.caption_batch))
+    row["ours: pictures read/s, without captions"] = round(len(read) / (time.perf_counter() - began), 1)
     row[f"ours: seconds for {scale.captioned:,} captions"] = round(scale.captioned / row["ours: captions/s"], 1)
     yield row
 
@@ -226,7 +260,7 @@ def train_from_files(work: Work) -> Iterator[Row]:
     contents = photographs(scale.photographs)
     for workers in scale.workers:
         for side, build in (("stock", stock_from_files), ("ours", ours_from_files)):
-            images = scale.loaded_batch if side == "ours" else max(1, scale.loaded_batch // 2)
+            images = scale.base_batches[side][-1]
             times = StepEnds()
             warm_up, timed = training.WARM_UP_STEPS + workers, scale.steps
             arguments = {
@@ -235,6 +269,7 @@ def train_from_files(work: Work) -> Iterator[Row]:
                 **{"report_to": [], "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True},
                 "bf16": work.device.type == "cuda",
             }
+            training.free_memory()
             trainer = build(work, contents, images, arguments, steps=warm_up + timed)
             trainer.add_callback(times)
             trainer.train()
@@ -247,7 +282,7 @@ def train_from_files(work: Work) -> Iterator[Row]:
                 "pairs/s": round(images * CAPTIONS / seconds, 1),
                 "pictures read/s": round(images * (CAPTIONS if side == "stock" else 1) / seconds, 1),
             }
-            del trainer
+            del trainer  # a second one would not fit beside it
 
 
 def ours_from_files(work: Work, contents: list[bytes], images: int, arguments: Row, steps: int) -> Any:
@@ -256,6 +291,8 @@ def ours_from_files(work: Work, contents: list[bytes], images: int, arguments: R
     number = images * steps
     rows = Dataset.from_dict(
         {
+            # Rows of one picture would become one row of more captions.
+            "image_id": list(range(number)),
             "image": [{"bytes": each, "path": None} for each in again(contents, number)],
             "captions": list(again(texts, number)),
         }
@@ -326,18 +363,60 @@ class StepEnds(TrainerCallback):
         self.ends.append(time.perf_counter())
 
 
+def profile(work: Work) -> Iterator[Row]:
+    """Where our training step spends its time: the share that the device computes, and the longest kernels."""
+    for mode in ("full", "lora"):
+        images = work.scale.base_batches["ours"][-1]
+        arguments: Row = {
+            "output_dir": str(work.folder / "run"),
+            **{"max_steps": 2, "report_to": [], "save_strategy": "no", "logging_strategy": "no", "disable_tqdm": True},
+            "bf16": work.device.type == "cuda",
+        }
+        trainer = training.our_trainer(mode, str(work.folder / work.scale.base), images, arguments)
+        trainer.train()
+        batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+        optimizer = trainer.optimizer
+
+        def steps(trainer: Any = trainer, batch: Any = batch, optimizer: Any = optimizer) -> float:
+            synchronise(work.device)
+            began = time.perf_counter()
+            for _ in range(work.scale.steps):
+                trainer.training_step(trainer.model, batch)
+                optimizer.step()
+                optimizer.zero_grad()
+            synchronise(work.device)
+            return (time.perf_counter() - began) / work.scale.steps * 1000
+
+        wall = steps()
+        with torch.profiler.profile() as profiler:
+            steps()
+        spent = {
+            event.key: (event.self_device_time_total or event.self_cpu_time_total) / work.scale.steps / 1000
+            for event in profiler.key_averages()
+            if work.device.type != "cuda" or event.device_type == torch.autograd.DeviceType.CUDA
+        }
+        longest = sorted(spent.items(), key=lambda each: -each[1])[:15]
+        yield {
+            **{"size": work.scale.base, "mode": mode, "images a step": images, "step (ms)": round(wall, 1)},
+            "device computes (ms)": round(sum(spent.values()), 1),
+            "longest (ms)": {name[:90]: round(each, 2) for name, each in longest},
+        }
+        del trainer, batch, optimizer, steps
+
+
 def load_alone(work: Work) -> Iterator[Row]:
     """Pictures a second that our training loader reads when no step waits for them."""
     scale, contents = work.scale, photographs(work.scale.photographs)
     for workers in scale.workers:
         batches = scale.steps + 2 * workers
         arguments = {"output_dir": str(work.folder / "run"), "report_to": [], "dataloader_num_workers": workers}
-        trainer = ours_from_files(work, contents, scale.loaded_batch, arguments, steps=batches)
+        images = scale.base_batches["ours"][-1]
+        trainer = ours_from_files(work, contents, images, arguments, steps=batches)
         loader: DataLoader[Any] = trainer.get_train_dataloader()
         ends = [time.perf_counter() for _ in loader]
         # The first batches of all workers arrive together, and the last without competition.
         seconds = (ends[-1] - ends[workers - 1]) / (len(ends) - workers)
-        yield {"workers": workers, "pictures/s": round(scale.loaded_batch / seconds, 1), "cores": os.cpu_count()}
+        yield {"workers": workers, "pictures/s": round(images / seconds, 1), "cores": os.cpu_count()}
 
 
 def photographs(number: int) -> list[bytes]:
@@ -369,6 +448,7 @@ PARTS: dict[str, Callable[[Work], Iterator[Row]]] = {
     "large": partial(train_steps, "full", large=True),
     "large lora": partial(train_steps, "lora", large=True),
     "loader alone": load_alone,
+    "profile": profile,
     "compile": partial(train_steps, "full", compiled=True),
 }
 """The parts by name, the most valuable first."""

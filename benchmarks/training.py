@@ -18,8 +18,10 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import zip_longest
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -72,7 +74,7 @@ class Plan:
 
     Attributes:
         size: A name of `SIZES`.
-        batch_sizes: Images per step. The best one counts.
+        batch_sizes: Images per step of each side. The best one counts.
         steps: Timed steps per turn.
         turns: Turns of each side.
         torch_compile: Whether both sides compile the model.
@@ -80,7 +82,7 @@ class Plan:
     """
 
     size: str
-    batch_sizes: tuple[int, ...]
+    batch_sizes: Mapping[str, Sequence[int]]
     steps: int = 3
     turns: int = 2
     torch_compile: bool = False
@@ -102,7 +104,8 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rate = matmul_flop_rate(device, torch.bfloat16 if device.type == "cuda" else torch.float32)
-    plan = Plan(options.size, tuple(options.batch_sizes), options.steps, options.turns, options.torch_compile)
+    batch_sizes = dict.fromkeys(SIDES, options.batch_sizes)
+    plan = Plan(options.size, batch_sizes, options.steps, options.turns, options.torch_compile)
     with tempfile.TemporaryDirectory() as folder:
         BlipForConditionalGeneration(SIZES[plan.size].config()).save_pretrained(folder)
         rows = [compare(mode, folder, plan, device, rate) for mode in options.modes]
@@ -120,17 +123,18 @@ def main() -> None:
 def compare(mode: Mode, folder: str, plan: Plan, device: torch.device, rate: float) -> dict[str, Any]:
     """Compare both sides, each at its best batch size. `folder` holds a model of the plan's size."""
     measured: dict[str, list[Measured]] = {side: [] for side in SIDES}
-    for images in plan.batch_sizes:
-        turns: dict[str, list[Measured]] = defaultdict(list)
+    for sizes in zip_longest(*(plan.batch_sizes[side] for side in SIDES)):
+        turns: dict[tuple[str, int], list[Measured]] = defaultdict(list)
         for _ in range(plan.turns):
-            for side in SIDES:
-                turns[side] += run_apart(side, mode, folder, images, plan, device)
-        for side, each in turns.items():
+            for side, images in zip(SIDES, sizes, strict=True):
+                if images is not None:
+                    turns[side, images] += run_apart(side, mode, folder, images, plan, device)
+        for (side, images), each in turns.items():
             if len(each) == plan.turns:
                 seconds = statistics.median(turn["seconds"] for turn in each)
                 measured[side].append(each[0] | {"seconds": seconds / images, "images": images})
     if short := [side for side, found in measured.items() if not found]:
-        raise MemoryError(f"{mode}: {short} ran out of memory with each of {plan.batch_sizes} images a step")
+        raise MemoryError(f"{mode}: {short} ran out of memory; images a step were {plan.batch_sizes}")
     stock, ours = (min(measured[side], key=lambda each: each["seconds"]) for side in SIDES)
     floor = SIZES[plan.size].step_flop(mode, 1) / rate
     row: dict[str, Any] = {"mode": mode}
