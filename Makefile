@@ -9,7 +9,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # Some images forbid it; each of the tests' processes would compile the package again.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: install quickstart test test-all checks lint compatibility compatibility-all bench kills soak examples fuzz docs notebooks clean
+.PHONY: install quickstart test test-all checks lint compatibility compatibility-all bench bench-gpu kills soak examples fuzz docs notebooks clean
 
 install: .venv/installed
 
@@ -56,6 +56,9 @@ compatibility-all: compatibility
 bench: install
 	$(BIN)/python -m benchmarks.scoring
 	$(BIN)/python -m benchmarks.loading
+
+bench-gpu: install  ## all that needs a GPU, in under 9 minutes
+	$(BIN)/python -m benchmarks.gpu
 
 soak: install  ## a folder of 2,000 pictures captioned, killed three times and resumed
 	$(BIN)/python -m benchmarks.captioning

@@ -167,7 +167,8 @@ def saved_bytes(model: nn.Module, loss: Any) -> int:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             kept[storage.data_ptr()] = storage.nbytes()
-        return tensor
+        # Without its history: an output that its own gradient holds would never be freed.
+        return tensor.detach()
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         value = loss()

@@ -143,7 +143,8 @@ def activation_bytes(model: Any, step: Step, *, bf16: bool, checkpointing: bool)
         if (tensor.shape, tensor.dtype) not in known:
             storage = tensor.untyped_storage()
             kept[storage._cdata] = storage
-        return tensor
+        # Without its history: an output that its own gradient holds would never be freed, nor would the weights.
+        return tensor.detach()
 
     device = weights[0].device
     with (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import re
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +102,16 @@ def test_tracing_leaves_the_model_as_it_was() -> None:
     assert not model.training
     assert not model.is_activation_checkpointing
     assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
+
+
+def test_an_estimate_keeps_nothing_of_the_model(tmp_path: Path) -> None:
+    model = build("full")
+    weight = weakref.ref(model.text_decoder.bert.embeddings.word_embeddings.weight)
+    training = CaptionTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    estimate_peak_bytes(model, training, STEP, checkpointing=False)
+    del model
+    gc.collect()
+    assert weight() is None
 
 
 def test_adapters_and_checkpointing_save_memory(tmp_path: Path) -> None:
