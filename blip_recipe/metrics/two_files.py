@@ -268,7 +268,7 @@ def format_comparison(comparison: Mapping[str, Any]) -> str:
     for name, values in comparison["scores"].items():
         each = Difference(**values)
         cells = [
-            f"{value:{sign}.4f} ({low:{sign}.3f} to {high:{sign}.3f})"
+            f"{value:{sign}.4f} ({low:{sign}.4f} to {high:{sign}.4f})"
             for value, (low, high), sign in (
                 (each.first, each.first_interval, ""),
                 (each.second, each.second_interval, ""),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 
 import pytest
 from commands import CHECKOUT
 from huggingface_hub import EvalResult, ModelCard
-from make_examples import BASE, BASE_LICENSE, EXAMPLES, FOLDER, FROM_BASE, KEPT, read_facts
+from make_examples import BASE, BASE_LICENSE, EXAMPLES, FOLDER, FROM_BASE, KEPT, QUICKSTART, read_facts
 from PIL import Image
 
 from blip_recipe.card.pictures import WIDTH
@@ -33,20 +34,60 @@ def test_scores_agree_in_text_metadata_and_results(name: str) -> None:
     assert {each.metric_type: each.metric_value for each in indexed}.items() <= measured.items()
     labels = {each.metric_name: each.metric_type for each in indexed}
     rows = list(score_rows(card.text))
-    assert [label for label, *_ in rows] == list(labels)
-    for label, baseline, value in rows:
-        assert value == f"{results[f'test_{labels[label]}']:.4f}"
-        assert baseline == f"{results[f'baseline_{labels[label]}']:.4f}"
+    assert [row[0] for row in rows] == list(labels)
+    for label, *cells in rows:
+        assert cells == score_cells(results, labels[label])
+        low, high = (results.get(f"test_{labels[label]}_{end}", 0.0) for end in ("low", "high"))
+        assert low <= results[f"test_{labels[label]}"] <= high or label == "Loss"
     shown = re.findall(r"([\w-]+) \*\*([\d.]+)\*\* \(untouched base model: ([\d.]+)\)", card.text)
     assert [label for label, *_ in shown] == ["CIDEr", "BLEU-4"]
-    assert set(shown) <= {(label, value, baseline) for label, baseline, value in rows}
+    assert set(shown) <= {(label, value.split("*")[2], baseline.split()[0]) for label, baseline, value, _ in rows}
 
 
-def score_rows(text: str) -> Iterator[tuple[str, str, str]]:
-    """(label, base model's value, this model's value) of each row of the score table."""
+def score_rows(text: str) -> Iterator[list[str]]:
+    """The cells of each row of the score table: label, base model's value, this model's value, change."""
     table = text.split("\n## Scores\n")[1].split("\n## ")[0]
-    for row in re.finditer(r"^\| (.+) \| ([\d.]+) \| \*\*([\d.]+)\*\* \|$", table, re.MULTILINE):
-        yield row[1], row[2], row[3]
+    for row in re.findall(r"^\|(.+)\|$", table, re.MULTILINE)[2:]:
+        yield [cell.strip() for cell in row.split("|")]
+
+
+def score_cells(results: dict[str, float], name: str) -> list[str]:
+    """The cells of a score that results make: the base model's value, this model's value, and the change."""
+    values = []
+    for role in ("baseline", "test"):
+        ends = [f"{results[key]:.4f}" for end in ("low", "high") if (key := f"{role}_{name}_{end}") in results]
+        value = f"{results[f'{role}_{name}']:.4f}"
+        values.append(
+            " ".join([value if role == "baseline" else f"**{value}**", *([f"({' to '.join(ends)})"] if ends else [])])
+        )
+    if f"test_{name}_p_value" not in results:
+        return [*values, ""]
+    p_value = math.ceil(1000 * results[f"test_{name}_p_value"]) / 1000
+    return [*values, f"{results[f'test_{name}'] - results[f'baseline_{name}']:+.4f} (p = {p_value:.3f})"]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_captions_before_and_after_are_side_by_side(name: str) -> None:
+    text = (FOLDER / name / "README.md").read_text(encoding="utf-8")
+    assert "| | caption, untouched base model | caption, this model | CIDEr | references |" in text
+    samples = read_facts(name).results.samples
+    assert [each.title for each in samples] == ["best", "median", "worst"]
+    for each in samples:
+        assert f"<br>{each.title} | {each.before} | {each.caption} | {each.score} |" in text
+        assert each.before != each.caption
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_pages_show_the_captions_of_the_quickstart(page: str) -> None:
+    captions = " | ".join(each.caption for each in read_facts(QUICKSTART).results.samples)
+    assert f"\n| {captions} |\n" in (CHECKOUT / page).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/quickstart.md"])
+def test_pages_tell_the_quickstarts_share_of_exact_captions(page: str) -> None:
+    share = read_json(FOLDER / QUICKSTART / "all_results.json")["test_exact_match"]
+    text = (CHECKOUT / page).read_text(encoding="utf-8")
+    assert f"; {100 * share:g}% in the [example card]" in text or f"/README.md) reports {100 * share:g}%." in text
 
 
 @pytest.mark.parametrize("name", FROM_BASE)

@@ -279,7 +279,7 @@ SURE = {
 def test_a_score_has_its_interval_and_its_test_in_text_and_metadata() -> None:
     results = SURE | {"test_cider_p_value": 0.0309, "test_cider_very_low": 0.5, "baseline_cider_very_low": 0.4}
     card = render_card(make_facts("coco_full", results=results))
-    assert "| CIDEr | 1.2000 (1.150 to 1.260) | **1.3000** (1.250 to 1.360) | +0.1000 (p = 0.031) |" in card
+    assert "| CIDEr | 1.2000 (1.1496 to 1.2600) | **1.3000** (1.2496 to 1.3600) | +0.1000 (p = 0.031) |" in card
     assert "| CIDEr of very_low | 0.4000 | **0.5000** |  |" in card
     assert "may be chance" not in card
     (metric,) = metadata(card).to_dict()["model-index"][0]["results"][0]["metrics"]
