@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from blip_recipe.errors import RecipeError
+from blip_recipe.models.image_text import TEMPERATURE_RANGE
 from blip_recipe.models.weights import first_line
 
 if TYPE_CHECKING:
@@ -51,7 +52,10 @@ PARTS = {"visual_encoder"}.union(*(form.parts for form in FORMS.values()))
 NOT_KEPT = re.compile(
     r"(visual_encoder|text_encoder|vision_proj|text_proj)_m\..*|(image|text|idx|ptr)_queue|queue_ptr|temp|.*\.position_ids"
 )
-"""Momentum encoders, queues and temperature, which only training uses, and positions, which are counted."""
+"""Momentum encoders, queues and temperature, which only training uses, and positions, which are counted.
+
+The temperature becomes `logit_scale_init_value` of the configuration.
+"""
 
 RENAMED = {
     "cls_token": "embeddings.class_embedding",
@@ -170,7 +174,8 @@ def build_config(
         raise RecipeError(
             f"visual_encoder.pos_embed has {positions} positions: expected a square of patches, and one more."
         )
-    projection = shape_of(weights, "vision_proj.weight", 2)[0] if task == "retrieval" else 256
+    # A captioner of pretrained weights may become one with a matcher again.
+    contrastive = task == "retrieval" or "vision_proj.weight" in weights
     return BlipConfig(
         text_config={
             "vocab_size": vocabulary,
@@ -197,8 +202,22 @@ def build_config(
             "layer_norm_eps": 1e-6,
             "initializer_range": 0.02,
         },
-        image_text_hidden_size=projection,
+        image_text_hidden_size=shape_of(weights, "vision_proj.weight", 2)[0] if contrastive else 256,
+        **learnt_temperature(weights),
     )
+
+
+def learnt_temperature(weights: Weights) -> dict[str, float]:
+    """The temperature of ITC as the configuration has it, so that training starts from it, as in the original.
+
+    Raises:
+        RecipeError: It is not one number.
+    """
+    if "temp" not in weights:
+        return {}
+    shape_of(weights, "temp", 0)
+    least, most = TEMPERATURE_RANGE
+    return {"logit_scale_init_value": -math.log(min(max(weights["temp"].item(), least), most))}
 
 
 def shape_of(weights: Weights, name: str, dimensions: int) -> tuple[int, ...]:

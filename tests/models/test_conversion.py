@@ -22,8 +22,10 @@ from blip_recipe.errors import RecipeError
 from blip_recipe.models.conversion import FORMS
 from blip_recipe.models.processors import load_processor, save_processor
 from blip_recipe.models.tiny import HEADS
+from blip_recipe.pretraining.modeling import BlipForPretraining
 from blip_recipe.recipe.arguments import TaskName
 from blip_recipe.recipe.tasks import find_task
+from blip_recipe.retrieval.modeling import BlipForRetrieval
 
 HEAD_OPTIONS = ("--vision_heads", str(HEADS), "--text_heads", str(HEADS))
 
@@ -196,7 +198,7 @@ def pretrained(folder: Path) -> tuple[Tiny, dict[str, Any]]:
         name.replace(".", "_m.", 1): values for name, values in weights.items() if name.split(".")[0] in averaged
     }
     queues = {"image_queue": torch.zeros(8, 4), "text_queue": torch.zeros(8, 4), "idx_queue": torch.zeros(1, 4)}
-    counters = {"queue_ptr": torch.zeros(1), "ptr_queue": torch.zeros(1), "temp": torch.tensor(0.07)}
+    counters = {"queue_ptr": torch.zeros(1), "ptr_queue": torch.zeros(1), "temp": torch.tensor(0.03)}
     return parts[0], weights | momentum | queues | counters
 
 
@@ -210,6 +212,28 @@ def test_pretrained_weights_have_several_tasks_of_which_one_is_asked_for(task: T
     converted = load_exactly(find_task(task).trainer.model_class.stock_class, tiny.convert(path, "--task", task))
     for name, values in converted.state_dict().items():
         assert values.equal(weights[original_name(name)])
+
+
+def test_pretraining_goes_on_from_all_that_the_original_pretrained(tmp_path: Path) -> None:
+    tiny, weights = pretrained(tmp_path)
+    # Encoder and decoder share all but self-attention (`tie_encoder_decoder_weights` in `models/blip_pretrain.py`).
+    for name in [name for name in weights if name.startswith("text_encoder.") and ".attention." not in name]:
+        weights[name] = weights[name.replace("text_encoder.", "text_decoder.bert.")]
+    path = tmp_path / "pretrained.pth"
+    torch.save({"model": weights}, path)
+    target = tiny.convert(path, "--task", "captioning")
+    words = ["--task", "retrieval", "--tokenizer", str(tiny.folder / "tokenizer"), *HEAD_OPTIONS]
+    main([str(path), str(target / "matcher"), *words])
+    model = BlipForPretraining.from_pretrained(target)
+    assert (
+        model.temperature.item()
+        == BlipForRetrieval.from_pretrained(target / "matcher").temperature.item()
+        == pytest.approx(0.03)
+    )
+    state = {name: values for name, values in model.state_dict().items() if name != "temperature"}
+    assert {"text_encoder", "text_decoder", "itm_head", "text_proj"} <= {name.split(".")[0] for name in state}
+    for name, values in state.items():
+        assert values.equal(weights[original_name(name)]), name
 
 
 def test_a_vocabulary_may_be_a_list_of_words(captioner: Tiny) -> None:
@@ -244,6 +268,7 @@ def put(name: str, *shape: int) -> Change:
         (put("visual_encoder.norm.weight", 7),
          r"1 have another shape \(vision_model\.post_layernorm\.weight \(7 for 128\)\)"),
         (put("text_decoder.cls.predictions.decoder.bias", 10), "another shape"),
+        (put("temp", 2), r"temp has the shape \(2,\): expected 0 dimensions"),
         (put("visual_encoder.pos_embed", 1, 7, 128), "pos_embed has 7 positions: expected a square"),
         (put("text_decoder.bert.embeddings.word_embeddings.weight", 7, 128),
          r"has [\d,]+ words .* the weights have 7:"),
