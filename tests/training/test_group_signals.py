@@ -163,7 +163,6 @@ def test_a_job_that_is_told_to_end_saves_and_goes_on(kind: str, place: Path, tmp
     state = json.loads((job.output_dir / "trainer_state.json").read_text())
     assert state["global_step"] == STEPS
     assert [entry["step"] for entry in state["log_history"] if "loss" in entry] == list(range(1, STEPS + 1))
-    assert "'loss'" not in job.said().partition("{'loss'")[0]
     assert job.said().count("{'loss'") == STEPS - saved
 
 
