@@ -27,6 +27,7 @@ from blip_recipe.data.images import BadImageError, open_image
 from blip_recipe.data.pixels import normalize_pixels, read_pixels, resize_pixels
 from blip_recipe.data.resized_cache import cache_folder, cache_resized_pictures, shorter_side
 from blip_recipe.errors import RecipeError
+from blip_recipe.pretraining.trainer import PretrainTrainer
 from blip_recipe.recipe.arguments import FinetuneOptions
 from blip_recipe.recipe.parsing import read_recipe
 from blip_recipe.retrieval.trainer import RetrievalTrainer
@@ -264,16 +265,13 @@ def test_true_is_the_cache_of_hugging_face_and_false_is_none() -> None:
     assert cache_folder("false") is cache_folder(None) is None
 
 
-@pytest.mark.parametrize("task", ["vqa", "retrieval"])
-def test_training_of_other_tasks_reads_the_cache_too(task: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("trainer", [VqaTrainer, RetrievalTrainer, PretrainTrainer])
+def test_training_of_other_tasks_reads_the_cache_too(trainer: Any, tmp_path: Path) -> None:
     keys: dict[str, Any] = {"output_dir": str(tmp_path), "use_cpu": True, "augmentation": "none"}
     rows: Any = make_rows(encode(photograph(400, 300)), encode(photograph(400, 300)))
-    if task == "vqa":
-        trainer: Any = VqaTrainer
+    if trainer is VqaTrainer:
         rows = rows.remove_columns("captions").add_column("question", ["what", "where"])
         rows = rows.add_column("answers", [["a dog"], ["here"]])
-    else:
-        trainer = RetrievalTrainer
     processor = build_tiny_captioner(["a"], SIZE)[1]
     args = trainer.arguments_class(**keys, image_cache=str(tmp_path))
     builder = SimpleNamespace(processor=processor)

@@ -17,6 +17,7 @@ from blip_recipe.finetune import main
 from blip_recipe.models.adapters import add_lora, lora_config
 from blip_recipe.models.arguments import ModelArguments
 from blip_recipe.models.regularization import DropPath, describe_regularization, set_drop_path, set_text_dropout
+from blip_recipe.pretraining.tiny import build_tiny_pretrained
 from blip_recipe.recipe.arguments import FinetuneOptions
 from blip_recipe.recipe.checks import check_recipe
 from blip_recipe.recipe.parsing import read_recipe
@@ -27,6 +28,7 @@ BUILDERS: dict[str, Any] = {
     "captioning": build_tiny_captioner,
     "vqa": build_tiny_answerer,
     "retrieval": build_tiny_retriever,
+    "pretrain": build_tiny_pretrained,
 }
 
 
