@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,36 @@ def test_clip_scores_of_50_photographs_are_the_authors(shared: Path, clip: Path)
     for rank in (1, 5, 10):
         assert found.corpus[f"self_recall_{rank}"] == np.mean([each <= rank for each in ranks])
     assert any(len(f"A photo depicts {each}") > 90 for each in captions.values()), "no text was cut"
+
+
+AUTHORS = {
+    11: ([21, 31], 0.0, 0.25327131, 0.0),
+    2: ([2], 2.5, 1.0, 1.42857146),
+    13: ([15, 90, 33], 0.04697382, 0.08081201, 0.05941267),
+    25: ([25, 5], 0.0, 1.0, 0.0),
+    36: ([66], 0.60105646, -0.18484099, -0.53385746),
+    8: ([99], 2.5, -0.02238143, -0.04516722),
+}
+"""References, CLIPScore, highest cosine and RefCLIPScore of captions by `clipscore.py` of jmhessel/clipscore (d200b56).
+
+Captions and references are the numbers of the features that they have; the pictures have the features of `IMAGES`.
+"""
+IMAGES = {11: 1, 2: 2, 13: 3, 25: 5, 36: 6, 8: 8}
+
+
+def test_scores_of_given_features_are_those_of_the_authors_code() -> None:
+    def feature(number: int) -> torch.Tensor:
+        values = torch.tensor([math.sin(number * (place + 1) + place) for place in range(8)])
+        return values / values.norm()
+
+    for caption, (references, clip_s, cosine, ref_clip_s) in AUTHORS.items():
+        found = clip_score(feature(IMAGES[caption]), feature(caption))
+        assert found.item() == pytest.approx(clip_s, abs=1e-6)
+        closest = torch.stack([feature(caption) @ feature(each) for each in references]).max()
+        assert closest.item() == pytest.approx(cosine, abs=1e-6)
+        # The paper's formula has no cosine below 0; the authors' code keeps it (section 3).
+        expected = ref_clip_s if cosine >= 0 else 0.0
+        assert harmonic_mean(found, closest.clamp(min=0)).item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_scores_below_zero_are_zero() -> None:
