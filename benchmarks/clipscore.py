@@ -47,7 +47,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         clip = save_clip(Path(folder))
         theirs, ours = authors_scores(options.checkout, clip, rows), own_scores(clip, rows)
-    found = [
+    found: list[dict[str, Any]] = [
         {
             "score": name,
             "pictures": len(rows),

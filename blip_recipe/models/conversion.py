@@ -207,7 +207,7 @@ def build_config(
     )
 
 
-def learnt_temperature(weights: Weights) -> dict[str, float]:
+def learnt_temperature(weights: Weights) -> dict[str, Any]:
     """The temperature of ITC as the configuration has it, so that training starts from it, as in the original.
 
     Raises:
