@@ -55,13 +55,13 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
     """The parser of the command line."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Answer questions about a picture: one JSON line for each, with image, question and answer.",
+        description="Answer questions about a picture. Print a JSON line per question: image, question and answer.",
     )
     add = parser.add_argument
-    add("model", metavar="MODEL", help="directory or Hub id of a BLIP for question answering, full or LoRA")
+    add("model", metavar="MODEL", help="directory or Hub id of a question answerer, full or LoRA")
     add("image", metavar="IMAGE", help="file or URL of a picture")
     add("questions", metavar="QUESTION", nargs="+", help="question about the picture")
-    add("--answers", type=Path, help="choose among the answers in this file: one a line, or a JSON list")
+    add("--answers", type=Path, help="choose among the answers in this file: one per line, or a JSON list")
     add(
         "--top_k",
         type=positive,

@@ -56,15 +56,27 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("first", type=Path, help="predictions.jsonl of captions, answers or matches; or a file of captions")
     add("second", type=Path, help="the file to compare it with; changes are from the first file to the second")
-    add("--references", type=Path, help="file of reference captions, to score both files instead of reading scores")
     add(
-        "--metrics", nargs="+", choices=CHOICES, help="metrics of captions; default: those whose scores both files have"
+        "--references",
+        type=Path,
+        help="file of reference captions; both files are scored with them, instead of by the scores that they hold",
     )
-    add("--score_tokenizer", choices=get_args(ScoreTokenizer), default="ptb", help="words of captions: ptb or char")
-    add("--subset", choices=("true", "false"), default="false", help="compare the pictures that both files have")
+    add(
+        "--metrics",
+        nargs="+",
+        choices=CHOICES,
+        help="metrics of captions; default: those that both files have scores of",
+    )
+    add(
+        "--score_tokenizer",
+        choices=get_args(ScoreTokenizer),
+        default="ptb",
+        help="split captions into words (ptb) or characters (char)",
+    )
+    add("--subset", choices=("true", "false"), default="false", help="compare only the pictures that both files have")
     add("--resamples", type=int, default=RESAMPLES, help="resamples for intervals and tests, at least 100")
     add("--seed", type=int, default=SEED, help="seed of the resamples")
-    add("--shown", type=int, default=5, help="number of pictures to show that differ most, in both directions")
+    add("--shown", type=int, default=5, help="number of pictures to show whose scores rose most, and that fell most")
     add("--json", action="store_true", help="print JSON instead of a table")
     add("--output", type=Path, help="write the comparison as JSON into this file")
     return parser

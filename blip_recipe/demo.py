@@ -46,14 +46,18 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Open a page to try a model in the browser: captions, questions, matches, and where the model "
-        "looks. Pictures are deleted when the command ends.",
+        "looks. Pictures are deleted after about an hour, or when the command ends.",
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help="directory or Hub id of any BLIP, full or LoRA")
-    add("--compare", metavar="MODEL2", help="another model, whose results are shown beside")
-    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all of this machine; default: 127.0.0.1")
+    add("--compare", metavar="MODEL2", help="another model, to show its results beside those of the first")
+    add(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; 0.0.0.0: all addresses of this machine; default: 127.0.0.1",
+    )
     add("--port", type=positive, metavar="N", help="port to listen on; default: the first free one from 7860")
-    add("--share", action="store_true", help="also serve the page at a public address of Gradio for a week")
+    add("--share", action="store_true", help="also serve the page at a public address of Gradio, for up to a week")
     add_model_options(parser)
     return parser
 

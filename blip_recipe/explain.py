@@ -44,8 +44,8 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
     """The parser of the command line."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Draw which parts of a picture a caption, an answer or a match rests on: Grad-CAM of the "
-        "cross-attention, a panel for each word.",
+        description="Draw which parts of a picture the words of a caption, a question or a text depend on: Grad-CAM of "
+        "the cross-attention, with a panel for each word.",
     )
     add = parser.add_argument
     add("model", metavar="MODEL", help="directory or Hub id of any BLIP, full or LoRA")
@@ -68,13 +68,13 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
         "--layer",
         type=not_negative,
         metavar="N",
-        help="layer of the text model, counted from 0; default: 8 of 12, two thirds of others",
+        help="layer of the text network, counted from 0; default: two thirds of the number of layers, 8 of 12",
     )
     add("--answer", help="the answer to explain; default: the one that the question answerer generates")
     add(
         "--over",
         choices=("question", "answer"),
-        help="text of a question answerer whose words get a panel; default: question",
+        help="with a question answerer: draw a panel for each word of the question or of the answer; default: question",
     )
     add_model_options(parser)
     return parser

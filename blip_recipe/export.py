@@ -68,7 +68,7 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
         prog=prog, description="Export a model, full or LoRA, to files that run without torch, and check them."
     )
     add = parser.add_argument
-    add("model", metavar="MODEL", help="directory or Hub id of a BLIP captioner, question answerer or retrieval model")
+    add("model", metavar="MODEL", help="directory or Hub id of a captioner, question answerer or matcher")
     add("out", metavar="OUT", type=Path, help="directory of the exported model; must not exist yet")
     add("--format", choices=FORMATS, default="onnx", help="files for the runner of this package, or for browsers")
     add("--dtype", choices=DTYPES, default="fp32", help="precision of the weights; int8 is smaller and faster")

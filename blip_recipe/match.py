@@ -52,17 +52,21 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
     """The parser of the command line."""
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Score how well texts match pictures: one JSON line for each picture and text, with the "
+        description="Score how well texts match pictures. Print one JSON line for each picture and text, with the "
         "probability of a match (ITM) and the cosine of the embeddings (ITC).",
     )
     add = parser.add_argument
-    add("model", metavar="MODEL", help="directory or Hub id of a BLIP for image-text retrieval, full or LoRA")
+    add(
+        "model",
+        metavar="MODEL",
+        help="directory or Hub id of a matcher (a BLIP for image-text retrieval), full or LoRA",
+    )
     add(
         "inputs",
         metavar="INPUT",
         nargs="+",
-        help="pictures (files, folders, globs, URLs), then texts; with --embeddings, pictures and .txt files of one "
-        "text a line",
+        help="pictures (files, folders, globs, URLs), then texts; with --embeddings, pictures and .txt files with "
+        "one text per line",
     )
     add(
         "--embeddings",

@@ -41,7 +41,9 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
 
 def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
     """The parser of the command line."""
-    parser = argparse.ArgumentParser(prog=prog, description="Merge LoRA weights into a plain model.")
+    parser = argparse.ArgumentParser(
+        prog=prog, description="Merge a LoRA adapter into its base, and save a full model."
+    )
     parser.add_argument("adapter", metavar="ADAPTER_DIR", help="output directory of a LoRA run, or its Hub id")
     parser.add_argument("out", metavar="OUT", type=Path, help="directory of the merged model; must not exist yet")
     return parser

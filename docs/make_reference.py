@@ -30,12 +30,12 @@ TRAINER_DOCS = "https://huggingface.co/docs/transformers/main_classes/trainer#tr
 
 TRAINER_KEYS: dict[str, dict[str, str | None]] = {
     "Length and batches": {
-        "num_train_epochs": "Passes over the training images.",
+        "num_train_epochs": "Number of passes over the training images.",
         "max_steps": "Number of steps; over 0 it replaces `num_train_epochs`.",
-        "per_device_train_batch_size": "Images (VQA: questions) a step, for each process.",
+        "per_device_train_batch_size": "Images (VQA: questions) per batch of each process.",
         "gradient_accumulation_steps": "Batches that make up one optimizer step.",
         "per_device_eval_batch_size": "Images (VQA: questions) scored at once, for each process.",
-        "train_sampling_strategy": "`group_by_length` puts images with about as many words into one batch.",
+        "train_sampling_strategy": "`group_by_length` puts images with similar numbers of words into one batch.",
         "dataloader_num_workers": None,
         "dataloader_drop_last": "Drop the last batch of a training epoch if it is smaller than the others.",
     },
@@ -55,7 +55,7 @@ TRAINER_KEYS: dict[str, dict[str, str | None]] = {
         "fp16": "Compute in float16.",
         "tf32": "Use TF32 matrix products on the GPU.",
         "gradient_checkpointing": "Compute activations again in the backward pass: less memory, about a third more "
-        "work. Left open, it is switched on where a step would not fit the GPU.",
+        "work. Default: on if a step would not fit on the GPU otherwise.",
         "torch_compile": "Compile the model; takes minutes at the start.",
         "fsdp": "`true`: shard weights over processes with FSDP2.",
     },
@@ -67,7 +67,7 @@ TRAINER_KEYS: dict[str, dict[str, str | None]] = {
         "save_total_limit": None,
         "load_best_model_at_end": "End with the best checkpoint instead of the last.",
         "metric_for_best_model": "The score that says which checkpoint is best, or a sum: `bleu_4+cider`.",
-        "resume_from_checkpoint": "A checkpoint to resume from; left out, the newest whole one in `output_dir`.",
+        "resume_from_checkpoint": "A checkpoint to resume from; default: the newest intact one in `output_dir`.",
         "logging_steps": None,
         "report_to": "Trackers that get logs, scores and [tables of texts](../trackers.md), such as `tensorboard`.",
     },
@@ -75,8 +75,8 @@ TRAINER_KEYS: dict[str, dict[str, str | None]] = {
         "output_dir": "Where model, card, scores and checkpoints go; default: `outputs/` and the recipe's name.",
         "push_to_hub": "Publish the finished model.",
         "hub_model_id": "Repository, `NAME` or `ORG/NAME`; default: the name of `output_dir`.",
-        "hub_private_repo": "Make the repository private, if it is made now.",
-        "hub_strategy": "Given, and not `end`: each checkpoint also becomes a commit on the branch `checkpoints`.",
+        "hub_private_repo": "Make the repository private, if the run creates it.",
+        "hub_strategy": "If set in the recipe, and not to `end`: push each checkpoint to the branch `checkpoints` too.",
     },
 }
 """Keys of `Seq2SeqTrainingArguments` that recipes often use, with their meaning; None: our class says it."""

@@ -41,12 +41,12 @@ class CapFiltArguments:
         default="Salesforce/blip-image-captioning-large",
         metadata={"aliases": ["--captioner"], "help": "Hub id or directory of the captioner, full or LoRA."},
     )
-    captioner_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit."})
+    captioner_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the captioner."})
     filter_name_or_path: str = field(
         default="Salesforce/blip-itm-base-coco",
-        metadata={"aliases": ["--filter"], "help": "Hub id or directory of a model for image-text matching (ITM)."},
+        metadata={"aliases": ["--filter"], "help": "Hub id or directory of the matcher that filters the texts."},
     )
-    filter_revision: str | None = field(default=None, metadata={"help": "Its branch, tag or commit."})
+    filter_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the filter."})
     dataset_name: str | None = field(
         default=None,
         metadata={"help": "Hub data set id or directory: webdataset tars, parquet, an imagefolder, or tables of URLs."},
@@ -54,7 +54,7 @@ class CapFiltArguments:
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     dataset_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the data set."})
     split: str = field(
-        default="train", metadata={"aliases": ["--train_split"], "help": "Split to clean; a sum such as 'cc3m+sbu'."}
+        default="train", metadata={"aliases": ["--train_split"], "help": "Split to clean, or a sum such as 'cc3m+sbu'."}
     )
     image_column: str | None = field(default=None, metadata={"help": "Column of pictures, paths or URLs."})
     caption_column: list[str] | None = field(default=None, metadata={"help": "Column or columns of the web texts."})
@@ -62,7 +62,7 @@ class CapFiltArguments:
         default=None, metadata={"help": "Column that names the image; adjacent rows that share it are one image."}
     )
     image_root: str | None = field(default=None, metadata={"help": "Directory that relative image paths start at."})
-    max_samples: int | None = field(default=None, metadata={"help": "Only the first N images."})
+    max_samples: int | None = field(default=None, metadata={"help": "Use only the first N images."})
     on_bad_image: Literal["fail", "skip"] = field(
         default="fail", metadata={"help": "Stop at a picture or shard that cannot be read, or skip it."}
     )
@@ -72,23 +72,25 @@ class CapFiltArguments:
     )
     normalize_captions: bool = field(
         default=True,
-        metadata={"help": "Judge texts cleaned as BLIP's authors do; the result has them as written."},
+        metadata={
+            "help": "Clean texts as BLIP's authors do before they are scored; the result has the original texts."
+        },
     )
-    num_generations: int = field(default=1, metadata={"help": "Captions sampled for each picture; 0 only filters."})
+    num_generations: int = field(default=1, metadata={"help": "Synthetic captions per picture; 0: only filter."})
     prompt: str | None = field(
         default=None,
-        metadata={"help": "Words every caption starts with, left out of the result; default: the captioner's own."},
+        metadata={"help": "Words that every caption starts with, removed from the result; default: the captioner's."},
     )
     top_p: float = field(
         default=0.9,
-        metadata={"help": "Total probability of the tokens sampled from (arXiv 1904.09751)."},
+        metadata={"help": "Sample from the likeliest tokens with this total probability (arXiv 1904.09751)."},
     )
     temperature: float = field(
         default=1.0, metadata={"help": "Divisor of the logits: below 1, samples are closer to the likeliest caption."}
     )
     top_k: int = field(default=50, metadata={"help": "Sample from this many of the likeliest tokens; 0: all."})
     repetition_penalty: float = field(
-        default=1.1, metadata={"help": "Penalty of tokens that the caption already has; 1: none."}
+        default=1.1, metadata={"help": "Penalty for tokens that are already in the caption; 1: none."}
     )
     no_repeat_ngram_size: int = field(
         default=0, metadata={"help": "Sequences of this many tokens may occur only once in a caption; 0: no limit."}
@@ -96,7 +98,7 @@ class CapFiltArguments:
     min_length: int = field(default=5, metadata={"help": "Shortest caption in tokens, prompt included."})
     max_length: int = field(default=20, metadata={"help": "Longest caption in tokens, prompt included."})
     seed: int = field(default=42, metadata={"help": "Seed of the sampled captions, together with the picture."})
-    batch_size: int = field(default=32, metadata={"help": "Pictures captioned and judged at once."})
+    batch_size: int = field(default=32, metadata={"help": "Pictures per batch."})
     bf16: bool | None = field(default=None, metadata={"help": "Compute in bfloat16; default: where the GPU has it."})
 
     def __post_init__(self) -> None:

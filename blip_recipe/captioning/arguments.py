@@ -32,13 +32,13 @@ class CaptionArguments(CaptionTextArguments, EmbeddingArguments):
     generation_length_penalty_counts_prompt: bool = field(
         default=False,
         metadata={
-            "help": "Divide the score of a beam by its whole length, as the original does; default: without the prompt."
+            "help": "Count the prompt in the length by which the score of a beam is divided, as the original does."
         },
     )
     prompt: str = field(default="", metadata={"help": "Text that every caption starts with, e.g. 'a picture of '."})
     captions_per_image: int | None = field(
         default=None,
-        metadata={"help": "Captions per image and epoch: all (default), or N sampled anew each epoch."},
+        metadata={"help": "Captions of each image in an epoch: all (default), or N that are sampled in each epoch."},
     )
 
     def __post_init__(self) -> None:
@@ -74,7 +74,8 @@ class ScstArguments(CaptionArguments):
         metadata={"help": "Weight of the matching probability, by itm_model_name_or_path, in the reward."},
     )
     kl_coef: float = field(
-        default=0.0, metadata={"help": "Coefficient of the KL divergence from the initial model (in nats)."}
+        default=0.0,
+        metadata={"help": "Weight of the KL divergence from the starting model (in nats), subtracted from the reward."},
     )
     xe_weight: float = field(
         default=0.0, metadata={"help": "Weight of the cross entropy (without label smoothing) in the loss, below 1."}

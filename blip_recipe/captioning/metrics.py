@@ -40,7 +40,7 @@ class CaptionMetrics:
         num_beams (`int`, defaults to 3): Number of beams; 1 is greedy search.
         max_length (`int`, defaults to 20): Maximum length in tokens, prompt included.
         min_length (`int`, defaults to 5): Minimum length in tokens, prompt included.
-        repetition_penalty (`float`, defaults to 1.0): Penalty of tokens that the caption already has; 1: none.
+        repetition_penalty (`float`, defaults to 1.0): Penalty for tokens already in the caption; 1: none.
         no_repeat_ngram_size (`int`, defaults to 0): Sequences of this many tokens may occur only once in a caption; 0:
             no limit.
         length_penalty (`float`, defaults to 1.0): Above 1, beam search prefers longer captions; below, shorter ones.

@@ -52,8 +52,9 @@ class CaptionTrainer(CaptionScoringTrainer):
         train_dataset (`Dataset`, `IterableDataset` or `torch.utils.data.Dataset`, *optional*): Rows with a picture (an
             `Image` column, paths, URLs or bytes) and captions (a text, a list, structs, numbered columns) in columns
             with common names. Rows with the same `image_id` are one image. A text with line breaks is several captions.
-            Rows of exactly `image`, `captions` and `prompt` (and perhaps `image_id`) have prompts of their own, which
-            are not learnt. A column `group` beside these groups the images: `evaluate` also scores each group alone.
+            If the columns are exactly `image`, `captions`, `prompt` and perhaps `image_id`, each row has its own
+            prompt, which the model is not trained to predict. With a column `group` too, `evaluate` also scores each
+            group.
         eval_dataset (the same, or a dictionary of these, *optional*): The data set, or data sets, to evaluate.
         processing_class (`BlipProcessor`, *optional*): Image processor and tokenizer; by default the model's own.
         peft_config (`LoraConfig`, *optional*): Train this adapter instead of all weights. Without `target_modules`,

@@ -17,11 +17,12 @@ class CaptionTrainingArguments(CaptionArguments, BlipTrainingArguments):  # type
     Args:
         output_dir (`str`): Directory of checkpoints, model, card and scores.
         prompt (`str`, defaults to `""`): Text that every caption starts with, such as `"a picture of "`.
-        captions_per_image (`int`, *optional*): Captions per image and epoch, sampled anew each epoch; by default all.
+        captions_per_image (`int`, *optional*): Captions of each image in an epoch, sampled in each epoch; by default
+            all.
         max_caption_length (`int`, *optional*): Maximum caption length in tokens, prompt included; by default 40, or
             the longest training caption if it is longer.
-        max_words (`int`, *optional*): Words that cleaning keeps of a training caption; by default all. The original
-            keeps 30.
+        max_words (`int`, *optional*): Maximum number of words of a training caption; by default no limit. The original
+            has 30.
         normalize_captions (`bool`, defaults to `True`): Whether to clean training captions as the original does: lower
             case, less punctuation, at most `max_words` words.
         augmentation (`str`, defaults to `"blip"`): `"blip"` (random crop, flip and RandAugment) or `"none"`.
@@ -33,18 +34,18 @@ class CaptionTrainingArguments(CaptionArguments, BlipTrainingArguments):  # type
             default the longest training caption.
         generation_min_length (`int`, *optional*): Minimum length of generated captions in tokens, prompt included; by
             default the shortest training caption.
-        generation_repetition_penalty (`float`, defaults to 1.0): Penalty of tokens that the text already has; 1: none.
+        generation_repetition_penalty (`float`, defaults to 1.0): Penalty for tokens already in the text; 1: none.
         generation_no_repeat_ngram_size (`int`, defaults to 0): Sequences of this many tokens may occur only once in a
             text; 0: no limit.
         generation_length_penalty (`float`, defaults to 1.0): Above 1, beam search prefers longer texts; below, shorter
             ones.
-        generation_early_stopping (`bool` or `str`, defaults to `False`): End of beam search: `True` with the first
-            complete texts, as many as beams; `"never"` when no other text can be better; `False` when none is likely
-            to be.
-        generation_length_penalty_counts_prompt (`bool`, defaults to `False`): Whether to divide the score of a beam by
-            its whole length, as the original does, or by that without the prompt.
-        score_tokenizer (`str`, defaults to `"ptb"`): Words of scored captions: those of the COCO tools (`"ptb"`), or
-            characters in scripts that write no spaces between words (`"char"`).
+        generation_early_stopping (`bool` or `str`, defaults to `False`): When beam search ends. `True`: when there are
+            as many complete texts as beams; `"never"`: when no other text can be better; `False`: when no other is
+            likely to be better.
+        generation_length_penalty_counts_prompt (`bool`, defaults to `False`): Whether to count the prompt in the
+            length by which the score of a beam is divided, as the original does.
+        score_tokenizer (`str`, defaults to `"ptb"`): How captions are split for scores: into words, as by the COCO
+            tools (`"ptb"`), or into characters in scripts without spaces between words (`"char"`).
         clip_model_name_or_path (`str`, defaults to `"openai/clip-vit-base-patch32"`): The CLIP of `clip_score`,
             `ref_clip_score` and `self_retrieval`.
         itm_model_name_or_path (`str`, *optional*): The BLIP matcher of `itm_score`.
@@ -57,7 +58,8 @@ class CaptionTrainingArguments(CaptionArguments, BlipTrainingArguments):  # type
         image_cache (`str`, *optional*): Directory for resized copies of large and remote pictures.
         cache_image_embeds (`bool`, defaults to `False`): Whether to encode each picture once and cache the embeddings
             on disk. Needs a frozen image encoder and no augmentation.
-        shuffle_buffer_size (`int`, defaults to 1000): Size of each worker's shuffle buffer of a stream, in images.
+        shuffle_buffer_size (`int`, defaults to 1000): Number of images that each worker of a stream
+            shuffles at a time.
 
     Raises:
         RecipeError: A value is out of range, or two values contradict each other.
@@ -76,14 +78,15 @@ class ScstTrainingArguments(ScstArguments, CaptionTrainingArguments):  # type: i
     """Arguments of [`ScstTrainer`]: those of [`CaptionTrainingArguments`], and the arguments below.
 
     Args:
-        num_generations (`int`, defaults to 5): Sampled captions per image.
+        num_generations (`int`, defaults to 5): Number of captions sampled for each image.
         scst_baseline (`str`, defaults to `"leave_one_out"`): Baseline of a sample's reward: the mean of the image's
             other samples, or its greedy caption (`"greedy"`).
         cider_reward_weight (`float`, defaults to 1.0): Weight of CIDEr-D in the reward.
         bleu_reward_weight (`float`, defaults to 0.0): Weight of BLEU-4 in the reward.
         clip_reward_weight (`float`, defaults to 0.0): Weight of CLIPScore in the reward.
         itm_reward_weight (`float`, defaults to 0.0): Weight of the matcher's probability in the reward.
-        kl_coef (`float`, defaults to 0.0): Coefficient of the KL divergence from the initial model, in nats.
+        kl_coef (`float`, defaults to 0.0): Weight of the KL divergence from the starting model, in nats, subtracted
+            from the reward.
         xe_weight (`float`, defaults to 0.0): Weight of the cross entropy, without label smoothing, in the loss.
 
     Raises:

@@ -37,13 +37,15 @@ class DataArguments:
     train_split: str = field(
         default="train", metadata={"help": "Training split, a slice such as 'train[:1000]', or a sum of these."}
     )
-    eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on during training."})
-    test_split: str | None = field(default=None, metadata={"help": "Split to score before and after training."})
+    eval_split: str | None = field(default=None, metadata={"help": "Split to score during training, or by `evaluate`."})
+    test_split: str | None = field(
+        default=None, metadata={"help": "Split to score before and after training; default: eval_split."}
+    )
     validation_fraction: float | None = field(
         default=None,
         metadata={
             "help": "Share of the training images to hold out for evaluation, instead of eval_split. A hash of each "
-            "picture decides, so that more data later moves no image."
+            "picture decides, so images stay where they are if you add more data later."
         },
     )
     test_fraction: float | None = field(
@@ -64,7 +66,7 @@ class DataArguments:
         default=False,
         metadata={
             "help": "Read training rows shard by shard from the Hub or a directory while training. The other splits, "
-            "and the training split with max_train_samples, are fetched first, and only the rows that are used."
+            "and the training split with max_train_samples, are read before training, as far as they are used."
         },
     )
     on_bad_image: Literal["fail", "skip"] = field(
@@ -130,20 +132,18 @@ class CaptionDataArguments(DataArguments):
     dataset_mixture: dict[str, Any] | str | None = field(
         default=None,
         metadata={
-            "help": "Data sets to train on instead of train_split, with how often each of their rows is seen in an "
-            'epoch: {"me/web": 1.0, "me/human": 0.5}. A weight may be an object of weight and data keys.'
+            "help": "Data sets to train on instead of train_split. The weight says how often an epoch uses each row: "
+            '{"me/web": 1.0, "me/human": 0.5}. Instead of a weight, give an object with weight and data keys.'
         },
     )
     caption_column: list[str] | None = field(default=None, metadata={"help": "Column (or columns) of captions."})
     prompt_column: str | None = field(
         default=None,
-        metadata={"help": "Column of prompts, instead of prompt: each image's captions start with its own prompt."},
+        metadata={"help": "Column with a prompt for each image, which its captions start with; replaces prompt."},
     )
     group_column: str | None = field(
         default=None,
-        metadata={
-            "help": "Column that groups the scored images: each group's scores are computed beside those of all."
-        },
+        metadata={"help": "Column with the group of each image; each group is also scored by itself."},
     )
     caption_lines: bool = field(
         default=False,
@@ -154,7 +154,7 @@ class CaptionDataArguments(DataArguments):
     caption_prefix: str = field(
         default="", metadata={"help": "Text to put before every caption of the data, such as a trigger word 'ohwx, '."}
     )
-    caption_suffix: str = field(default="", metadata={"help": "Text to put behind every caption of the data."})
+    caption_suffix: str = field(default="", metadata={"help": "Text to put after every caption of the data."})
 
     def __post_init__(self) -> None:
         super().__post_init__()

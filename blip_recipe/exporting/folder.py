@@ -86,6 +86,6 @@ def check_difference(source: Source, difference: float) -> None:
     if difference > MAX_DIFFERENCE:
         raise RecipeError(
             f"The exported model differs from {source.name}: its probabilities by {difference:.1e}, expected at most "
-            f"{MAX_DIFFERENCE:.0e}. Nothing was kept. Try the versions of torch and onnxscript that docs/export.md "
-            "names."
+            f"{MAX_DIFFERENCE:.0e}. Nothing was kept. Run pip install -U 'blip-recipe[export]'; if the message "
+            "stays, report it."
         )

@@ -13,12 +13,12 @@ from blip_recipe.metrics.tokenizer import clean_caption, tokenize
 class Diversity:
     """Computes the metric `diversity` of a set of captions; an image alone has no such scores.
 
-    - `distinct_1`, `distinct_2`: different words and word pairs as a share of all (Li et al., 2016, arXiv 1510.03055,
-      who divide both by the number of words).
+    - `distinct_1`, `distinct_2`: number of different words divided by the number of words, and the same for word pairs
+      (Li et al., 2016, arXiv 1510.03055, divide both by the number of words).
     - `vocabulary`: number of different words.
     - `unique`: number of different captions as a share of all (van Miltenburg et al., 2018,
       https://aclanthology.org/C18-1147, discuss this and the other measures).
-    - `novel`: share of captions that no training image has, by their words; only with training captions.
+    - `novel`: share of captions whose words equal those of no training caption; only with training captions.
     - `caption_length`: mean number of words.
 
     Args:

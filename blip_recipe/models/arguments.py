@@ -32,7 +32,9 @@ class ModelArguments:
         },
     )
     model_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the model."})
-    trust_remote_code: bool = field(default=False, metadata={"help": "Run model code from the Hub."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Run the code that comes with the model; read it first."}
+    )
     image_size: int | None = field(
         default=None,
         metadata={"help": "Height and width of the input in pixels; position embeddings are interpolated."},
@@ -47,16 +49,16 @@ class ModelArguments:
     add_tokens: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Words and characters to add to the tokenizer: 'true' for those of the training texts that it "
-            "changes, or a list, or a file with one a line."
+            "help": "Words and characters to add to the tokenizer: a list, a file with one per line, or 'true' for "
+            "those of the training texts that the tokenizer changes."
         },
     )
     freeze_vision: bool = field(default=False, metadata={"help": "Freeze the image encoder."})
     drop_path_rate: float = field(
         default=0.0,
         metadata={
-            "help": "Drop path (stochastic depth) of the last layer of the image encoder; it grows linearly from 0 in "
-            "the first layer. The original has 0.1 for questions and for large image encoders."
+            "help": "Drop path rate (stochastic depth) of the last layer of the image encoder. The rate grows linearly "
+            "from 0 in the first layer. The original has 0.1 for VQA and for large image encoders."
         },
     )
     hidden_dropout_prob: float | None = field(
@@ -82,13 +84,17 @@ class ModelArguments:
     lora_dropout: float = field(default=0.05, metadata={"help": "Dropout before the LoRA matrices."})
     lora_target_modules: list[str] | None = field(
         default=None,
-        metadata={"help": "Names of layers to adapt; default: every attention and feed-forward layer of the text."},
+        metadata={
+            "help": "Names of layers to adapt; default: all attention and feed-forward layers of the text network."
+        },
     )
     use_dora: bool = field(default=False, metadata={"help": "Weight-decomposed LoRA (arXiv 2402.09353)."})
     use_rslora: bool = field(default=False, metadata={"help": "Rank-stabilised scaling (arXiv 2312.03732)."})
     load_in_8bit: bool = field(default=False, metadata={"help": "Load the frozen base in 8 bits (needs use_peft)."})
     load_in_4bit: bool = field(default=False, metadata={"help": "Load the frozen base in 4 bits (needs use_peft)."})
-    merge_adapter: bool = field(default=False, metadata={"help": "Merge the adapter and save a full model."})
+    merge_adapter: bool = field(
+        default=False, metadata={"help": "Merge the adapter at the end of the run and save a full model."}
+    )
 
     def __post_init__(self) -> None:
         if self.load_in_8bit and self.load_in_4bit:

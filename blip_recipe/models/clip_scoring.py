@@ -46,7 +46,7 @@ PROMPT = "A photo depicts "
 class ClipScorer:
     """Computes `clip_score`, `ref_clip_score` and `self_retrieval` with a CLIP.
 
-    Features of pictures and texts are kept, so a split is encoded once.
+    Features of pictures and texts are kept in memory, so a split is encoded once.
 
     Args:
         model (`CLIPModel`): The model, in evaluation mode.
@@ -79,8 +79,8 @@ class ClipScorer:
     def load(cls, name: str = DEFAULT_CLIP, *, device: Any = None, **hub: Any) -> Self:
         """Load a CLIP in float32 from a directory or a Hub id to `device` (default: the first accelerator, else CPU).
 
-        `hub` are `revision`, `token` and `local_files_only`. Weights in pickle files, as of the default model, are read
-        with torch's reader of tensors, which runs no code.
+        `hub` takes `revision`, `token` and `local_files_only`. From weights in pickle files, such as those of the
+        default model, torch reads only tensors (`weights_only`), so no code runs.
 
         Raises:
             RecipeError: The model cannot be loaded, or is no CLIP.

@@ -39,7 +39,7 @@ OPACITY = 0.65
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """The weights of the parts of a picture for each word of a text, by Grad-CAM of a cross-attention.
+    """A map of weights over a picture for each word of a text, by Grad-CAM of a cross-attention.
 
     Attributes:
         image: The picture, upright and in RGB.
@@ -67,7 +67,7 @@ class Explanation:
         of their scores where each word has one.
 
         Raises:
-            RecipeError: A word or phrase is not there.
+            RecipeError: A word or phrase is not in the text.
         """
         spans = sorted({span for phrase in words for span in self._find(phrase)})
         scores = self.scores
@@ -108,11 +108,11 @@ class Explanation:
     def save(self, path: str | PathLike[str]) -> None:
         """Save the explanation in the format of the extension of `path`.
 
-        `.png`: what `draw` draws. `.npz`: arrays `words`, `maps`, `scores`, `layer`, `text` and, for a question,
-        `answer`. `.npy`: `maps` alone. The arrays are read with `allow_pickle=False`.
+        `.png`: the picture that `draw` returns. `.npz`: arrays `words`, `maps`, `scores`, `layer`, `text` and, for a
+        question, `answer`. `.npy`: `maps` alone. The arrays are read with `allow_pickle=False`.
 
         Raises:
-            RecipeError: The extension is another one.
+            RecipeError: `path` has another extension.
         """
         write_atomically(Path(path), find_writer(path)(self))
 

@@ -17,11 +17,12 @@ class PretrainArguments(CaptionTextArguments, MomentumArguments):
     task_name: ClassVar[str] = "pretrain"
 
     max_words: int | None = field(
-        default=30, metadata={"help": "Words that cleaning keeps of a training caption, as in the original; null: all."}
+        default=30,
+        metadata={"help": "Maximum number of words of a training caption, as in the original; null: no limit."},
     )
     max_caption_length: int = field(default=30, metadata={"help": "Maximum text length in tokens, as in the original."})
     negative_all_rank: bool = field(
         default=False,
-        metadata={"help": "Sample hard negatives from the batches of all processes; the original: of its own one."},
+        metadata={"help": "Draw hard negatives from the batches of all processes, not only of the own one."},
     )
     prompt: str = field(default="", init=False)

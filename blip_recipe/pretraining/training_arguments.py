@@ -16,12 +16,13 @@ class PretrainTrainingArguments(PretrainArguments, MomentumTrainingArguments):  
 
     Args:
         output_dir (`str`): Directory of checkpoints, models, card and scores.
-        queue_size (`int`, defaults to 57600): Image-text pairs in the momentum queue of ITC.
-        momentum (`float`, defaults to 0.995): Momentum of the momentum encoders.
-        alpha (`float`, defaults to 0.4): Weight of the momentum encoders' soft targets in ITC.
-        negative_all_rank (`bool`, defaults to `False`): Whether to sample hard negatives from all processes.
+        queue_size (`int`, defaults to 57600): Number of pairs from earlier steps that ITC compares each pair with.
+        momentum (`float`, defaults to 0.995): Share of their own weights that the momentum encoders keep at each step.
+        alpha (`float`, defaults to 0.4): Share of the momentum encoders' similarities in the targets of ITC.
+        negative_all_rank (`bool`, defaults to `False`): Whether to draw hard negatives from the batches of
+            all processes, not only of the own one.
         max_caption_length (`int`, defaults to 30): Maximum text length in tokens.
-        max_words (`int`, *optional*, defaults to 30): Words that cleaning keeps of a training caption; None: all.
+        max_words (`int`, *optional*, defaults to 30): Maximum number of words of a training caption; None: no limit.
         normalize_captions (`bool`, defaults to `True`): Whether to clean training captions as the original does.
         augmentation (`str`, defaults to `"blip"`): `"blip"` (random crop, flip and RandAugment) or `"none"`.
         label_smoothing_factor (`float`, defaults to 0.1): Label smoothing of the token loss.
@@ -30,7 +31,8 @@ class PretrainTrainingArguments(PretrainArguments, MomentumTrainingArguments):  
         early_stopping_patience (`int`, *optional*): Stop after this number of evaluations in which
             `metric_for_best_model` did not improve.
         image_cache (`str`, *optional*): Directory for resized copies of large and remote pictures.
-        shuffle_buffer_size (`int`, defaults to 1000): Size of each worker's shuffle buffer of a stream, in rows.
+        shuffle_buffer_size (`int`, defaults to 1000): Number of rows that each worker of a stream
+            shuffles at a time.
 
     Raises:
         RecipeError: A value is out of range, or two values contradict each other.

@@ -70,7 +70,7 @@ class EvaluateOptions:
     references: str | None = field(default=None, metadata={"help": "File of reference captions for --predictions."})
     subset: bool = field(
         default=False,
-        metadata={"help": "Score --predictions of only some of the images that --references has."},
+        metadata={"help": "Score only the images that have a caption in --predictions."},
     )
 
 

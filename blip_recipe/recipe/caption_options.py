@@ -67,11 +67,11 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
         usage=f"{prog} MODEL (PATH... | --dataset_name D) [options]",
-        description="Caption pictures: one JSON line (or CSV row) for each, with its caption or its error. Or caption "
-        "a data set: parquet files with all its columns and a new one.",
+        description="Caption pictures, and write a JSON line (or CSV row) per picture, with its caption or its error. "
+        "Or caption a data set, and write parquet files with its columns and a new column.",
     )
     add = parser.add_argument
-    add("model", metavar="MODEL", help="directory or Hub id of a BLIP captioner, full or LoRA")
+    add("model", metavar="MODEL", help="directory or Hub id of a captioner, full or LoRA")
     add(
         "paths",
         metavar="PATH",
@@ -91,20 +91,21 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
         help="also write each caption to a .txt file beside its picture; without --output, skip pictures that have one",
     )
     add("--overwrite_sidecars", action="store_true", help="replace .txt files that exist")
-    add("--append", action="store_true", help="append the caption to .txt files that exist, unless they have it")
+    add("--append", action="store_true", help="append the caption to .txt files that exist, unless it is there already")
     add("--separator", metavar="TEXT", help="text between an existing text and the caption; default: ', '")
     add("--prefix", metavar="TEXT", default="", help="text before each caption, such as 'ohwx cat, '")
     add("--suffix", metavar="TEXT", default="", help="text after each caption")
     add("--batch_size", type=positive, default=8, help="pictures in a batch (default 8)")
     add(
-        "--prompt", help="words every caption starts with; default: the model's own, which are left out of its captions"
+        "--prompt",
+        help="words that captions start with; default: the model's own, which captions do not show",
     )
     add("--num_captions", type=positive, default=1, metavar="N", help="captions of each picture (default 1)")
     add("--scores", action="store_true", help="also write the mean log-probability per token of each caption")
     add(
         "--match",
         metavar="MODEL",
-        help="directory or Hub id of a BLIP for retrieval: of several captions, the first is the one that matches best",
+        help="directory or Hub id of a matcher; it scores the captions, and the best one comes first",
     )
     add_decoding_options(parser)
     add_dataset_options(parser)
@@ -115,15 +116,15 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
 def add_dataset_options(parser: argparse.ArgumentParser) -> None:
     """Add the options for captioning a data set."""
     add = parser.add_argument_group("captioning a data set").add_argument
-    add("--dataset_name", metavar="D", help="Hub id or directory of a data set: caption its pictures, in a new column")
+    add("--dataset_name", metavar="D", help="Hub id or directory of a data set to caption")
     add("--dataset_config_name", metavar="C", help="configuration of the data set")
     add("--dataset_revision", metavar="R", help="branch, tag or commit of the data set")
-    add("--split", metavar="S", help="split; default: train")
+    add("--split", metavar="S", help="split to caption; default: train")
     add("--image_column", metavar="I", help="column of pictures; default: one with a known name")
     add("--image_root", metavar="DIR", help="directory that relative image paths start at")
     add("--caption_column_name", metavar="NAME", help="name of the new column; default: caption")
-    add("--overwrite_column", action="store_true", help="replace a column of this name")
-    add("--shard_rows", type=positive, metavar="N", help="rows of a parquet file; default: 1000")
+    add("--overwrite_column", action="store_true", help="replace an existing column of this name")
+    add("--shard_rows", type=positive, metavar="N", help="rows per parquet file; default: 1000")
     add("--push_to_hub", metavar="ORG/NAME", help="also upload the new data set to the Hub")
     add("--private", action="store_true", help="make the repository private, if it is created now")
 

@@ -67,11 +67,15 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         default="auto",
         choices=("auto", "float32", "bfloat16", "float16"),
-        help="precision; default: auto, as the weights were saved",
+        help="precision; default: auto, the precision of the saved weights",
     )
     add("--revision", help="branch, tag or commit of a model on the Hub")
     add("--allow_pickle", action="store_true", help="also read weights in pickle files; only tensors are unpickled")
-    add("--trust_remote_code", action="store_true", help="run code that comes with the model's configuration")
+    add(
+        "--trust_remote_code",
+        action="store_true",
+        help="run code that comes with the model's configuration; read it first",
+    )
 
 
 def load_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -111,25 +115,25 @@ SAMPLING: dict[str, tuple[Callable[[str], Any], str]] = {
 """Options of sampling: the parser of the value, and its help."""
 
 DECODING: dict[str, tuple[Callable[[str], Any], str]] = {
-    "num_beams": (positive, "number of beams; default: as evaluated"),
-    "max_length": (positive, "longest caption in tokens, prompt included; default: as evaluated"),
-    "min_length": (int, "shortest caption in tokens, prompt included; default: as evaluated"),
+    "num_beams": (positive, "number of beams; default: as the model was scored"),
+    "max_length": (positive, "longest caption in tokens, prompt included; default: as the model was scored"),
+    "min_length": (int, "shortest caption in tokens, prompt included; default: as the model was scored"),
     "repetition_penalty": (
         above_zero,
-        "penalty of tokens that the caption already has; 1: none; default: as evaluated",
+        "penalty for tokens that are already in the caption; 1: none; default: as the model was scored",
     ),
     "no_repeat_ngram_size": (
         not_negative,
-        "sequences of this many tokens occur only once in a caption; 0: no limit; default: as evaluated",
+        "sequences of this many tokens may occur only once; 0: no limit; default: as the model was scored",
     ),
     "length_penalty": (
         float,
-        "above 1, beam search prefers longer captions; below, shorter ones; default: as evaluated",
+        "above 1, beam search prefers longer captions; below, shorter ones; default: as the model was scored",
     ),
     "early_stopping": (
         early_stopping,
-        "end of beam search: true with the first complete captions, never when no other can be better, false when none "
-        "is likely to be; default: as evaluated",
+        "when beam search ends. true: when there are as many complete captions as beams; never: when no other caption "
+        "can be better; false: when no other is likely to be better; default: as the model was scored",
     ),
 }
 """Options of decoding: the parser of the value, and its help."""
@@ -143,10 +147,12 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
         f"--{COUNTS_PROMPT}",
         action=argparse.BooleanOptionalAction,
         default=None,
-        help="divide the score of a beam by its whole length, as the original does, or by the length without the "
-        "prompt; default: as evaluated",
+        help="count the prompt in the length by which the score of a beam is divided, as the original does; default: "
+        "as the model was scored",
     )
-    group.add_argument("--do_sample", action="store_true", help="sample captions instead of searching the likeliest")
+    group.add_argument(
+        "--do_sample", action="store_true", help="sample captions instead of searching for the likeliest"
+    )
     _add_options(group, SAMPLING)
 
 

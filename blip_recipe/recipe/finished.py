@@ -23,11 +23,11 @@ EXPLAINERS: dict[str, type[Explainer]] = {
 
 
 def load_explainer(model: str | Path, **arguments: Any) -> Explainer:
-    """Load a model of any kind to see which parts of a picture its captions, answers or matches rest on.
+    """Load a model of any kind to see which parts of a picture its captions, answers or matches depend on.
 
-    The weights are Grad-CAM of the cross-attention of one layer: the gradient of a score with respect to the attention
-    map, clamped at 0, times the map, averaged over the heads. The score is the log-probability of each word of a
-    caption, the log-probability of an answer, or the ITM logit of a match.
+    The weights are Grad-CAM of the cross-attention of one layer. The attention map is multiplied by the gradient of a
+    score with respect to the map, where negative gradients count as 0, and averaged over the heads. The score is the
+    log-probability of each word of a caption, the log-probability of an answer, or the ITM logit of a match.
 
     Args:
         model (`str` or `Path`): Directory or Hub id of a BLIP captioner, question answerer or matcher, full or adapter.

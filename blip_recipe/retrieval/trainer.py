@@ -50,7 +50,7 @@ TEXTS_AT_A_TIME = 256
 
 
 class RetrievalTrainer(MomentumTrainer):
-    """Fine-tune a BLIP for image-text retrieval.
+    """Fine-tune a matcher, a BLIP for image-text retrieval.
 
     The losses are image-text contrastive learning (ITC) and image-text matching (ITM) as in the paper, with momentum
     encoders, a queue, soft targets and hard negatives. The metrics are recalls in both directions. All other arguments
@@ -58,8 +58,7 @@ class RetrievalTrainer(MomentumTrainer):
 
     Args:
         model (`str`, `PreTrainedModel` or `PeftModel`, *optional*): Hub id or directory of a
-            `BlipForImageTextRetrieval`, a `BlipForImageTextRetrieval`, a `BlipForRetrieval`, or a `PeftModel` of one;
-            not quantised.
+            `BlipForImageTextRetrieval`, a `BlipForImageTextRetrieval`, a `BlipForRetrieval`, or a `PeftModel` of one.
         args ([`RetrievalTrainingArguments`], *optional*): The training arguments.
         train_dataset, eval_dataset: Rows with a picture and captions. Training samples one caption per image and epoch.
         kwargs: Other arguments of [`CaptionTrainer`], except `compute_metrics`.

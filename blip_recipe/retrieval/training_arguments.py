@@ -17,10 +17,11 @@ class RetrievalTrainingArguments(RetrievalArguments, MomentumTrainingArguments):
 
     Args:
         output_dir (`str`): Directory of checkpoints, model, card and scores.
-        queue_size (`int`, defaults to 57600): Image-text pairs in the momentum queue of ITC.
-        momentum (`float`, defaults to 0.995): Momentum of the momentum encoders.
-        alpha (`float`, defaults to 0.4): Weight of the momentum encoders' soft targets in ITC.
-        negative_all_rank (`bool`, defaults to `True`): Whether to sample hard negatives from all processes.
+        queue_size (`int`, defaults to 57600): Number of pairs from earlier steps that ITC compares each pair with.
+        momentum (`float`, defaults to 0.995): Share of their own weights that the momentum encoders keep at each step.
+        alpha (`float`, defaults to 0.4): Share of the momentum encoders' similarities in the targets of ITC.
+        negative_all_rank (`bool`, defaults to `True`): Whether to draw hard negatives from the batches of
+            all processes, not only of the own one.
         rerank_top_k (`int`, defaults to 256): Number of candidates (best by cosine) that ITM re-ranks; 0 for none.
         max_caption_length (`int`, defaults to 35): Maximum text length in tokens.
         normalize_captions (`bool`, defaults to `True`): Whether to clean texts as the original does.
@@ -30,7 +31,8 @@ class RetrievalTrainingArguments(RetrievalArguments, MomentumTrainingArguments):
         image_cache (`str`, *optional*): Directory for resized copies of large and remote pictures.
         cache_image_embeds (`bool`, defaults to `False`): Whether to encode each picture once and cache the embeddings
             on disk; needs a frozen image encoder and no augmentation.
-        shuffle_buffer_size (`int`, defaults to 1000): Size of each worker's shuffle buffer of a stream, in rows.
+        shuffle_buffer_size (`int`, defaults to 1000): Number of rows that each worker of a stream
+            shuffles at a time.
 
     Raises:
         RecipeError: A value is out of range, or two values contradict each other.

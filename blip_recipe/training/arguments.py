@@ -48,7 +48,8 @@ class BlipArguments:
     bootstrap_resamples: int = field(
         default=RESAMPLES,
         metadata={
-            "help": "Resamples for the intervals of final scores and for the test against the base model; 0: neither."
+            "help": "Resamples for intervals of the final scores and for the test against the base model; 0: no "
+            "intervals and no test."
         },
     )
     normalize_captions: bool = field(
@@ -61,13 +62,13 @@ class BlipArguments:
     image_cache: str | None = field(
         default=None,
         metadata={
-            "help": "Directory for resized copies of large and remote pictures, which are then read in their place; "
-            "'true': the Hugging Face cache."
+            "help": "Directory of resized copies of large and remote pictures, which training reads instead; 'true': a "
+            "directory in the Hugging Face cache."
         },
     )
     shuffle_buffer_size: int = field(
         default=1000,
-        metadata={"help": "Size of each worker's shuffle buffer of a stream, in images, or questions about them."},
+        metadata={"help": "Number of images (VQA: questions) that each worker of a stream shuffles at a time."},
     )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Stop after N evaluations in which metric_for_best_model did not improve."}
@@ -82,8 +83,8 @@ class BlipArguments:
     tracked_pictures: int = field(
         default=8,
         metadata={
-            "help": "Pictures whose texts are sent as a table to the trackers of report_to at each evaluation during "
-            "training, the same each time; 0: none."
+            "help": "Number of pictures whose generated texts go as a table to the trackers of report_to at each "
+            "evaluation during training; 0: no table."
         },
     )
 
@@ -161,7 +162,7 @@ class GenerationArguments(BlipArguments):
     generation_max_length: int = field(default=20, metadata={"help": "Maximum length in tokens, prompt included."})
     generation_min_length: int = field(default=5, metadata={"help": "Minimum length in tokens, prompt included."})
     generation_repetition_penalty: float = field(
-        default=1.0, metadata={"help": "Penalty of tokens that the text already has; 1: none."}
+        default=1.0, metadata={"help": "Penalty for tokens that are already in the text; 1: none."}
     )
     generation_no_repeat_ngram_size: int = field(
         default=0, metadata={"help": "Sequences of this many tokens may occur only once in a text; 0: no limit."}
@@ -172,8 +173,8 @@ class GenerationArguments(BlipArguments):
     generation_early_stopping: EarlyStopping = field(
         default=False,
         metadata={
-            "help": "End of beam search: true with the first complete texts, as many as beams; 'never' when no other "
-            "text can be better; false when none is likely to be."
+            "help": "When beam search ends. true: when there are as many complete texts as beams; 'never': when no "
+            "other text can be better; false: when no other is likely to be better."
         },
     )
 
@@ -262,13 +263,13 @@ class CaptionTextArguments(CaptionScoreArguments, GenerationArguments):
     score_tokenizer: ScoreTokenizer = field(
         default="ptb",
         metadata={
-            "help": "Words of scored captions: those of the COCO tools (ptb), or characters in scripts that write no "
-            "spaces between words, such as Chinese, Japanese and Thai (char)."
+            "help": "How captions are split for scores: into words, as by the COCO tools (ptb), or into characters in "
+            "scripts without spaces between words, such as Chinese, Japanese and Thai (char)."
         },
     )
     max_words: int | None = field(
         default=None,
-        metadata={"help": "Words that cleaning keeps of a training caption; default: all. The original keeps 30."},
+        metadata={"help": "Maximum number of words of a training caption; default: no limit. The original has 30."},
     )
     max_caption_length: int | None = field(  # type: ignore[assignment]
         default=None,
@@ -314,12 +315,19 @@ class MomentumArguments(BlipArguments):
 
     task_name: ClassVar[str]
 
-    captions_per_image: int = field(default=1, metadata={"help": "Captions per image and epoch; must be 1."})
-    queue_size: int = field(default=57_600, metadata={"help": "Image-text pairs in the momentum queue of ITC."})
-    momentum: float = field(default=0.995, metadata={"help": "Momentum of the momentum encoders, from 0 to 1."})
-    alpha: float = field(default=0.4, metadata={"help": "Weight of the momentum encoders' soft targets in ITC."})
+    captions_per_image: int = field(default=1, metadata={"help": "Captions of each image in an epoch; must be 1."})
+    queue_size: int = field(
+        default=57_600, metadata={"help": "Number of pairs from earlier steps that ITC compares each pair with."}
+    )
+    momentum: float = field(
+        default=0.995, metadata={"help": "Share of their own weights that the momentum encoders keep at each step."}
+    )
+    alpha: float = field(
+        default=0.4, metadata={"help": "Share of the momentum encoders' similarities in the targets of ITC."}
+    )
     negative_all_rank: bool = field(
-        default=True, metadata={"help": "Sample hard negatives from the batches of all processes."}
+        default=True,
+        metadata={"help": "Draw hard negatives from the batches of all processes, not only of the own one."},
     )
 
     def __post_init__(self) -> None:

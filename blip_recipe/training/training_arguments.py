@@ -47,8 +47,8 @@ class BlipTrainingArguments(BlipArguments, Seq2SeqTrainingArguments):
     dataloader_num_workers: int | None = field(  # type: ignore[assignment]
         default=None,
         metadata={
-            "help": "Worker processes per GPU that read pictures; default: one per core, up to 8; none without a GPU, "
-            "where the model uses the cores."
+            "help": "Worker processes per GPU that read pictures; default: the cores divided by the GPUs, at most 8; 0 "
+            "without a GPU, where the model uses the cores."
         },
     )
     bf16: bool | None = field(  # type: ignore[assignment]

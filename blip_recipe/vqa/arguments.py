@@ -66,18 +66,20 @@ class VqaArguments(GenerationArguments, EmbeddingArguments):
     answer_list: str | None = field(
         default=None,
         metadata={
-            "help": "Score the best answer of a list instead of free answers: a file (one answer a line, or a JSON "
+            "help": "Choose answers from a list instead of generating them: a file (one answer per line, or a JSON "
             "list), or 'train' for the frequent answers of the training questions."
         },
     )
     answer_min_questions: int = field(
         default=MIN_QUESTIONS,
-        metadata={"help": "Number of questions whose most frequent answer one of answer_list 'train' is."},
+        metadata={
+            "help": "Answers of answer_list 'train' are the most frequent answer of at least this many questions."
+        },
     )
     rank_top_k: int = field(
         default=RANKED_ANSWERS,
         metadata={
-            "help": "Compare this number of answers of answer_list in full, those with the most probable first token."
+            "help": "Number of answers of answer_list to compare in full: those with the most probable first token."
         },
     )
     rank_by: RankBy = field(

@@ -18,10 +18,10 @@ class VqaTrainingArguments(VqaArguments, BlipTrainingArguments):  # type: ignore
         output_dir (`str`): Directory of checkpoints, model, card and scores.
         group_questions (`bool`, defaults to `False`): Whether to put the questions about an image in the same batch, so
             that it is read and encoded once.
-        answer_list (`str`, *optional*): Score the best answer of a list instead of free answers: a file (one answer a
+        answer_list (`str`, *optional*): Choose answers from a list instead of generating them: a file (one answer per
             line, or a JSON list), or `"train"` for the frequent answers of the training questions.
-        answer_min_questions (`int`, defaults to 9): Number of training questions whose most frequent answer one of
-            `answer_list="train"` is.
+        answer_min_questions (`int`, defaults to 9): Answers of `answer_list="train"` are the most frequent answer of at
+            least this many training questions.
         rank_top_k (`int`, defaults to 128): Number of answers of `answer_list` that are compared in full.
         rank_by (`str`, defaults to `"smoothed_loss"`): `"smoothed_loss"` (BLIP's loss with label smoothing) or
             `"likelihood"`.
@@ -32,20 +32,21 @@ class VqaTrainingArguments(VqaArguments, BlipTrainingArguments):  # type: ignore
         generation_num_beams (`int`, defaults to 3): Number of beams; 1 is greedy search.
         generation_max_length (`int`, defaults to 10): Maximum length of generated answers in tokens.
         generation_min_length (`int`, defaults to 1): Minimum length of generated answers in tokens.
-        generation_repetition_penalty (`float`, defaults to 1.0): Penalty of tokens that the text already has; 1: none.
+        generation_repetition_penalty (`float`, defaults to 1.0): Penalty for tokens already in the text; 1: none.
         generation_no_repeat_ngram_size (`int`, defaults to 0): Sequences of this many tokens may occur only once in a
             text; 0: no limit.
         generation_length_penalty (`float`, defaults to 1.0): Above 1, beam search prefers longer texts; below, shorter
             ones.
-        generation_early_stopping (`bool` or `str`, defaults to `False`): End of beam search: `True` with the first
-            complete texts, as many as beams; `"never"` when no other text can be better; `False` when none is likely
-            to be.
+        generation_early_stopping (`bool` or `str`, defaults to `False`): When beam search ends. `True`: when there are
+            as many complete texts as beams; `"never"`: when no other text can be better; `False`: when no other is
+            likely to be better.
         early_stopping_patience (`int`, *optional*): Stop after this number of evaluations in which
             `metric_for_best_model` did not improve.
         cache_image_embeds (`bool`, defaults to `False`): Whether to encode each picture once and cache the embeddings
             on disk; needs a frozen image encoder and no augmentation.
         image_cache (`str`, *optional*): Directory for resized copies of large and remote pictures.
-        shuffle_buffer_size (`int`, defaults to 1000): Size of each worker's shuffle buffer of a stream, in rows.
+        shuffle_buffer_size (`int`, defaults to 1000): Number of rows that each worker of a stream
+            shuffles at a time.
 
     Raises:
         RecipeError: A value is out of range, or two values contradict each other.
