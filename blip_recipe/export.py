@@ -17,8 +17,12 @@ from blip_recipe.recipe.command_line import check_options, positive
 
 PROG = "python -m blip_recipe.export"
 
-FORMATS = ("onnx", "transformers.js")
-DTYPES = ("fp32", "int8")
+DTYPES = {
+    "onnx": ("fp32", "fp16", "int8"),
+    "openvino": ("fp32", "fp16"),
+    "transformers.js": ("fp32", "int8"),
+}
+"""The precisions of each format."""
 
 NEEDED = {"dataset_name": "eval_split", "max_eval_samples": "eval_split", "private": "push_to_hub"}
 """For an option, the one without which it has no effect."""
@@ -31,11 +35,20 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     if arguments.eval_split and arguments.dtype != "int8":
         raise RecipeError("--eval_split scores quantised models: add --dtype int8, or leave --eval_split out.")
 
+    if arguments.dtype not in DTYPES[arguments.format]:
+        raise RecipeError(
+            f"--format {arguments.format} has no --dtype {arguments.dtype}: expected one of "
+            f"{', '.join(DTYPES[arguments.format])}."
+        )
+
     from blip_recipe.exporting.folder import check_new, new_folder
     from blip_recipe.exporting.kinds import load_source
     from blip_recipe.exporting.readme import write_readme
     from blip_recipe.exporting.writing import write_folder
+    from blip_recipe.runtime.engines import choose_engine
 
+    if arguments.format == "openvino":
+        choose_engine(".xml")  # before the minutes that graphs of a large model take
     check_new(arguments.out)
     source = load_source(
         arguments.model,
@@ -70,8 +83,13 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
     add = parser.add_argument
     add("model", metavar="MODEL", help="directory or Hub id of a captioner, question answerer or matcher")
     add("out", metavar="OUT", type=Path, help="directory of the exported model; must not exist yet")
-    add("--format", choices=FORMATS, default="onnx", help="files for the runner of this package, or for browsers")
-    add("--dtype", choices=DTYPES, default="fp32", help="precision of the weights; int8 is smaller and faster")
+    add("--format", choices=list(DTYPES), default="onnx", help="files for the runner of this package, or for browsers")
+    add(
+        "--dtype",
+        choices=("fp32", "fp16", "int8"),
+        default="fp32",
+        help="precision of the weights: fp16 halves the files, int8 is smaller and faster",
+    )
     add(
         "--pictures",
         nargs="+",

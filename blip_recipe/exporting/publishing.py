@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import HfApi, ModelCard
 
 from blip_recipe.errors import PushError
-from blip_recipe.exporting.readme import check_lines
+from blip_recipe.exporting.readme import RUNS_WITH, check_lines
 from blip_recipe.hub.publishing import preflight, push_files
 from blip_recipe.hub.retries import HUB_ERRORS, explain
 
 if TYPE_CHECKING:
     from blip_recipe.hub.publishing import PushResult
 
-HEADING = "## Without torch"
-"""The heading of the part that a model's card gets."""
+HEADINGS = {"onnx": "## Without torch", "openvino": "## With OpenVINO"}
+"""The heading of the part that a model's card gets, for each format."""
 
-STALE = ("onnx/*.onnx", "onnx/*.json", "onnx/README.md")
-"""Files of an earlier export, which are replaced."""
+SUFFIXES = (".onnx", ".xml", ".bin", ".json", "README.md")
+"""The ends of the names of files of an earlier export, which are replaced."""
 
 UPLOAD_FOLDER = "They are saved: solve the problem, and upload the folder."
 """What to do after a failed push. The same command would not write into the folder again."""
@@ -29,8 +30,8 @@ UPLOAD_FOLDER = "They are saved: solve the problem, and upload the folder."
 def push_export(folder: Path, record: dict[str, Any], repo_id: str, *, private: bool | None) -> PushResult:
     """Push an exported folder in one commit.
 
-    An ONNX folder goes into `onnx/` of the repository, whose card gets the tag `onnx` and a part about it. The files of
-    transformers.js have a configuration of their own, so they need a repository of their own.
+    An ONNX folder goes into `onnx/` of the repository, one for OpenVINO into `openvino/`. The card gets this tag and a
+    part about it. The files of transformers.js have a configuration of their own, so they need their own repository.
 
     Raises:
         PushError: The push failed, or the repository is that of a model.
@@ -41,13 +42,14 @@ def push_export(folder: Path, record: dict[str, Any], repo_id: str, *, private: 
     names = {path.relative_to(folder).as_posix(): path for path in paths}
     if record["format"] == "transformers.js":
         return _push_own(names, repo_id, private, api)
-    files = {f"onnx/{name}": path for name, path in names.items() if name != "README.md"}
+    place = record["format"]
+    files = {f"{place}/{name}": path for name, path in names.items() if name != "README.md"}
     with tempfile.TemporaryDirectory() as made:
         card = Path(made, "README.md")
         card.write_text(_merge_card(repo_id, folder, record, api), encoding="utf-8")
-        message = "Add ONNX files for use without torch"
+        message = f"Add files for {RUNS_WITH[place]}, for use without torch"
         files["README.md"] = card
-        return _push(files, repo_id, private, message, api)
+        return _push(files, place, repo_id, private, message, api)
 
 
 def _push_own(names: dict[str, Path], repo_id: str, private: bool | None, api: HfApi) -> PushResult:
@@ -61,12 +63,15 @@ def _push_own(names: dict[str, Path], repo_id: str, private: bool | None, api: H
             "of its own with --push_to_hub."
         )
     message = "Upload a captioner for transformers.js"
-    return _push(names, repo_id, private, message, api)
+    return _push(names, "onnx", repo_id, private, message, api)
 
 
-def _push(files: dict[str, Path], repo_id: str, private: bool | None, message: str, api: HfApi) -> PushResult:
+def _push(
+    files: dict[str, Path], place: str, repo_id: str, private: bool | None, message: str, api: HfApi
+) -> PushResult:
+    stale = [f"{place}/*{suffix}" for suffix in SUFFIXES]
     return push_files(
-        files, repo_id, "model", private=private, stale=STALE, message=message, api=api, advice=UPLOAD_FOLDER
+        files, repo_id, "model", private=private, stale=stale, message=message, api=api, advice=UPLOAD_FOLDER
     )
 
 
@@ -79,9 +84,11 @@ def _merge_card(repo_id: str, folder: Path, record: dict[str, Any], api: HfApi) 
         raise PushError(explain(error, api)) from error
     card = ModelCard.load(path)
     tags = card.data.tags or []
-    card.data.tags = [*tags, *({"onnx"} - set(tags))]
+    place = record["format"]
+    card.data.tags = [*tags, *({place} - set(tags))]
     if there:
-        before = card.text.split(f"\n{HEADING}\n")[0].rstrip()
-        use = "The files in `onnx/` run with ONNX Runtime: give the folder to the commands of `blip_recipe`."
-        card.text = "\n".join([before, "", HEADING, "", use, "", *check_lines(record), ""])
+        heading = HEADINGS[place]
+        others = re.sub(rf"\n{heading}\n.*?(?=\n## |\Z)", "", card.text, flags=re.DOTALL).rstrip()
+        use = f"The files in `{place}/` run with {RUNS_WITH[place]}: give the folder to the commands of `blip_recipe`."
+        card.text = "\n".join([others, "", heading, "", use, "", *check_lines(record), ""])
     return str(card)

@@ -1,9 +1,9 @@
-"""Quantise ONNX files to 8 bits, and choose the fastest form that keeps the scores of a split."""
+"""Choose the fastest 8-bit form that keeps the scores of a split."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -28,27 +28,8 @@ BATCH = 8
 """Pictures in a batch."""
 
 
-def quantize_dynamically(source: Path, target: Path) -> None:
-    """Quantise weights to 8 bits, and the inputs of each layer while it runs."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    # The default also quantises the inputs of opset 23's `Attention`, which ONNX Runtime then cannot load.
-    types = ["MatMul", "Gemm", "Gather"]
-    quantize_dynamic(source, target, op_types_to_quantize=types, per_channel=True, weight_type=QuantType.QInt8)
-
-
-def quantize_weights(source: Path, target: Path) -> None:
-    """Quantise weights to 8 bits in blocks of 32; everything is computed in float32."""
-    import onnx
-    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
-
-    quantizer = MatMulNBitsQuantizer(onnx.load(source), bits=8, block_size=32, is_symmetric=True)
-    quantizer.process()
-    quantizer.model.save_model_to_file(str(target), use_external_data_format=False)
-
-
-FORMS: dict[str, Callable[[Path, Path], None]] = {"int8": quantize_dynamically, "int8_weights": quantize_weights}
-"""The ways to quantise, the usual one first."""
+FORMS = ("int8", "int8_weights")
+"""The ways to quantise, the usual one first: weights and the inputs of layers, or weights alone."""
 
 
 @dataclass(frozen=True)
@@ -57,15 +38,6 @@ class Measured:
 
     scores: dict[str, float]
     seconds: float
-
-
-def quantize(folder: Path, target: Path, form: str) -> None:
-    """Write the files of an exported folder to `target`, with its graphs quantised."""
-    for path in sorted(folder.iterdir()):
-        if path.suffix == ".onnx":
-            FORMS[form](path, target / path.name)
-        else:
-            (target / path.name).write_bytes(path.read_bytes())
 
 
 def load_scored_split(

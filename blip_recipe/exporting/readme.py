@@ -17,33 +17,39 @@ USES = {
 PIPELINES = {"captioning": "image-to-text", "vqa": "visual-question-answering", "retrieval": "image-text-to-text"}
 """The Hub's task of each task."""
 
+RUNS_WITH = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "transformers.js": "transformers.js"}
+"""What runs the files of each format."""
+
+PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}
+"""The package that runs the files of each format of the runner."""
+
 
 def write_readme(folder: Path, record: dict[str, Any]) -> None:
     """Write `README.md`: how to run the model, what it was made with, and how it compares with torch."""
-    browser = record["format"] == "transformers.js"
-    library = "transformers.js" if browser else "onnx"
+    library = record["format"]
+    browser = library == "transformers.js"
     metadata = [
         "---",
         f"library_name: {library}",
         f"pipeline_tag: {PIPELINES[record['task']]}",
         "tags:",
-        *(f"- {tag}" for tag in dict.fromkeys([library, "onnx", "blip", "blip_recipe"])),
+        *(f"- {tag}" for tag in dict.fromkeys([library, *(["onnx"] if browser else []), "blip", "blip_recipe"])),
         "---",
         "",
     ]
-    title = [f"# {record['source']} for {'transformers.js' if browser else 'ONNX Runtime'}", ""]
-    use = _browser_lines() if browser else _python_lines(record["task"])
+    title = [f"# {record['source']} for {RUNS_WITH[library]}", ""]
+    use = _browser_lines() if browser else _python_lines(record["task"], library)
     lines = [*metadata, *title, *use, "", *check_lines(record)]
     (folder / "README.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _python_lines(task: str) -> list[str]:
+def _python_lines(task: str, library: str) -> list[str]:
     command, arguments, does = USES[task]
     return [
         f"A BLIP to {does}, exported by `blip_recipe`. It runs without torch:",
         "",
         "```bash",
-        "pip install numpy pillow tokenizers onnxruntime",
+        f"pip install numpy pillow tokenizers {PACKAGES[library]}",
         "pip install --no-deps blip-recipe",
         f"python -m blip_recipe.{command} FOLDER {arguments}",
         "```",

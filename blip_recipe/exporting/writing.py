@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from blip_recipe.data.storage import read_json, write_json
 from blip_recipe.errors import RecipeError
 from blip_recipe.exporting.checking import compare
+from blip_recipe.exporting.conversion import convert, quantize_dynamically
 from blip_recipe.exporting.folder import check_folder, write_graphs
 from blip_recipe.exporting.kinds import describe
 from blip_recipe.exporting.onnx_files import BROWSER_OPSET
@@ -19,8 +20,6 @@ from blip_recipe.exporting.quantization import (
     describe_scores,
     load_scored_split,
     measure,
-    quantize,
-    quantize_dynamically,
 )
 from blip_recipe.exporting.transformers_js import compare_in_python, write_transformers_js
 from blip_recipe.runtime.record import RECORD
@@ -40,29 +39,31 @@ def write_folder(source: Source, folder: Path, arguments: argparse.Namespace) ->
     Raises:
         RecipeError: The export differs from the model, or cannot be quantised as asked.
     """
-    write = {"onnx": _write_onnx, "transformers.js": _write_transformers_js}[arguments.format]
-    return write(source, folder, arguments)
-
-
-def _write_onnx(source: Source, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    if arguments.dtype == "fp32":
-        write_graphs(source, folder)
-        return _finish(folder, format="onnx", check=check_folder(source, folder, arguments.pictures))
+    if arguments.format == "transformers.js":
+        return _write_transformers_js(source, folder, arguments)
     if arguments.eval_split and source.kind.task != "captioning":
         raise RecipeError(f"--eval_split scores captions, but {source.name} is no captioner: leave --eval_split out.")
+    form = (arguments.format, arguments.dtype)
+    if form == ("onnx", "fp32"):
+        write_graphs(source, folder)
+        return _finish(folder, format="onnx", check=check_folder(source, folder, arguments.pictures))
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".plain.") as made:
         plain = Path(made)
         write_graphs(source, plain)
-        check_folder(source, plain, arguments.pictures)
-        form, scores = _choose_form(source, plain, arguments)
-        quantize(plain, folder, form)
-    check = compare(source, folder, arguments.pictures)
-    return _finish(folder, format="onnx", dtype=form, check=check, **scores)
+        scores: dict[str, Any] = {}
+        if arguments.dtype != "fp32":
+            check_folder(source, plain, arguments.pictures)
+        if arguments.dtype == "int8":
+            chosen, scores = _choose_form(source, plain, arguments)
+            form = (arguments.format, chosen)
+        convert(plain, folder, form)
+    compare_with = check_folder if arguments.dtype == "fp32" else compare
+    return _finish(folder, check=compare_with(source, folder, arguments.pictures), **scores)
 
 
 def _choose_form(source: Source, plain: Path, arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
     """The form of quantisation, and what was measured on the split, if there is one."""
-    usual = next(iter(FORMS))
+    usual = FORMS[0]
     if not arguments.eval_split:
         print(f"Quantised as {usual}; its scores were not measured, because there is no --eval_split.", file=sys.stderr)
         return usual, {}
@@ -70,7 +71,7 @@ def _choose_form(source: Source, plain: Path, arguments: argparse.Namespace) -> 
     measured = {"fp32": measure(plain, rows)}
     for form in FORMS:
         with tempfile.TemporaryDirectory(dir=plain.parent, prefix=".form.") as made:
-            quantize(plain, Path(made), form)
+            convert(plain, Path(made), ("onnx", form))
             measured[form] = measure(Path(made), rows)
     for name, found in measured.items():
         print(f"{name}: {describe_scores(found)}", file=sys.stderr)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -12,7 +15,6 @@ from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
 
 class Graph(Protocol):
@@ -47,17 +49,19 @@ class OnnxRuntimeGraph:
 
 
 class OpenVinoGraph:
-    """A graph that OpenVINO runs on the CPU, in float32 as torch does, not in bfloat16.
+    """A graph that OpenVINO runs on the CPU.
 
     Args:
         path: An `.onnx` or `.xml` file.
         threads: Number of threads; None: OpenVINO's choice.
+        precision: What is computed in: `f32` as torch does, `bf16` or `f16`. OpenVINO itself would choose `bf16` where
+            the processor has it.
     """
 
-    def __init__(self, path: Path, threads: int | None) -> None:
+    def __init__(self, path: Path, threads: int | None, precision: str = "f32") -> None:
         import openvino
 
-        options = {"INFERENCE_PRECISION_HINT": "f32"} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
+        options = {"INFERENCE_PRECISION_HINT": precision} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
         self.model = openvino.Core().compile_model(path, "CPU", options)
         self.outputs = [each.get_any_name() for each in self.model.outputs]
 
@@ -68,28 +72,37 @@ class OpenVinoGraph:
         return {name: np.array(found[number]) for number, name in enumerate(self.outputs)}
 
 
-ENGINES: dict[str, type[OnnxRuntimeGraph] | type[OpenVinoGraph]] = {
-    "onnxruntime": OnnxRuntimeGraph,
-    "openvino": OpenVinoGraph,
+class Engine(NamedTuple):
+    """The package that runs graphs, the suffixes of the files that it reads, and how a file is loaded."""
+
+    package: str
+    suffixes: tuple[str, ...]
+    load: Callable[[Path, int | None], Graph]
+
+
+ENGINES = {
+    "onnxruntime": Engine("onnxruntime", (".onnx",), OnnxRuntimeGraph),
+    "openvino": Engine("openvino", (".xml", ".onnx"), OpenVinoGraph),
+    "openvino_bf16": Engine("openvino", (".xml", ".onnx"), partial(OpenVinoGraph, precision="bf16")),
 }
-"""The class of each package that runs graphs, the usual one first."""
+"""The ways to run graphs, the usual one first."""
 
 
 def choose_engine(suffix: str, engine: str | None = None) -> str:
-    """The package that runs graphs in files with this suffix: the given one, or the first that is installed.
+    """The name of the engine for files with this suffix: the given one, or the first that is installed.
 
     Raises:
         RecipeError: It is not installed, or cannot read them.
     """
-    able = [name for name in ENGINES if suffix == ".onnx" or name == "openvino"]
+    able = [name for name, each in ENGINES.items() if suffix in each.suffixes]
     if engine is not None and engine not in able:
         raise RecipeError(f"engine is {engine!r}, but files that end in {suffix} need {' or '.join(able)}.")
     for name in [engine] if engine else able:
-        if find_spec(name):
+        if find_spec(ENGINES[name].package):
             return name
+    packages = list(dict.fromkeys(ENGINES[name].package for name in ([engine] if engine else able)))
     raise RecipeError(
-        f"An exported model needs {engine or ' or '.join(able)}, which is not installed: "
-        f"`pip install {engine or able[0]}`."
+        f"An exported model needs {' or '.join(packages)}, which is not installed: `pip install {packages[0]}`."
     )
 
 

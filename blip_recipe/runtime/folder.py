@@ -32,7 +32,7 @@ class ExportedFolder:
     Attributes:
         path: The folder.
         record: The content of `export.json`.
-        engine: The package that runs the graphs.
+        engine: The name of what runs the graphs, in `ENGINES`.
         threads: Number of threads; None: the engine's choice.
     """
 
@@ -78,7 +78,7 @@ class ExportedFolder:
         """
         path = self.path / f"{graph}{self.record['suffix']}"
         try:
-            return ENGINES[self.engine](path, self.threads)
+            return ENGINES[self.engine].load(path, self.threads)
         except Exception as error:  # each engine has its own
             raise RecipeError(
                 f"{path} cannot be loaded: {str(error).strip().splitlines()[0]} Export the model again."
