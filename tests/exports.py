@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from commands import run_code
 
 from blip_recipe.data.storage import write_json
 from blip_recipe.exporting.graphs import Graph
@@ -45,3 +47,15 @@ def run_in_torch(model: Path, folder: Path, **options: Any) -> tuple[Source, Any
     graphs = {name: TorchGraph(graph) for name, graph in source.kind.graphs(source.model).items()}
     opened = ExportedFolder.open(folder, source.kind.task)
     return source, CLASSES[source.kind.task](opened, *graphs.values(), **options)
+
+
+def run_command(command: str, *arguments: object, without: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The lines of a command in a process that cannot import torch, transformers or the packages `without`."""
+    missing = ("torch", "transformers", "wrapt", *without)
+    code = (
+        f"import sys; sys.modules.update(dict.fromkeys({missing!r}));"
+        f"from blip_recipe.{command} import main; main(sys.argv[1:])"
+    )
+    done = run_code(code, *map(str, arguments), cold=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from blip_recipe.data.storage import read_json, write_json
-from blip_recipe.errors import RecipeError
 from blip_recipe.exporting.checking import compare
 from blip_recipe.exporting.conversion import convert, quantize_dynamically
 from blip_recipe.exporting.folder import check_folder, write_graphs
@@ -16,10 +15,10 @@ from blip_recipe.exporting.kinds import describe
 from blip_recipe.exporting.onnx_files import BROWSER_OPSET
 from blip_recipe.exporting.quantization import (
     FORMS,
+    SCORINGS,
     choose,
     describe_scores,
     load_scored_split,
-    measure,
 )
 from blip_recipe.exporting.transformers_js import compare_in_python, write_transformers_js
 from blip_recipe.runtime.record import RECORD
@@ -41,8 +40,6 @@ def write_folder(source: Source, folder: Path, arguments: argparse.Namespace) ->
     """
     if arguments.format == "transformers.js":
         return _write_transformers_js(source, folder, arguments)
-    if arguments.eval_split and source.kind.task != "captioning":
-        raise RecipeError(f"--eval_split scores captions, but {source.name} is no captioner: leave --eval_split out.")
     form = (arguments.format, arguments.dtype)
     if form == ("onnx", "fp32"):
         write_graphs(source, folder)
@@ -67,7 +64,9 @@ def _choose_form(source: Source, plain: Path, arguments: argparse.Namespace) -> 
     if not arguments.eval_split:
         print(f"Quantised as {usual}; its scores were not measured, because there is no --eval_split.", file=sys.stderr)
         return usual, {}
-    rows = load_scored_split(source.recipe, arguments.dataset_name, arguments.eval_split, arguments.max_eval_samples)
+    limit = arguments.max_eval_samples
+    rows = load_scored_split(source.kind.task, source.recipe, arguments.dataset_name, arguments.eval_split, limit)
+    measure = SCORINGS[source.kind.task].measure
     measured = {"fp32": measure(plain, rows)}
     for form in FORMS:
         with tempfile.TemporaryDirectory(dir=plain.parent, prefix=".form.") as made:

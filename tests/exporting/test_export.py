@@ -19,7 +19,8 @@ import numpy as np
 import pytest
 import torch
 from captioners import CAPTIONS, GAIN, draw_pictures, save_adapter, write_recipe
-from commands import run_code
+from datasets import Dataset
+from exports import run_command
 from forked import CHECKOUT
 from hub_server import HubServer
 from retrievers import build_retriever
@@ -29,7 +30,7 @@ from blip_recipe.captioning.modeling import BlipForCaptioning
 from blip_recipe.errors import RecipeError
 from blip_recipe.export import main
 from blip_recipe.exporting.conversion import convert
-from blip_recipe.exporting.quantization import FORMS, Measured, choose, load_scored_split, measure
+from blip_recipe.exporting.quantization import FORMS, SCORINGS, Measured, choose, load_scored_split
 from blip_recipe.models.processors import save_processor
 from blip_recipe.models.tiny import IMAGE_SIZE, build_tokenizer, tiny_config, tiny_processor
 from blip_recipe.runtime.captioner import ExportedCaptioner
@@ -89,17 +90,6 @@ def lines(out: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.splitlines()]
 
 
-def run_command(command: str, *arguments: object) -> list[dict[str, Any]]:
-    """The lines of a command in a process that cannot import torch or transformers."""
-    code = (
-        "import sys; sys.modules['torch'] = sys.modules['transformers'] = sys.modules['wrapt'] = None;"
-        f"from blip_recipe.{command} import main; main(sys.argv[1:])"
-    )
-    done = run_code(code, *map(str, arguments), cold=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return lines(done.stdout)
-
-
 def test_an_adapter_is_merged_compared_and_described(exported: Path) -> None:
     record = json.loads((exported / "export.json").read_text())
     assert record["task"] == "captioning"
@@ -149,6 +139,17 @@ def test_openvino_gives_the_same_token_ids(exported: Path, pictures: list[Path])
         expected, _ = first.generate(pixels, num_beams=beams)
         found, _ = second.generate(pixels, num_beams=beams)
         assert found.tolist() == expected.tolist()
+
+
+def test_openvino_files_are_written_and_checked(folder: Path, captioner: Path) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install openvino")
+    main([str(captioner), str(folder / "openvino"), "--format", "openvino"])
+    record = json.loads((folder / "openvino" / "export.json").read_text())
+    assert [record[name] for name in ("format", "suffix", "dtype")] == ["openvino", ".xml", "fp32"]
+    assert "openvino" in record["versions"]
+    assert [record["check"][name] for name in ("greedy", "beams", "texts")] == [1.0, 1.0, 1.0]
+    assert record["check"]["difference"] < 1e-4
+    assert "tokenizers openvino" in (folder / "openvino" / "README.md").read_text()
 
 
 @pytest.fixture
@@ -214,6 +215,28 @@ def test_answers_without_torch(folder: Path, pictures: list[Path], capfd: pytest
             assert next(ranked) == pytest.approx(next(ranked), abs=1e-4)
 
 
+def rows_of(pictures: list[Path], **columns: list[Any]) -> Dataset:
+    """Rows of a split."""
+    return Dataset.from_dict({"image": [{"bytes": path.read_bytes(), "path": None} for path in pictures], **columns})
+
+
+def test_answers_of_a_split_are_scored(folder: Path, pictures: list[Path]) -> None:
+    """After `test_answers_without_torch`."""
+    exported = folder / "exported_answerer"
+    answers = [row["answer"] for row in run_command("answer", exported, pictures[0], *QUESTIONS)]
+    rows = rows_of(
+        [pictures[0]] * 4 + [pictures[1]],
+        image_id=[7, 7, 7, 7, 8],
+        question=[*QUESTIONS, QUESTIONS[0]],
+        answers=[*([answer] for answer in answers), ["none of its answers"]],
+    )
+    assert SCORINGS["vqa"].measure(exported, rows).scores == pytest.approx({"vqa_accuracy": 0.8, "exact_match": 0.8})
+    assert load_scored_split("vqa", {"dataset_name": "shapes"}, None, "validation", 3).num_rows == 3
+    without = rows.remove_columns("answers").add_column("answers", [None] * 5)
+    with pytest.raises(RecipeError, match="the split has no answers: name another one"):
+        SCORINGS["vqa"].measure(exported, without)
+
+
 def test_matches_without_torch(folder: Path, pictures: list[Path], capfd: pytest.CaptureFixture[str]) -> None:
     from blip_recipe.match import main as match
 
@@ -230,10 +253,29 @@ def test_matches_without_torch(folder: Path, pictures: list[Path], capfd: pytest
     match([str(folder / "matcher"), *map(str, inputs), "--device", "cpu"])
     expected = lines(capfd.readouterr().out)
     found = run_command("match", folder / "exported_matcher", *inputs)
+    check_recalls(folder / "exported_matcher", pictures[:3], expected)
     for row, other in zip(found, expected, strict=True):
         for name in ("probability", "cosine"):
             assert row.pop(name) == pytest.approx(other.pop(name), abs=1e-4)
         assert row == other
+
+
+def check_recalls(exported: Path, pictures: list[Path], lines: list[dict[str, Any]]) -> None:
+    """The recalls of three pictures with the texts 0, 1, and 2 and 3, from the lines of `match` in torch."""
+    owners = [0, 1, 2, 2]
+    rows = rows_of(pictures, captions=[CAPTIONS[:1], CAPTIONS[1:2], CAPTIONS[2:]])
+    order = {str(path): number for number, path in enumerate(pictures)}
+    found = {name: np.empty((3, 4)) for name in ("cosine", "probability")}
+    for line in lines:
+        for name, values in found.items():
+            values[order[line["image"]], CAPTIONS.index(line["text"])] = line[name]
+    own_text = {name: [owners[best] for best in values.argmax(axis=1)] for name, values in found.items()}
+    own_picture = found["cosine"].argmax(axis=0)
+    assert SCORINGS["retrieval"].measure(exported, rows).scores == {
+        "text_recall_1": np.mean(np.array(own_text["cosine"]) == np.arange(3)),
+        "image_recall_1": np.mean(own_picture == np.array(owners)),
+        "reranked_text_recall_1": np.mean(np.array(own_text["probability"]) == np.arange(3)),
+    }
 
 
 def test_int8_is_chosen_by_the_scores_of_a_split(folder: Path, exported: Path, pictures: list[Path]) -> None:
@@ -241,7 +283,8 @@ def test_int8_is_chosen_by_the_scores_of_a_split(folder: Path, exported: Path, p
     captions = run_command("caption", exported, *pictures)
     rows = [{"file_name": Path(row["image"]).name, "caption": row["caption"]} for row in captions]
     (folder / "pictures" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    split = load_scored_split({}, str(folder / "pictures"), "train", None)
+    split = load_scored_split("captioning", {}, str(folder / "pictures"), "train", None)
+    measure = SCORINGS["captioning"].measure
     plain = measure(exported, split)
     assert plain.scores["exact_match"] == 1.0
     forms = {}
