@@ -29,7 +29,7 @@ from blip_recipe.errors import run_command
 CASES = [(1, 1), (1, 3), (8, 1), (8, 3)]
 """Batch size and number of beams."""
 
-PICTURES = {1: 3, 8: 8}
+PICTURES = {1: 2, 8: 8}
 """Number of pictures for each batch size."""
 
 PROCESSOR = Path("/proc/cpuinfo")

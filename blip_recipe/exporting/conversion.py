@@ -65,7 +65,8 @@ def convert_to_openvino(source: Path, target: Path, *, half: bool = False) -> No
     """Write a graph as OpenVINO's pair of `.xml` and `.bin`, with weights in float32 or float16."""
     import openvino
 
-    openvino.save_model(openvino.convert_model(source), target, compress_to_fp16=half)
+    # Not `convert_model`, which reports each use to OpenVINO's makers.
+    openvino.save_model(openvino.Core().read_model(source), target, compress_to_fp16=half)
 
 
 class Conversion(NamedTuple):

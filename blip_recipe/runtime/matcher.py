@@ -65,7 +65,7 @@ class ExportedMatcher:
 
         Args:
             path: The folder.
-            engine: `onnxruntime` or `openvino`; by default the first that is installed.
+            engine: `onnxruntime`, `openvino` or `openvino_bf16`; by default the first that is installed.
             threads: Number of threads; by default that of `OMP_NUM_THREADS`, else the engine's choice.
 
         Raises:
