@@ -40,7 +40,7 @@ FORMS = ("int8", "int8_weights")
 
 @dataclass(frozen=True)
 class Measured:
-    """What a form of a model gives on a split: its scores, and seconds for each picture."""
+    """What a form of a model gives on a split: its scores, and seconds for each row."""
 
     scores: dict[str, float]
     seconds: float
@@ -176,4 +176,4 @@ def choose(plain: Measured, forms: Mapping[str, Measured]) -> str:
 def describe_scores(measured: Measured) -> str:
     """The scores and the speed, as text."""
     scores = ", ".join(f"{name} {value:.4f}" for name, value in measured.scores.items())
-    return f"{scores}, {1 / measured.seconds:.1f} pictures a second"
+    return f"{scores}, {1 / measured.seconds:.1f} rows a second"

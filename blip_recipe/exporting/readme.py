@@ -86,5 +86,5 @@ def check_lines(record: dict[str, Any]) -> list[str]:
     ]
     for name, scores in record.get("scores", {}).items():
         values = ", ".join(f"{metric} {value:.4f}" for metric, value in scores.items())
-        lines.append(f"- {name} on {record['split_pictures']:,} pictures of the split {record['split']}: {values}.")
+        lines.append(f"- {name} on {record['split_rows']:,} rows of the split {record['split']}: {values}.")
     return lines

@@ -77,7 +77,7 @@ def _choose_form(source: Source, plain: Path, arguments: argparse.Namespace) -> 
     chosen = choose(measured["fp32"], {form: measured[form] for form in FORMS})
     print(f"Chosen: {chosen}, the fastest that keeps all scores within 1%.", file=sys.stderr)
     names = {name: {**found.scores, "seconds": found.seconds} for name, found in measured.items()}
-    return chosen, {"split": arguments.eval_split, "split_pictures": len(rows), "scores": names}
+    return chosen, {"split": arguments.eval_split, "split_rows": len(rows), "scores": names}
 
 
 def _write_transformers_js(source: Source, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:

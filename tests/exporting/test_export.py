@@ -329,6 +329,9 @@ def test_push_adds_the_files_to_the_models_repository_in_one_commit(
     assert "## Without torch" in text
     again = publishing.push_export(exported, record, "lab/captioner", private=None)
     assert not again.committed
+    publishing.push_export(exported, record | {"format": "openvino"}, "lab/captioner", private=None)
+    text = Path(api.hf_hub_download("lab/captioner", "README.md")).read_text()
+    assert [text.count(part) for part in ("## Without torch", "## With OpenVINO", "Written by hand.")] == [1, 1, 1]
 
 
 NODE = """
