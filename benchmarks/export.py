@@ -1,6 +1,6 @@
 """Compare the ways to run a captioner on a CPU in one run: torch, ONNX Runtime and OpenVINO. From the checkout:
 
-python -m benchmarks.export                    # ViT-B, one thread; 15 minutes
+python -m benchmarks.export                    # ViT-B, one thread; 13 minutes of processor time
 python -m benchmarks.export --size small       # base width, 4+4 layers
 
 Weights are random, and each caption has 12 tokens. Each side runs in a process of its own, one after another, with the

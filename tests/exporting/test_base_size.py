@@ -87,7 +87,7 @@ def torch_ids(source: Source, _: Any, pixels: torch.Tensor, beams: int, prompt: 
 
 def ids(_: Any, exported: ExportedCaptioner, pixels: torch.Tensor, beams: int, prompt: str) -> torch.Tensor:
     """The token ids of the runner after the prompt."""
-    decoding = {"num_beams": beams, "max_length": LENGTH, "min_length": LENGTH}
+    decoding: dict[str, Any] = {"num_beams": beams, "max_length": LENGTH, "min_length": LENGTH}
     return torch.from_numpy(np.ascontiguousarray(exported.generate(pixels.numpy(), prompt=prompt, **decoding)[0][:, 0]))
 
 
