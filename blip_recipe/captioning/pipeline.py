@@ -19,7 +19,6 @@ from transformers import (
 
 from blip_recipe.captioning.modeling import BlipForCaptioning, mean_log_probs
 from blip_recipe.captioning.sampling import seeded_sampling
-from blip_recipe.data.images import open_image
 from blip_recipe.models.adapters import is_adapted
 from blip_recipe.models.captioner import generate_token_ids
 from blip_recipe.models.decoding import check_caption_decoding, decoding_arguments
@@ -32,6 +31,7 @@ from blip_recipe.models.pipeline import (
     register_pipeline,
     split_hub_arguments,
 )
+from blip_recipe.models.processors import read_pixel_values
 from blip_recipe.models.text import decode_texts
 
 if TYPE_CHECKING:
@@ -103,9 +103,7 @@ class ImageToTextPipeline(BlipPipeline, Pipeline):
         """Open one picture upright and in RGB, as `pixel_values` `(1, 3, height, width)`."""
         if isinstance(image, Mapping) and "image" in image:
             image = image["image"]
-        return {
-            "pixel_values": self.image_processor(open_image(image, timeout=timeout), return_tensors="pt").pixel_values
-        }
+        return {"pixel_values": read_pixel_values(image, self.image_processor, timeout)}
 
     def _forward(  # type: ignore[override]
         self, model_inputs: dict[str, torch.Tensor], prompt: str | None = None, **decoding: Any

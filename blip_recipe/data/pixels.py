@@ -40,8 +40,8 @@ TURNS: dict[int, tuple[bool, tuple[int, ...]]] = {
 which axes to flip afterwards."""
 
 
-def read_pixels(image: Picture) -> torch.Tensor:
-    """Read the pixels of `open_image(image)` as uint8 `(3, height, width)`.
+def read_pixels(image: Picture, timeout: float | None = None) -> torch.Tensor:
+    """Read the pixels of `open_image(image, timeout=timeout)` as uint8 `(3, height, width)`.
 
     torchvision decodes grey and RGB JPEGs to the same pixels as Pillow. Pillow decodes all other files, and those that
     torchvision cannot read.
@@ -51,7 +51,7 @@ def read_pixels(image: Picture) -> torch.Tensor:
             decoding.
     """
     with wrap_image_errors(image):
-        opened = open_lazily(image)
+        opened = open_lazily(image, timeout)
         # An MPO is a JPEG with more pictures after the first.
         if isinstance(opened, ImageFile) and opened.format in ("JPEG", "MPO") and opened.mode in ("L", "RGB"):
             return _decode_jpeg(opened)

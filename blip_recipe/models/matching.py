@@ -10,11 +10,12 @@ from torch import nn
 from transformers import BlipForImageTextRetrieval
 
 from blip_recipe.data.captions import normalize_caption
-from blip_recipe.data.images import Picture, open_image
+from blip_recipe.data.images import Picture
 from blip_recipe.models.contrastive import MATCHING
 from blip_recipe.models.image_text import ImageTextModel, configured_temperature
 from blip_recipe.models.loading import load_finished
 from blip_recipe.models.pipeline import first_device, usable_device
+from blip_recipe.models.processors import read_pixel_values
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -139,7 +140,7 @@ class Matcher:
         Raises:
             BadImageError: The picture cannot be read.
         """
-        return self.processor.image_processor(open_image(picture), return_tensors="pt").pixel_values
+        return read_pixel_values(picture, self.processor.image_processor)
 
     def match(self, pixel_values: Sequence[torch.Tensor], texts: Sequence[Sequence[str]]) -> list[list[float]]:
         """The ITM probabilities of the texts of each picture.

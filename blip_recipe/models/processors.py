@@ -6,16 +6,21 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import BlipProcessor
+from transformers import BlipImageProcessor, BlipProcessor
 from transformers.utils import cached_file
 
+from blip_recipe.data.images import open_image
+from blip_recipe.data.pixels import normalize_pixels, read_pixels, resize_pixels
 from blip_recipe.errors import RecipeError
 from blip_recipe.models.weights import first_line
 
 if TYPE_CHECKING:
     from os import PathLike
 
+    import torch
     from transformers import PreTrainedTokenizerBase
+
+    from blip_recipe.data.images import Picture
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
@@ -84,3 +89,18 @@ def _find(name: str, filename: str, hub: dict[str, Any]) -> str | None:
         )
     except (OSError, ValueError) as error:
         raise RecipeError(f"The model {name!r} cannot be found: {first_line(error)}") from error
+
+
+def read_pixel_values(
+    image: Picture, image_processor: BlipImageProcessor, timeout: float | None = None
+) -> torch.Tensor:
+    """Read a picture as the float32 `pixel_values` `(1, 3, height, width)` of the stock image processor, but faster.
+
+    Raises:
+        BadImageError: The picture cannot be read or is too large (see `open_image`).
+    """
+    # The variant for Pillow, and processors of other models, have steps of their own.
+    if type(image_processor) is not BlipImageProcessor or not image_processor.do_resize:
+        return image_processor(open_image(image, timeout=timeout), return_tensors="pt").pixel_values
+    pixels = resize_pixels(read_pixels(image, timeout), image_processor)
+    return normalize_pixels(pixels.unsqueeze(0), image_processor)

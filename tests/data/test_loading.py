@@ -17,6 +17,7 @@ from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image, ImageDraw, ImageFilter
 from transformers import BlipImageProcessor
+from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
 
 from blip_recipe.captioning.data import build_dataset
 from blip_recipe.captioning.tiny import build_tiny_captioner
@@ -27,6 +28,7 @@ from blip_recipe.data.images import BadImageError, open_image
 from blip_recipe.data.pixels import normalize_pixels, read_pixels, resize_pixels
 from blip_recipe.data.resized_cache import cache_folder, cache_resized_pictures, shorter_side
 from blip_recipe.errors import RecipeError
+from blip_recipe.models.processors import read_pixel_values
 from blip_recipe.pretraining.trainer import PretrainTrainer
 from blip_recipe.recipe.arguments import FinetuneOptions
 from blip_recipe.recipe.parsing import read_recipe
@@ -88,8 +90,15 @@ def test_pixel_values_are_the_stock_processors(size: tuple[int, int], kind: str)
 def test_pixel_values_of_photographs_are_the_stock_processors(shared: Path) -> None:
     image_processor = BlipImageProcessor()
     for path in sorted((shared / "data/photos/test").glob("*.jpg")):
-        values = normalize_pixels(resize_pixels(read_pixels(path), image_processor)[None], image_processor)
+        values = read_pixel_values(path, image_processor)
         torch.testing.assert_close(values, stock_pixel_values(path.read_bytes(), image_processor), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("processor", [BlipImageProcessorPil(), BlipImageProcessor(do_resize=False)])
+def test_pixel_values_of_other_processors_are_their_own(processor: Any) -> None:
+    content = encode(photograph())
+    expected = processor(open_image(content), return_tensors="pt").pixel_values
+    assert torch.equal(read_pixel_values(content, processor), expected)
 
 
 def test_floats_are_taken_for_normalised() -> None:
