@@ -16,6 +16,7 @@ from blip_recipe.metrics.groups import name_groups
 from blip_recipe.metrics.intervals import RESAMPLES, SEED, check_resamples, score_intervals
 from blip_recipe.metrics.java import find_java
 from blip_recipe.metrics.meteor import Meteor
+from blip_recipe.metrics.ngram_index import NgramIndex
 from blip_recipe.metrics.rouge_l import RougeL
 from blip_recipe.metrics.scores import (
     METRICS,
@@ -242,8 +243,12 @@ class PreparedReferences:
         return self._parts[rows]
 
     @cached_property
+    def ngrams(self) -> NgramIndex:
+        return NgramIndex(self.tokenized)
+
+    @cached_property
     def bleu(self) -> Bleu:
-        return Bleu(self.tokenized)
+        return Bleu(self.ngrams)
 
     @cached_property
     def rouge_l(self) -> RougeL:
@@ -251,7 +256,7 @@ class PreparedReferences:
 
     @cached_property
     def cider(self) -> Cider:
-        return Cider(self.tokenized)
+        return Cider(self.ngrams)
 
 
 def exact_match(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Values:
