@@ -189,7 +189,7 @@ def search(ascending: Integers, values: Integers) -> Integers:
 
 def sums_by(owners: Integers, values: Numbers | Integers, count: int) -> Numbers:
     """The sum of the values of each owner, added in their order."""
-    return np.bincount(owners, values, count)
+    return np.bincount(owners, np.asarray(values, float), count)
 
 
 def expand_ranges(starts: Integers, counts: Integers) -> tuple[Integers, Integers]:
