@@ -189,7 +189,8 @@ def search(ascending: Integers, values: Integers) -> Integers:
 
 def sums_by(owners: Integers, values: Numbers | Integers, count: int) -> Numbers:
     """The sum of the values of each owner, added in their order."""
-    return np.bincount(owners, np.asarray(values, float), count)
+    sums: Numbers = np.bincount(owners, values, count).astype(float, copy=False)  # whole numbers without any values
+    return sums
 
 
 def expand_ranges(starts: Integers, counts: Integers) -> tuple[Integers, Integers]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,8 @@ def test_meteor_loads_while_the_model_generates_and_an_error_ends_it(
 
     monkeypatch.setattr(trainer, "generate", fail)
     monkeypatch.setattr(stock, "_caption", fail)
-    for number, score in enumerate((trainer.evaluate, stock), start=1):
+    scored: list[Callable[[], Any]] = [trainer.evaluate, stock]
+    for number, score in enumerate(scored, start=1):
         with pytest.raises(MemoryError):
             score()
         assert len(seen) == number
