@@ -5,14 +5,13 @@ python -m benchmarks.intervals
 The population is the 40,504 images of COCO val2014 with a person's caption scored against the other captions of the
 image. Each simulated evaluation draws some of its images. The true score is that of the population. `cider of the set`
 is the CIDEr of an evaluation as it is computed, with the weights of its own references; its true value is the mean of
-all evaluations. For the paired test, two sets of captions are drawn from the same captions of each image, so that every
-difference that it finds is a false alarm.
+all evaluations. For the paired test, two captions of each image are given to two systems at random, anew for each
+simulated evaluation, so that every difference that it finds is a false alarm.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -28,6 +27,7 @@ from blip_recipe.metrics.bleu import Bleu
 from blip_recipe.metrics.cider import Cider
 from blip_recipe.metrics.comparison import SIGNIFICANT, compare_scores, paired_p_values
 from blip_recipe.metrics.intervals import percentile_interval, resampled_sums, score_intervals
+from blip_recipe.metrics.ngram_index import NgramIndex
 from blip_recipe.metrics.rouge_l import RougeL
 from blip_recipe.metrics.statistics import Statistics, mean_statistics
 from blip_recipe.metrics.tokenizer import clean_caption, tokenize
@@ -49,7 +49,8 @@ def main() -> None:
     statistics = [*score(captions, references), *shares(len(captions))]
     rows = [row for count in options.images for row in coverage(statistics, count, options.simulations)]
     rows += own_weights(captions, references, 400, options.simulations)
-    rows += [row for count in options.images for row in false_alarms(captions, references, count, options.simulations)]
+    sides = two_captions(captions, references)
+    rows += [row for count in options.images for row in false_alarms(*sides, count, options.simulations)]
     rows += costs(statistics, 5000)
     keys = list(dict.fromkeys(key for row in rows for key in row))
     write_results(options.output, machine(["numpy"]), [{key: row.get(key, "") for key in keys} for row in rows])
@@ -65,7 +66,8 @@ def read_population(images: int) -> tuple[list[str], list[list[str]]]:
 
 def score(captions: list[str], references: list[list[str]]) -> list[Statistics]:
     """The statistics of BLEU, ROUGE-L and CIDEr."""
-    found = (scorer(references).score(captions).statistics for scorer in (Bleu, RougeL, Cider))
+    index = NgramIndex(references)
+    found = (scorer.score(captions).statistics for scorer in (Bleu(index), RougeL(references), Cider(index)))
     return [statistics for each in found for statistics in each]
 
 
@@ -118,7 +120,7 @@ def own_weights(
     values, intervals = [], []
     for seed in range(simulations):
         rows = generator.integers(len(captions), size=images)
-        found = Cider([references[row] for row in rows]).score([captions[row] for row in rows])
+        found = Cider(NgramIndex([references[row] for row in rows])).score([captions[row] for row in rows])
         values.append(found.corpus["cider"])
         intervals.append(score_intervals(found.statistics, seed=seed)["cider"])
     true = sum(values) / len(values)
@@ -133,20 +135,25 @@ def own_weights(
     ]
 
 
-def false_alarms(
-    captions: list[str], references: list[list[str]], images: int, simulations: int
-) -> Iterator[dict[str, Any]]:
-    """How often the paired test tells two equal systems apart, whose captions are drawn for each image."""
-    drawn = random.Random(0)
-    orders = [drawn.sample(texts, 2) for texts in references]
+def two_captions(captions: list[str], references: list[list[str]]) -> tuple[list[Statistics], list[Statistics]]:
+    """The statistics of the first and the second reference of each image, scored against its other captions."""
     others = [[caption, *texts[2:]] for caption, texts in zip(captions, references, strict=True)]
-    sides = [score([order[side] for order in orders], others) for side in (0, 1)]
+    return score([texts[0] for texts in references], others), score([texts[1] for texts in references], others)
+
+
+def false_alarms(
+    first: list[Statistics], second: list[Statistics], images: int, simulations: int
+) -> Iterator[dict[str, Any]]:
+    """How often the paired test tells two equal systems apart, which get the captions of each image at random."""
     generator = np.random.default_rng(images)
     alarms: dict[str, int] = {}
     for seed in range(simulations):
-        rows = generator.integers(len(captions), size=images)
-        p_values = paired_p_values(draw(sides[0], rows), draw(sides[1], rows), seed=seed)
-        for name, value in p_values.items():
+        rows = generator.integers(len(first[0].rows), size=images)
+        swapped = generator.integers(2, size=(images, 1)).astype(bool)
+        pairs = list(zip(draw(first, rows), draw(second, rows), strict=True))
+        one = [left._replace(rows=np.where(swapped, right.rows, left.rows)) for left, right in pairs]
+        other = [left._replace(rows=np.where(swapped, left.rows, right.rows)) for left, right in pairs]
+        for name, value in paired_p_values(one, other, seed=seed).items():
             alarms[name] = alarms.get(name, 0) + (value <= SIGNIFICANT)
     for name, count in alarms.items():
         yield {"what": f"false alarms of {name}", "images": images, "share or seconds": round(count / simulations, 4)}

@@ -3,9 +3,10 @@
 python -m benchmarks.scoring                                   # 1,000 and 5,000 images of COCO
 python -m benchmarks.scoring --predictions P --references R    # your own captions
 
-All times include tokenization; METEOR's include its start. The COCO captions come from pycocoevalcap's SPICE jar. The
-first caption of an image is scored against the others, without one word that changes with each evaluation.
-pycocoevalcap runs before and after our scorer, and the mean of its two runs counts.
+All times include tokenization, and METEOR's start unless it is loaded while captions are generated, for which a pause
+stands. The COCO captions come from pycocoevalcap's SPICE jar. The first caption of an image is scored against the
+others, without one word that changes with each evaluation. pycocoevalcap runs before and after our scorer, and the mean
+of its two runs counts. CPU seconds include those of ended Java processes; they depend less on other programs.
 """
 
 from __future__ import annotations
@@ -13,16 +14,21 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import subprocess
 import sys
+import time
 import zipfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks.common import RESULTS, machine, seconds_of, write_results
 from blip_recipe.errors import run_command
 from blip_recipe.metrics.files import read_predictions, read_references
 from blip_recipe.metrics.java import find_java, pycocoevalcap_file
+from blip_recipe.metrics.ptb_tables import read_automaton
 from blip_recipe.metrics.scorer import CaptionScorer
 from blip_recipe.metrics.scores import ImageId, check_same_images
 
@@ -31,6 +37,8 @@ References = dict[ImageId, list[str]]
 
 GROUPS = {"bleu, rouge_l, cider": ["bleu", "rouge_l", "cider"], "meteor": ["meteor"]}
 EVALUATIONS = 3
+GENERATION_SECONDS = 20
+"""The pause that stands for the generation of captions."""
 
 
 def main() -> None:
@@ -64,30 +72,58 @@ def coco_set(count: int) -> tuple[Captions, References]:
     return {each: captions[each][0] for each in chosen}, {each: captions[each][1:] for each in chosen}
 
 
-def compare(captions: Captions, references: References) -> list[dict[str, float | int | str]]:
+def compare(captions: Captions, references: References) -> list[dict[str, Any]]:
     """Measure the seconds of both sides for each group of metrics."""
-    rows: list[dict[str, float | int | str]] = []
+    rows: list[dict[str, Any]] = []
     for name, metrics in GROUPS.items():
-        before = seconds_of(partial(score_with_pycocoevalcap, captions, references, metrics))
+        theirs = [measure(partial(score_with_pycocoevalcap, captions, references, metrics))]
+        read_automaton.cache_clear()  # with the words that it has learned
+        ours = our_seconds(captions, references, metrics)
+        theirs.append(measure(partial(score_with_pycocoevalcap, captions, references, metrics)))
+        seconds, cpu = (sum(each) / len(each) for each in zip(*theirs, strict=True))
+        row = {"metrics": name, "images": len(captions), "pycocoevalcap": seconds} | ours
+        row |= {f"{key} / pycocoevalcap": value / seconds for key, value in ours.items() if "CPU" not in key}
+        row["first / pycocoevalcap, CPU"] = ours["first evaluation, CPU"] / cpu
+        rows.append({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()})
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    return [{key: row.get(key, "") for key in keys} for row in rows]
+
+
+def our_seconds(captions: Captions, references: References, metrics: list[str]) -> dict[str, float]:
+    """The seconds of the first evaluation, the later ones, and the first one with METEOR loaded before it."""
+    began = cpu_seconds()
+    with CaptionScorer(metrics) as scorer:
+        first = seconds_of(partial(scorer.score, without_word(captions, 0), references))
+        if scorer.meteor:
+            scorer.meteor.close()  # its CPU seconds count once it has ended
+        first_cpu = cpu_seconds() - began
+        scorer.score(without_word(captions, 0), references)
+        later = [
+            seconds_of(partial(scorer.score, without_word(captions, number), references))
+            for number in range(1, EVALUATIONS)
+        ]
+    found = {
+        "first evaluation": first,
+        "first evaluation, CPU": first_cpu,
+        "later evaluations": sum(later) / len(later),
+    }
+    if "meteor" in metrics:
         with CaptionScorer(metrics) as scorer:
-            ours = [
-                seconds_of(partial(scorer.score, without_word(captions, number), references))
-                for number in range(EVALUATIONS)
-            ]
-        after = seconds_of(partial(score_with_pycocoevalcap, captions, references, metrics))
-        theirs, later = (before + after) / 2, sum(ours[1:]) / (EVALUATIONS - 1)
-        rows.append(
-            {
-                "metrics": name,
-                "images": len(captions),
-                "pycocoevalcap": round(theirs, 3),
-                "first evaluation": round(ours[0], 3),
-                "later evaluations": round(later, 3),
-                "first / pycocoevalcap": round(ours[0] / theirs, 3),
-                "later / pycocoevalcap": round(later / theirs, 3),
-            }
-        )
-    return rows
+            with scorer.loading():
+                time.sleep(GENERATION_SECONDS)
+            found["first after generation"] = seconds_of(partial(scorer.score, captions, references))
+    return found
+
+
+def measure(work: Callable[[], object]) -> tuple[float, float]:
+    """The seconds and the CPU seconds of a call."""
+    began = cpu_seconds()
+    return seconds_of(work), cpu_seconds() - began
+
+
+def cpu_seconds() -> float:
+    """The CPU seconds of this process and of those that it started and that have ended."""
+    return sum(os.times()[:4])
 
 
 def without_word(captions: Captions, number: int) -> Captions:

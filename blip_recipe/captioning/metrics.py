@@ -109,7 +109,8 @@ class CaptionMetrics:
     def __call__(self, prediction: EvalPrediction | None = None) -> dict[str, float]:
         """Caption the data set and return the scores; the trainer's own prediction is ignored."""
         references = dict(zip(self.rows["image_id"], self.rows["captions"], strict=True))
-        captions = dict(zip(references, self._caption(), strict=True))
+        with self.scorer.loading():
+            captions = dict(zip(references, self._caption(), strict=True))
         images = RowPictures(self.rows, references, range(len(self.rows)))
         scores = self.scorer.score(captions, references, images=images)
         self.predictions = scores.records(captions, references)

@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from blip_recipe.metrics.bleu import Bleu, bleu_from_statistics, sentence_statistics
+from blip_recipe.metrics.bleu import ReferenceCounts, bleu_from_statistics, sentence_statistics
 from blip_recipe.metrics.characters import cut_captions
-from blip_recipe.metrics.cider import Cider, ReferenceVectors, ngrams_of_image
+from blip_recipe.metrics.cider import ReferenceVectors, ngrams_of_image, score_against
 from blip_recipe.metrics.ngrams import count_ngrams
 from blip_recipe.metrics.scores import ScoreTokenizer
 from blip_recipe.metrics.tokenizer import clean_caption, tokenize
@@ -42,7 +42,7 @@ class PictureRater(Protocol):
         ...
 
 
-class TrainingCider(Cider):
+class TrainingCider:
     """CIDEr-D with the document frequencies of the training set, which are counted once.
 
     The vectors of an image are computed when it is scored: for all of COCO they would take gigabytes.
@@ -64,7 +64,7 @@ class TrainingCider(Cider):
         counted = [count_ngrams(reference.split()) for reference in references]
         weights = {ngram: self.weights.get(ngram, self.log_images) for ngram in ngrams_of_image(counted)}
         image = ReferenceVectors(counted, weights)
-        return [self._score_image(caption.split(), image) for caption in captions]
+        return [score_against(caption.split(), image, self.weights, self.log_images) for caption in captions]
 
 
 class CaptionReward:
@@ -104,9 +104,8 @@ class CaptionReward:
 
 def bleu_4(captions: Sequence[str], references: Sequence[str]) -> list[float]:
     """Sentence BLEU-4 of each tokenized caption against the tokenized references of its image."""
-    image = Bleu([references])
-    lengths, max_counts = image.lengths[0], image.max_counts[0]
-    return [bleu_from_statistics(sentence_statistics(caption.split(), lengths, max_counts))[3] for caption in captions]
+    image = ReferenceCounts(references)
+    return [bleu_from_statistics(sentence_statistics(caption.split(), image))[3] for caption in captions]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from blip_recipe.metrics.ngram_index import Integers, Matches, NgramIndex, References, sums_by
 from blip_recipe.metrics.ngrams import MAX_N, Ngram, count_ngrams
 from blip_recipe.metrics.scores import Values
 from blip_recipe.metrics.statistics import Numbers, Statistics
@@ -20,48 +21,73 @@ SMALL, TINY = 1e-9, 1e-15
 
 
 class Bleu:
-    """BLEU against fixed references. Their n-gram counts are computed once.
+    """BLEU against fixed references.
 
     Args:
-        references: The tokenized references of each image.
+        index: The n-grams of the references of each image.
     """
 
-    def __init__(self, references: Sequence[Sequence[str]]) -> None:
-        self.lengths: list[list[int]] = []
-        self.max_counts: list[dict[Ngram, int]] = []
-        for captions in references:
-            words = [caption.split() for caption in captions]
-            self.lengths.append([len(each) for each in words])
-            max_counts: dict[Ngram, int] = {}
-            for each in words:
-                for counts in count_ngrams(each):
-                    for ngram, count in counts.items():
-                        if count > max_counts.get(ngram, 0):
-                            max_counts[ngram] = count
-            self.max_counts.append(max_counts)
+    def __init__(self, index: NgramIndex) -> None:
+        self.index = index
 
     def score(self, captions: Sequence[str]) -> Values:
         """Compute BLEU-1 to BLEU-4 of the tokenized `captions`, one per image."""
-        totals = [0] * (2 * MAX_N + 2)
-        rows, kept = [], []
-        for caption, lengths, max_counts in zip(captions, self.lengths, self.max_counts, strict=True):
-            statistics = sentence_statistics(caption.split(), lengths, max_counts)
-            kept.append(statistics)
-            totals = [total + each for total, each in zip(totals, statistics, strict=True)]
-            rows.append(bleu_from_statistics(statistics))
+        rows = self._statistics(captions)
         names = tuple(f"bleu_{n + 1}" for n in range(MAX_N))
-        columns = [list(column) for column in zip(*rows, strict=True)]
-        corpus = dict(zip(names, bleu_from_statistics(totals), strict=True))
-        known = Statistics(names, np.array(kept, float), bleu_of_sums)
+        columns = [list(column) for column in zip(*map(bleu_from_statistics, rows.tolist()), strict=True)]
+        corpus = dict(zip(names, bleu_from_statistics(rows.sum(0).tolist()), strict=True))
+        known = Statistics(names, rows.astype(float), bleu_of_sums)
         return Values(corpus, dict(zip(names, columns, strict=True)), (known,))
 
+    def _statistics(self, captions: Sequence[str]) -> Integers:
+        """The `sentence_statistics` of all captions `(images, 10)`."""
+        index = self.index
+        words, matches = index.find(captions)
+        distances = np.abs(index.words.lengths - words.lengths[index.image_of])
+        # On a tie, the shorter reference is the closest one.
+        order = np.lexsort((index.words.lengths, distances, index.image_of))
+        closest = index.words.lengths[order[index.first_reference]]
+        correct = [
+            sums_by(each.found.texts, clipped_counts(each, references), index.images).astype(np.int64)
+            for each, references in zip(matches, index.by_length, strict=True)
+        ]
+        possible = [np.maximum(0, words.lengths - n) for n in range(MAX_N)]
+        return np.column_stack([words.lengths, closest, *correct, *possible])
 
-def sentence_statistics(words: list[str], lengths: list[int], max_counts: dict[Ngram, int]) -> list[int]:
+
+def clipped_counts(matches: Matches, references: References) -> Integers:
+    """How often each n-gram of a caption occurs in it, but at most as often as in a reference of its image."""
+    counts = np.zeros_like(matches.pairs)
+    is_known = matches.pairs >= 0
+    counts[is_known] = np.minimum(matches.found.counts[is_known], references.max_counts[matches.pairs[is_known]])
+    return counts
+
+
+class ReferenceCounts:
+    """The n-grams of the tokenized references of one image.
+
+    Attributes:
+        lengths: The number of words of each reference.
+        max_counts: How often each n-gram occurs in the reference that has it most often.
+    """
+
+    def __init__(self, references: Sequence[str]) -> None:
+        words = [reference.split() for reference in references]
+        self.lengths = [len(each) for each in words]
+        self.max_counts: dict[Ngram, int] = {}
+        for each in words:
+            for counts in count_ngrams(each):
+                for ngram, count in counts.items():
+                    if count > self.max_counts.get(ngram, 0):
+                        self.max_counts[ngram] = count
+
+
+def sentence_statistics(words: list[str], image: ReferenceCounts) -> list[int]:
     """Return the caption length, the closest reference length, and for each n the clipped matches and the n-grams."""
-    length = len(words)
-    closest = min((abs(each - length), each) for each in lengths)[1]
+    length, known = len(words), image.max_counts
+    closest = min((abs(each - length), each) for each in image.lengths)[1]
     correct = [
-        sum(min(count, max_counts.get(ngram, 0)) for ngram, count in counts.items()) for counts in count_ngrams(words)
+        sum(min(count, known.get(ngram, 0)) for ngram, count in counts.items()) for counts in count_ngrams(words)
     ]
     return [length, closest, *correct, *(max(0, length - n) for n in range(MAX_N))]
 

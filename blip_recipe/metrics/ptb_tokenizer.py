@@ -202,9 +202,12 @@ def scan_line(text: str, classes: bytes, begin: int, stop: int, automaton: Autom
     while begin < stop:
         match = WORD_AFTER_SPACES.match(text, begin)
         assert match
-        found, end, seen = scan(text, classes, begin, match.end(), automaton)
-        if end == match.end() and seen <= end < len(text):
-            automaton.learn(match[1] + (NEWLINE if end == stop else ""), found)
+        word, end = match[1] + (NEWLINE if match.end() == stop < len(text) else ""), match.end()
+        found = automaton.known.get(word)
+        if found is None:
+            found, end, seen = scan(text, classes, begin, end, automaton)
+            if end == match.end() and seen <= end < len(text):
+                automaton.learn(word, found)
         tokens += found
         begin = end
     return tokens, begin

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from types import TracebackType
 from typing import Any
@@ -16,6 +17,7 @@ from blip_recipe.metrics.groups import name_groups
 from blip_recipe.metrics.intervals import RESAMPLES, SEED, check_resamples, score_intervals
 from blip_recipe.metrics.java import find_java
 from blip_recipe.metrics.meteor import Meteor
+from blip_recipe.metrics.ngram_index import NgramIndex
 from blip_recipe.metrics.rouge_l import RougeL
 from blip_recipe.metrics.scores import (
     METRICS,
@@ -115,6 +117,25 @@ class CaptionScorer:
         if "spice" in self.metrics:
             spice_jars()
 
+    @contextlib.contextmanager
+    def loading(self, metrics: Sequence[str] | None = None) -> Iterator[None]:
+        """Load METEOR's tables (seconds) while the `with` block makes the captions. An error in it ends METEOR.
+
+        Args:
+            metrics: The metrics that will be computed. Default: all of the scorer.
+        """
+        try:
+            self._start(self.metrics if metrics is None else metrics)
+            yield
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self, metrics: Sequence[str]) -> None:
+        """Start METEOR if it is one of the metrics, without waiting for it."""
+        if self.meteor and "meteor" in metrics:
+            self.meteor.start()
+
     def score(
         self,
         predictions: Mapping[ImageId, str],
@@ -149,8 +170,7 @@ class CaptionScorer:
         check_texts(predictions, references)
         wanted = self.metrics if metrics is None else tuple(metrics)
         check_pictures(wanted, images, list(references))
-        if self.meteor and "meteor" in wanted:
-            self.meteor.start()
+        self._start(wanted)
         image_ids = list(references)
         known = self._references(image_ids, references)
         captions = self._tokenize([clean_caption(predictions[image_id]) for image_id in image_ids])
@@ -242,8 +262,12 @@ class PreparedReferences:
         return self._parts[rows]
 
     @cached_property
+    def ngrams(self) -> NgramIndex:
+        return NgramIndex(self.tokenized)
+
+    @cached_property
     def bleu(self) -> Bleu:
-        return Bleu(self.tokenized)
+        return Bleu(self.ngrams)
 
     @cached_property
     def rouge_l(self) -> RougeL:
@@ -251,7 +275,7 @@ class PreparedReferences:
 
     @cached_property
     def cider(self) -> Cider:
-        return Cider(self.tokenized)
+        return Cider(self.ngrams)
 
 
 def exact_match(captions: Sequence[str], references: Sequence[Sequence[str]]) -> Values:

@@ -94,6 +94,11 @@ class CaptionScoringTrainer(BlipTrainer):
         batch = {key: value for key, value in inputs.items() if key not in TRAINER_INPUTS}
         return model(**batch, label_smoothing=self.args.label_smoothing_factor)
 
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """Load METEOR on the process that scores, while the model generates."""
+        with self.scorer.loading(self.current_metrics() if self.is_world_process_zero() else ()):
+            return super().evaluation_loop(*args, **kwargs)
+
     def prediction_step(  # type: ignore[override]
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, *args: Any, **kwargs: Any
     ) -> tuple[None, torch.Tensor, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:

@@ -21,6 +21,7 @@ from blip_recipe.captioning.scst import ScstTrainer, advantages, disable_dropout
 from blip_recipe.captioning.tiny import build_tiny_captioner
 from blip_recipe.errors import RecipeError
 from blip_recipe.metrics.cider import Cider
+from blip_recipe.metrics.ngram_index import NgramIndex
 from blip_recipe.metrics.tokenizer import tokenize
 from blip_recipe.models.captioner import generate_token_ids
 from blip_recipe.recipe.arguments import FinetuneOptions
@@ -36,7 +37,7 @@ REFERENCES = [["a red circle", "one red circle"], ["two blue squares on a ground
 def test_without_the_end_token_the_reward_is_the_scorers_cider() -> None:
     tokenized = [tokenize(captions) for captions in REFERENCES]
     captions = ["a red circle", "two blue squares", "a cross a cross"]
-    expected = Cider(tokenized).score(captions).per_image["cider"]
+    expected = Cider(NgramIndex(tokenized)).score(captions).per_image["cider"]
     reward = CaptionReward(REFERENCES, 1.0, 0.0)
     reward.cider = type(reward.cider)(tokenized)
     found = [reward.cider.score_image([words], each)[0] for words, each in zip(captions, tokenized, strict=True)]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from captioners import save_captioner
@@ -166,6 +168,35 @@ def test_a_penalty_reaches_evaluation_and_is_recorded_for_pipelines(tmp_path: Pa
     evaluate([*map(str, words), "--output_dir", str(tmp_path / "scores"), "--metrics", "bleu", "--use_cpu", "true"])
     lines = (tmp_path / "scores/predictions.jsonl").read_text().splitlines()
     assert [json.loads(line)["caption"] for line in lines] == written
+
+
+def test_meteor_loads_while_the_model_generates_and_an_error_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = save_captioner(tmp_path / "base")
+    photos = load_dataset("imagefolder", data_dir=str(write_image_folder(tmp_path / "photos")))["test"]
+    args = CaptionTrainingArguments(str(tmp_path / "out"), use_cpu=True, report_to=[], metrics=["meteor"])
+    trainer = CaptionTrainer(str(base), args, eval_dataset=photos)
+    stock = CaptionMetrics(trainer.plain_model, trainer.processor, photos, metrics=["meteor"])
+    before, seen = javas(), list[psutil.Process]()
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        seen.extend(javas() - before)
+        raise MemoryError
+
+    monkeypatch.setattr(trainer, "generate", fail)
+    monkeypatch.setattr(stock, "_caption", fail)
+    scored: list[Callable[[], Any]] = [trainer.evaluate, stock]
+    for number, score in enumerate(scored, start=1):
+        with pytest.raises(MemoryError):
+            score()
+        assert len(seen) == number
+        assert javas() == before
+
+
+def javas() -> set[psutil.Process]:
+    """The Java processes that this one has started."""
+    return {child for child in psutil.Process().children() if "java" in child.name()}
 
 
 def test_the_end_of_beam_search_is_recorded_for_pipelines_here_and_of_transformers(tmp_path: Path) -> None:

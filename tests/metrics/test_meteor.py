@@ -59,10 +59,13 @@ def test_scores_equal_those_of_the_reference_scorer(shared: Path, scorer: Captio
 def test_one_process_serves_all_evaluations_and_ends_with_the_scorer() -> None:
     with CaptionScorer(["meteor"]) as scorer:
         before = {java.pid for java in javas()}
+        with scorer.loading([]):
+            assert {java.pid for java in javas()} == before
+        with scorer.loading():
+            (process,) = [java for java in javas() if java.pid not in before]
         first = scorer.score(DOGS, DOG_REFERENCES)
-        (process,) = [java for java in javas() if java.pid not in before]
         assert scorer.score(DOGS, DOG_REFERENCES) == first
-        assert process.is_running()
+        assert [java.pid for java in javas() if java.pid not in before] == [process.pid]
     assert not process.is_running()
 
 
