@@ -62,10 +62,10 @@ def test_the_packaged_schema_is_that_of_the_argument_classes(schema: dict[str, A
         }
         for each in (schema, recipe_schema())
     )
-    assert packaged == today, f"run: python -m blip_recipe.schema > recipes/{SCHEMA}"
+    assert packaged == today, f"run: python -m blip_recipe.schema --remake > recipes/{SCHEMA}"
     if transformers.__version__ not in schema["$comment"]:
         pytest.skip(f"{schema['$comment']} Installed is {transformers.__version__}, whose keys may differ.")
-    assert schema == recipe_schema(), f"run: python -m blip_recipe.schema > recipes/{SCHEMA}"
+    assert schema == recipe_schema(), f"run: python -m blip_recipe.schema --remake > recipes/{SCHEMA}"
 
 
 def test_the_command_prints_the_schema(schema: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
