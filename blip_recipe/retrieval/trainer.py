@@ -32,6 +32,7 @@ from blip_recipe.training.texts import (
     split_texts,
     texts_of,
 )
+from blip_recipe.training.words import cut_texts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
