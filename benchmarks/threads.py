@@ -30,6 +30,9 @@ from blip_recipe.models.threads import TINY
 SIZES = ((128, 2), (256, 4), (512, 6))
 """Width and layers. The first is that of the embedded tiny model."""
 
+BUSY = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
+"""A loop that ends with the process that started it, however that ends."""
+
 IMAGES, PIXELS, TOKENS, VOCABULARY = 32, 96, 12, 500
 TURNS = 3
 
@@ -115,7 +118,7 @@ def rate(step: Callable[[], None], seconds: float) -> float:
 @contextmanager
 def busy_process() -> Iterator[None]:
     """Run a process that fills a core."""
-    process = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    process = subprocess.Popen([sys.executable, "-c", BUSY])
     try:
         yield
     finally:
