@@ -1,6 +1,10 @@
 """Print the JSON Schema of recipes, so that editors complete and check them.
 
 blip-recipe schema > recipe.schema.json
+
+The packaged schema is printed as it is, if it was made with the installed transformers. After a change of the keys:
+
+blip-recipe schema --remake > recipes/recipe.schema.json
 """
 
 from __future__ import annotations
@@ -9,10 +13,13 @@ import argparse
 import dataclasses
 import json
 from enum import Enum
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, get_type_hints
 
+from blip_recipe.data.resources import resource_folder
 from blip_recipe.errors import run_command
 from blip_recipe.recipe.arguments import TASKS, FinetuneOptions, TaskArguments
+from blip_recipe.recipe.file import SCHEMA
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -32,16 +39,25 @@ Properties = dict[str, dict[str, Any]]
 
 
 def main(argv: list[str] | None = None, prog: str = PROG) -> None:
-    """Print the schema."""
-    build_parser(prog).parse_args(argv)
-    print(format_json(recipe_schema()))
+    """Print the packaged schema, or a new one for another version of transformers."""
+    parser = build_parser(prog)
+    remade = parser.parse_args(argv).remake
+    text = "" if remade else (resource_folder("recipes") / SCHEMA).read_text(encoding="utf-8")
+    print(text.rstrip("\n") if describe_origin() in text else format_json(recipe_schema()))
 
 
 def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
-    """The parser of the command line, which takes no arguments."""
-    return argparse.ArgumentParser(
+    """The parser of the command line."""
+    parser = argparse.ArgumentParser(
         prog=prog, description='Print the JSON Schema of recipes; name its file in the key "$schema" of a recipe.'
     )
+    parser.add_argument("--remake", action="store_true", help="make the schema from the code, which takes seconds")
+    return parser
+
+
+def describe_origin() -> str:
+    """The comment that names the transformers whose keys a schema has."""
+    return f"Made by `blip-recipe schema` with transformers {version('transformers')}."
 
 
 def format_json(value: Any, indent: str = "") -> str:
@@ -66,8 +82,6 @@ def recipe_schema() -> dict[str, Any]:
 
     The keys of `Seq2SeqTrainingArguments` are those of the installed transformers, which `$comment` names.
     """
-    import transformers
-
     finetune = finetune_properties()
     capfilt = capfilt_properties()
     every_key = {key for properties in finetune.values() for key in properties}
@@ -75,7 +89,7 @@ def recipe_schema() -> dict[str, Any]:
     definitions = {name: definition(each, shared, every_key - set(each)) for name, each in finetune.items()}
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
-        "$comment": f"Made by `blip-recipe schema` with transformers {transformers.__version__}.",
+        "$comment": describe_origin(),
         "title": "Recipe of blip_recipe",
         "type": "object",
         "if": {"anyOf": [{"required": [key]} for key in capfilt if key.startswith(("captioner_", "filter_"))]},

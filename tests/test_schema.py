@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -62,16 +65,32 @@ def test_the_packaged_schema_is_that_of_the_argument_classes(schema: dict[str, A
         }
         for each in (schema, recipe_schema())
     )
-    assert packaged == today, f"run: python -m blip_recipe.schema > recipes/{SCHEMA}"
+    assert packaged == today, f"run: python -m blip_recipe.schema --remake > recipes/{SCHEMA}"
     if transformers.__version__ not in schema["$comment"]:
         pytest.skip(f"{schema['$comment']} Installed is {transformers.__version__}, whose keys may differ.")
-    assert schema == recipe_schema(), f"run: python -m blip_recipe.schema > recipes/{SCHEMA}"
+    assert schema == recipe_schema(), f"run: python -m blip_recipe.schema --remake > recipes/{SCHEMA}"
 
 
-def test_the_command_prints_the_schema(schema: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("arguments", [[], ["--remake"]], ids=["packaged", "remade"])
+def test_the_command_prints_the_schema(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    main(arguments)
+    assert json.loads(capsys.readouterr().out) == recipe_schema()
+
+
+def test_the_packaged_schema_is_not_printed_for_another_transformers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("blip_recipe.schema.version", lambda name: f"{name} of tomorrow")
     main([])
-    printed = capsys.readouterr().out
-    assert json.loads(printed) == recipe_schema()
+    assert "transformers of tomorrow" in json.loads(capsys.readouterr().out)["$comment"]
+
+
+def test_the_packaged_schema_is_printed_without_torch(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError")
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+    run = [sys.executable, "-m", "blip_recipe", "schema"]
+    printed = subprocess.run(run, cwd=CHECKOUT, env=environment, capture_output=True, text=True, check=True).stdout
+    assert printed == (resource_folder("recipes") / SCHEMA).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}/{path.stem}")

@@ -40,12 +40,12 @@ def normalize_caption(text: str, max_words: int | None = MAX_WORDS) -> str:
 
     Source: `pre_caption` in `data/utils.py` of the original repository.
     """
-    return " ".join(normalized_words(text)[:max_words])
+    return " ".join(clean_caption(text).split()[:max_words])
 
 
-def normalized_words(text: str) -> list[str]:
-    """Split a caption into the words of `normalize_caption`, all of them."""
-    return _REMOVED.sub(" ", text.lower()).split()
+def clean_caption(text: str) -> str:
+    """Clean a caption as `normalize_caption` does, but keep runs of spaces and all words."""
+    return _REMOVED.sub(" ", text.lower())
 
 
 def normalize_question(text: str) -> str:

@@ -10,10 +10,9 @@ from __future__ import annotations
 import io
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from itertools import product
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 from PIL import Image, ImageDraw
 
@@ -53,6 +52,7 @@ PLACES = ("top left", "top right", "bottom left", "bottom right")
 """In reading order."""
 KINDS = tuple(product(COLOURS, FORMS))
 """Combinations of colour and form."""
+NUMBERS = {kind: number for number, kind in enumerate(KINDS)}
 HELD_OUT_SHARE = 5
 """One in this many pairs of kinds is held out."""
 BACKGROUNDS = (0, 40)
@@ -78,8 +78,7 @@ SENTENCES: dict[Style, tuple[tuple[str, str, str], ...]] = {
 """Five caption templates for each style. Each one describes the scene completely."""
 
 
-@dataclass(frozen=True)
-class Thing:
+class Thing(NamedTuple):
     """An object of a scene. `shift` is its offset in pixels from the middle of its place."""
 
     colour: str
@@ -101,8 +100,7 @@ class Thing:
         return x - radius, y - radius, x + radius, y + radius
 
 
-@dataclass(frozen=True)
-class Scene:
+class Scene(NamedTuple):
     """Things in reading order, and the grey value of the background."""
 
     things: tuple[Thing, ...]
@@ -111,7 +109,7 @@ class Scene:
     @property
     def is_held_out(self) -> bool:
         """Whether the scene has a held-out pair of kinds. A fifth of all pairs is held out of training."""
-        first, *others = sorted(KINDS.index((thing.colour, thing.form)) for thing in self.things)
+        first, *others = sorted([NUMBERS[thing.colour, thing.form] for thing in self.things])
         return any((7 * first + 3 * other) % HELD_OUT_SHARE == 0 for other in others)
 
 
@@ -164,13 +162,14 @@ def _draw_form(
 def describe_scene(scene: Scene, style: Style = "plain") -> list[str]:
     """Describe a scene in five captions, in lower case and without punctuation."""
     return [
-        opening
-        + between.join(
-            thing_wording.format(colour=thing.colour, form=thing.form, size=thing.size, place=thing.place)
-            for thing in scene.things
-        )
-        for opening, thing_wording, between in SENTENCES[style]
+        opening + between.join([_describe_thing(wording, *thing[:4]) for thing in scene.things])
+        for opening, wording, between in SENTENCES[style]
     ]
+
+
+@cache
+def _describe_thing(wording: str, colour: str, form: str, size: str, place: str) -> str:
+    return wording.format(colour=colour, form=form, size=size, place=place)
 
 
 def shapes_vocabulary() -> list[str]:

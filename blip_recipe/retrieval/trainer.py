@@ -29,9 +29,10 @@ from blip_recipe.training.texts import (
     describe_found,
     describe_words,
     scored_texts,
-    splitter_of,
+    split_texts,
     texts_of,
 )
+from blip_recipe.training.words import cut_texts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -109,9 +110,9 @@ class RetrievalTrainer(MomentumTrainer):
     ) -> list[str]:
         """Look at the captions of all splits, which are cut alike in training and evaluation."""
         texts = chain(texts_of(train, "captions"), scored_texts(scored, "captions"))
-        whole = list(map(splitter_of(tokenizer, normalize=args.normalize_captions), texts))
-        cut = [words for words in whole if args.normalize_captions and len(words) > MAX_WORDS]
-        used = TokenizedTexts.read([words[:MAX_WORDS] for words in whole] if cut else whole, tokenizer)
+        whole = split_texts(texts, tokenizer, normalize=args.normalize_captions)
+        kept, cut = cut_texts(whole, MAX_WORDS if args.normalize_captions else None)
+        used = TokenizedTexts.read(kept, tokenizer)
         fault, advice = f"are cut to their first {MAX_WORDS} words", "with normalize_captions false, they are not"
         return [
             *describe_found(cut, len(whole), "caption", fault, advice),

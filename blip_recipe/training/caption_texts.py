@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import repeat
+from itertools import chain, repeat
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from blip_recipe.data.rows import PROMPT
@@ -16,12 +16,14 @@ from blip_recipe.training.texts import (
     describe_found,
     describe_words,
     shorten,
-    splitter_of,
+    split_texts,
 )
+from blip_recipe.training.words import cut_texts, flatten_lists
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    import pyarrow as pa
     from transformers import PreTrainedTokenizerBase
 
 
@@ -37,10 +39,12 @@ class PromptedTexts(NamedTuple):
         texts: list[str] = []
         prompts: list[str] = []
         for dataset in datasets:
-            for table in batches_of_rows(dataset, ["captions", PROMPT]):
-                for captions, own in zip(table.get("captions", ()), table.get(PROMPT, repeat(prompt)), strict=False):
-                    texts += captions
-                    prompts += [own] * len(captions)
+            for table in batches_of_rows(dataset, ["captions", PROMPT], in_arrow=True):
+                captions, numbers = flatten_lists(table.get("captions", []))
+                own = zip(map(str, table[PROMPT]), numbers, strict=True) if PROMPT in table else ()
+                texts += captions
+                prompts += chain.from_iterable(repeat(each, number) for each, number in own)
+                prompts += repeat(prompt, len(texts) - len(prompts))
                 if len(texts) >= MAX_TEXTS:
                     break
         return cls(texts[:MAX_TEXTS], prompts[:MAX_TEXTS])
@@ -69,14 +73,13 @@ def look_at_captions(
     Returns:
         A sentence for each thing that does not fit.
     """
-    split = splitter_of(tokenizer, normalize=args.normalize_captions)
-    whole = list(map(split, captions.texts))
+    whole = split_texts(captions.texts, tokenizer, normalize=args.normalize_captions)
     limit = args.max_words if args.normalize_captions else None
-    cut = [words for words in whole if limit and len(words) > limit]
-    kept = [words[:limit] for words in whole] if cut else whole
+    kept, cut = cut_texts(whole, limit)
     known: dict[str, list[int]] = {}
     train = TokenizedTexts.read(kept, tokenizer, captions.prompts, known)
-    scored = TokenizedTexts.read(list(map(split, references.texts)), tokenizer, references.prompts, known)
+    others = split_texts(references.texts, tokenizer, normalize=args.normalize_captions)
+    scored = TokenizedTexts.read(others, tokenizer, references.prompts, known)
     fit_lengths(args, train.lengths, positions)
     prompts = dict.fromkeys([*captions.prompts, *references.prompts])
     args.has_own_prompts = not prompts.keys() <= {args.prompt}
@@ -87,7 +90,7 @@ def look_at_captions(
         *_describe_cut_words(cut, len(whole), limit),
         *describe_cut_tokens(train, args.max_caption_length, positions, "training caption"),
         *_describe_outside(args, scored, "reference"),
-        *([] if scored.words else _describe_outside(args, train, "training caption")),
+        *([] if scored.lengths else _describe_outside(args, train, "training caption")),
         *describe_words(tokenizer, "captions", train, scored),
     ]
 
@@ -124,7 +127,7 @@ def _describe_prompts(prompts: list[str]) -> list[str]:
     ]
 
 
-def _describe_cut_words(cut: list[list[str]], total: int, limit: int | None) -> list[str]:
+def _describe_cut_words(cut: pa.ListArray, total: int, limit: int | None) -> list[str]:
     longest = max(map(len, cut), default=0)
     fault = f"are cut to their first {limit} words (max_words)"
     return describe_found(cut, total, "training caption", fault, f"max_words {longest} would keep all of them")
@@ -132,7 +135,7 @@ def _describe_cut_words(cut: list[list[str]], total: int, limit: int | None) -> 
 
 def _describe_outside(args: Any, texts: TokenizedTexts, noun: str) -> list[str]:
     """Sentences on the texts that are too short or too long for a generated caption."""
-    if not texts.words:
+    if not texts.lengths:
         return []
     ordered = sorted(texts.lengths)
     longest, most = ordered[-1], ordered[int(0.99 * (len(ordered) - 1))]

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
+import pyarrow as pa
 from datasets import Dataset
 
-from blip_recipe.data.captions import normalized_words
+from blip_recipe.data.captions import clean_caption
 from blip_recipe.data.dataset import PictureDataset
 from blip_recipe.data.streaming import PictureStream
 from blip_recipe.models.vocabulary import cut_words, find_changed_words, is_bert
+from blip_recipe.training.words import join_words, offsets_of, split_words, wrap
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,13 +42,13 @@ class TokenizedTexts:
     """Some texts with their lengths.
 
     Attributes:
-        words: Each text without the prompt, as `splitter_of` splits it.
+        words: Each text without the prompt, as `split_texts` splits it.
         lengths: The lengths of the texts in tokens, with the prompt, the first token and `[SEP]`.
         unknown: The number of tokens that are `[UNK]`, without those of the prompt.
         counts: All words, with numbers of occurrences.
     """
 
-    words: Sequence[Sequence[str]]
+    words: pa.ListArray
     lengths: list[int]
     unknown: int
     counts: Counter[str]
@@ -53,49 +56,51 @@ class TokenizedTexts:
     @classmethod
     def read(
         cls,
-        words: Sequence[Sequence[str]],
+        words: pa.ListArray,
         tokenizer: PreTrainedTokenizerBase,
         prompt: str | Sequence[str] = "",
         known: dict[str, list[int]] | None = None,
     ) -> TokenizedTexts:
-        """Tokenise texts that `splitter_of` has split, and begin with `prompt`, or each with its own.
+        """Tokenise texts that `split_texts` has split, and begin with `prompt`, or each with its own.
 
         BERT's tokenizer cuts at spaces first, so each different word is tokenised only once. Words of `known`, which
         gets the new ones, are not tokenised again.
         """
-        parts = words if is_bert(tokenizer) else [[" ".join(each)] for each in words]
-        counts = Counter(chain.from_iterable(parts))
+        parts = words if is_bert(tokenizer) else wrap(pa.array(map(join_words, words), pa.large_string()))
+        found = parts.flatten().dictionary_encode()
+        numbers, different = found.indices.to_numpy(), found.dictionary.to_pylist()
+        occurrences = np.bincount(numbers, minlength=len(different)).tolist()
         ids = {} if known is None else known
-        ids |= _tokenize(tokenizer, [part for part in counts if part not in ids])
-        # Nearly all words are one token.
-        more = {part: len(ids[part]) - 1 for part in counts if len(ids[part]) != 1}
+        ids |= _tokenize(tokenizer, [part for part in different if part not in ids])
+        unknown_id = tokenizer.unk_token_id
         prompts = [prompt] * len(parts) if isinstance(prompt, str) else prompt
         starts = {each: len(tokenizer(each).input_ids) for each in set(prompts)}
+        # The tokens before each word, summed, and so the tokens of each text as a difference.
+        before = np.concatenate([[0], np.cumsum(np.array([len(ids[part]) for part in different], np.int64)[numbers])])
+        lengths = np.diff(before[offsets_of(parts)]) + np.array([starts[own] for own in prompts], np.int64)
         return cls(
             words,
-            [
-                starts[own] + len(each) + (0 if more.keys().isdisjoint(each) else sum(more.get(one, 0) for one in each))
-                for own, each in zip(prompts, parts, strict=True)
-            ],
-            sum(number * ids[part].count(tokenizer.unk_token_id) for part, number in counts.items()),
-            counts,
+            lengths.tolist(),
+            sum(number * ids[part].count(unknown_id) for part, number in zip(different, occurrences, strict=True)),
+            Counter(dict(zip(different, occurrences, strict=True))),
         )
 
-    def find(self, is_wrong: Callable[[int], bool]) -> list[Sequence[str]]:
+    def find(self, is_wrong: Callable[[np.ndarray], np.ndarray]) -> pa.ListArray:
         """The words of each text whose length is wrong."""
-        return [words for words, length in zip(self.words, self.lengths, strict=True) if is_wrong(length)]
+        return self.words.filter(pa.array(is_wrong(np.array(self.lengths, np.int64))))
 
 
-def splitter_of(tokenizer: PreTrainedTokenizerBase, *, normalize: bool = False) -> Callable[[str], list[str]]:
-    """The function that splits texts for `TokenizedTexts.read`: once for cleaning, counting and lengths.
+def split_texts(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, normalize: bool = False) -> pa.ListArray:
+    """Split texts into words for `TokenizedTexts.read`: once for cleaning, counting and lengths.
 
     Args:
+        texts: The texts.
         tokenizer: The tokenizer. Texts for one that does not cut at spaces stay whole.
         normalize: Whether to clean the texts as captions are.
     """
     if normalize:
-        return normalized_words
-    return str.split if is_bert(tokenizer) else lambda text: [text]
+        return split_words(map(clean_caption, texts))
+    return split_words(texts) if is_bert(tokenizer) else wrap(pa.array(texts, pa.large_string()))
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, words: list[str]) -> dict[str, list[int]]:
@@ -108,7 +113,7 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, words: list[str]) -> dict[str,
     backend = cast("Any", tokenizer).backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
-    found = backend.encode_batch(words, add_special_tokens=False)
+    found = backend.encode_batch_fast(words, add_special_tokens=False)
     return {word: each.ids for word, each in zip(words, found, strict=True)}
 
 
@@ -124,8 +129,10 @@ def first_rows(dataset: Any, columns: Sequence[str]) -> Mapping[str, list[Any]]:
     return next(batches_of_rows(dataset, columns, size=MAX_TEXTS), {})
 
 
-def batches_of_rows(dataset: Any, columns: Sequence[str], size: int = 10_000) -> Iterator[Mapping[str, list[Any]]]:
-    """Yield `first_rows` in batches of `size` rows."""
+def batches_of_rows(
+    dataset: Any, columns: Sequence[str], size: int = 10_000, *, in_arrow: bool = False
+) -> Iterator[Mapping[str, Any]]:
+    """Yield `first_rows` in batches of `size` rows, with Arrow's columns on request where a data set has them."""
     if dataset is None:
         return
     rows = dataset.rows if isinstance(dataset, PictureDataset) else dataset
@@ -134,8 +141,11 @@ def batches_of_rows(dataset: Any, columns: Sequence[str], size: int = 10_000) ->
     found = [column for column in columns if column in rows.column_names]
     numbers = range(min(limit, len(rows)))
     table = rows.select_columns(found)
+    has_arrow = in_arrow and isinstance(rows, Dataset)
+    table = table.with_format("arrow") if has_arrow else table
     for start in range(0, max(1, len(numbers)), size):
-        yield table[numbers[start : start + size]]
+        batch = table[numbers[start : start + size]]
+        yield dict(zip(batch.column_names, batch.columns, strict=True)) if has_arrow else batch
 
 
 def scored_texts(scored: Any, *columns: str) -> Iterator[str]:
@@ -144,12 +154,12 @@ def scored_texts(scored: Any, *columns: str) -> Iterator[str]:
     return islice(chain.from_iterable(texts_of(each, *columns) for each in several), MAX_TEXTS)
 
 
-def describe_found(found: Sequence[Sequence[str]], total: int, noun: str, fault: str, advice: str) -> list[str]:
+def describe_found(found: pa.ListArray, total: int, noun: str, fault: str, advice: str) -> list[str]:
     """A sentence on the texts, split into words, that have a fault: number, share, example; none if there are none."""
-    if not found:
+    if not len(found):
         return []
     number = f"{len(found):,} of {total:,} {noun}s ({format_share(len(found), total)})"
-    return [f"{number} {fault}, such as {shorten(' '.join(found[0]))}: {advice}."]
+    return [f"{number} {fault}, such as {shorten(join_words(found[0]))}: {advice}."]
 
 
 def describe_cut_tokens(texts: TokenizedTexts, limit: int, positions: int, noun: str) -> list[str]:

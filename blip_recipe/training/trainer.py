@@ -38,6 +38,7 @@ from blip_recipe.models.adapters import (
 )
 from blip_recipe.models.loading import load_base, load_merged
 from blip_recipe.models.processors import load_processor, save_processor
+from blip_recipe.models.threads import fit_threads
 from blip_recipe.training.checkpoints import last_checkpoint
 from blip_recipe.training.compatibility import check_compatibility
 from blip_recipe.training.embeddings import cache_embeddings, check_frozen
@@ -171,6 +172,7 @@ class BlipTrainer(PublishingTrainer):
             callbacks=[*(callbacks or []), *patience],
             **kwargs,
         )
+        fit_threads(self.model)
         if self.is_fsdp_enabled:
             configure_fsdp(self.accelerator.state.fsdp_plugin)
         elif is_fsdp_requested(args):

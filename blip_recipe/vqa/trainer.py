@@ -24,7 +24,7 @@ from blip_recipe.training.texts import (
     describe_cut_tokens,
     describe_words,
     scored_texts,
-    splitter_of,
+    split_texts,
     texts_of,
 )
 from blip_recipe.training.trainer import BlipTrainer
@@ -167,9 +167,8 @@ class VqaTrainer(BlipTrainer):
             args.answers = answers_of_training(args, train)
         asked = chain(texts_of(train, "question"), scored_texts(scored, "question"))
         cleaned = map(normalize_question, asked) if args.normalize_captions else asked
-        split = splitter_of(tokenizer)
-        questions = TokenizedTexts.read(list(map(split, cleaned)), tokenizer)
-        answers = TokenizedTexts.read(list(map(split, texts_of(train, "answers"))), tokenizer)
+        questions = TokenizedTexts.read(split_texts(cleaned, tokenizer), tokenizer)
+        answers = TokenizedTexts.read(split_texts(texts_of(train, "answers"), tokenizer), tokenizer)
         return [
             *describe_cut_tokens(answers, args.max_caption_length, positions, "training answer"),
             *describe_words(tokenizer, "questions and answers", questions, answers),

@@ -18,7 +18,7 @@ from blip_recipe.captioning.training_arguments import CaptionTrainingArguments
 from blip_recipe.data.captions import join_prompt
 from blip_recipe.models.processors import load_processor
 from blip_recipe.training.caption_texts import PromptedTexts, look_at_captions
-from blip_recipe.training.texts import TokenizedTexts, splitter_of
+from blip_recipe.training.texts import TokenizedTexts, split_texts
 
 LONG = " ".join(["a", "red", "square"] * 20)
 POSITIONS = 512
@@ -157,7 +157,7 @@ def test_lengths_from_words_are_those_of_whole_texts(captioner: Path, prompt: st
         "caf\u00e9 \u732b\u732b [SEP] unknownword",
         LONG,
     ]
-    read = TokenizedTexts.read(list(map(splitter_of(tokenizer), texts)), tokenizer, prompt)
+    read = TokenizedTexts.read(split_texts(texts, tokenizer), tokenizer, prompt)
     ids = [tokenizer(join_prompt(prompt, text)).input_ids for text in texts]
     assert read.lengths == list(map(len, ids))
     of_prompts = len(texts) * tokenizer(prompt).input_ids.count(tokenizer.unk_token_id)
