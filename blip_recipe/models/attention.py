@@ -72,13 +72,14 @@ class SdpaTextAttention(BlipTextSelfAttention):
 
     @property
     def has_plain_weights(self) -> bool:
-        """Whether keys and values are plain products with weights, which `_attend_to` needs: no adapter or 8 bits."""
-        return type(self.key) is nn.Linear and type(self.value) is nn.Linear
+        """Whether keys and values are products with float32 weights, without adapter, and without autocast."""
+        plain = (type(each) is nn.Linear and each.weight.dtype == torch.float32 for each in (self.key, self.value))
+        return all(plain) and not torch.is_autocast_enabled(self.key.weight.device.type)
 
     def _attend_to(self, states: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
         """Cross-attention to `states` `(images, positions, encoder width)` without their keys and values.
 
-        For a query `q` and the weights `K` and `V` of a head, `q (states K)^T = (q K^T) states^T`, and
+        For the query `q` and the weights `K` and `V` of a head, `q (states K)^T = (q K^T) states^T`, and
         `weights (states V) = (weights states) V`. The bias of the keys adds the same to all scores of a query.
         """
         heads, size, images = self.num_attention_heads, self.attention_head_size, len(states)
@@ -87,7 +88,7 @@ class SdpaTextAttention(BlipTextSelfAttention):
         # (heads, images * k, width) to (images, heads * k, width): one product for all queries of an image.
         query = query.view(heads, images, -1, query.shape[-1]).transpose(0, 1)
         weights = torch.bmm(query.flatten(1, 2), states.transpose(1, 2)).softmax(-1)
-        seen = torch.bmm(weights, states.to(weights.dtype)).view(query.shape).transpose(0, 1).flatten(1, 2)
+        seen = torch.bmm(weights, states).view(query.shape).transpose(0, 1).flatten(1, 2)
         context = torch.bmm(seen, self.value.weight.view(heads, size, -1).transpose(1, 2)).transpose(0, 1)
         return (context.flatten(1) + self.value.bias).view(hidden_states.shape)
 
