@@ -170,8 +170,12 @@ def test_captions_are_the_same_with_and_without_keys_and_values(beams: int, widt
     embeds = torch.randn(6, 37, width, generator=torch.Generator().manual_seed(1))
     decoding: dict[str, Any] = {**GREEDY, "num_beams": beams, "num_return_sequences": beams}
     for attention in (layer.crossattention.self for layer in model.text_decoder.bert.encoder.layer):
-        nn.init.normal_(attention.key.bias)
-        nn.init.normal_(attention.value.bias)
+        for weight in attention.parameters():
+            nn.init.normal_(weight, std=0.3)
+        hidden = torch.randn(6 * beams, 1, attention.query.in_features)
+        each = embeds.repeat_interleave(beams, 0)
+        expected = attention(hidden, encoder_hidden_states=each)[0]
+        torch.testing.assert_close(attention._attend_to(embeds, hidden), expected, atol=1e-5, rtol=1e-4)
     assert model._image_cache(embeds).image_embeds is embeds
     without = generate_captions(model, processor.tokenizer, embeds, prompt="a red ", **decoding)
     adapted = get_peft_model(model, LoraConfig(target_modules=["key", "value"])).eval()
