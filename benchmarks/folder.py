@@ -119,9 +119,10 @@ def measure(work: Callable[[int], object], batch_size: int, pictures: int, devic
 @torch.inference_mode()
 def encode(captioner: ImageToTextPipeline, pictures: int, batch_size: int) -> None:
     """Only the image encoder, on pixels that are in memory."""
-    pixels = made_images(batch_size).to(captioner.device, captioner.model.dtype)
+    model: Any = captioner.model
+    pixels = made_images(batch_size).to(captioner.device, model.dtype)
     for start in range(0, pictures, batch_size):
-        captioner.model.vision_model(pixel_values=pixels[: pictures - start])
+        model.vision_model(pixel_values=pixels[: pictures - start])
 
 
 def write_with_ours(captioner: ImageToTextPipeline, names: Sequence[str], batch_size: int, captions: Captions) -> None:
