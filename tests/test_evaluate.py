@@ -60,6 +60,15 @@ def test_loss_and_greedy_captions_are_the_original_codes(
     assert results == [{"image_id": image_id, "caption": caption} for image_id, caption in captions.items()]
 
 
+def test_a_cpu_evaluates_in_bfloat16_where_it_is_asked_for(parity: dict[str, Any], tmp_path: Path) -> None:
+    options = ["--generation_num_beams", "1", "--bf16", "true", "--use_cpu", "true"]
+    results, captions = evaluate(tmp_path, parity["model"], *parity["data"], *options)
+    expected = parity["expected"]
+    assert results["eval_loss"] == pytest.approx(expected["eval_loss"], rel=0.01)
+    assert results["eval_loss"] != pytest.approx(expected["eval_loss"], abs=1e-5)
+    assert [captions[image_id] for image_id in expected["image_ids"]] == expected["captions_greedy"]
+
+
 def test_beam_captions_are_those_of_todays_library(parity: dict[str, Any], tmp_path: Path) -> None:
     _, captions = evaluate(tmp_path, parity["model"], *parity["data"], "--generation_num_beams", "3")
     expected = parity["expected"]

@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 from transformers.models.blip.modeling_blip import BlipAttention
 from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
@@ -47,6 +48,9 @@ class SdpaTextAttention(BlipTextSelfAttention):
         **kwargs: Any,
     ) -> tuple[torch.Tensor, None]:
         """Map `(rows, tokens, width)` to the same shape; returns no attention map."""
+        image_embeds = getattr(kwargs.get(CACHE_ARGUMENT), "image_embeds", None)
+        if encoder_hidden_states is not None and image_embeds is not None:
+            return self._attend_to(image_embeds, hidden_states), None
         key, value = self._keys_and_values(hidden_states, encoder_hidden_states, kwargs.get(CACHE_ARGUMENT))
         query = self._heads(self.query(hidden_states).view(key.shape[0], -1, hidden_states.shape[-1]))
         context = F.scaled_dot_product_attention(
@@ -65,6 +69,28 @@ class SdpaTextAttention(BlipTextSelfAttention):
     def project(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values `(rows, heads, positions, head width)` of `states` `(rows, positions, width)`."""
         return self._heads(self.key(states)), self._heads(self.value(states))
+
+    @property
+    def has_plain_weights(self) -> bool:
+        """Whether keys and values are products with float32 weights, without adapter, and without autocast."""
+        plain = (type(each) is nn.Linear and each.weight.dtype == torch.float32 for each in (self.key, self.value))
+        return all(plain) and not torch.is_autocast_enabled(self.key.weight.device.type)
+
+    def _attend_to(self, states: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
+        """Cross-attention to `states` `(images, positions, encoder width)` without their keys and values.
+
+        For the query `q` and the weights `K` and `V` of a head, `q (states K)^T = (q K^T) states^T`, and
+        `weights (states V) = (weights states) V`. The bias of the keys adds the same to all scores of a query.
+        """
+        heads, size, images = self.num_attention_heads, self.attention_head_size, len(states)
+        query = self.query(hidden_states).view(-1, heads, size).transpose(0, 1)
+        query = torch.bmm(query, self.key.weight.view(heads, size, -1)) * size**-0.5
+        # (heads, images * k, width) to (images, heads * k, width): one product for all queries of an image.
+        query = query.view(heads, images, -1, query.shape[-1]).transpose(0, 1)
+        weights = torch.bmm(query.flatten(1, 2), states.transpose(1, 2)).softmax(-1)
+        seen = torch.bmm(weights, states).view(query.shape).transpose(0, 1).flatten(1, 2)
+        context = torch.bmm(seen, self.value.weight.view(heads, size, -1).transpose(1, 2)).transpose(0, 1)
+        return (context.flatten(1) + self.value.bias).view(hidden_states.shape)
 
     def _keys_and_values(
         self, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None, cache: Any | None

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file
+from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BlipForConditionalGeneration, BlipProcessor
@@ -155,6 +157,31 @@ def test_captions_equal_the_stock_model(
     assert ours == generate_captions(stock, processor.tokenizer, pixels, prompt=prompt, **decoding)
     embeds = model.vision_model(pixels).last_hidden_state
     assert ours == generate_captions(model, processor.tokenizer, embeds, prompt=prompt, **decoding)
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("width", [32, 48])
+def test_captions_are_the_same_with_and_without_keys_and_values(beams: int, width: int) -> None:
+    """An adapter needs the keys and values of the image; without one, a CPU reads the embeddings."""
+    torch.manual_seed(0)
+    tiny, processor = build_tiny_captioner(WORDS)
+    tiny.config.vision_config.hidden_size = tiny.config.text_config.encoder_hidden_size = width
+    model = BlipForCaptioning(tiny.config).eval().use_sdpa()
+    embeds = torch.randn(6, 37, width, generator=torch.Generator().manual_seed(1))
+    decoding: dict[str, Any] = {**GREEDY, "num_beams": beams, "num_return_sequences": beams}
+    for attention in (layer.crossattention.self for layer in model.text_decoder.bert.encoder.layer):
+        for weight in attention.parameters():
+            nn.init.normal_(weight, std=0.3)
+        hidden = torch.randn(6 * beams, 1, attention.query.in_features)
+        each = embeds.repeat_interleave(beams, 0)
+        expected = attention(hidden, encoder_hidden_states=each)[0]
+        torch.testing.assert_close(attention._attend_to(embeds, hidden), expected, atol=1e-5, rtol=1e-4)
+    assert model._image_cache(embeds).image_embeds is embeds
+    without = generate_captions(model, processor.tokenizer, embeds, prompt="a red ", **decoding)
+    adapted = get_peft_model(model, LoraConfig(target_modules=["key", "value"])).eval()
+    assert model._image_cache(embeds).image_embeds is None
+    assert generate_captions(adapted, processor.tokenizer, embeds, prompt="a red ", **decoding) == without
+    assert len(set(without)) > 1, "the test needs captions that differ"
 
 
 def test_samples_of_an_image_are_samples_of_that_image(
