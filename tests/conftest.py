@@ -25,6 +25,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name != "test_notebooks.py")
 
 
+@pytest.fixture(scope="session")
+def warm_java() -> Iterator[str | None]:
+    """A `java` whose METEOR has read its tables already."""
+    import warm_java
+
+    with warm_java.warm_java() as java:
+        yield java
+
+
+@pytest.fixture(scope="module", autouse=True)
+def java(request: pytest.FixtureRequest, warm_java: str | None) -> Iterator[None]:
+    """Let all commands use `warm_java`, but for the tests of METEOR and SPICE themselves."""
+    with pytest.MonkeyPatch.context() as patch:
+        if warm_java and request.path.parent.name != "metrics":
+            patch.setenv("BLIP_RECIPE_JAVA", warm_java)
+        yield
+
+
 @pytest.fixture
 def hub() -> Iterator[HubServer]:
     """A Hub of this test's own."""
