@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import order
 import pytest
 from browser import browser, page  # noqa: F401 - fixtures
 from hub_server import WRITE_TOKEN, HubServer
+from warm_java import warm_java
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -20,26 +24,34 @@ os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
 CHECKOUT = Path(__file__).parent.parent
 
 
+WARM_JAVA = "TESTS_WARM_JAVA"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Make ready what all processes of the tests share."""
+    if not hasattr(config, "workerinput") and not config.option.collectonly and sys.platform == "linux":
+        shared = warm_java()
+        os.environ[WARM_JAVA] = shared.__enter__()
+        config.add_cleanup(lambda: shared.__exit__(None, None, None))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest tests, so that no process is alone with one of them at the end."""
-    items.sort(key=lambda item: item.path.name != "test_notebooks.py")
+    """Begin with the longest tests."""
+    order.sort(items)
 
 
-@pytest.fixture(scope="session")
-def warm_java() -> Iterator[str | None]:
-    """A `java` whose METEOR has read its tables already."""
-    import warm_java
-
-    with warm_java.warm_java() as java:
-        yield java
+def pytest_collection_finish() -> None:
+    """Let no search for garbage look through all that is imported by now."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)
-def java(request: pytest.FixtureRequest, warm_java: str | None) -> Iterator[None]:
+def java(request: pytest.FixtureRequest) -> Iterator[None]:
     """Let all commands use `warm_java`, but for the tests of METEOR and SPICE themselves."""
     with pytest.MonkeyPatch.context() as patch:
-        if warm_java and request.path.parent.name != "metrics":
-            patch.setenv("BLIP_RECIPE_JAVA", warm_java)
+        if os.environ.get(WARM_JAVA) and request.path.parent.name != "metrics":
+            patch.setenv("BLIP_RECIPE_JAVA", os.environ[WARM_JAVA])
         yield
 
 
