@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
 import sys
@@ -44,6 +45,7 @@ def pytest_collection_finish() -> None:
     """Let no search for garbage look through all that is imported by now."""
     gc.collect()
     gc.freeze()
+    atexit.register(gc.unfreeze)  # libraries complain of what is left at the end
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,5 +1,6 @@
 """The imports of the process that `forked` forks."""
 
+import atexit
 import gc
 from importlib import import_module
 
@@ -29,3 +30,5 @@ for name in MODULES:
 # Nothing of this is ever garbage: a forked process need not look through it again and again, nor copy it for that.
 gc.collect()
 gc.freeze()
+# Libraries complain of what is left at the end.
+atexit.register(gc.unfreeze)
