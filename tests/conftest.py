@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import gc
 import os
 import sys
@@ -31,9 +32,9 @@ WARM_JAVA = "TESTS_WARM_JAVA"
 def pytest_configure(config: pytest.Config) -> None:
     """Make ready what all processes of the tests share."""
     if not hasattr(config, "workerinput") and not config.option.collectonly and sys.platform == "linux":
-        shared = warm_java()
-        os.environ[WARM_JAVA] = shared.__enter__()
-        config.add_cleanup(lambda: shared.__exit__(None, None, None))
+        shared = contextlib.ExitStack()
+        os.environ[WARM_JAVA] = shared.enter_context(warm_java())
+        config.add_cleanup(shared.close)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
