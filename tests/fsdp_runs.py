@@ -1,5 +1,7 @@
 """The runs of `training/test_sharding.py`, for two processes: `torchrun -m fsdp_runs PLACE copies`, then `sharded`.
 
+With `vqa` as a third word, only the run of that task.
+
 All in one job, because imports take most of the time. accelerate shards on accelerators only; for `sharded` it is told
 to do so on CPUs too: `AcceleratorState` keeps the FSDP plugin that it is given. What shards, computes and saves is
 torch's, accelerate's and Trainer's own.
@@ -76,6 +78,9 @@ if __name__ == "__main__":
     if kind == "sharded":
         shard_on_cpus()
         keys, push = {"fsdp": True}, {"push_to_hub": True, "hub_model_id": "lab/sharded"}
+    if sys.argv[3:] == ["vqa"]:
+        finetune(place / kind / "vqa", recipe="shapes_vqa", **keys)
+        sys.exit()
     finetune(place / kind / "full", **keys, **push)
     if kind == "sharded":
         copy_as_if_it_had_died(place / kind / "full", place / kind / "resumed")
@@ -84,4 +89,3 @@ if __name__ == "__main__":
     finetune(
         place / kind / "lora", **keys, model_name_or_path=base, use_peft=True, merge_adapter=True, learning_rate=0.01
     )
-    finetune(place / kind / "vqa", recipe="shapes_vqa", **keys)

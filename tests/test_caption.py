@@ -325,8 +325,15 @@ class Reluctant(SimpleHTTPRequestHandler):
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.csv"])
 def test_failed_pictures_are_tried_again(
-    caption: Caption, folder: Path, tmp_path: Path, name: str, capfd: pytest.CaptureFixture[str]
+    caption: Caption,
+    folder: Path,
+    tmp_path: Path,
+    name: str,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("blip_recipe.data.downloads.PAUSE", 0.01)
+
     class Handler(Reluctant):
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments, directory=str(folder))

@@ -26,6 +26,10 @@ LONG = pytest.param(False, id="as committed", marks=pytest.mark.long)
 SHORT = pytest.param(True, id="fewer steps")
 FEWER_STEPS = {
     "finetune_blip": {'"max_steps": 500': '"max_steps": 120', "STEPS_OF_EXPERIMENTS = 60": "STEPS_OF_EXPERIMENTS = 20"},
+    "blip_modes": {
+        'ANSWERING = {"max_steps": 200': 'ANSWERING = {"max_steps": 120',
+        'CAPTIONING = {"max_steps": 200': 'CAPTIONING = {"max_steps": 140',
+    },
 }
 """What `make test` changes in the settings; `make test-all` also runs the notebook as it is committed."""
 
@@ -132,8 +136,11 @@ def test_finetune_blip_runs_and_what_it_claims_holds(tmp_path: Path, is_short: b
     assert found["same"]
 
 
-def test_blip_modes_runs_and_what_it_claims_holds(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_short", [SHORT, LONG])
+def test_blip_modes_runs_and_what_it_claims_holds(tmp_path: Path, is_short: bool) -> None:
     notebook = read("blip_modes")
+    if is_short:
+        take_fewer_steps(notebook, "blip_modes")
     found = run(
         notebook,
         tmp_path,

@@ -343,7 +343,7 @@ def seconds_of_keys(tmp_path_factory: pytest.TempPathFactory) -> float:
     return run_counted("blip_recipe.recipe.training_arguments", cwd=tmp_path_factory.mktemp("keys"))[1]
 
 
-@pytest.mark.parametrize("name", ["unknown key", "cut weights"])
+@pytest.mark.parametrize("name", [pytest.param("unknown key", marks=pytest.mark.long), "cut weights"])
 def test_a_process_of_its_own_ends_so_too(
     name: str, names: dict[str, str], seconds_of_keys: float, tmp_path: Path
 ) -> None:

@@ -1,5 +1,7 @@
 """The imports of the process that `forked` forks."""
 
+import atexit
+import gc
 from importlib import import_module
 
 MODULES = [
@@ -24,3 +26,9 @@ MODULES = [
 
 for name in MODULES:
     import_module(name)
+
+# Nothing of this is ever garbage: a forked process need not look through it again and again, nor copy it for that.
+gc.collect()
+gc.freeze()
+# Libraries complain of what is left at the end.
+atexit.register(gc.unfreeze)

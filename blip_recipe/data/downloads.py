@@ -43,6 +43,9 @@ DOWNLOAD_TIMEOUT = 30.0
 ATTEMPTS = 3
 """Maximum attempts after network or server errors."""
 
+PAUSE = 1.0
+"""Seconds to wait after the first failed attempt. The second wait is twice as long."""
+
 SCHEMES = ("http", "https")
 
 ALLOW_PRIVATE = "BLIP_RECIPE_ALLOW_PRIVATE_URLS"
@@ -82,7 +85,7 @@ def download(url: str, *, timeout: float | None = None, allow_private: bool) -> 
             if attempt == ATTEMPTS or refused:
                 raise
             logger.info("%s: attempt %d failed (%s)", url, attempt, error)
-        time.sleep(min(attempt, max(0.0, fetch.deadline - time.monotonic())))
+        time.sleep(min(PAUSE * attempt, max(0.0, fetch.deadline - time.monotonic())))
     raise AssertionError("the last attempt returns or raises")
 
 

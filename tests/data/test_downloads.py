@@ -239,4 +239,4 @@ def test_a_proxy_of_the_user_is_asked_but_not_for_private_addresses(
 )
 def test_what_is_no_url_is_a_bad_picture(url: str) -> None:
     with pytest.raises(BadImageError):
-        open_image(of_data(url), timeout=2)
+        open_image(of_data(url), timeout=0.5)

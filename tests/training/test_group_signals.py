@@ -50,7 +50,12 @@ EVALUATED: dict[str, Any] = {
 }
 KINDS: dict[str, dict[str, Any]] = {
     "captioning": {"captions_per_image": 1},
-    "scst": {"stage": "scst", "captions_per_image": 1, "model_name_or_path": "{place}/base"},
+    "scst": {
+        "stage": "scst",
+        "captions_per_image": 1,
+        "model_name_or_path": "{place}/base",
+        "generation_max_length": 12,
+    },
     "vqa": {"task": "vqa"},
     "retrieval": {"task": "retrieval", "queue_size": 0, "rerank_top_k": 4},
     "stream": {"dataset_name": "{place}/pictures", "streaming": True, "max_train_samples": None},

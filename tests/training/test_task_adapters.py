@@ -93,8 +93,8 @@ def results(folder: Path) -> dict[str, float]:
     [
         ("vqa", "4bit"),
         ("retrieval", "8bit"),
-        ("scst", "8bit"),
         ("scst", "4bit"),
+        pytest.param("scst", "8bit", marks=pytest.mark.long),
         *(pytest.param("vqa", bits, marks=pytest.mark.long) for bits in ("full", "8bit")),
         *(pytest.param("retrieval", bits, marks=pytest.mark.long) for bits in ("full", "4bit")),
     ],
