@@ -2,7 +2,7 @@
 
 python -m blip_recipe.export outputs/my_captioner exported/my_captioner
 python -m blip_recipe.export outputs/my_captioner exported/small --dtype int8 --eval_split validation
-python -m blip_recipe.export outputs/my_captioner exported/web --format transformers.js
+python -m blip_recipe.export outputs/my_captioner exported/web --format transformers.js --demo
 """
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ DTYPES = {
 }
 """The precisions of each format."""
 
-NEEDED = {"dataset_name": "eval_split", "max_eval_samples": "eval_split", "private": "push_to_hub"}
+NEEDED = {
+    "dataset_name": "eval_split",
+    "max_eval_samples": "eval_split",
+    "private": "push_to_hub",
+    "transformers_js": "demo",
+}
 """For an option, the one without which it has no effect."""
 
 
@@ -34,13 +39,15 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     check_options(arguments, NEEDED, ())
     if arguments.eval_split and arguments.dtype != "int8":
         raise RecipeError("--eval_split scores quantised models: add --dtype int8, or leave --eval_split out.")
-
+    if arguments.demo and arguments.format != "transformers.js":
+        raise RecipeError("--demo writes a page for browsers: add --format transformers.js, or leave --demo out.")
     if arguments.dtype not in DTYPES[arguments.format]:
         raise RecipeError(
             f"--format {arguments.format} has no --dtype {arguments.dtype}: expected one of "
             f"{', '.join(DTYPES[arguments.format])}."
         )
 
+    from blip_recipe.exporting.demo import write_demo
     from blip_recipe.exporting.folder import check_new, new_folder
     from blip_recipe.exporting.kinds import load_source
     from blip_recipe.exporting.readme import write_readme
@@ -59,6 +66,8 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     with new_folder(arguments.out) as folder:
         record = write_folder(source, folder, arguments)
         write_readme(folder, record)
+        if arguments.demo:
+            write_demo(source, folder, record, arguments.transformers_js)
     print(describe_check(record), file=sys.stderr)
     print(arguments.out)
     if arguments.push_to_hub:
@@ -100,6 +109,15 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
     add("--eval_split", metavar="S", help="with int8: choose the fastest form that keeps the scores of this split")
     add("--dataset_name", metavar="D", help="data set of --eval_split; default: that of the model's recipe")
     add("--max_eval_samples", type=positive, metavar="N", help="score only the first pictures of --eval_split")
+    add(
+        "--demo", action="store_true", help="with transformers.js: also write a page that captions pictures, index.html"
+    )
+    add(
+        "--transformers_js",
+        type=Path,
+        metavar="DIR",
+        help="with --demo: copy transformers.js from the node_modules of this folder; default: load it from its CDN",
+    )
     add("--push_to_hub", metavar="ORG/NAME", help="also push the files to this repository")
     add("--private", action="store_true", help="make the repository private, if it is created now")
     add("--revision", help="branch, tag or commit of a model on the Hub")

@@ -84,14 +84,18 @@ def security_policy(style: str, script: str | None, images: str) -> Markup:
         "base-uri": "'none'",
         "form-action": "'none'",
         "img-src": images,
-        "style-src": _hash(style),
+        "style-src": hash_source(style),
     }
     if script is not None:
         # Trusted types are never made here, so a script cannot turn text into markup.
-        directives |= {"script-src": _hash(script), "require-trusted-types-for": "'script'", "trusted-types": "'none'"}
+        directives |= {
+            "script-src": hash_source(script),
+            "require-trusted-types-for": "'script'",
+            "trusted-types": "'none'",
+        }
     return Markup("; ".join(f"{name} {value}" for name, value in directives.items()))
 
 
-def _hash(content: str) -> str:
+def hash_source(content: str) -> str:
     """The source expression of an inline style or script: the digest of its text."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"

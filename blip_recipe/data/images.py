@@ -50,9 +50,11 @@ class BadImageError(RecipeError):
 def open_image(image: Picture, *, timeout: float | None = None) -> Image.Image:
     """Open a picture as upright 8-bit RGB.
 
-    EXIF orientation is applied. Animations give their first frame. Transparency is dropped, not composed, as in
-    transformers' processors, so published pipelines see the same pixels. Grey values of 16 bits and more are scaled to
-    8 bits; Pillow would clip them to white.
+    EXIF orientation is applied. Animations give their first frame. Alpha channels are dropped, not composed, as in
+    `load_image` of transformers, so published pipelines see the same pixels. Where a palette, grey or RGB file (GIF or
+    PNG) marks one colour as transparent, the mark stays in `info["transparency"]`, and the image processors of
+    transformers paint this colour white. Grey values of 16 bits and more are scaled to 8 bits; Pillow would clip them
+    to white.
 
     Args:
         image: A path, an http or https URL, an encoded file, a struct `{"bytes", "path"}`, a uint8 array

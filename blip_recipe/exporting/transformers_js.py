@@ -125,7 +125,13 @@ def configurations(source: Source) -> dict[str, dict[str, Any]]:
             "decoder": decoder,
             **tokens,
         },
-        "generation_config.json": {**tokens, "max_length": settings.max_length, "min_length": settings.min_length},
+        "generation_config.json": {
+            **tokens,
+            "max_length": settings.max_length,
+            "min_length": settings.min_length,
+            "repetition_penalty": settings.repetition_penalty,
+            "no_repeat_ngram_size": settings.no_repeat_ngram_size,
+        },
         "preprocessor_config.json": {
             "image_processor_type": "ViTImageProcessor",
             "do_resize": True,

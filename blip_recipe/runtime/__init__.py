@@ -6,6 +6,7 @@
 | `record.py` | the name of that file |
 | `engines.py` | run a graph with ONNX Runtime or OpenVINO |
 | `pixels.py` | pictures to pixels, as the image processor does |
+| `resizing.py` | resize pictures as torchvision does |
 | `texts.py` | texts to token ids, and back |
 | `decoder.py` | the text decoder with its cache |
 | `settings.py` | what is searched for |

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from blip_recipe.runtime.resizing import resize
+
 
 @dataclass(frozen=True)
 class PixelSettings:
@@ -29,13 +31,11 @@ class PixelSettings:
     def read(self, picture: Image.Image) -> np.ndarray:
         """The `pixel_values` `(1, 3, height, width)` in float32 of an RGB picture.
 
-        The processor resizes with torchvision, whose rounding differs from Pillow's: by at most 1 of 255, but for a few
-        values in 100,000, which differ by 2 or 3. As in the processor, transparent colours become white.
+        As in the processor, a colour that is marked as transparent becomes white.
         """
         if picture.info.get("transparency") is not None:
             white = Image.new("RGBA", picture.size, "white")
             picture = Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
-        resized = picture.resize((self.width, self.height), Image.Resampling(self.resample))
-        values = np.asarray(resized, dtype=np.float32).transpose(2, 0, 1)
+        values = resize(picture, self.width, self.height, self.resample).astype(np.float32)
         mean, std = (np.array(each, dtype=np.float32)[:, None, None] * 255 for each in (self.mean, self.std))
         return ((values - mean) / std)[None]

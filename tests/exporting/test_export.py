@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
-import sys
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +14,9 @@ import torch
 from captioners import CAPTIONS, GAIN, draw_pictures, save_adapter, write_recipe
 from datasets import Dataset
 from exports import run_command
-from forked import CHECKOUT
 from hub_server import HubServer
 from retrievers import build_retriever
+from serving import ask, encode_black, measure_load, serve_captioner, stalled_upload
 from vqa_models import QUESTIONS, WORDS
 
 from blip_recipe.captioning.modeling import BlipForCaptioning
@@ -124,9 +117,16 @@ def test_captions_without_torch_are_those_of_torch(
     assert len({row["caption"] for row in found}) > 2
 
 
-def test_samples_depend_on_the_seed_alone(exported: Path, pictures: list[Path]) -> None:
+def test_samples_are_those_of_torch_and_depend_on_the_seed_alone(
+    exported: Path, captioner: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from blip_recipe.caption import main as caption
+
+    pictures = draw_pictures(tmp_path, 8, size=300)
     sample = ["--do_sample", "--seed", "3"]
+    caption([str(captioner), *map(str, pictures), "--device", "cpu", *sample])
     found = run_command("caption", exported, *pictures, *sample)
+    assert found == lines(capfd.readouterr().out)
     assert run_command("caption", exported, *pictures, *sample, "--batch_size", "1") == found
     assert run_command("caption", exported, *pictures, "--do_sample", "--seed", "4") != found
 
@@ -152,48 +152,35 @@ def test_openvino_files_are_written_and_checked(folder: Path, captioner: Path) -
     assert "tokenizers openvino" in (folder / "openvino" / "README.md").read_text()
 
 
-@pytest.fixture
-def server(exported: Path, tmp_path: Path) -> Iterator[str]:
-    """The example of docs/serving."""
-    pytest.importorskip("fastapi")
-    pytest.importorskip("uvicorn")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    places = os.pathsep.join(map(str, (CHECKOUT, CHECKOUT / "docs" / "serving")))
-    env = {**os.environ, "CAPTIONER": str(exported), "PYTHONPATH": places}
-    words = [sys.executable, "-m", "uvicorn", "app:app", "--port", str(port), "--log-level", "warning"]
-    with (tmp_path / "log").open("wb") as log, subprocess.Popen(words, env=env, stdout=log, stderr=log) as process:
-        address = f"http://127.0.0.1:{port}"
-        try:
-            for _ in range(300):
-                if process.poll() is None and post(f"{address}/caption", b"")[0] != 0:
-                    break
-                time.sleep(0.1)
-            yield address
-        finally:
-            process.terminate()
-
-
-def post(url: str, content: bytes) -> tuple[int, dict[str, Any]]:
-    """Status and answer; 0 where nobody answers."""
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, data=content, method="POST")) as answer:
-            return answer.status, json.loads(answer.read())
-    except urllib.error.HTTPError as error:
-        return error.code, json.loads(error.read())
-    except OSError:
-        return 0, {}
-
-
-def test_the_server_captions_many_pictures_at_once(server: str, exported: Path, pictures: list[Path]) -> None:
+def test_the_server_captions_many_pictures_at_once(exported: Path, pictures: list[Path], tmp_path: Path) -> None:
     expected = [found[0] for found in ExportedCaptioner.load(exported).caption(pictures)]
     contents = [path.read_bytes() for path in pictures]
-    with ThreadPoolExecutor(8) as clients:
-        found = list(clients.map(lambda content: post(f"{server}/caption", content), contents * 5))
-    assert found == [(200, {"caption": caption}) for caption in expected] * 5
-    assert post(f"{server}/caption", b"no picture")[0] == 422
-    assert post(f"{server}/caption", bytes(21 * 2**20))[0] == 413
+    with serve_captioner(exported, tmp_path / "log") as address:
+        found = measure_load(address, contents, clients=16, requests=160)
+        alone = [ask(f"{address}/caption", content) for content in contents]
+        too_long = ask(f"{address}/caption", bytes(20 * 2**20 + 1))
+    assert alone == [(200, {"caption": caption}) for caption in expected]
+    assert found["statuses"] == {200: 160}
+    assert found["equal"] == 160
+    assert found["pictures_per_batch"] > 1.5
+    assert too_long[0] == 413
+
+
+def test_the_server_refuses_what_is_too_large_too_slow_or_no_picture(exported: Path, tmp_path: Path) -> None:
+    large, huge = (encode_black(size) for size in (6000, 6500))  # small files, which take a while to decode
+    with serve_captioner(exported, tmp_path / "log", MAX_SECONDS="0.5", MAX_WAITING="1") as address:
+        assert ask(f"{address}/caption", b"no picture")[0] == 422
+        assert ask(f"{address}/caption", huge)[0] == 413
+        assert ask(f"{address}/caption", large) == (504, {"detail": "There was no caption within 0.5 s."})
+        refused = []
+        for _ in range(10):  # on a busy machine, the first client may have been sent away before the second comes
+            with stalled_upload(address) as answer:
+                refused.append(ask(f"{address}/caption", b"no picture")[0])
+                assert answer() == 408
+            if refused[-1] == 503:
+                break
+        assert refused[-1] == 503
+        assert ask(f"{address}/health")[1]["open"] == 0
 
 
 def test_answers_without_torch(folder: Path, pictures: list[Path], capfd: pytest.CaptureFixture[str]) -> None:
