@@ -29,7 +29,7 @@ from __future__ import annotations
 import argparse
 import random
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,10 +165,10 @@ def change_scene(scene: Scene, rng: random.Random) -> Scene:
     number = rng.randrange(len(scene.things))
     thing = scene.things[number]
     if rng.random() < 0.5:
-        changed = replace(thing, colour=rng.choice([each for each in COLOURS if each != thing.colour]))
+        changed = thing._replace(colour=rng.choice([each for each in COLOURS if each != thing.colour]))
     else:
-        changed = replace(thing, form=rng.choice([each for each in FORMS if each != thing.form]))
-    return replace(scene, things=(*scene.things[:number], changed, *scene.things[number + 1 :]))
+        changed = thing._replace(form=rng.choice([each for each in FORMS if each != thing.form]))
+    return scene._replace(things=(*scene.things[:number], changed, *scene.things[number + 1 :]))
 
 
 def answer_loss(

@@ -172,7 +172,7 @@ class BlipTrainer(PublishingTrainer):
             callbacks=[*(callbacks or []), *patience],
             **kwargs,
         )
-        fit_threads(self.model)
+        fit_threads(self.plain_model)
         if self.is_fsdp_enabled:
             configure_fsdp(self.accelerator.state.fsdp_plugin)
         elif is_fsdp_requested(args):
