@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from commands import PORTS, wait_for_server
 from forked import CHECKOUT
 from PIL import Image
 
@@ -36,19 +37,16 @@ def serve_captioner(exported: Path, log: Path, **limits: str) -> Iterator[str]:
     """Serve an exported captioner with uvicorn; gives the address."""
     pytest.importorskip("fastapi")
     pytest.importorskip("uvicorn")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    # Not a port that systems hand out: asked before the server is there, a client may be given it and answer itself.
+    port = next(PORTS)
     places = os.pathsep.join(map(str, (CHECKOUT, SERVING)))
     env = {**os.environ, "CAPTIONER": str(exported), "PYTHONPATH": places, **limits}
     words = [sys.executable, "-m", "uvicorn", "app:app", "--port", str(port), "--log-level", "warning"]
+    words += ["--timeout-graceful-shutdown", "10"]
     with log.open("wb") as output, subprocess.Popen(words, env=env, stdout=output, stderr=output) as process:
         address = f"http://127.0.0.1:{port}"
         try:
-            for _ in range(600):
-                if process.poll() is not None or ask(f"{address}/health")[0] == 200:
-                    break
-                time.sleep(0.1)
+            wait_for_server(f"{address}/health", process, log)
             yield address
         finally:
             process.terminate()

@@ -19,10 +19,10 @@ from statistics import quantiles
 from typing import Any
 
 
-def ask(url: str, content: bytes | None = None) -> tuple[int, dict[str, Any]]:
-    """POST the content, or GET without one; returns status and answer, (0, {}) where nobody answers."""
+def ask(url: str, content: bytes | None = None, seconds: float = 60) -> tuple[int, dict[str, Any]]:
+    """POST the content, or GET without one; returns status and answer, (0, {}) if nobody answers within `seconds`."""
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, data=content)) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, data=content), timeout=seconds) as answer:
             return answer.status, json.loads(answer.read())
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read())
