@@ -84,7 +84,7 @@ def plain_recalls(directory: Path, numbers: range) -> dict[str, float]:
     return found
 
 
-@pytest.mark.parametrize("recipe", ["coco_retrieval", "flickr30k_retrieval"])
+@pytest.mark.parametrize("recipe", ["coco_retrieval", pytest.param("flickr30k_retrieval", marks=pytest.mark.long)])
 def test_retrieval_is_trained_and_scored_as_the_stock_model_ranks(recipe: str, hub: HubServer, tmp_path: Path) -> None:
     run_checked("blip_recipe.finetune", f"recipes/{recipe}.json", *TWO_EPOCHS, cwd=tmp_path, env=hub.environment())
     output, name = tmp_path / "outputs" / recipe, f"tester/blip-{recipe.replace('_', '-')}"

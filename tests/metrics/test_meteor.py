@@ -139,7 +139,13 @@ def test_any_text_is_scored_and_leaves_others_alone(scorer: CaptionScorer, rows:
     assert scores.per_image["last"] == scorer.score({1: "a dog runs"}, {1: ["a dog runs"]}).per_image[1]
 
 
-@pytest.mark.parametrize("end", ["sys.exit(3)", "os.kill(os.getpid(), signal.SIGKILL)", "raise KeyboardInterrupt"])
+@pytest.mark.parametrize(
+    "end",
+    [
+        "os.kill(os.getpid(), signal.SIGKILL)",
+        *(pytest.param(end, marks=pytest.mark.long) for end in ("sys.exit(3)", "raise KeyboardInterrupt")),
+    ],
+)
 def test_no_java_outlives_a_run_however_it_ends(end: str) -> None:
     code = f"""
 import os, psutil, signal, sys
@@ -175,6 +181,7 @@ os.write(1, repr(scores.corpus).encode())
 """
 
 
+@pytest.mark.long
 def test_two_processes_at_once_one_on_a_full_disk_one_with_the_java_of_pip_get_the_same_scores(
     scorer: CaptionScorer,
 ) -> None:

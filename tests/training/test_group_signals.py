@@ -177,7 +177,8 @@ def test_a_job_of_two_processes_does_so_too(kind: str, place: Path, tmp_path: Pa
     check_stopped_well(job, job.stop_in_a_step(signal.SIGTERM))
 
 
-@pytest.mark.parametrize("kind", one_of_each_path(["captioning", "vqa", "retrieval"]))
+@pytest.mark.long  # a stop in a step is the small version
+@pytest.mark.parametrize("kind", ["captioning", "vqa", "retrieval"])
 def test_a_job_does_so_in_an_evaluation_too(kind: str, place: Path, tmp_path: Path) -> None:
     job = Job(place, tmp_path, **KINDS[kind], **EVALUATED)
     job.start()
@@ -232,7 +233,7 @@ def run_loader(code: str, *words: str) -> Any:
     return run_code(textwrap.dedent(LOADER) + textwrap.dedent(code), *words)
 
 
-@pytest.mark.parametrize("method", ["fork", "forkserver", "spawn"])
+@pytest.mark.parametrize("method", ["fork", "forkserver", pytest.param("spawn", marks=pytest.mark.long)])
 def test_workers_read_on_whenever_signals_come(method: str, tmp_path: Path) -> None:
     """From the moment that the workers are started, whichever way."""
     script = tmp_path / "script.py"

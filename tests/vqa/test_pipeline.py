@@ -206,7 +206,7 @@ def test_what_is_missing_or_wrong_is_said(answerer: Path, pictures: list[str], t
     "imports",
     [
         "import blip_recipe\nfrom transformers import pipeline",
-        "from transformers import pipeline\nimport blip_recipe",
+        pytest.param("from transformers import pipeline\nimport blip_recipe", marks=pytest.mark.long),
         pytest.param(
             "from blip_recipe.vqa.pipeline import answer_pipeline\nfrom transformers import pipeline",
             marks=pytest.mark.long,
