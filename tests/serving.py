@@ -50,6 +50,10 @@ def serve_captioner(exported: Path, log: Path, **limits: str) -> Iterator[str]:
             yield address
         finally:
             process.terminate()
+            try:
+                process.wait(20)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
 def encode_black(size: int) -> bytes:

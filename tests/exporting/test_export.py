@@ -152,8 +152,9 @@ def test_openvino_files_are_written_and_checked(folder: Path, captioner: Path) -
     assert "tokenizers openvino" in (folder / "openvino" / "README.md").read_text()
 
 
+@pytest.mark.long  # the next test is the small version
 def test_the_server_captions_many_pictures_at_once(exported: Path, pictures: list[Path], tmp_path: Path) -> None:
-    expected = [found[0] for found in ExportedCaptioner.load(exported).caption(pictures)]
+    expected = [row["caption"] for row in run_command("caption", exported, *pictures)]
     contents = [path.read_bytes() for path in pictures]
     with serve_captioner(exported, tmp_path / "log") as address:
         found = measure_load(address, contents, clients=16, requests=160)
@@ -169,6 +170,7 @@ def test_the_server_captions_many_pictures_at_once(exported: Path, pictures: lis
 def test_the_server_refuses_what_is_too_large_too_slow_or_no_picture(exported: Path, tmp_path: Path) -> None:
     large, huge = (encode_black(size) for size in (6000, 6500))  # small files, which take a while to decode
     with serve_captioner(exported, tmp_path / "log", MAX_SECONDS="0.5", MAX_WAITING="1") as address:
+        assert ask(f"{address}/health")[1]["status"] == "ok"
         assert ask(f"{address}/caption", b"no picture")[0] == 422
         assert ask(f"{address}/caption", huge)[0] == 413
         assert ask(f"{address}/caption", large) == (504, {"detail": "There was no caption within 0.5 s."})
@@ -183,19 +185,27 @@ def test_the_server_refuses_what_is_too_large_too_slow_or_no_picture(exported: P
         assert ask(f"{address}/health")[1]["open"] == 0
 
 
-def test_answers_without_torch(folder: Path, pictures: list[Path], capfd: pytest.CaptureFixture[str]) -> None:
-    from blip_recipe.answer import main as answer
-
+@pytest.fixture(scope="module")
+def exported_answerer(folder: Path) -> Path:
     words = [word for text in WORDS for word in text.split()]
     model = save_small(folder / "answerer", BlipForAnswering, words, 2.0)
     main([str(model), str(folder / "exported_answerer")])
+    return folder / "exported_answerer"
+
+
+def test_answers_without_torch(
+    folder: Path, exported_answerer: Path, pictures: list[Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    from blip_recipe.answer import main as answer
+
+    model = folder / "answerer"
     answers = folder / "answers.txt"
     answers.write_text("red\nyes\na dark red\na dog\n")
     for options in ([], ["--answers", answers, "--top_k", "4"]):
         capfd.readouterr()
         answer([str(model), str(pictures[0]), *QUESTIONS, "--device", "cpu", *map(str, options)])
         expected = lines(capfd.readouterr().out)
-        found = run_command("answer", folder / "exported_answerer", pictures[0], *QUESTIONS, *options)
+        found = run_command("answer", exported_answerer, pictures[0], *QUESTIONS, *options)
         assert [row["answer"] for row in found] == [row["answer"] for row in expected]
         for row, other in zip(found, expected, strict=True):
             ranked = ([each["loss"] for each in one.get("ranked", [])] for one in (row, other))
@@ -207,21 +217,21 @@ def rows_of(pictures: list[Path], **columns: list[Any]) -> Dataset:
     return Dataset.from_dict({"image": [{"bytes": path.read_bytes(), "path": None} for path in pictures], **columns})
 
 
-def test_answers_of_a_split_are_scored(folder: Path, pictures: list[Path]) -> None:
-    """After `test_answers_without_torch`."""
-    exported = folder / "exported_answerer"
-    answers = [row["answer"] for row in run_command("answer", exported, pictures[0], *QUESTIONS)]
+def test_answers_of_a_split_are_scored(exported_answerer: Path, pictures: list[Path]) -> None:
+    answers = [row["answer"] for row in run_command("answer", exported_answerer, pictures[0], *QUESTIONS)]
     rows = rows_of(
         [pictures[0]] * 4 + [pictures[1]],
         image_id=[7, 7, 7, 7, 8],
         question=[*QUESTIONS, QUESTIONS[0]],
         answers=[*([answer] for answer in answers), ["none of its answers"]],
     )
-    assert SCORINGS["vqa"].measure(exported, rows).scores == pytest.approx({"vqa_accuracy": 0.8, "exact_match": 0.8})
+    assert SCORINGS["vqa"].measure(exported_answerer, rows).scores == pytest.approx(
+        {"vqa_accuracy": 0.8, "exact_match": 0.8}
+    )
     assert load_scored_split("vqa", {"dataset_name": "shapes"}, None, "validation", 3).num_rows == 3
     without = rows.remove_columns("answers").add_column("answers", [None] * 5)
     with pytest.raises(RecipeError, match="the split has no answers: name another one"):
-        SCORINGS["vqa"].measure(exported, without)
+        SCORINGS["vqa"].measure(exported_answerer, without)
 
 
 def test_matches_without_torch(folder: Path, pictures: list[Path], capfd: pytest.CaptureFixture[str]) -> None:
