@@ -152,7 +152,7 @@ def test_openvino_files_are_written_and_checked(folder: Path, captioner: Path) -
     assert "tokenizers openvino" in (folder / "openvino" / "README.md").read_text()
 
 
-@pytest.mark.long  # the next test is the small version
+@pytest.mark.long
 def test_the_server_captions_many_pictures_at_once(exported: Path, pictures: list[Path], tmp_path: Path) -> None:
     expected = [row["caption"] for row in run_command("caption", exported, *pictures)]
     contents = [path.read_bytes() for path in pictures]
@@ -167,6 +167,7 @@ def test_the_server_captions_many_pictures_at_once(exported: Path, pictures: lis
     assert too_long[0] == 413
 
 
+@pytest.mark.long
 def test_the_server_refuses_what_is_too_large_too_slow_or_no_picture(exported: Path, tmp_path: Path) -> None:
     large, huge = (encode_black(size) for size in (6000, 6500))  # small files, which take a while to decode
     with serve_captioner(exported, tmp_path / "log", MAX_SECONDS="0.5", MAX_WAITING="1") as address:
