@@ -21,44 +21,24 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import count, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
-from datasets import Image as ImageFeature
 from torch.utils.data import DataLoader
-from torchvision import transforms
-from transformers import (
-    BlipForConditionalGeneration,
-    BlipProcessor,
-    Seq2SeqTrainer,
-    Seq2SeqTrainingArguments,
-    TrainerCallback,
-    default_data_collator,
-)
+from transformers import BlipForConditionalGeneration, BlipProcessor
 
 from benchmarks import generation, training
 from benchmarks.common import RESULTS, machine
-from benchmarks.loading import made_photograph, open_with_pillow
-from benchmarks.workload import (
-    CAPTION_LENGTHS,
-    IMAGE_SIZE,
-    SIZES,
-    caption_texts,
-    made_processor,
-    matmul_flop_rate,
-    synchronise,
-)
-from blip_recipe import CaptionTrainer, CaptionTrainingArguments, caption_pipeline
+from benchmarks.from_files import CAPTIONS, StepEnds, again, ours_from_files, photographs, stock_from_files
+from benchmarks.loading import open_with_pillow
+from benchmarks.workload import IMAGE_SIZE, SIZES, made_processor, matmul_flop_rate, synchronise
+from blip_recipe import caption_pipeline
 from blip_recipe.captioning.writing import CaptionWriter
-from blip_recipe.data.augmentation import CROP_SCALE
 from blip_recipe.data.listing import read_ahead
 from blip_recipe.errors import run_command
-from blip_recipe.models.text import IGNORED
 
-CAPTIONS = len(CAPTION_LENGTHS)
 PACKAGES = ["torch", "torchvision", "transformers", "accelerate", "datasets", "peft", "bitsandbytes"]
 Row = dict[str, Any]
 
@@ -270,7 +250,7 @@ def train_from_files(work: Work) -> Iterator[Row]:
                 "bf16": work.device.type == "cuda",
             }
             training.free_memory()
-            trainer = build(work, contents, images, arguments, steps=warm_up + timed)
+            trainer = build(work.folder / scale.base, contents, images, arguments, steps=warm_up + timed)
             trainer.add_callback(times)
             trainer.train()
             seconds = (times.ends[-1] - times.ends[warm_up - 1]) / timed
@@ -283,84 +263,6 @@ def train_from_files(work: Work) -> Iterator[Row]:
                 "pictures read/s": round(images * (CAPTIONS if side == "stock" else 1) / seconds, 1),
             }
             del trainer  # a second one would not fit beside it
-
-
-def ours_from_files(work: Work, contents: list[bytes], images: int, arguments: Row, steps: int) -> Any:
-    """A `CaptionTrainer` on rows of a JPEG and five captions, with all of BLIP's augmentation."""
-    texts = caption_texts(len(contents))
-    number = images * steps
-    rows = Dataset.from_dict(
-        {
-            # Rows of one picture would become one row of more captions.
-            "image_id": list(range(number)),
-            "image": [{"bytes": each, "path": None} for each in again(contents, number)],
-            "captions": list(again(texts, number)),
-        }
-    ).cast_column("image", ImageFeature(decode=False))
-    return CaptionTrainer(
-        str(work.folder / work.scale.base),
-        CaptionTrainingArguments(
-            per_device_train_batch_size=images, captions_per_image=CAPTIONS, eval_strategy="no", **arguments
-        ),
-        rows,
-        processing_class=BlipProcessor.from_pretrained(work.folder / work.scale.base),
-    )
-
-
-def stock_from_files(work: Work, contents: list[bytes], images: int, arguments: Row, steps: int) -> Any:
-    """A plain script's trainer: a row is a picture, cropped and flipped by torchvision, with one caption."""
-    folder = work.folder / work.scale.base
-    return Seq2SeqTrainer(
-        model=BlipForConditionalGeneration.from_pretrained(folder),
-        args=Seq2SeqTrainingArguments(
-            per_device_train_batch_size=images * CAPTIONS, remove_unused_columns=False, **arguments
-        ),
-        train_dataset=StockRows(contents, BlipProcessor.from_pretrained(folder), images * steps * CAPTIONS),
-        data_collator=default_data_collator,
-    )
-
-
-class StockRows(torch.utils.data.Dataset[Row]):
-    """Rows of a picture and one caption, prepared as in common scripts."""
-
-    def __init__(self, contents: list[bytes], processor: BlipProcessor, rows: int) -> None:
-        self.contents, self.processor, self.rows = contents, processor, rows
-        self.texts = caption_texts(len(contents))
-        bicubic = transforms.InterpolationMode.BICUBIC
-        self.crop = transforms.Compose(
-            [
-                transforms.RandomResizedCrop(IMAGE_SIZE, scale=CROP_SCALE, interpolation=bicubic),
-                transforms.RandomHorizontalFlip(),
-            ]
-        )
-
-    def __len__(self) -> int:
-        return self.rows
-
-    def __getitem__(self, row: int) -> Row:
-        picture = row // CAPTIONS % len(self.contents)
-        encoding = self.processor(
-            images=self.crop(open_with_pillow(self.contents[picture])),
-            text=self.texts[picture][row % CAPTIONS],
-            padding="max_length",
-            max_length=max(CAPTION_LENGTHS),
-            return_tensors="pt",
-        )
-        encoding = {name: values[0] for name, values in encoding.items()}
-        return encoding | {"labels": encoding["input_ids"].masked_fill(encoding["attention_mask"] == 0, IGNORED)}
-
-
-class StepEnds(TrainerCallback):
-    """The time at the end of each step."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-
-    def on_step_end(self, *args: Any, **kwargs: Any) -> None:
-        """Wait for the device and look at the clock."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.ends.append(time.perf_counter())
 
 
 def profile(work: Work) -> Iterator[Row]:
@@ -411,17 +313,12 @@ def load_alone(work: Work) -> Iterator[Row]:
         batches = scale.steps + 2 * workers
         arguments = {"output_dir": str(work.folder / "run"), "report_to": [], "dataloader_num_workers": workers}
         images = scale.base_batches["ours"][-1]
-        trainer = ours_from_files(work, contents, images, arguments, steps=batches)
+        trainer = ours_from_files(work.folder / scale.base, contents, images, arguments, steps=batches)
         loader: DataLoader[Any] = trainer.get_train_dataloader()
         ends = [time.perf_counter() for _ in loader]
         # The first batches of all workers arrive together, and the last without competition.
         seconds = (ends[-1] - ends[workers - 1]) / (len(ends) - workers)
         yield {"workers": workers, "pictures/s": round(images / seconds, 1), "cores": os.cpu_count()}
-
-
-def photographs(number: int) -> list[bytes]:
-    """JPEGs of COCO's size."""
-    return [made_photograph(seed, 640, 480) for seed in range(number)]
 
 
 def write_photographs(work: Work) -> list[str]:
@@ -430,11 +327,6 @@ def write_photographs(work: Work) -> list[str]:
     for path, content in zip(paths, photographs(len(paths)), strict=True):
         path.write_bytes(content)
     return [str(path) for path in paths]
-
-
-def again(items: list[Any], number: int) -> Iterator[Any]:
-    """`number` items, the same ones again and again."""
-    return (items[place % len(items)] for place in islice(count(), number))
 
 
 PARTS: dict[str, Callable[[Work], Iterator[Row]]] = {
