@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -442,10 +443,11 @@ def test_thumbnails_are_small_and_without_metadata(tmp_path: Path) -> None:
     big = picture(size=(1200, 900), exif=exif, comment=b"at home")
     found = make_thumbnails(lambda _: big, 3, tmp_path / REPORT_FOLDER, 10**6)
     assert found.prefix == INLINE
-    content = Image.open(io.BytesIO(base64.b64decode(found.files[0])))
-    assert content.size == (320, 240)
-    assert not content.getexif()
-    assert b"home" not in content.fp.read() if content.fp else True
+    content = base64.b64decode(found.files[0])
+    assert b"home" not in content
+    thumbnail = Image.open(io.BytesIO(content))
+    assert thumbnail.size == (320, 240)
+    assert not thumbnail.getexif()
     assert not (tmp_path / REPORT_FOLDER).exists()
 
 
@@ -462,6 +464,14 @@ def test_large_thumbnails_are_files_beside_the_page(page: Page, tmp_path: Path) 
     assert not (tmp_path / REPORT_FOLDER).exists()
 
 
+def wait_until(page: Page, condition: str) -> None:
+    """Ask until `condition` holds. Playwright's own waiting needs `eval`, which the page forbids."""
+    end = time.monotonic() + 10
+    while not page.evaluate(condition):
+        assert time.monotonic() < end, condition
+        page.wait_for_timeout(50)
+
+
 def test_only_visible_rows_of_5000_are_in_the_document(page: Page, tmp_path: Path) -> None:
     ours = [caption(number, f"caption {number}", number / 5000, ["a reference"]) for number in range(5000)]
     report = write(tmp_path, ours, ours)
@@ -470,9 +480,9 @@ def test_only_visible_rows_of_5000_are_in_the_document(page: Page, tmp_path: Pat
     assert page.locator("#count").inner_text() == "5,000 images"
     for place in ("document.body.scrollHeight / 2", "document.body.scrollHeight", "0"):
         page.evaluate(f"scrollTo(0, {place})")
-        page.wait_for_function("document.querySelector('.row') && document.querySelectorAll('.row').length < 20")
-        inside = "[...document.querySelectorAll('.row')].filter(row => row.getBoundingClientRect().top < innerHeight)"
-        page.wait_for_function(f"{inside}.length >= 1")
+        rows = "[...document.querySelectorAll('.row')]"
+        inside = f"{rows}.filter(row => row.getBoundingClientRect().top < innerHeight)"
+        wait_until(page, f"{rows}.length < 20 && {inside}.length >= 1")
     page.keyboard.press("End")
     assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "image 4999"
     page.get_by_label("Sort by").select_option("score")
