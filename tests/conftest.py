@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -38,6 +40,13 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest tests."""
     order.sort(items)
+
+
+def pytest_collection_finish() -> None:
+    """Let no search for garbage look through all that is imported by now."""
+    gc.collect()
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # libraries complain of what is left at the end
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from commands import run_code
 
@@ -21,6 +23,11 @@ from blip_recipe.runtime.captioner import ExportedCaptioner
 from blip_recipe.runtime.folder import ExportedFolder
 from blip_recipe.runtime.matcher import ExportedMatcher
 from blip_recipe.runtime.record import RECORD
+
+needs_openvino = pytest.mark.skipif(
+    find_spec("openvino") is None, reason="OpenVINO is not installed: pip install openvino"
+)
+"""For tests that run OpenVINO. They do so in other processes: a later signal has ended the one that had loaded it."""
 
 CLASSES: dict[str, Any] = {"captioning": ExportedCaptioner, "vqa": ExportedAnswerer, "retrieval": ExportedMatcher}
 
@@ -56,6 +63,11 @@ def run_command(command: str, *arguments: object, without: Sequence[str] = ()) -
         f"import sys; sys.modules.update(dict.fromkeys({missing!r}));"
         f"from blip_recipe.{command} import main; main(sys.argv[1:])"
     )
+    return run_lines(code, *arguments)
+
+
+def run_lines(code: str, *arguments: object) -> list[Any]:
+    """The JSON lines that `code` prints in a process of its own."""
     done = run_code(code, *map(str, arguments), cold=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]

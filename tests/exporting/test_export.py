@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 from captioners import CAPTIONS, GAIN, draw_pictures, save_adapter, write_recipe
+from commands import run_checked
 from datasets import Dataset
-from exports import run_command
+from exports import needs_openvino, run_command, run_lines
 from hub_server import HubServer
 from retrievers import build_retriever
 from serving import ask, encode_black, measure_load, serve_captioner, stalled_upload
@@ -26,7 +27,6 @@ from blip_recipe.exporting.conversion import convert
 from blip_recipe.exporting.quantization import FORMS, SCORINGS, Measured, choose, load_scored_split
 from blip_recipe.models.processors import save_processor
 from blip_recipe.models.tiny import IMAGE_SIZE, build_tokenizer, tiny_config, tiny_processor
-from blip_recipe.runtime.captioner import ExportedCaptioner
 from blip_recipe.vqa.modeling import BlipForAnswering
 from blip_recipe.vqa.tokens import use_question_token
 
@@ -131,19 +131,27 @@ def test_samples_are_those_of_torch_and_depend_on_the_seed_alone(
     assert run_command("caption", exported, *pictures, "--do_sample", "--seed", "4") != found
 
 
+GENERATE = """
+import json, sys
+import numpy as np
+from blip_recipe.runtime.captioner import ExportedCaptioner
+captioner = ExportedCaptioner.load(sys.argv[1], engine=sys.argv[2], threads=1)
+pixels = np.concatenate([captioner.folder.read_picture(path) for path in sys.argv[3:]])
+for beams in (1, 3):
+    print(json.dumps(captioner.generate(pixels, num_beams=beams)[0].tolist()))
+"""
+
+
+@needs_openvino
 def test_openvino_gives_the_same_token_ids(exported: Path, pictures: list[Path]) -> None:
-    pytest.importorskip("openvino")
-    first, second = (ExportedCaptioner.load(exported, engine=name, threads=1) for name in ("onnxruntime", "openvino"))
-    pixels = np.concatenate([first.folder.read_picture(path) for path in pictures])
-    for beams in (1, 3):
-        expected, _ = first.generate(pixels, num_beams=beams)
-        found, _ = second.generate(pixels, num_beams=beams)
-        assert found.tolist() == expected.tolist()
+    expected, found = (run_lines(GENERATE, exported, engine, *pictures) for engine in ("onnxruntime", "openvino"))
+    assert len(expected) == 2
+    assert found == expected
 
 
+@needs_openvino
 def test_openvino_files_are_written_and_checked(folder: Path, captioner: Path) -> None:
-    pytest.importorskip("openvino", reason="OpenVINO is not installed: pip install openvino")
-    main([str(captioner), str(folder / "openvino"), "--format", "openvino"])
+    run_checked("blip_recipe.export", captioner, folder / "openvino", "--format", "openvino", cold=True)
     record = json.loads((folder / "openvino" / "export.json").read_text())
     assert [record[name] for name in ("format", "suffix", "dtype")] == ["openvino", ".xml", "fp32"]
     assert "openvino" in record["versions"]
@@ -152,7 +160,6 @@ def test_openvino_files_are_written_and_checked(folder: Path, captioner: Path) -
     assert "tokenizers openvino" in (folder / "openvino" / "README.md").read_text()
 
 
-@pytest.mark.long
 def test_the_server_captions_many_pictures_at_once(exported: Path, pictures: list[Path], tmp_path: Path) -> None:
     expected = [row["caption"] for row in run_command("caption", exported, *pictures)]
     contents = [path.read_bytes() for path in pictures]
@@ -167,7 +174,6 @@ def test_the_server_captions_many_pictures_at_once(exported: Path, pictures: lis
     assert too_long[0] == 413
 
 
-@pytest.mark.long
 def test_the_server_refuses_what_is_too_large_too_slow_or_no_picture(exported: Path, tmp_path: Path) -> None:
     large, huge = (encode_black(size) for size in (6000, 6500))  # small files, which take a while to decode
     with serve_captioner(exported, tmp_path / "log", MAX_SECONDS="0.5", MAX_WAITING="1") as address:
