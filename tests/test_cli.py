@@ -111,14 +111,9 @@ print(sorted(set(sys.argv[1:]) & set(sys.modules)), file=sys.stderr)
 
 
 def test_help_of_every_command_imports_nothing_slow() -> None:
-    """All of them in one process take less than one command may: two seconds on a quiet machine."""
-    before = os.times()
     done = run_code(HELP, *TOO_SLOW_FOR_HELP, cold=True)
-    after = os.times()
     assert done.returncode == 0, done.stderr
     assert done.stderr.splitlines()[-1] == "[]"
-    used = after.children_user + after.children_system - before.children_user - before.children_system
-    assert used < 8  # seconds of a processor, four times those of a quiet machine
 
 
 def test_the_entry_point_of_the_package_runs_a_command() -> None:

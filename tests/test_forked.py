@@ -77,5 +77,5 @@ def test_it_answers_signals(tmp_path: Path) -> None:
     while not log.exists() or "waits" not in log.read_text():
         assert process.poll() is None
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=10) == -signal.SIGTERM
+    assert process.wait(timeout=60) == -signal.SIGTERM
     assert start_module("blip_recipe.push", log=Path(os.devnull)).wait(timeout=60) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -70,12 +71,16 @@ class ExportedFolder:
             raise RecipeError(f"{path} is {TASKS.get(found, found)}: expected {TASKS[task]}.")
         return cls(Path(path), record, choose_engine(record["suffix"], engine), threads or usual_threads())
 
-    def load(self, graph: str) -> Graph:
-        """Load a graph by its name in `export.json`.
+    def load(self, *graphs: str) -> list[Graph]:
+        """Load graphs by their names in `export.json`, side by side: this is most of the time of a start.
 
         Raises:
-            RecipeError: Its file is missing or damaged.
+            RecipeError: A file is missing or damaged.
         """
+        with ThreadPoolExecutor(len(graphs)) as pool:
+            return list(pool.map(self._load, graphs))
+
+    def _load(self, graph: str) -> Graph:
         path = self.path / f"{graph}{self.record['suffix']}"
         try:
             return ENGINES[self.engine].load(path, self.threads)

@@ -72,7 +72,7 @@ class ExportedMatcher:
             RecipeError: It is not the folder of an exported matcher.
         """
         folder = ExportedFolder.open(path, "retrieval", engine=engine, threads=threads)
-        return cls(folder, *(folder.load(name) for name in ("image_encoder", "text_encoder", "pair_encoder")))
+        return cls(folder, *folder.load("image_encoder", "text_encoder", "pair_encoder"))
 
     def preprocess(self, picture: Picture) -> np.ndarray:
         """The `pixel_values` `(1, 3, height, width)` of a picture.

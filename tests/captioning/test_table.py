@@ -194,7 +194,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(captioner: Path, tmp_path: Path
     while process.poll() is None and time.monotonic() < deadline and len(list(data.glob("train*"))) < 3:
         time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
-    process.wait(timeout=10)
+    process.wait(timeout=60)
     done = {path.name: path.read_bytes() for path in data.glob("train*")}
     assert 3 <= len(done) < 12, "the test needs a run that is killed half-way"
     assert done.items() <= whole.items()
