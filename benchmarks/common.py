@@ -25,13 +25,21 @@ def machine(packages: Iterable[str], **more: Any) -> dict[str, Any]:
     """Describe the machine, with the versions of `packages`."""
     return {
         "system": platform.system(),
-        "processor": platform.machine(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "load before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "python": platform.python_version(),
         **{package: installed_version(package) for package in packages},
         **more,
     }
+
+
+def processor() -> str:
+    """The processor's name and kind, as `AMD EPYC (x86_64)`; without Linux's `/proc` only its kind."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]} ({platform.machine()})" if names else platform.machine()
 
 
 def installed_version(package: str) -> str | None:

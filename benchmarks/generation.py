@@ -22,6 +22,7 @@ from benchmarks.common import RESULTS, machine, seconds_of, write_results
 from benchmarks.workload import SIZES, made_images, synchronise
 from blip_recipe.captioning.modeling import BlipForCaptioning
 from blip_recipe.errors import run_command
+from blip_recipe.models.linear import use_onednn
 
 DECODING = {"max_length": 20, "min_length": 5, "do_sample": False}
 
@@ -58,6 +59,7 @@ def build(size: str, device: torch.device, dtype: torch.dtype) -> tuple[Any, Any
     stock = BlipForConditionalGeneration(config).eval().to(device, dtype)
     ours = BlipForCaptioning(config).eval().to(device, dtype)
     ours.load_state_dict(stock.state_dict())
+    use_onednn(ours)
     return stock, ours.use_sdpa()
 
 

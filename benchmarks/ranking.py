@@ -24,6 +24,7 @@ from transformers import BlipForQuestionAnswering
 from benchmarks.common import RESULTS, machine, seconds_of, write_results
 from benchmarks.workload import SIZES, synchronise
 from blip_recipe.errors import run_command
+from blip_recipe.models.linear import use_onednn
 from blip_recipe.vqa.answer_lists import RANKED_ANSWERS, SMOOTHING
 from blip_recipe.vqa.modeling import BlipForAnswering
 from blip_recipe.vqa.ranking import Ranking
@@ -74,6 +75,7 @@ def build(size: str, device: torch.device) -> tuple[Any, BlipForAnswering]:
     stock = BlipForQuestionAnswering(config).eval().to(device)
     ours = BlipForAnswering(config).eval().to(device)
     ours.load_state_dict(stock.state_dict())
+    use_onednn(ours)
     return stock, ours.use_sdpa()
 
 

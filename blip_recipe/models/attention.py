@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from transformers.models.blip.modeling_blip import BlipAttention
 from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 
+from blip_recipe.models.linear import OneDnnLinear
+
 # transformers 5.24 renamed it to `cache`.
 _STOCK_ARGUMENTS = inspect.signature(BlipTextSelfAttention.forward).parameters
 CACHE_ARGUMENT = "cache" if "cache" in _STOCK_ARGUMENTS else "past_key_values"
@@ -73,8 +75,9 @@ class SdpaTextAttention(BlipTextSelfAttention):
     @property
     def has_plain_weights(self) -> bool:
         """Whether keys and values are products with float32 weights, without adapter, and without autocast."""
-        plain = (type(each) is nn.Linear and each.weight.dtype == torch.float32 for each in (self.key, self.value))
-        return all(plain) and not torch.is_autocast_enabled(self.key.weight.device.type)
+        layers = (self.key, self.value)
+        plain = all(type(each) in (nn.Linear, OneDnnLinear) and each.weight.dtype == torch.float32 for each in layers)
+        return plain and not torch.is_autocast_enabled(self.key.weight.device.type)
 
     def _attend_to(self, states: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
         """Cross-attention to `states` `(images, positions, encoder width)` without their keys and values.

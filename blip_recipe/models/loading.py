@@ -17,6 +17,7 @@ from transformers.utils import cached_file
 from blip_recipe.errors import RecipeError
 from blip_recipe.models.adapters import quantization_config, recorded_quantization
 from blip_recipe.models.decoding import DecodingSettings
+from blip_recipe.models.linear import use_onednn
 from blip_recipe.models.processors import load_processor
 from blip_recipe.models.threads import fit_threads
 from blip_recipe.models.vision import resize_position_embeddings
@@ -198,7 +199,7 @@ def load_finished(
     With `quantization="recorded"`, the base of an adapter is loaded in the precision it was trained on (8-bit, 4-bit or
     full), because that model was scored. `None` loads the base in full precision. Weights in pickle files are read only
     with `allow_pickle`, and code that comes with a model is run only with `trust_remote_code`. The number of torch's
-    threads follows the size of the model (`fit_threads`).
+    threads follows the size of the model (`fit_threads`), and its products the processor (`use_onednn`).
 
     Raises:
         RecipeError: The model cannot be loaded, or does not fit `model_class`.
@@ -229,6 +230,7 @@ def load_finished(
         model = load_blip(name, model_class, **load, **hub)
     model.use_sdpa()
     fit_threads(model)
+    use_onednn(model)
     return model.eval(), processor, recorded_decoding(recipe, model_class)
 
 

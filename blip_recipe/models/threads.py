@@ -32,9 +32,14 @@ def fit_threads(model: nn.Module) -> None:
     """
     if os.environ.get("OMP_NUM_THREADS"):
         return
-    is_tiny = sum(each.numel() for each in model.parameters()) < TINY
-    if is_tiny and not _replaced:
+    tiny = is_tiny(model)
+    if tiny and not _replaced:
         _replaced.append(torch.get_num_threads())
         torch.set_num_threads(1)
-    elif not is_tiny and _replaced:
+    elif not tiny and _replaced:
         torch.set_num_threads(_replaced.pop())
+
+
+def is_tiny(model: nn.Module) -> bool:
+    """Whether a model has fewer parameters than `TINY`."""
+    return sum(each.numel() for each in model.parameters()) < TINY

@@ -78,8 +78,8 @@ class ExportedAnswerer:
             RecipeError: It is not the folder of an exported question answerer.
         """
         folder = ExportedFolder.open(path, "vqa", engine=engine, threads=threads)
-        graphs = folder.load("image_encoder", "question_encoder", "text_decoder")
-        return cls(folder, *graphs, answers, rank_top_k, label_smoothing, decoding)
+        images, questions, text = folder.load("image_encoder", "question_encoder", "text_decoder")
+        return cls(folder, images, questions, text, answers, rank_top_k, label_smoothing, decoding)
 
     @property
     def decoding(self) -> dict[str, Any]:

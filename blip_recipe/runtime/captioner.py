@@ -65,7 +65,8 @@ class ExportedCaptioner:
             RecipeError: It is not the folder of an exported captioner.
         """
         folder = ExportedFolder.open(path, "captioning", engine=engine, threads=threads)
-        return cls(folder, *folder.load("image_encoder", "text_decoder"), given=decoding)
+        images, text = folder.load("image_encoder", "text_decoder")
+        return cls(folder, images, text, decoding)
 
     def caption(self, pictures: Sequence[Picture], **decoding: Any) -> list[list[str]]:
         """Caption pictures, in one batch.

@@ -36,6 +36,7 @@ from blip_recipe.models.adapters import (
     name_stock_class,
     save_learnt_beside,
 )
+from blip_recipe.models.linear import use_onednn
 from blip_recipe.models.loading import load_base, load_merged
 from blip_recipe.models.processors import load_processor, save_processor
 from blip_recipe.models.threads import fit_threads
@@ -299,6 +300,8 @@ class BlipTrainer(PublishingTrainer):
         if self.peft_config is not None:
             check_is_lora(self.peft_config, "peft_config")
             model = add_lora(model, self.peft_config)
+        if args.device.type == "cpu":
+            use_onednn(model)
         return model
 
     def _look(self, args: Any, model: Any, train: Any, scored: Any) -> None:

@@ -1,0 +1,90 @@
+"""Compute linear layers with oneDNN, which on AMD's processors with AVX-512 takes half the time of torch's own product.
+
+torch multiplies float32 matrices with Intel's MKL, which gives other makers' processors no AVX-512. oneDNN does, and is
+a part of torch. `python -m benchmarks.linear` measures both.
+"""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+from blip_recipe.models.threads import is_tiny
+
+PROCESSOR = Path("/proc/cpuinfo")
+
+
+class OneDnnLinear(nn.Linear):
+    """A linear layer that oneDNN computes in float32 on a CPU; otherwise it is the layer of torch."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Map `(..., in_features)` to `(..., out_features)`."""
+        if (
+            not input.is_cpu
+            or not input.numel()  # oneDNN refuses it
+            or not input.dtype == self.weight.dtype == torch.float32
+            or torch.is_autocast_enabled("cpu")
+            or torch.compiler.is_compiling()  # an exported graph needs operators that others know
+        ):
+            return super().forward(input)
+        return _Linear.apply(input, self.weight, self.bias)
+
+
+def use_onednn(model: nn.Module) -> None:
+    """Let oneDNN compute the linear layers of a model on a CPU, where it is faster.
+
+    Layers stay as they are on other processors, on other devices, and in tiny models, whose products are too small to
+    gain. Only the class of a layer changes, so weights, names and adapters stay.
+
+    Args:
+        model: The model that is about to be trained or used.
+    """
+    if next(model.parameters()).device.type != "cpu" or is_tiny(model) or not _is_faster():
+        return
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = OneDnnLinear
+
+
+def _is_faster() -> bool:
+    """Whether this is a processor of AMD with AVX-512, and torch has oneDNN."""
+    if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    # Windows names the maker in `platform`.
+    described = PROCESSOR.read_text() if PROCESSOR.exists() else platform.processor()
+    return "AuthenticAMD" in described
+
+
+def _product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`left` `(..., inner)` times the transposed `right` `(columns, inner)`, plus `bias` `(columns,)`."""
+    return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
+
+
+class _Linear(torch.autograd.Function):
+    """A linear map and its gradients."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        ctx.save_for_backward(states, weight)
+        return _product(states, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # type: ignore[override]
+        ctx: Any, gradient: torch.Tensor
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        states, weight = ctx.saved_tensors
+        for_states, for_weight, for_bias = ctx.needs_input_grad
+        rows = gradient.reshape(-1, gradient.shape[-1])
+        return (
+            _product(gradient, weight.t()) if for_states else None,
+            _product(rows.t(), states.reshape(-1, states.shape[-1]).t()) if for_weight else None,
+            rows.sum(0) if for_bias else None,
+        )
