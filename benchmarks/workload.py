@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import BertTokenizer, BlipConfig, BlipProcessor
 
+from blip_recipe.models.linear import OneDnnLinear
 from blip_recipe.models.tiny import tiny_processor
 
 Mode = Literal["full", "frozen", "lora", "8bit"]
@@ -139,17 +140,21 @@ def caption_texts(images: int) -> list[list[str]]:
 
 
 def matmul_flop_rate(device: torch.device, dtype: torch.dtype, width: int = 4096) -> float:
-    """Floating-point operations per second of a large matrix product, the best of several."""
+    """Floating-point operations per second of a large matrix product: the best of several, on a CPU of two kinds."""
     width = width if device.type == "cuda" else 2048
-    left, right = (torch.randn(width, width, device=device).to(dtype) for _ in range(2))
+    states = torch.randn(width, width, device=device).to(dtype)
+    layers = [nn.Linear(width, width, bias=False).to(device, dtype) for _ in range(2)]
+    layers[1].__class__ = OneDnnLinear
     best = float("inf")
     for _ in range(10):
-        synchronise(device)
-        began = time.perf_counter()
-        product = left @ right
-        synchronise(device)
-        best = min(best, time.perf_counter() - began)
-    return 2.0 * width**3 / best if product.numel() else 0.0
+        for layer in layers:
+            synchronise(device)
+            began = time.perf_counter()
+            with torch.no_grad():
+                layer(states)
+            synchronise(device)
+            best = min(best, time.perf_counter() - began)
+    return 2.0 * width**3 / best
 
 
 def synchronise(device: torch.device) -> None:
