@@ -72,7 +72,9 @@ class _Linear(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
-        ctx.save_for_backward(states, weight)
+        for_states, for_weight, _ = ctx.needs_input_grad
+        # Below a frozen layer, or above a frozen part, only one of them is needed.
+        ctx.save_for_backward(states if for_weight else None, weight if for_states else None)
         return _product(states, weight, bias)
 
     @staticmethod

@@ -95,6 +95,22 @@ def test_what_is_frozen_has_no_gradient(frozen: str) -> None:
     assert {name for name, each in leaves.items() if each.grad is not None} == set(leaves) - {frozen}
 
 
+@pytest.mark.parametrize(("frozen", "kept"), [("weight", "weight"), ("states", "states")])
+def test_only_what_a_gradient_needs_is_kept(frozen: str, kept: str) -> None:
+    layer = layer_of(6, 4)
+    leaves = {"states": torch.randn(5, 6, requires_grad=True), "weight": layer.weight}
+    leaves[frozen].requires_grad_(False)
+    found: list[torch.Tensor] = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        found.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        layer(leaves["states"])
+    assert [each.data_ptr() for each in found] == [leaves[kept].data_ptr()]
+
+
 def test_other_precisions_are_left_to_torch() -> None:
     layer = layer_of(6, 4)
     states = torch.randn(5, 6)
