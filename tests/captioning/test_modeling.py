@@ -163,7 +163,7 @@ def test_captions_equal_the_stock_model(
 @pytest.mark.parametrize("width", [32, 48])
 def test_captions_are_the_same_with_and_without_keys_and_values(beams: int, width: int) -> None:
     """An adapter needs the keys and values of the image; without one, a CPU reads the embeddings."""
-    torch.manual_seed(0)
+    torch.manual_seed(3)  # no two words are about equally likely; with seed 0, rounding chooses one
     tiny, processor = build_tiny_captioner(WORDS)
     tiny.config.vision_config.hidden_size = tiny.config.text_config.encoder_hidden_size = width
     model = BlipForCaptioning(tiny.config).eval().use_sdpa()
