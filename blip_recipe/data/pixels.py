@@ -13,15 +13,22 @@ import numpy as np
 import torch
 from PIL import Image
 from PIL.ImageFile import ImageFile
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from blip_recipe.data.images import Picture, open_lazily, to_upright_rgb, wrap_image_errors
+
+try:
+    from torchvision.io import ImageReadMode, decode_jpeg
+except ImportError:  # torchvision 0.29 has announced to remove them; Pillow alone needs a sixth more time
+    decode_jpeg = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from transformers import BlipImageProcessor
     from transformers.image_utils import SizeDict
+
+JPEGS = tuple((name, mode) for name in ("JPEG", "MPO") for mode in ("L", "RGB"))
+"""Formats and modes of the pictures that torchvision decodes. An MPO is a JPEG with more pictures after the first."""
 
 ORIENTATION = 0x0112
 """The EXIF tag of the orientation."""
@@ -43,8 +50,8 @@ which axes to flip afterwards."""
 def read_pixels(image: Picture, timeout: float | None = None) -> torch.Tensor:
     """Read the pixels of `open_image(image, timeout=timeout)` as uint8 `(3, height, width)`.
 
-    torchvision decodes grey and RGB JPEGs to the same pixels as Pillow. Pillow decodes all other files, and those that
-    torchvision cannot read.
+    torchvision, if it can, decodes grey and RGB JPEGs to the same pixels as Pillow. Pillow decodes all other files, and
+    those that torchvision cannot read.
 
     Raises:
         BadImageError: The picture cannot be read or is too large (see `open_image`). The size is checked before
@@ -52,8 +59,7 @@ def read_pixels(image: Picture, timeout: float | None = None) -> torch.Tensor:
     """
     with wrap_image_errors(image):
         opened = open_lazily(image, timeout)
-        # An MPO is a JPEG with more pictures after the first.
-        if isinstance(opened, ImageFile) and opened.format in ("JPEG", "MPO") and opened.mode in ("L", "RGB"):
+        if decode_jpeg and isinstance(opened, ImageFile) and (opened.format, opened.mode) in JPEGS:
             return _decode_jpeg(opened)
         return to_pixels(to_upright_rgb(opened))
 

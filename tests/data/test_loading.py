@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import logging
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from commands import run_code
 from datasets import Dataset, Features, List, Value
 from datasets import Image as ImageFeature
 from PIL import Image, ImageDraw, ImageFilter
@@ -155,6 +157,24 @@ def test_damaged_jpegs_are_read_or_refused_as_pillow_does() -> None:
         else:
             assert same_pixels(bytes(content))
     assert refused > 20
+
+
+WITHOUT_DECODER = """
+import json, sys
+import torchvision.io
+del torchvision.io.decode_jpeg
+from blip_recipe.data.pixels import read_pixels
+print(json.dumps([read_pixels(path).tolist() for path in sys.argv[1:]]))
+"""
+
+
+def test_pillow_reads_jpegs_where_torchvision_no_longer_does(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{mode}.jpg" for mode in ("L", "RGB")]
+    for path in paths:
+        path.write_bytes(encode(photograph(30, 20).convert(path.stem)))
+    done = run_code(WITHOUT_DECODER, *paths, cold=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [read_pixels(path).tolist() for path in paths]
 
 
 def test_a_jpeg_of_too_many_pixels_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
