@@ -1,7 +1,7 @@
 """Measure the report of 5,000 pictures, and what a report costs a run. From the checkout:
 
 python -m benchmarks.report            # write and load the page; needs Chromium or Chrome; a minute
-python -m benchmarks.report --pairs 3  # also the quickstart recipe with and without a report, in turn; half an hour
+python -m benchmarks.report --pairs 3  # also the quickstart recipe with and without a report, in turn; 13 minutes
 
 The pictures are like photographs of COCO's size, each with five references and a caption of two models. Their
 thumbnails have about 11 kB in a page of 5,000, twice as much as those of photographs. A page is loaded when its first

@@ -1,4 +1,4 @@
-"""Compute linear layers with oneDNN, which on AMD's processors with AVX-512 takes half the time of torch's own product.
+"""Compute linear layers with oneDNN, on AMD's processors with AVX-512 in about half the time of torch's own product.
 
 torch multiplies float32 matrices with Intel's MKL, which gives other makers' processors no AVX-512. oneDNN does, and is
 a part of torch. `python -m benchmarks.linear` measures both.
@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+from torch.overrides import has_torch_function
 
 from blip_recipe.models.threads import is_tiny
 
@@ -25,24 +26,28 @@ class OneDnnLinear(nn.Linear):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Map `(..., in_features)` to `(..., out_features)`."""
         if (
-            not input.is_cpu
-            or not input.numel()  # oneDNN refuses it
+            not (input.is_cpu and self.weight.is_cpu)
             or not input.dtype == self.weight.dtype == torch.float32
+            or not input.numel()  # oneDNN refuses it
             or torch.is_autocast_enabled("cpu")
-            or torch.compiler.is_compiling()  # an exported graph needs operators that others know
+            # An exported graph needs operators that others know, and other kinds of tensors have products of their own.
+            or torch.compiler.is_compiling()
+            or has_torch_function((input, self.weight))
         ):
             return super().forward(input)
-        return _Linear.apply(input, self.weight, self.bias)
+        # oneDNN takes any bias for one without gaps.
+        return _Linear.apply(input, self.weight, None if self.bias is None else self.bias.contiguous())
 
 
 def use_onednn(model: nn.Module) -> None:
     """Let oneDNN compute the linear layers of a model on a CPU, where it is faster.
 
     Layers stay as they are on other processors, on other devices, and in tiny models, whose products are too small to
-    gain. Only the class of a layer changes, so weights, names and adapters stay.
+    gain, or with `torch.backends.mkldnn.enabled = False`. Only the class of a layer changes, so weights, names and
+    adapters stay. Code that looks for layers whose class is `nn.Linear` itself does not find them.
 
     Args:
-        model: The model that is about to be trained or used.
+        model: The model that is about to be trained or used. It is changed in place.
     """
     if next(model.parameters()).device.type != "cpu" or is_tiny(model) or not _is_faster():
         return
@@ -52,8 +57,11 @@ def use_onednn(model: nn.Module) -> None:
 
 
 def _is_faster() -> bool:
-    """Whether this is a processor of AMD with AVX-512, and torch has oneDNN."""
-    if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
+    """Whether this is a processor of AMD with AVX-512, and torch may use oneDNN."""
+    onednn = torch.backends.mkldnn
+    if not (onednn.is_available() and onednn.enabled and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        return False
+    if torch.backends.cpu.get_cpu_capability() != "AVX512":
         return False
     # Windows names the maker in `platform`.
     described = PROCESSOR.read_text() if PROCESSOR.exists() else platform.processor()
@@ -62,6 +70,8 @@ def _is_faster() -> bool:
 
 def _product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`left` `(..., inner)` times the transposed `right` `(columns, inner)`, plus `bias` `(columns,)`."""
+    if torch.is_grad_enabled():  # in a gradient that will be differentiated itself
+        return F.linear(left, right, bias)
     return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")
 
 
@@ -78,7 +88,6 @@ class _Linear(torch.autograd.Function):
         return _product(states, weight, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(  # type: ignore[override]
         ctx: Any, gradient: torch.Tensor
     ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:

@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from captioners import CAPTIONS
+from captioners import CAPTIONS, save_captioner
 from peft import LoraConfig
 from torch import nn
 from torch.nn import functional as F
 
-from blip_recipe.captioning.modeling import BlipForCaptioning
+from blip_recipe.captioning.modeling import BlipForCaptioning, load_captioner
 from blip_recipe.captioning.tiny import build_tiny_captioner
+from blip_recipe.captioning.trainer import CaptionTrainer
+from blip_recipe.captioning.training_arguments import CaptionTrainingArguments
 from blip_recipe.models import linear
 from blip_recipe.models.adapters import add_lora
 from blip_recipe.models.linear import OneDnnLinear, use_onednn
@@ -85,6 +87,45 @@ def test_states_may_lie_in_memory_in_any_way() -> None:
     torch.testing.assert_close(layer.weight.grad, gradient.t() @ states.reshape(-1, 6)[:7])
 
 
+def test_a_bias_may_lie_in_memory_in_any_way() -> None:
+    layer = layer_of(6, 4)
+    layer.bias = nn.Parameter(torch.randn(8)[::2])
+    states = torch.randn(5, 6)
+    torch.testing.assert_close(layer(states), F.linear(states, layer.weight, layer.bias))
+
+
+def test_a_gradient_can_be_differentiated() -> None:
+    layer = layer_of(3, 2)
+    states = torch.randn(4, 3, requires_grad=True)
+    found = []
+    for each in (layer, nn.Linear.forward.__get__(layer)):
+        layer.zero_grad()
+        (gradient,) = torch.autograd.grad(each(states).pow(2).sum(), states, create_graph=True)
+        gradient.pow(2).sum().backward()
+        assert layer.weight.grad is not None
+        found.append(layer.weight.grad.clone())
+    torch.testing.assert_close(*found)
+
+
+def test_weights_on_another_device_are_refused_as_by_torch() -> None:
+    with pytest.raises(RuntimeError, match="device"):
+        layer_of(6, 4).to("meta")(torch.randn(5, 6))
+
+
+def test_other_kinds_of_tensors_have_their_own_product() -> None:
+    class Doubled(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            with torch._C.DisableTorchFunctionSubclass():
+                found = function(*args, **(kwargs or {}))
+            return 2 * found if function is F.linear else found
+
+    layer = layer_of(6, 4)
+    states = torch.randn(5, 6)
+    expected = 2 * layer(states)
+    torch.testing.assert_close(layer(states.as_subclass(Doubled)), expected, check_device=False)
+
+
 @pytest.mark.parametrize("frozen", ["states", "weight", "bias"])
 def test_what_is_frozen_has_no_gradient(frozen: str) -> None:
     layer = layer_of(6, 4)
@@ -136,6 +177,28 @@ def test_models_on_other_devices_stay_as_they_are(every_size: None) -> None:
     model = nn.Sequential(nn.Linear(2, 3, device="meta"))
     use_onednn(model)
     assert type(model[0]) is nn.Linear
+
+
+@pytest.mark.parametrize("use", ["train", "load"])
+def test_trained_and_loaded_models_use_it(use: str, every_size: None, tmp_path: Path) -> None:
+    name = str(save_captioner(tmp_path / "captioner"))
+    given: dict[str, Any] = {"use_cpu": True, "report_to": []}
+    if use == "train":
+        model: Any = CaptionTrainer(name, CaptionTrainingArguments(str(tmp_path), **given)).model
+    else:
+        model = load_captioner(name)[0]
+    attention = model.text_decoder.bert.encoder.layer[0].crossattention.self
+    assert type(attention.key) is OneDnnLinear
+    assert attention.has_plain_weights  # captions are generated without keys and values
+
+
+def test_it_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr(linear, "PROCESSOR", Path("/nowhere"))
+    monkeypatch.setattr("platform.processor", lambda: "AuthenticAMD")
+    assert linear._is_faster()
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not linear._is_faster()
 
 
 def test_a_captioner_learns_and_writes_the_same_with_the_same_names(every_size: None) -> None:
