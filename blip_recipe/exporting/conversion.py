@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from blip_recipe.data.storage import read_json, write_json
+from blip_recipe.runtime.engines import import_openvino
 from blip_recipe.runtime.record import RECORD
 
 if TYPE_CHECKING:
@@ -63,8 +64,7 @@ def halve_weights(source: Path, target: Path) -> None:
 
 def convert_to_openvino(source: Path, target: Path, *, half: bool = False) -> None:
     """Write a graph as OpenVINO's pair of `.xml` and `.bin`, with weights in float32 or float16."""
-    import openvino
-
+    openvino = import_openvino()
     # Not `convert_model`, which reports each use to OpenVINO's makers.
     openvino.save_model(openvino.Core().read_model(source), target, compress_to_fp16=half)
 

@@ -16,3 +16,8 @@
 | `answerer.py` | `ExportedAnswerer` |
 | `matcher.py` | `ExportedMatcher` |
 """
+
+import os
+
+# From its import on, ONNX Runtime 1.32 reports its use to Microsoft unless this is set.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 
 import numpy as np
 
@@ -59,8 +60,7 @@ class OpenVinoGraph:
     """
 
     def __init__(self, path: Path, threads: int | None, precision: str = "f32") -> None:
-        import openvino
-
+        openvino = import_openvino()
         options = {"INFERENCE_PRECISION_HINT": precision} | ({"INFERENCE_NUM_THREADS": threads} if threads else {})
         self.model = openvino.Core().compile_model(path, "CPU", options)
         self.outputs = [each.get_any_name() for each in self.model.outputs]
@@ -70,6 +70,14 @@ class OpenVinoGraph:
         found = self.model(dict(feeds))
         # The memory of the outputs belongs to the request, which the next call uses again.
         return {name: np.array(found[number]) for number, name in enumerate(self.outputs)}
+
+
+def import_openvino() -> Any:
+    """Import OpenVINO without `openvino_telemetry`, which reports each import to Intel; OpenVINO works without it."""
+    cast("dict[str, Any]", sys.modules).setdefault("openvino_telemetry", None)
+    import openvino
+
+    return openvino
 
 
 class Engine(NamedTuple):

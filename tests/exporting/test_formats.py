@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import run_code
 from exports import needs_openvino, run_command, run_lines
 
 from blip_recipe import caption_pipeline
@@ -59,6 +60,18 @@ def test_86_photographs_without_torch(exported: Path, photographs: list[str], ex
     assert len(found) == 86
     assert len(set(expected)) > 10  # the captions differ
     assert [pair for pair in zip(expected, found, strict=True) if pair[0] != pair[1]] == []
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", pytest.param("openvino", marks=needs_openvino)])
+def test_engines_report_nothing(engine: str, exported: Path, tmp_path: Path) -> None:
+    """They would keep an id of this machine below the home directory."""
+    code = (
+        "import sys; from blip_recipe.runtime.captioner import ExportedCaptioner;"
+        "ExportedCaptioner.load(sys.argv[1], engine=sys.argv[2])"
+    )
+    done = run_code(code, exported, engine, env={"HOME": str(tmp_path)}, cold=True)
+    assert done.returncode == 0, done.stderr
+    assert list(tmp_path.rglob("*")) == []
 
 
 def test_float16_halves_the_files_and_keeps_captions(exported: Path, photographs: list[str]) -> None:
