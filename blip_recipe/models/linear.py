@@ -1,4 +1,4 @@
-"""Compute linear layers with oneDNN, on AMD's processors with AVX-512 in about half the time of torch's own product.
+"""Compute linear layers with oneDNN: about half of torch's usual time on AMD processors with AVX-512.
 
 torch multiplies float32 matrices with Intel's MKL, which gives other makers' processors no AVX-512. oneDNN does, and is
 a part of torch. `python -m benchmarks.linear` measures both.
@@ -21,7 +21,10 @@ PROCESSOR = Path("/proc/cpuinfo")
 
 
 class OneDnnLinear(nn.Linear):
-    """A linear layer that oneDNN computes in float32 on a CPU; otherwise it is the layer of torch."""
+    """A linear layer that oneDNN computes in float32 on a CPU; otherwise it is the layer of torch.
+
+    The transforms of `torch.func`, and `torch.jit.trace`, do not take it.
+    """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Map `(..., in_features)` to `(..., out_features)`."""
@@ -83,7 +86,7 @@ class _Linear(torch.autograd.Function):
         ctx: Any, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
     ) -> torch.Tensor:
         for_states, for_weight, _ = ctx.needs_input_grad
-        # Below a frozen layer, or above a frozen part, only one of them is needed.
+        # The gradient of the weight needs the states, that of the states the weight: frozen ones need neither.
         ctx.save_for_backward(states if for_weight else None, weight if for_states else None)
         return _product(states, weight, bias)
 
