@@ -33,6 +33,7 @@ from blip_recipe.models.pipeline import (
 )
 from blip_recipe.models.processors import read_pixel_values
 from blip_recipe.models.text import decode_texts
+from blip_recipe.models.vision import encode_images
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -176,7 +177,7 @@ class ImageToTextPipeline(BlipPipeline, Pipeline):
             if with_scores:
                 model: Any = self.model
                 model = model.get_base_model() if is_adapted(model) else model
-                images = model.vision_model(pixel_values=pixels).last_hidden_state
+                images = encode_images(model.vision_model, pixels)
             token_ids = self._generate(pixels, images, **decoding)
             scores = None
             if with_scores:

@@ -42,6 +42,7 @@ from blip_recipe.models.adapters import is_adapted
 from blip_recipe.models.captioner import generate_token_ids
 from blip_recipe.models.regularization import set_drop_path
 from blip_recipe.models.text import IGNORED, decode_texts
+from blip_recipe.models.vision import encode_images
 from blip_recipe.training.caption_scoring import count_predicted_tokens
 from blip_recipe.training.memory import weight_bytes
 from blip_recipe.training.records import MeanRecord
@@ -237,7 +238,7 @@ class ScstTrainer(CaptionTrainer):
         """Encode the images of a batch, `(images, patches, width)`."""
         if "image_embeds" in inputs:
             return inputs["image_embeds"]
-        return module.vision_model(pixel_values=inputs["pixel_values"]).last_hidden_state
+        return encode_images(module.vision_model, inputs["pixel_values"])
 
     def _sample(self, image_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Sample captions `(images, samples, tokens)`, and generate greedy ones `(images, 1, tokens)` as baseline."""

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers.models.blip.modeling_blip import BlipAttention
 from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 
-from blip_recipe.models.linear import OneDnnLinear
+from blip_recipe.models.linear import OneDnnLinear, product
 
 # transformers 5.24 renamed it to `cache`.
 _STOCK_ARGUMENTS = inspect.signature(BlipTextSelfAttention.forward).parameters
@@ -90,8 +90,8 @@ class SdpaTextAttention(BlipTextSelfAttention):
         query = torch.bmm(query, self.key.weight.view(heads, size, -1)) * size**-0.5
         # (heads, images * k, width) to (images, heads * k, width): one product for all queries of an image.
         query = query.view(heads, images, -1, query.shape[-1]).transpose(0, 1)
-        weights = torch.bmm(query.flatten(1, 2), states.transpose(1, 2)).softmax(-1)
-        seen = torch.bmm(weights, states).view(query.shape).transpose(0, 1).flatten(1, 2)
+        attend = _attend_with_onednn if isinstance(self.key, OneDnnLinear) else _attend
+        seen = attend(query.flatten(1, 2), states).view(query.shape).transpose(0, 1).flatten(1, 2)
         context = torch.bmm(seen, self.value.weight.view(heads, size, -1).transpose(1, 2)).transpose(0, 1)
         return (context.flatten(1) + self.value.bias).view(hidden_states.shape)
 
@@ -110,6 +110,18 @@ class SdpaTextAttention(BlipTextSelfAttention):
             return key, value
         cache.is_updated[self.layer_idx] = True
         return cache.cross_attention_cache.update(key, value, self.layer_idx)
+
+
+def _attend(query: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """The means of `states` `(images, positions, width)` that `query` `(images, queries, width)` gives weight to."""
+    return torch.bmm(torch.bmm(query, states.transpose(1, 2)).softmax(-1), states)
+
+
+def _attend_with_onednn(query: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+    """`_attend`, image by image: the second product finds the states of an image in the processor's cache."""
+    return torch.stack(
+        [product(product(own, seen).softmax(-1), seen.t()) for own, seen in zip(query, states, strict=True)]
+    )
 
 
 SDPA_CLASSES = {BlipAttention: SdpaVisionAttention, BlipTextSelfAttention: SdpaTextAttention}

@@ -16,6 +16,7 @@ from blip_recipe.data.rows import PROMPT
 from blip_recipe.models.attention import CACHE_ARGUMENT, EAGER_CLASSES
 from blip_recipe.models.stock import StockModel
 from blip_recipe.models.text import IGNORED, decode_texts, packed_mask, token_losses
+from blip_recipe.models.vision import encode_images
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -109,9 +110,11 @@ class CaptioningModel(StockModel):
         # Done first because it synchronises with the device, which is still idle here.
         predicted = None if labels is None else (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
         vision = None
-        if image_embeds is None:
-            vision = self.vision_model(pixel_values=pixel_values, output_attentions=output_attentions)
+        if image_embeds is None and output_attentions:
+            vision = self.vision_model(pixel_values=pixel_values, output_attentions=True)
             image_embeds = vision.last_hidden_state
+        elif image_embeds is None:
+            image_embeds = encode_images(self.vision_model, pixel_values)
         if position_ids is not None:
             attention_mask = packed_mask(position_ids, self.text_decoder.dtype)
         text = self.text_decoder.bert(
@@ -150,9 +153,9 @@ class CaptioningModel(StockModel):
         With `use_sdpa`, the keys and values of an image are computed once for all its beams and samples.
         """
         if image_embeds is None:
-            image_embeds = self.vision_model(
-                pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding
-            ).last_hidden_state
+            image_embeds = encode_images(
+                self.vision_model, pixel_values, interpolate_pos_encoding=interpolate_pos_encoding
+            )
         text_config = cast("Any", self.config.text_config)
         if input_ids is None:
             input_ids = torch.tensor([[text_config.bos_token_id, text_config.sep_token_id]], device=image_embeds.device)

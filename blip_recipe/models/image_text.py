@@ -15,6 +15,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 from blip_recipe.models.contrastive import Features, contrastive_losses, matching_losses, sample_negatives
 from blip_recipe.models.gathering import gather, gather_with_gradients, pad_to_longest
 from blip_recipe.models.stock import StockModel
+from blip_recipe.models.vision import encode_images
 
 TEMPERATURE_RANGE = (0.001, 0.5)
 """The range of the temperature (`models/blip_retrieval.py` of the original)."""
@@ -125,7 +126,7 @@ class ImageTextModel(StockModel):
 
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Encode `pixel_values` `(images, 3, height, width)` to `(images, patches, width)`."""
-        return self.vision_model(pixel_values=pixel_values).last_hidden_state
+        return encode_images(self.vision_model, pixel_values)
 
     def image_features(self, image_embeds: torch.Tensor) -> torch.Tensor:
         """Unit-length ITC features of images, `(images, image_text_hidden_size)`."""

@@ -71,7 +71,7 @@ def _is_faster() -> bool:
     return "AuthenticAMD" in described
 
 
-def _product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`left` `(..., inner)` times the transposed `right` `(columns, inner)`, plus `bias` `(columns,)`."""
     if torch.is_grad_enabled():  # in a gradient that will be differentiated itself
         return F.linear(left, right, bias)
@@ -88,7 +88,7 @@ class _Linear(torch.autograd.Function):
         for_states, for_weight, _ = ctx.needs_input_grad
         # The gradient of the weight needs the states, that of the states the weight: frozen ones need neither.
         ctx.save_for_backward(states if for_weight else None, weight if for_states else None)
-        return _product(states, weight, bias)
+        return product(states, weight, bias)
 
     @staticmethod
     def backward(  # type: ignore[override]
@@ -98,7 +98,7 @@ class _Linear(torch.autograd.Function):
         for_states, for_weight, for_bias = ctx.needs_input_grad
         rows = gradient.reshape(-1, gradient.shape[-1])
         return (
-            _product(gradient, weight.t()) if for_states else None,
-            _product(rows.t(), states.reshape(-1, states.shape[-1]).t()) if for_weight else None,
+            product(gradient, weight.t()) if for_states else None,
+            product(rows.t(), states.reshape(-1, states.shape[-1]).t()) if for_weight else None,
             rows.sum(0) if for_bias else None,
         )

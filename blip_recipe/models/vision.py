@@ -1,4 +1,4 @@
-"""Change the input size of the image encoder."""
+"""Run the image encoder, and change its input size."""
 
 from __future__ import annotations
 
@@ -12,6 +12,35 @@ from blip_recipe.errors import RecipeError
 
 if TYPE_CHECKING:
     from transformers import BlipForConditionalGeneration
+
+CACHE_BYTES = 32 * 2**20
+"""The widest activations that are computed at once on a CPU: about the last cache of a processor."""
+
+
+def encode_images(
+    vision_model: nn.Module, pixel_values: torch.Tensor | None, *, interpolate_pos_encoding: bool = False
+) -> torch.Tensor:
+    """Encode `pixel_values` `(images, 3, height, width)` to `(images, patches, width)`.
+
+    On a CPU, without gradients, only as many images are encoded at once as fit its cache, so that a large batch is as
+    fast as a small one and needs no more memory for activations: 4 images of 384 x 384 at base size. `python -m
+    benchmarks.generation` measures it.
+
+    Raises:
+        ValueError: There are no `pixel_values`.
+    """
+    if pixel_values is None:
+        raise ValueError("There are no pixel_values: expected (images, 3, height, width), or image_embeds.")
+    at_once = len(pixel_values)
+    if pixel_values.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        config = cast("Any", vision_model.config)
+        patches = (pixel_values.shape[-2] // config.patch_size) * (pixel_values.shape[-1] // config.patch_size) + 1
+        at_once = CACHE_BYTES // (patches * config.intermediate_size * pixel_values.element_size())
+    parts = [
+        vision_model(pixel_values=part, interpolate_pos_encoding=interpolate_pos_encoding).last_hidden_state
+        for part in pixel_values.split(max(at_once, 1))
+    ]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def resize_position_embeddings(model: BlipForConditionalGeneration, image_size: int) -> None:

@@ -14,6 +14,7 @@ from blip_recipe.models.attention import EAGER_CLASSES
 from blip_recipe.models.loading import KINDS, load_finished
 from blip_recipe.models.matching import tokenize_texts
 from blip_recipe.models.pipeline import first_device, usable_device
+from blip_recipe.models.vision import encode_images
 from blip_recipe.retrieval.modeling import BlipForRetrieval
 
 if TYPE_CHECKING:
@@ -160,7 +161,7 @@ class BlipFeatures:
             opened = [open_image(picture) for picture in pictures[start : start + batch_size]]
             pixels = self.processor.image_processor(opened, return_tensors="pt").pixel_values
             pixels = pixels.to(self.model.device, self.model.dtype)
-            found.append(self.model.vision_model(pixel_values=pixels).last_hidden_state)
+            found.append(encode_images(self.model.vision_model, pixels))
         return torch.cat(found)
 
     def _tokenize(self, texts: str | Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:

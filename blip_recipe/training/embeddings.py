@@ -13,6 +13,7 @@ from tqdm import tqdm
 from blip_recipe.data.embeddings import EmbeddingStore, PicturesToEncode
 from blip_recipe.data.pixels import normalize_pixels
 from blip_recipe.errors import RecipeError
+from blip_recipe.models.vision import encode_images
 from blip_recipe.training.stop_signals import shield_workers
 
 if TYPE_CHECKING:
@@ -74,9 +75,7 @@ def _encode(trainer: Seq2SeqTrainer, vision_model: nn.Module, pictures: Pictures
         if missing := [each for each in batch if each.pixels is not None]:
             pixels = torch.stack([each.pixels for each in missing]).to(args.device)
             with trainer.accelerator.autocast():
-                encoded = vision_model(
-                    pixel_values=normalize_pixels(pixels, pictures.image_processor)
-                ).last_hidden_state
+                encoded = encode_images(vision_model, normalize_pixels(pixels, pictures.image_processor))
             for each, embeds in zip(missing, encoded.cpu(), strict=True):
                 pictures.store.save(each.key, embeds)
         yield from ((each.row, each.key) for each in batch)

@@ -19,6 +19,7 @@ from blip_recipe.data.images import open_image
 from blip_recipe.models.attention import SDPA_CLASSES, SdpaTextAttention
 from blip_recipe.models.stock import StockModel
 from blip_recipe.models.text import IGNORED, decode_texts, packed_mask, token_losses
+from blip_recipe.models.vision import encode_images
 from blip_recipe.vqa.answer_lists import RANKED_ANSWERS, SMOOTHING
 from blip_recipe.vqa.collator import encode_questions
 from blip_recipe.vqa.ranking import Ranking, rank_answers
@@ -121,7 +122,7 @@ class BlipForAnswering(StockModel, BlipForQuestionAnswering):
         # Done first because it synchronises with the device, which is still idle here.
         predicted = None if labels is None else (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
         if image_embeds is None:
-            image_embeds = self.vision_model(pixel_values=pixel_values).last_hidden_state
+            image_embeds = encode_images(self.vision_model, pixel_values)
         question_states = self.encode_questions(image_embeds, input_ids, attention_mask, image_index)
         if decoder_position_ids is not None:
             decoder_attention_mask = packed_mask(decoder_position_ids, self.dtype)
@@ -171,9 +172,9 @@ class BlipForAnswering(StockModel, BlipForQuestionAnswering):
         Like the stock class, from `pixel_values` or from `question_states`, but the decoder masks padding.
         """
         if question_states is None:
-            image_embeds = self.vision_model(
-                pixel_values=pixel_values, interpolate_pos_encoding=interpolate_pos_encoding
-            ).last_hidden_state
+            image_embeds = encode_images(
+                self.vision_model, pixel_values, interpolate_pos_encoding=interpolate_pos_encoding
+            )
             question_states = self.encode_questions(image_embeds, input_ids, attention_mask)
         text_config = cast("Any", self.config.text_config)
         return cast("Any", self.text_decoder).generate(

@@ -18,6 +18,7 @@ from blip_recipe.metrics.intervals import interval_scores, score_intervals
 from blip_recipe.metrics.records import answer_statistics
 from blip_recipe.models.decoding import DecodingSettings
 from blip_recipe.models.text import decode_texts
+from blip_recipe.models.vision import encode_images
 from blip_recipe.training.tables import join_texts
 from blip_recipe.training.texts import (
     TokenizedTexts,
@@ -240,7 +241,7 @@ class VqaTrainer(BlipTrainer):
 
     def _encode(self, inputs: dict[str, Any]) -> torch.Tensor:
         """Encode questions without answers."""
-        embeds = self.plain_model.vision_model(pixel_values=inputs["pixel_values"]).last_hidden_state
+        embeds = encode_images(self.plain_model.vision_model, inputs["pixel_values"])
         questions = {name: inputs[name] for name in ("input_ids", "attention_mask", "image_index")}
         return self.plain_model.encode_questions(embeds, **questions)
 

@@ -18,6 +18,7 @@ from blip_recipe.captioning.trainer import CaptionTrainer
 from blip_recipe.captioning.training_arguments import CaptionTrainingArguments
 from blip_recipe.models import linear
 from blip_recipe.models.adapters import add_lora
+from blip_recipe.models.attention import _attend, _attend_with_onednn
 from blip_recipe.models.linear import OneDnnLinear, use_onednn
 from blip_recipe.models.threads import TINY
 
@@ -217,6 +218,13 @@ def test_a_captioner_learns_and_writes_the_same_with_the_same_names(every_size: 
     for name, expected in first.items():
         torch.testing.assert_close(second[name], expected, rtol=1e-4, atol=1e-5, msg=name)
     assert torch.equal(first["written"], second["written"])
+
+
+def test_attention_to_embeddings_is_the_same() -> None:
+    torch.manual_seed(0)
+    states, queries = torch.randn(3, 37, 48), torch.randn(3, 12, 48) / 7
+    with torch.no_grad():
+        torch.testing.assert_close(_attend_with_onednn(queries, states), _attend(queries, states))
 
 
 def test_an_adapter_keeps_its_names(every_size: None) -> None:
