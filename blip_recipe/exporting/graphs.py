@@ -11,7 +11,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from blip_recipe.models.attention import CACHE_ARGUMENT
-from blip_recipe.models.captioner import SharedImageCache
+from blip_recipe.models.generation import SharedImageCache
 from blip_recipe.runtime.decoder import CROSS, IMAGE, PAST, PRESENT
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from transformers import DynamicCache, EncoderDecoderCache, LogitsProcessor, LogitsProcessorList
+from transformers import DynamicCache, LogitsProcessor, LogitsProcessorList
 from transformers.modeling_outputs import ModelOutput
 from transformers.models.blip.modeling_blip import BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
@@ -14,6 +14,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 from blip_recipe.data.images import open_image
 from blip_recipe.data.rows import PROMPT
 from blip_recipe.models.attention import CACHE_ARGUMENT, EAGER_CLASSES
+from blip_recipe.models.generation import LeavingDecoder, SharedImageCache
 from blip_recipe.models.stock import StockModel
 from blip_recipe.models.text import IGNORED, decode_texts, packed_mask, token_losses
 from blip_recipe.models.vision import encode_images
@@ -26,20 +27,8 @@ if TYPE_CHECKING:
     from blip_recipe.models.decoding import DecodingSettings
 
 
-class SharedImageCache(EncoderDecoderCache):
-    """A generation cache with one row of cross-attention keys and values per image, for any number of beams.
-
-    Beams are only reordered within their image, so cross-attention needs no reordering.
-
-    Attributes:
-        image_embeds: `(images, patches, width)`, if cross-attention reads them instead of keys and values.
-    """
-
-    image_embeds: torch.Tensor | None = None
-
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Reorder the self-attention cache only; the beams of an image share its cross-attention cache."""
-        self.self_attention_cache.reorder_cache(beam_idx)
+OWN_LOOPS = {"assistant_model", "custom_generate", "generation_config", "return_dict_in_generate", "streamer"}
+"""Arguments of `generate` that need a loop of their own, or the states of all texts at each token."""
 
 
 @dataclass
@@ -163,7 +152,11 @@ class CaptioningModel(StockModel):
         prompt = input_ids[:, :-1].clone()
         prompt[:, 0] = text_config.bos_token_id
         if self.uses_sdpa:
-            generate_kwargs[CACHE_ARGUMENT] = self._image_cache(image_embeds)
+            cache = generate_kwargs[CACHE_ARGUMENT] = self._image_cache(image_embeds)
+            # On a GPU a step takes as long for fewer texts.
+            if image_embeds.device.type == "cpu" and OWN_LOOPS.isdisjoint(generate_kwargs):
+                leaving = LeavingDecoder(self.text_decoder, cache, len(image_embeds), text_config.sep_token_id)
+                generate_kwargs["custom_generate"] = leaving.run_loop
             # One patch is enough to enable cross-attention: its keys and values are in the cache.
             image_embeds = image_embeds[:, :1]
         return cast("Any", self.text_decoder).generate(

@@ -24,7 +24,7 @@ def encode_images(
 
     On a CPU, without gradients, only as many images are encoded at once as fit its cache, so that a large batch is as
     fast as a small one and needs no more memory for activations: 4 images of 384 x 384 at base size. `python -m
-    benchmarks.generation` measures it.
+    benchmarks.folder` shows the speed of each batch size.
 
     Raises:
         ValueError: There are no `pixel_values`.

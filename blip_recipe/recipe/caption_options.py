@@ -95,7 +95,7 @@ def build_parser(prog: str = PROG) -> argparse.ArgumentParser:
     add("--separator", metavar="TEXT", help="text between an existing text and the caption; default: ', '")
     add("--prefix", metavar="TEXT", default="", help="text before each caption, such as 'ohwx cat, '")
     add("--suffix", metavar="TEXT", default="", help="text after each caption")
-    add("--batch_size", type=positive, default=8, help="pictures in a batch (default 8)")
+    add("--batch_size", type=positive, default=16, help="pictures in a batch (default 16)")
     add(
         "--prompt",
         help="words that captions start with; default: the model's own, which captions do not show",
