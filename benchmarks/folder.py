@@ -5,8 +5,8 @@ python -m benchmarks.folder --dtype bfloat16 --beams 1 3             # the same 
 python -m benchmarks.folder --pictures 2000 --batch_sizes 16 64      # one GPU
 
 Weights are random, so every caption has the maximum length: by default 13 tokens, COCO's median. The encoder alone, on
-pixels that are read already, is the floor of the time. All sides have the same threads, and the best batch size of each
-counts. Rates are pictures per second of wall-clock time, and of processor time, which is steadier on busy machines.
+pixels that are read already, is the floor of the time. All sides have the same cores, and the best batch size of each
+counts. Rates are pictures per second of wall-clock time, and of processor time; ratios are of wall-clock time.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="base")
     parser.add_argument("--pictures", type=int, default=32)
-    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[8, 16])
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[4, 16, 32])
     parser.add_argument("--beams", type=int, nargs="+", default=[1, 3])
     parser.add_argument("--tokens", type=int, default=13, help="Tokens of a caption, [DEC] included.")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
@@ -94,8 +94,8 @@ def compare(
     same = sum(one == two for one, two in zip(captions["ours"], captions["transformers"], strict=True))
     for row in rows:
         row |= {
-            "of the floor": round(row[CPU_RATE] / best["encoder alone"][CPU_RATE], 2),
-            "times transformers": round(row[CPU_RATE] / best["transformers"][CPU_RATE], 2),
+            "of the floor": round(row[RATE] / best["encoder alone"][RATE], 2),
+            "times transformers": round(row[RATE] / best["transformers"][RATE], 2),
             "captions as transformers": f"{same} of {len(names)}" if row["side"] == "ours" else "",
         }
     return rows
@@ -127,7 +127,7 @@ def encode(captioner: ImageToTextPipeline, pictures: int, batch_size: int) -> No
 
 def write_with_ours(captioner: ImageToTextPipeline, names: Sequence[str], batch_size: int, captions: Captions) -> None:
     """What `blip-recipe caption` does with the names of pictures."""
-    written = CaptionWriter(captioner).write_all(((name, name) for name in names), batch_size)
+    written = CaptionWriter(captioner).write_all(((name, name) for name in names), batch_size, len(names))
     captions["ours"] = [fields["caption"] for _, fields in written if isinstance(fields, dict)]
 
 

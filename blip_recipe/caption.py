@@ -86,7 +86,7 @@ def caption_pictures(arguments: argparse.Namespace) -> None:
     writer = load_writer(arguments)
     sidecars = Sidecars(arguments.overwrite_sidecars, arguments.append, arguments.separator or ", ")
     own = part_path(output, processes.rank) if output and processes.count > 1 else output
-    written = writer.write_all(((name, name) for name in names), arguments.batch_size)
+    written = writer.write_all(((name, name) for name in names), arguments.batch_size, total)
     with (
         open_output(own, lines) as file,
         tqdm(total=total, unit="image", mininterval=1, disable=not processes.is_main) as bar,

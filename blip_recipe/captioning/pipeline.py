@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ from blip_recipe.models.pipeline import (
 )
 from blip_recipe.models.processors import read_pixel_values
 from blip_recipe.models.text import decode_texts
+from blip_recipe.models.threads import Batch, Result, map_batches
 from blip_recipe.models.vision import encode_images
 
 if TYPE_CHECKING:
@@ -156,6 +157,12 @@ class ImageToTextPipeline(BlipPipeline, Pipeline):
         prompt_length = len(self.tokenizer(prompt).input_ids) - 1  # without the end token
         positions = self.model.config.text_config.max_position_embeddings
         check_caption_decoding(self.settings, given, prompt_length, positions)
+
+    def map_batches(
+        self, function: Callable[[Batch], Result], batches: Iterable[Batch], count: int | None = None
+    ) -> Iterator[tuple[Batch, Result]]:
+        """Yield `(batch, function(batch))` in order; a CPU computes several of the `count` batches at once."""
+        return map_batches(function, batches, self.model, count)
 
     @torch.inference_mode()
     def caption_pixels(

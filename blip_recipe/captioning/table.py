@@ -189,7 +189,8 @@ class CaptionedTable:
             for row, fields in enumerate(found)
             if fields.get("caption") is None
         )
-        for row, fields in writer.write_all(pictures, batch_size):
+        count = sum(fields.get("caption") is None for fields in found)
+        for row, fields in writer.write_all(pictures, batch_size, count):
             if isinstance(fields, Exception):
                 fault = str(fields) or type(fields).__name__
                 bar.write(printable(f"not captioned: row {first + row}: {fault}"), file=sys.stderr)

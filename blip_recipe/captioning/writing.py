@@ -96,17 +96,27 @@ class CaptionWriter:
         return rows
 
     def write_all(
-        self, pictures: Iterable[tuple[Item, Picture]], batch_size: int
+        self, pictures: Iterable[tuple[Item, Picture]], batch_size: int, count: int | None = None
     ) -> Iterator[tuple[Item, dict[str, Any] | Exception]]:
         """Caption pictures in order; yields each item with the fields of its picture, or the error of reading it.
 
-        Pictures are opened while others are captioned; memory holds at most three batches.
+        Pictures are opened while others are captioned: two batches more than the pipeline captions at once.
+
+        Args:
+            pictures: Each picture with the item that stands for it.
+            batch_size: Pictures in a batch.
+            count: The number of pictures, if it is known.
         """
         opened = read_ahead(lambda each: self.read(each[1]), pictures, ahead=2 * batch_size)
-        while batch := list(islice(opened, batch_size)):
-            written = iter(self.write([read for _, read in batch if isinstance(read, Pixels)]))
+        batches = iter(lambda: list(islice(opened, batch_size)), [])
+        for batch, written in self.pipeline.map_batches(
+            lambda batch: self.write([read for _, read in batch if isinstance(read, Pixels)]),
+            batches,
+            None if count is None else -(-count // batch_size),
+        ):
+            fields = iter(written)
             for (item, _), read in batch:
-                yield item, next(written) if isinstance(read, Pixels) else read
+                yield item, next(fields) if isinstance(read, Pixels) else read
 
 
 def _fields(found: dict[str, list[Any]]) -> dict[str, Any]:

@@ -92,10 +92,19 @@ def _list_glob(pattern: str) -> Iterator[str]:
             yield match
 
 
-def read_ahead(function: Callable[[Item], Result], items: Iterable[Item], ahead: int) -> Iterator[tuple[Item, Result]]:
-    """Yield `(item, function(item))` in order, while threads process the next `ahead` items. `items` is read lazily."""
+def read_ahead(
+    function: Callable[[Item], Result],
+    items: Iterable[Item],
+    ahead: int,
+    threads: int = READERS,
+    prepare: Callable[[], object] = lambda: None,
+) -> Iterator[tuple[Item, Result]]:
+    """Yield `(item, function(item))` in order, while threads process the next `ahead` items. `items` is read lazily.
+
+    Each thread calls `prepare` first.
+    """
     pending: deque[tuple[Item, Future[Result]]] = deque()
-    pool = ThreadPoolExecutor(READERS)
+    pool = ThreadPoolExecutor(threads, initializer=prepare)
     try:
         for item in items:
             pending.append((item, pool.submit(function, item)))

@@ -1,22 +1,34 @@
-"""Choose the number of threads of torch's operations by the size of a model.
+"""Choose how many threads compute an operation of torch, and how many batches are computed at once.
 
 The threads of an operation wait for each other at its end. The operations of a tiny model take microseconds, so that
 several threads gain little on a quiet machine. Where another process takes one of the cores, each operation waits for
-the thread that has none. `python -m benchmarks.threads` measures both.
+the thread that has none. `python -m benchmarks.threads` measures both. For the same reason, two batches with one thread
+each take less time than one after the other with two threads: `python -m benchmarks.folder` measures it.
 """
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from blip_recipe.data.listing import read_ahead
+
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
     from torch import nn
+
+Batch = TypeVar("Batch")
+Result = TypeVar("Result")
 
 TINY = 10_000_000
 """Models with fewer parameters compute with one thread."""
+
+MOST_BATCHES = 8
+"""Batches that are computed at once at most, because the pictures of all are in memory."""
 
 _replaced: list[int] = []
 """The number of threads before a tiny model, while there is one thread because of it."""
@@ -43,3 +55,27 @@ def fit_threads(model: nn.Module) -> None:
 def is_tiny(model: nn.Module) -> bool:
     """Whether a model has fewer parameters than `TINY`."""
     return sum(each.numel() for each in model.parameters()) < TINY
+
+
+def map_batches(
+    function: Callable[[Batch], Result], batches: Iterable[Batch], model: nn.Module, count: int | None = None
+) -> Iterator[tuple[Batch, Result]]:
+    """Yield `(batch, function(batch))` in order; a CPU computes several batches at once, with a share of its threads.
+
+    Args:
+        function: Computes a batch with the model. It is called from several threads.
+        batches: The batches, read lazily.
+        model: The model. A tiny one, and one on another device, has one batch at a time.
+        count: The number of batches, if it is known.
+    """
+    threads = torch.get_num_threads()
+    at_once = min(threads, MOST_BATCHES, count or MOST_BATCHES)
+    if at_once == 1 or next(model.parameters()).device.type != "cpu" or is_tiny(model):
+        for batch in batches:
+            yield batch, function(batch)
+        return
+    share = partial(torch.set_num_threads, threads // at_once)
+    try:
+        yield from read_ahead(function, batches, ahead=at_once, threads=at_once, prepare=share)
+    finally:
+        torch.set_num_threads(threads)

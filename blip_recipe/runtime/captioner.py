@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -16,12 +16,15 @@ from blip_recipe.runtime.search import generate
 from blip_recipe.runtime.settings import Search
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
     from typing import Self
 
     from blip_recipe.data.images import Picture
     from blip_recipe.runtime.engines import Graph
+
+Batch = TypeVar("Batch")
+Result = TypeVar("Result")
 
 SEED = 42
 """The default seed of samples."""
@@ -89,6 +92,13 @@ class ExportedCaptioner:
     def preprocess(self, picture: Picture, timeout: float | None = None) -> dict[str, np.ndarray]:
         """The `pixel_values` `(1, 3, height, width)` of a picture, as a pipeline has them."""
         return {"pixel_values": self.folder.read_picture(picture, timeout)}
+
+    def map_batches(
+        self, function: Callable[[Batch], Result], batches: Iterable[Batch], count: int | None = None
+    ) -> Iterator[tuple[Batch, Result]]:
+        """Yield `(batch, function(batch))` in order; the engine has threads of its own for each of the batches."""
+        for batch in batches:
+            yield batch, function(batch)
 
     def caption_pixels(
         self, pixel_values: Sequence[np.ndarray], *, with_scores: bool = False

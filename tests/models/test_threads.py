@@ -1,21 +1,25 @@
-"""Tiny models compute with one thread, unless `OMP_NUM_THREADS` says otherwise."""
+"""Tiny models compute with one thread, unless `OMP_NUM_THREADS` says otherwise; CPUs compute several batches."""
 
 from __future__ import annotations
 
+import itertools
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from captioners import save_captioner
+from captioners import draw_pictures, save_captioner
 from torch import nn
 
 from blip_recipe.captioning.modeling import load_captioner
+from blip_recipe.captioning.pipeline import caption_pipeline
 from blip_recipe.captioning.trainer import CaptionTrainer
 from blip_recipe.captioning.training_arguments import CaptionTrainingArguments
+from blip_recipe.captioning.writing import CaptionWriter
 from blip_recipe.models import threads
-from blip_recipe.models.threads import TINY, fit_threads
+from blip_recipe.models.threads import TINY, fit_threads, map_batches
 
 THREADS = 3
 
@@ -67,3 +71,56 @@ def test_trainers_and_loaded_models_follow_the_rule(use: str, tmp_path: Path) ->
     else:
         load_captioner(model)
     assert torch.get_num_threads() == 1
+
+
+class Work:
+    """Doubles a number, after waiting until as many batches are computed at once as are expected."""
+
+    def __init__(self, at_once: int) -> None:
+        self.together = threading.Barrier(at_once)
+        self.threads: set[tuple[int, int]] = set()
+
+    def __call__(self, number: int) -> int:
+        self.together.wait(timeout=60)
+        self.threads.add((threading.get_ident(), torch.get_num_threads()))
+        return 2 * number
+
+
+@pytest.mark.parametrize(
+    ("parameters", "count", "at_once", "share"),
+    [(TINY, None, 3, 1), (TINY, 2, 2, 1), (TINY, 1, 1, THREADS), (TINY - 1, None, 1, THREADS)],
+)
+def test_a_cpu_computes_several_batches_at_once(
+    parameters: int, count: int | None, at_once: int, share: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "TINY", 10)
+    model = nn.Linear(10 if parameters >= TINY else 1, 1, bias=False)
+    work = Work(at_once)
+    assert list(map_batches(work, range(12), model, count)) == [(number, 2 * number) for number in range(12)]
+    assert len(work.threads) == at_once
+    assert {own for _, own in work.threads} == {share}
+    assert torch.get_num_threads() == THREADS
+
+
+def test_another_device_computes_one_batch_at_a_time() -> None:
+    found = map_batches(Work(1), itertools.count(), model_of(TINY))
+    assert list(itertools.islice(found, 3)) == [(0, 0), (1, 2), (2, 4)]
+
+
+def test_a_batch_that_fails_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "TINY", 0)
+    with pytest.raises(ZeroDivisionError):
+        list(map_batches(lambda number: 1 // number, itertools.count(-3), nn.Linear(1, 1)))
+    assert torch.get_num_threads() == THREADS
+
+
+def test_captions_of_batches_at_once_are_those_of_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipeline = caption_pipeline(str(save_captioner(tmp_path / "captioner")), device="cpu", num_beams=3)
+    pictures = list(enumerate(draw_pictures(tmp_path / "pictures", 17)))
+    torch.set_num_threads(THREADS)
+    expected = list(CaptionWriter(pipeline, with_scores=True).write_all(pictures, 3))
+    monkeypatch.setattr(threads, "TINY", 0)
+    assert list(CaptionWriter(pipeline, with_scores=True).write_all(pictures, 3)) == expected
+    assert len({fields["caption"] for _, fields in expected if isinstance(fields, dict)}) > 3
