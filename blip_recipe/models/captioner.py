@@ -154,7 +154,8 @@ class CaptioningModel(StockModel):
         if self.uses_sdpa:
             cache = generate_kwargs[CACHE_ARGUMENT] = self._image_cache(image_embeds)
             # On a GPU a step takes as long for fewer texts.
-            if image_embeds.device.type == "cpu" and OWN_LOOPS.isdisjoint(generate_kwargs):
+            on_cpu = image_embeds.device.type == "cpu"
+            if on_cpu and len(prompt) == len(image_embeds) and OWN_LOOPS.isdisjoint(generate_kwargs):
                 leaving = LeavingDecoder(self.text_decoder, cache, len(image_embeds), text_config.sep_token_id)
                 generate_kwargs["custom_generate"] = leaving.run_loop
             # One patch is enough to enable cross-attention: its keys and values are in the cache.

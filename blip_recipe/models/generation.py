@@ -46,10 +46,11 @@ class SharedImageCache(EncoderDecoderCache):
 
 
 class LeavingDecoder:
-    """Stands for a text decoder in one generation, and computes only the texts of images that are not finished.
+    """Stands for a text decoder in one generation, and computes only what the texts need.
 
-    The loops of transformers go on with all texts of a batch until the last is finished, and drop what comes after the
-    end of the others. So the logits of finished images may be 0.
+    The texts of an image begin alike, so their beginning is computed once. The loops of transformers go on with all
+    texts of a batch until the last is finished, and drop what comes after the end of the others: finished images are
+    not computed, and their logits are 0.
 
     Args:
         decoder: The text decoder.
@@ -59,7 +60,8 @@ class LeavingDecoder:
     """
 
     def __init__(self, decoder: BlipTextLMHeadModel, cache: SharedImageCache, images: int, end_token_id: int) -> None:
-        self.decoder, self.cache, self.end_token_id = decoder, cache, end_token_id
+        self.decoder: Any = decoder
+        self.cache, self.end_token_id = cache, end_token_id
         self.here = torch.arange(images, device=decoder.device)
         self.finished = torch.zeros(images, dtype=torch.bool, device=decoder.device)
         self.ended: torch.Tensor | None = None
@@ -83,6 +85,18 @@ class LeavingDecoder:
             self.ended = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
         return loop(self, input_ids, logits_processor, stopping_criteria, generation_config, **model_kwargs)
 
+    def _prefill(
+        self, input_ids: torch.Tensor, generation_config: Any, model_kwargs: dict[str, Any], **kwargs: Any
+    ) -> Any:
+        """The decoder's output for the beginnings `input_ids` `(texts, tokens)`."""
+        each = len(input_ids) // len(self.finished)
+        firsts = torch.arange(0, len(input_ids), each, device=input_ids.device)
+        own = _select(model_kwargs, len(input_ids), firsts)
+        output = self.decoder._prefill(input_ids[firsts], generation_config, own, **kwargs)
+        self.cache.self_attention_cache.batch_repeat_interleave(each)
+        output.logits = output.logits.repeat_interleave(each, 0)
+        return output
+
     def __call__(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
         """The decoder's output for `input_ids` `(texts, 1)`, the last token of each text."""
         texts = len(input_ids)
@@ -93,11 +107,7 @@ class LeavingDecoder:
         rows = self.cache.rows
         if rows is None:
             return self.decoder(input_ids=input_ids, **kwargs)
-        own = {
-            name: value[rows] if isinstance(value, torch.Tensor) and len(value) == texts else value
-            for name, value in kwargs.items()
-        }
-        output = self.decoder(input_ids=input_ids[rows], **own)
+        output = self.decoder(input_ids=input_ids[rows], **_select(kwargs, texts, rows))
         all_logits = output.logits.new_zeros(texts, *output.logits.shape[1:])
         output.logits = all_logits.index_copy(0, rows, output.logits)
         return output
@@ -124,3 +134,11 @@ class LeavingDecoder:
         """
         self.finished = ~can_improve.flatten() | (is_complete.all(1) & (early_stopping is True))
         return self.decoder._beam_search_has_unfinished_sequences(can_improve, is_complete, are_ended, early_stopping)
+
+
+def _select(arguments: dict[str, Any], texts: int, rows: torch.Tensor) -> dict[str, Any]:
+    """The arguments of some of the `texts`: those that have a row for each text, with these rows."""
+    return {
+        name: value[rows] if isinstance(value, torch.Tensor) and len(value) == texts else value
+        for name, value in arguments.items()
+    }

@@ -84,8 +84,9 @@ def test_finished_images_leave_and_all_texts_stay(decoding: dict[str, Any], adap
         model = get_peft_model(ours, LoraConfig(target_modules=["key", "value"])).eval()
     written = generate(model, pixels, **decoding)
     each = max(decoding["num_beams"], decoding.get("num_return_sequences", 1) if decoding["num_beams"] == 1 else 1)
-    # Two images end at 4 tokens, one at 7, one at 9, and one at 12; the step that would compute token 5 has three.
-    assert counts == [each * images for images in (5, 5, 5, 3, 3, 3, 2, 2, 1, 1, 1)]
+    # Two images end at 4 tokens, one at 7, one at 9, and one at 12; the step that would compute token 5 has three. The
+    # texts of an image have the same first token.
+    assert counts == [5, *(each * images for images in (5, 5, 3, 3, 3, 2, 2, 1, 1, 1))]
     assert torch.equal(written, generate(stock, pixels, **decoding))
     assert len({tuple(text) for text in written.tolist()}) > len(LENGTHS) // 2
 
@@ -103,7 +104,7 @@ def test_beams_end_where_transformers_ends_them(seed: int, early_stopping: bool 
     decoding: dict[str, Any] = {"num_beams": 3, "max_length": 24, "do_sample": False, "early_stopping": early_stopping}
     written = ours.generate(pixel_values=pixels, **decoding)
     assert torch.equal(written, stock.generate(pixel_values=pixels, **decoding))
-    assert counts[0] == 48
+    assert counts[:2] == [16, 48]
     assert counts[-1] < 48
 
 
