@@ -23,6 +23,10 @@ SEVERAL = {"caption": "captions", "score": "scores", "match": "matches"}
 """The field that has the values of all captions of a picture, for each field of the first caption."""
 
 
+Captioned = tuple[list[list[str]], list[list[float]] | None]
+"""The captions of each picture, and their scores or None."""
+
+
 class CaptionMatcher(Protocol):
     """Scores how well captions match pictures (`models.matching.Matcher`, or `ExportedMatcher`)."""
 
@@ -76,13 +80,20 @@ class CaptionWriter:
             The fields of each picture: `caption`, with scores also `score`, with a matcher also `match`; and for
             several captions lists of all their values (`SEVERAL`).
         """
+        return self._to_fields(pictures, *self._caption(pictures))
+
+    def _caption(self, pictures: Sequence[Pixels]) -> Captioned:
+        """The captions of each picture, and their scores if they are asked for."""
         if not pictures:
-            return []
-        captions, scores = self.pipeline.caption_pixels(
-            [each.for_captioner for each in pictures], with_scores=self.with_scores
-        )
+            return [], None
+        return self.pipeline.caption_pixels([each.for_captioner for each in pictures], with_scores=self.with_scores)
+
+    def _to_fields(
+        self, pictures: Sequence[Pixels], captions: list[list[str]], scores: list[list[float]] | None
+    ) -> list[dict[str, Any]]:
+        """Match the captions, and put all values of each picture together."""
         matches = None
-        if self.matcher:
+        if self.matcher and pictures:
             matches = self.matcher.match([each.for_matcher for each in pictures], captions)
         rows = []
         for number, own in enumerate(captions):
@@ -100,23 +111,31 @@ class CaptionWriter:
     ) -> Iterator[tuple[Item, dict[str, Any] | Exception]]:
         """Caption pictures in order; yields each item with the fields of its picture, or the error of reading it.
 
-        Pictures are opened while others are captioned: two batches more than the pipeline captions at once.
+        Pictures are opened while others are captioned: two batches more than the pipeline captions at once. Captions
+        are matched in the thread of the caller, because not every matcher may be called from several.
 
         Args:
             pictures: Each picture with the item that stands for it.
             batch_size: Pictures in a batch.
-            count: The number of pictures, if it is known.
+            count: The number of pictures, if it is known. The last batch is then about as large as the others.
         """
+        batch_count = None
+        if count:
+            batch_count = -(-count // batch_size)
+            batch_size = -(-count // batch_count)
         opened = read_ahead(lambda each: self.read(each[1]), pictures, ahead=2 * batch_size)
         batches = iter(lambda: list(islice(opened, batch_size)), [])
-        for batch, written in self.pipeline.map_batches(
-            lambda batch: self.write([read for _, read in batch if isinstance(read, Pixels)]),
-            batches,
-            None if count is None else -(-count // batch_size),
+        for batch, captioned in self.pipeline.map_batches(
+            lambda batch: self._caption(_readable(batch)), batches, batch_count
         ):
-            fields = iter(written)
+            fields = iter(self._to_fields(_readable(batch), *captioned))
             for (item, _), read in batch:
                 yield item, next(fields) if isinstance(read, Pixels) else read
+
+
+def _readable(batch: Iterable[tuple[Any, Pixels | Exception]]) -> list[Pixels]:
+    """The pictures of a batch that could be read."""
+    return [read for _, read in batch if isinstance(read, Pixels)]
 
 
 def _fields(found: dict[str, list[Any]]) -> dict[str, Any]:

@@ -27,8 +27,12 @@ if TYPE_CHECKING:
     from blip_recipe.models.decoding import DecodingSettings
 
 
-OWN_LOOPS = {"assistant_model", "custom_generate", "generation_config", "return_dict_in_generate", "streamer"}
-"""Arguments of `generate` that need a loop of their own, or the states of all texts at each token."""
+USUAL_DECODING = {
+    *("do_sample", "num_beams", "num_return_sequences", "logits_processor", "temperature", "top_k", "top_p"),
+    *("max_length", "min_length", "max_new_tokens", "min_new_tokens"),
+    *("repetition_penalty", "no_repeat_ngram_size", "length_penalty", "early_stopping"),
+}
+"""Arguments of `generate` with which images may leave: others may need another loop, or all texts at each token."""
 
 
 @dataclass
@@ -152,12 +156,13 @@ class CaptioningModel(StockModel):
         prompt = input_ids[:, :-1].clone()
         prompt[:, 0] = text_config.bos_token_id
         if self.uses_sdpa:
-            cache = generate_kwargs[CACHE_ARGUMENT] = self._image_cache(image_embeds)
+            cache = self._image_cache(image_embeds)
             # On a GPU a step takes as long for fewer texts.
             on_cpu = image_embeds.device.type == "cpu"
-            if on_cpu and len(prompt) == len(image_embeds) and OWN_LOOPS.isdisjoint(generate_kwargs):
-                leaving = LeavingDecoder(self.text_decoder, cache, len(image_embeds), text_config.sep_token_id)
+            if on_cpu and len(prompt) == len(image_embeds) and generate_kwargs.keys() <= USUAL_DECODING:
+                leaving = LeavingDecoder(self.text_decoder, cache, image_embeds, text_config.sep_token_id)
                 generate_kwargs["custom_generate"] = leaving.run_loop
+            generate_kwargs[CACHE_ARGUMENT] = cache
             # One patch is enough to enable cross-attention: its keys and values are in the cache.
             image_embeds = image_embeds[:, :1]
         return cast("Any", self.text_decoder).generate(

@@ -8,6 +8,9 @@ import torch
 from transformers import EncoderDecoderCache
 from transformers.models.blip.modeling_blip_text import BlipTextLMHeadModel
 
+PER_TEXT = ("attention_mask", "position_ids", "encoder_hidden_states", "encoder_attention_mask")
+"""Arguments of the text decoder, besides the tokens, that have a row for each text."""
+
 
 class SharedImageCache(EncoderDecoderCache):
     """A generation cache with one row of cross-attention keys and values per image, for any number of beams.
@@ -50,20 +53,22 @@ class LeavingDecoder:
 
     The texts of an image begin alike, so their beginning is computed once. The loops of transformers go on with all
     texts of a batch until the last is finished, and drop what comes after the end of the others: finished images are
-    not computed, and their logits are 0.
+    not computed, and their logits are 0, which processors of logits see too.
 
     Args:
         decoder: The text decoder.
         cache: Its cache in this generation.
-        images: The number of images, which have the same number of texts each.
+        image_embeds: `(images, patches, width)`. Each image has the same number of texts.
         end_token_id: The token that ends a text.
     """
 
-    def __init__(self, decoder: BlipTextLMHeadModel, cache: SharedImageCache, images: int, end_token_id: int) -> None:
+    def __init__(
+        self, decoder: BlipTextLMHeadModel, cache: SharedImageCache, image_embeds: torch.Tensor, end_token_id: int
+    ) -> None:
         self.decoder: Any = decoder
         self.cache, self.end_token_id = cache, end_token_id
-        self.here = torch.arange(images, device=decoder.device)
-        self.finished = torch.zeros(images, dtype=torch.bool, device=decoder.device)
+        self.here = torch.arange(len(image_embeds), device=image_embeds.device)
+        self.finished = torch.zeros_like(self.here, dtype=torch.bool)
         self.ended: torch.Tensor | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -94,7 +99,7 @@ class LeavingDecoder:
         own = _select(model_kwargs, len(input_ids), firsts)
         output = self.decoder._prefill(input_ids[firsts], generation_config, own, **kwargs)
         self.cache.self_attention_cache.batch_repeat_interleave(each)
-        output.logits = output.logits.repeat_interleave(each, 0)
+        output.logits = output.logits[:, -1:].repeat_interleave(each, 0)  # the loops read no others
         return output
 
     def __call__(self, input_ids: torch.Tensor, **kwargs: Any) -> Any:
@@ -109,7 +114,7 @@ class LeavingDecoder:
             return self.decoder(input_ids=input_ids, **kwargs)
         output = self.decoder(input_ids=input_ids[rows], **_select(kwargs, texts, rows))
         all_logits = output.logits.new_zeros(texts, *output.logits.shape[1:])
-        output.logits = all_logits.index_copy(0, rows, output.logits)
+        output.logits = all_logits.index_copy_(0, rows, output.logits)
         return output
 
     def _let_leave(self, texts_an_image: int) -> None:
@@ -137,8 +142,8 @@ class LeavingDecoder:
 
 
 def _select(arguments: dict[str, Any], texts: int, rows: torch.Tensor) -> dict[str, Any]:
-    """The arguments of some of the `texts`: those that have a row for each text, with these rows."""
+    """The arguments of a decoder for some of the `texts`."""
     return {
-        name: value[rows] if isinstance(value, torch.Tensor) and len(value) == texts else value
+        name: value[rows] if name in PER_TEXT and value is not None and len(value) == texts else value
         for name, value in arguments.items()
     }

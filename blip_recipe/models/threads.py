@@ -62,20 +62,25 @@ def map_batches(
 ) -> Iterator[tuple[Batch, Result]]:
     """Yield `(batch, function(batch))` in order; a CPU computes several batches at once, with a share of its threads.
 
+    Until the end, `torch.get_num_threads` may give that share in other threads too.
+
     Args:
         function: Computes a batch with the model. It is called from several threads.
         batches: The batches, read lazily.
-        model: The model. A tiny one, and one on another device, has one batch at a time.
+        model: The model. A tiny one, one in 8 bits, and one on another device have one batch at a time.
         count: The number of batches, if it is known.
     """
     threads = torch.get_num_threads()
-    at_once = min(threads, MOST_BATCHES, count or MOST_BATCHES)
-    if at_once == 1 or next(model.parameters()).device.type != "cpu" or is_tiny(model):
+    share = -(-threads // min(threads, MOST_BATCHES, count or MOST_BATCHES))
+    at_once = threads // share
+    # bitsandbytes prepares weights of 8 bits at their first use, which two threads may not do at once.
+    one_at_a_time = getattr(model, "is_loaded_in_8bit", False) or is_tiny(model)
+    if at_once == 1 or one_at_a_time or next(model.parameters()).device.type != "cpu":
         for batch in batches:
             yield batch, function(batch)
         return
-    share = partial(torch.set_num_threads, threads // at_once)
+    prepare = partial(torch.set_num_threads, share)
     try:
-        yield from read_ahead(function, batches, ahead=at_once, threads=at_once, prepare=share)
+        yield from read_ahead(function, batches, ahead=at_once - 1, threads=at_once, prepare=prepare)
     finally:
         torch.set_num_threads(threads)

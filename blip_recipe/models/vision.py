@@ -22,9 +22,9 @@ def encode_images(
 ) -> torch.Tensor:
     """Encode `pixel_values` `(images, 3, height, width)` to `(images, patches, width)`.
 
-    On a CPU, without gradients, only as many images are encoded at once as fit its cache, so that a large batch is as
-    fast as a small one and needs no more memory for activations: 4 images of 384 x 384 at base size. `python -m
-    benchmarks.folder` shows the speed of each batch size.
+    On a CPU, without gradients, only as many images are encoded at once as fit its cache: 4 of 384 x 384 at base size.
+    More at once take longer for each image, and more memory for activations. `python -m benchmarks.folder` shows it:
+    its encoder alone does not split a batch.
 
     Raises:
         ValueError: There are no `pixel_values`.
@@ -32,7 +32,9 @@ def encode_images(
     if pixel_values is None:
         raise ValueError("There are no pixel_values: expected (images, 3, height, width), or image_embeds.")
     at_once = len(pixel_values)
-    if pixel_values.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    on_cpu = pixel_values.device.type == "cpu" and not torch.compiler.is_compiling()
+    # Processes that share weights (`DTensor`) must all call the encoder equally often.
+    if on_cpu and not torch.is_grad_enabled() and not hasattr(next(vision_model.parameters()), "device_mesh"):
         config = cast("Any", vision_model.config)
         patches = (pixel_values.shape[-2] // config.patch_size) * (pixel_values.shape[-1] // config.patch_size) + 1
         at_once = CACHE_BYTES // (patches * config.intermediate_size * pixel_values.element_size())

@@ -12,7 +12,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import BlipForConditionalGeneration, LogitsProcessor, LogitsProcessorList
 
 from blip_recipe.captioning.modeling import BlipForCaptioning
+from blip_recipe.captioning.sampling import seeded_sampling
 from blip_recipe.captioning.tiny import build_tiny_captioner
+from blip_recipe.models.captioner import generate_token_ids
 
 LENGTHS = [9, 4, 7, 4, 12]
 LONGEST = 12
@@ -74,6 +76,7 @@ def count_texts(model: Any) -> list[int]:
         {"num_beams": 2, "repetition_penalty": 1.5, "no_repeat_ngram_size": 2},
         {"num_beams": 1, "do_sample": True, "num_return_sequences": 3, "top_k": 0},
         {"num_beams": 3, "do_sample": True},
+        {"num_beams": 3, "min_length": 4},
     ],
 )
 def test_finished_images_leave_and_all_texts_stay(decoding: dict[str, Any], adapted: bool) -> None:
@@ -106,6 +109,38 @@ def test_beams_end_where_transformers_ends_them(seed: int, early_stopping: bool 
     assert torch.equal(written, stock.generate(pixel_values=pixels, **decoding))
     assert counts[:2] == [16, 48]
     assert counts[-1] < 48
+
+
+@pytest.mark.parametrize(
+    "decoding",
+    [
+        {"num_beams": 3},
+        {"num_beams": 3, "length_penalty_counts_prompt": True, "length_penalty": 2.0},
+        {"num_beams": 1, "repetition_penalty": 1.5},
+        {"num_beams": 1, "do_sample": True, "num_return_sequences": 2, "seed": 3},
+    ],
+)
+def test_prompts_and_seeds_give_the_texts_of_the_stock_class(decoding: dict[str, Any]) -> None:
+    ours, stock, pixels = build()
+    processor = build_tiny_captioner(CAPTIONS)[1]
+    written = []
+    for model in (ours, stock):
+        arguments = {"max_length": 16, "do_sample": False} | decoding
+        if "seed" in arguments:
+            arguments = seeded_sampling(pixels, arguments.pop("seed"), arguments)
+        written.append(generate_token_ids(model, processor.tokenizer, pixels, "a red square ", **arguments))
+    assert torch.equal(*written)
+
+
+def test_arguments_that_need_another_loop_have_it() -> None:
+    ours, stock, pixels = build()
+    tokenizer = build_tiny_captioner(CAPTIONS)[1].tokenizer
+    word = tokenizer.convert_ids_to_tokens(generate(ours, pixels)[0].tolist())[3].removeprefix("##")
+    stopped, expected = (generate(model, pixels, stop_strings=[word], tokenizer=tokenizer) for model in (ours, stock))
+    assert torch.equal(stopped, expected)
+    assert not torch.equal(stopped, generate(ours, pixels)[:, : stopped.shape[1]])
+    with pytest.raises(Exception, match="group-beam-search"):
+        generate(ours, pixels, num_beams=4, num_beam_groups=2, diversity_penalty=1.0)
 
 
 def test_a_model_generates_in_several_threads_at_once() -> None:

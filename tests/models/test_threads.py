@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +88,7 @@ class Work:
 
 @pytest.mark.parametrize(
     ("parameters", "count", "at_once", "share"),
-    [(TINY, None, 3, 1), (TINY, 2, 2, 1), (TINY, 1, 1, THREADS), (TINY - 1, None, 1, THREADS)],
+    [(TINY, None, 3, 1), (TINY, 2, 1, THREADS), (TINY, 1, 1, THREADS), (TINY - 1, None, 1, THREADS)],
 )
 def test_a_cpu_computes_several_batches_at_once(
     parameters: int, count: int | None, at_once: int, share: int, monkeypatch: pytest.MonkeyPatch
@@ -99,6 +99,27 @@ def test_a_cpu_computes_several_batches_at_once(
     assert list(map_batches(work, range(12), model, count)) == [(number, 2 * number) for number in range(12)]
     assert len(work.threads) == at_once
     assert {own for _, own in work.threads} == {share}
+    assert torch.get_num_threads() == THREADS
+
+
+@pytest.mark.parametrize(
+    ("cores", "count", "expected"), [(2, None, (2, 1)), (12, None, (6, 2)), (17, None, (5, 3)), (8, 3, (2, 3))]
+)
+def test_few_cores_are_left_idle(
+    cores: int, count: int | None, expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "TINY", 0)
+    torch.set_num_threads(cores)
+    work = Work(expected[0])
+    list(map_batches(work, range(60), nn.Linear(1, 1), count))
+    assert (len(work.threads), {own for _, own in work.threads}) == (expected[0], {expected[1]})
+
+
+def test_the_threads_are_as_before_when_only_some_batches_are_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "TINY", 0)
+    found = map_batches(lambda number: number, itertools.count(), nn.Linear(1, 1))
+    assert [next(found) for _ in range(5)] == [(number, number) for number in range(5)]
+    found.close()  # type: ignore[attr-defined]
     assert torch.get_num_threads() == THREADS
 
 
@@ -118,9 +139,30 @@ def test_captions_of_batches_at_once_are_those_of_one_after_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pipeline = caption_pipeline(str(save_captioner(tmp_path / "captioner")), device="cpu", num_beams=3)
-    pictures = list(enumerate(draw_pictures(tmp_path / "pictures", 17)))
+    pictures = list(enumerate([*draw_pictures(tmp_path / "pictures", 17), tmp_path / "none.png"]))
     torch.set_num_threads(THREADS)
-    expected = list(CaptionWriter(pipeline, with_scores=True).write_all(pictures, 3))
+
+    def write(count: int | None) -> list[tuple[int, dict[str, Any] | str]]:
+        writer = CaptionWriter(pipeline, with_scores=True, matcher=LengthMatcher())
+        rows = writer.write_all(pictures, 4, count)
+        return [(number, row if isinstance(row, dict) else type(row).__name__) for number, row in rows]
+
+    expected = write(None)
     monkeypatch.setattr(threads, "TINY", 0)
-    assert list(CaptionWriter(pipeline, with_scores=True).write_all(pictures, 3)) == expected
-    assert len({fields["caption"] for _, fields in expected if isinstance(fields, dict)}) > 3
+    assert write(None) == write(18) == expected
+    assert len({str(row) for _, row in expected}) > 3
+    assert [number for number, row in expected if isinstance(row, str)] == [17]
+
+
+class LengthMatcher:
+    """Matches by the length of a caption; it may be called from the thread that made it alone."""
+
+    def __init__(self) -> None:
+        self.thread = threading.get_ident()
+
+    def preprocess(self, picture: Any) -> Any:
+        return None
+
+    def match(self, pixel_values: Sequence[Any], texts: Sequence[Sequence[str]]) -> list[list[float]]:
+        assert threading.get_ident() == self.thread
+        return [[len(text) / 100 for text in own] for own in texts]
