@@ -111,8 +111,8 @@ class CaptionWriter:
     ) -> Iterator[tuple[Item, dict[str, Any] | Exception]]:
         """Caption pictures in order; yields each item with the fields of its picture, or the error of reading it.
 
-        Pictures are opened while others are captioned: two batches more than the pipeline captions at once. Captions
-        are matched in the thread of the caller, because not every matcher may be called from several.
+        Two batches of pictures are opened while others are captioned. Captions are matched in the thread of the caller,
+        because not every matcher may be called from several.
 
         Args:
             pictures: Each picture with the item that stands for it.

@@ -81,6 +81,7 @@ def map_batches(
         return
     prepare = partial(torch.set_num_threads, share)
     try:
-        yield from read_ahead(function, batches, ahead=at_once - 1, threads=at_once, prepare=prepare)
+        # One more waits, so that a thread that is done before the first one has work.
+        yield from read_ahead(function, batches, ahead=at_once, threads=at_once, prepare=prepare)
     finally:
         torch.set_num_threads(threads)
