@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -112,6 +114,16 @@ def test_workflows_and_hooks_run_what_is_there() -> None:
     assert {line[1] for line in words if line[0] == "make"} <= targets
     paths = {word for line in words for word in line if word.startswith("tests/") or word.endswith(".txt")}
     assert {path for path in paths if not (CHECKOUT / path).exists()} == set()
+
+
+def test_make_leaves_the_number_of_threads_to_the_model() -> None:
+    # `fit_threads` does nothing where it is set, and the quickstart would wait for every other process.
+    show = "include Makefile\nshow:\n\t@echo [$$OMP_NUM_THREADS]\n"
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    made = subprocess.run(
+        ["make", "--file", "-", "show"], input=show, text=True, capture_output=True, cwd=CHECKOUT, env=environment
+    )
+    assert made.stdout == "[]\n", made.stderr
 
 
 def test_a_bug_report_needs_the_environment() -> None:
