@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from transformers.models.blip.modeling_blip import BlipAttention
 from transformers.models.blip.modeling_blip_text import BlipTextSelfAttention
 
-from blip_recipe.models.linear import FewRowsLinear, OneDnnLinear, product
+from blip_recipe.models.linear import OneDnnLinear, product
 
 # transformers 5.24 renamed it to `cache`.
 _STOCK_ARGUMENTS = inspect.signature(BlipTextSelfAttention.forward).parameters
@@ -76,10 +76,7 @@ class SdpaTextAttention(BlipTextSelfAttention):
     def has_plain_weights(self) -> bool:
         """Whether keys and values are products with float32 weights, without adapter, and without autocast."""
         layers = (self.key, self.value)
-        plain = all(
-            type(each) in (nn.Linear, OneDnnLinear, FewRowsLinear) and each.weight.dtype == torch.float32
-            for each in layers
-        )
+        plain = all(type(each) in (nn.Linear, OneDnnLinear) and each.weight.dtype == torch.float32 for each in layers)
         return plain and not torch.is_autocast_enabled(self.key.weight.device.type)
 
     def _attend_to(self, states: torch.Tensor, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -93,7 +90,7 @@ class SdpaTextAttention(BlipTextSelfAttention):
         query = torch.bmm(query, self.key.weight.view(heads, size, -1)) * size**-0.5
         # (heads, images * k, width) to (images, heads * k, width): one product for all queries of an image.
         query = query.view(heads, images, -1, query.shape[-1]).transpose(0, 1)
-        attend = _attend_with_onednn if type(self.key) is OneDnnLinear else _attend
+        attend = _attend_with_onednn if isinstance(self.key, OneDnnLinear) else _attend
         seen = attend(query.flatten(1, 2), states).view(query.shape).transpose(0, 1).flatten(1, 2)
         context = torch.bmm(seen, self.value.weight.view(heads, size, -1).transpose(1, 2)).transpose(0, 1)
         return (context.flatten(1) + self.value.bias).view(hidden_states.shape)

@@ -1,8 +1,7 @@
-"""Compute linear layers with oneDNN on processors with AVX-512, where it takes about half of torch's usual time.
+"""Compute linear layers with oneDNN: about half of torch's usual time on AMD processors with AVX-512.
 
-torch multiplies float32 matrices with Intel's MKL, which gives other makers' processors no AVX-512. On Intel's, it is
-slow for 2 to 15 rows, as a decoding step has. oneDNN, a part of torch, does better in both cases. `python -m
-benchmarks.linear` measures both.
+torch multiplies float32 matrices with Intel's MKL, which gives other makers' processors no AVX-512. oneDNN does, and is
+a part of torch. `python -m benchmarks.linear` measures both.
 """
 
 from __future__ import annotations
@@ -19,12 +18,6 @@ from torch.overrides import has_torch_function
 from blip_recipe.models.threads import is_tiny
 
 PROCESSOR = Path("/proc/cpuinfo")
-
-FEW_ROWS = range(2, 16)
-"""The rows for which oneDNN is faster on processors of Intel, in layers that are `LARGE`."""
-
-LARGE = 2_000_000
-"""The weights of a layer that is large: those of ViT-B's feed-forward networks, and the one that predicts tokens."""
 
 
 class OneDnnLinear(nn.Linear):
@@ -43,54 +36,39 @@ class OneDnnLinear(nn.Linear):
             # An exported graph needs operators that others know, and other kinds of tensors have products of their own.
             or torch.compiler.is_compiling()
             or has_torch_function((input, self.weight))
-            or not self.is_faster_for(input)
         ):
             return super().forward(input)
         # oneDNN takes any bias for one without gaps.
         return _Linear.apply(input, self.weight, None if self.bias is None else self.bias.contiguous())
 
-    def is_faster_for(self, states: torch.Tensor) -> bool:
-        """Whether oneDNN is faster for these states."""
-        return True
-
-
-class FewRowsLinear(OneDnnLinear):
-    """A linear layer that oneDNN computes only for few rows without gradients, as when a text is written."""
-
-    def is_faster_for(self, states: torch.Tensor) -> bool:
-        """Whether there are few rows, and no gradients."""
-        return not torch.is_grad_enabled() and states.numel() // self.in_features in FEW_ROWS
-
 
 def use_onednn(model: nn.Module) -> None:
     """Let oneDNN compute the linear layers of a model on a CPU, where it is faster.
 
-    On processors of AMD these are all layers, on those of Intel the large ones, for few rows. Layers stay as they are
-    on other processors, on other devices, and in tiny models, whose products are too small to gain, or with
-    `torch.backends.mkldnn.enabled = False`. Only the class of a layer changes, so weights, names and adapters stay.
-    Code that looks for layers whose class is `nn.Linear` itself does not find them.
+    Layers stay as they are on other processors, on other devices, and in tiny models, whose products are too small to
+    gain, or with `torch.backends.mkldnn.enabled = False`. Only the class of a layer changes, so weights, names and
+    adapters stay. Code that looks for layers whose class is `nn.Linear` itself does not find them.
 
     Args:
         model: The model that is about to be trained or used. It is changed in place.
     """
-    faster = _faster_class()
-    if faster is None or next(model.parameters()).device.type != "cpu" or is_tiny(model):
+    if next(model.parameters()).device.type != "cpu" or is_tiny(model) or not _is_faster():
         return
     for module in model.modules():
-        if type(module) is nn.Linear and (faster is OneDnnLinear or module.weight.numel() >= LARGE):
-            module.__class__ = faster
+        if type(module) is nn.Linear:
+            module.__class__ = OneDnnLinear
 
 
-def _faster_class() -> type[OneDnnLinear] | None:
-    """The layer that is faster on this processor; None: that of torch, or torch may not use oneDNN."""
+def _is_faster() -> bool:
+    """Whether this is a processor of AMD with AVX-512, and torch may use oneDNN."""
     onednn = torch.backends.mkldnn
     if not (onednn.is_available() and onednn.enabled and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
-        return None
+        return False
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
-        return None
+        return False
     # Windows names the maker in `platform`.
     described = PROCESSOR.read_text() if PROCESSOR.exists() else platform.processor()
-    return next((layer for maker, layer in LAYERS.items() if maker in described), None)
+    return "AuthenticAMD" in described
 
 
 def product(left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -124,7 +102,3 @@ class _Linear(torch.autograd.Function):
             product(rows.t(), states.reshape(-1, states.shape[-1]).t()) if for_weight else None,
             rows.sum(0) if for_bias else None,
         )
-
-
-LAYERS = {"AuthenticAMD": OneDnnLinear, "GenuineIntel": FewRowsLinear}
-"""The layer that is faster on a maker's processors with AVX-512."""

@@ -19,7 +19,7 @@ from blip_recipe.captioning.training_arguments import CaptionTrainingArguments
 from blip_recipe.models import linear
 from blip_recipe.models.adapters import add_lora
 from blip_recipe.models.attention import _attend, _attend_with_onednn
-from blip_recipe.models.linear import FewRowsLinear, OneDnnLinear, use_onednn
+from blip_recipe.models.linear import OneDnnLinear, use_onednn
 from blip_recipe.models.threads import TINY
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="This torch has no oneDNN.")
@@ -27,8 +27,8 @@ pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason
 
 @pytest.fixture
 def faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let this be a processor with which oneDNN is faster for all layers."""
-    monkeypatch.setattr(linear, "_faster_class", lambda: OneDnnLinear)
+    """Let this be a processor with which oneDNN is faster."""
+    monkeypatch.setattr(linear, "_is_faster", lambda: True)
 
 
 @pytest.fixture
@@ -197,9 +197,9 @@ def test_it_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
     monkeypatch.setattr(linear, "PROCESSOR", Path("/nowhere"))
     monkeypatch.setattr("platform.processor", lambda: "AuthenticAMD")
-    assert linear._faster_class() is OneDnnLinear
+    assert linear._is_faster()
     with torch.backends.mkldnn.flags(enabled=False):
-        assert linear._faster_class() is None
+        assert not linear._is_faster()
 
 
 def test_a_captioner_learns_and_writes_the_same_with_the_same_names(every_size: None) -> None:
@@ -239,72 +239,18 @@ def test_an_adapter_keeps_its_names(every_size: None) -> None:
 @pytest.mark.parametrize(
     ("described", "capability", "expected"),
     [
-        ("vendor_id\t: AuthenticAMD\n", "AVX512", OneDnnLinear),
-        ("vendor_id\t: AuthenticAMD\n", "AVX2", None),
-        ("vendor_id\t: GenuineIntel\n", "AVX512", FewRowsLinear),
-        ("vendor_id\t: GenuineIntel\n", "AVX2", None),
-        ("vendor_id\t: another\n", "AVX512", None),
+        ("vendor_id\t: AuthenticAMD\n", "AVX512", True),
+        ("vendor_id\t: AuthenticAMD\n", "AVX2", False),
+        ("vendor_id\t: GenuineIntel\n", "AVX512", False),
     ],
 )
-def test_the_processor_chooses_the_layer(
-    described: str, capability: str, expected: type | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_only_processors_of_amd_with_avx512_gain(
+    described: str, capability: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cpuinfo").write_text(described)
     monkeypatch.setattr(linear, "PROCESSOR", tmp_path / "cpuinfo")
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    assert linear._faster_class() is expected
+    assert linear._is_faster() is expected
     monkeypatch.setattr(linear, "PROCESSOR", tmp_path / "none")
     monkeypatch.setattr("platform.processor", lambda: described)
-    assert linear._faster_class() is expected
-
-
-# Few rows
-
-
-@pytest.fixture
-def products(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The rows of each product that oneDNN computes from now on."""
-    rows: list[int] = []
-    product = linear.product
-
-    def note(left: torch.Tensor, *others: torch.Tensor | None) -> torch.Tensor:
-        rows.append(left.numel() // left.shape[-1])
-        return product(left, *others)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(linear, "product", note)
-    return rows
-
-
-@pytest.mark.parametrize("shape", [(0,), (1,), (2,), (3, 5), (16,), (4, 5)])
-def test_a_layer_for_few_rows_computes_them_as_torch_does(shape: tuple[int, ...], products: list[int]) -> None:
-    layer = layer_of(48, 80)
-    layer.__class__ = FewRowsLinear
-    states = torch.randn(*shape, 48)
-    expected = F.linear(states, layer.weight, layer.bias)
-    with torch.no_grad():
-        torch.testing.assert_close(layer(states), expected)
-    rows = states.numel() // 48
-    assert products == [rows] * (2 <= rows < 16)
-    torch.testing.assert_close(layer(states), expected, rtol=0, atol=0)
-    assert products == [rows] * (2 <= rows < 16)  # torch itself computes what has gradients
-
-
-def test_only_large_layers_are_for_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "_faster_class", lambda: FewRowsLinear)
-    model = nn.Sequential(nn.Linear(768, 3072), nn.Linear(3072, 768), nn.Linear(768, 768), nn.Linear(768, 30524))
-    use_onednn(model)
-    assert [type(each) for each in model] == [FewRowsLinear, FewRowsLinear, nn.Linear, FewRowsLinear]
-
-
-def test_a_captioner_with_layers_for_few_rows_writes_the_same(
-    monkeypatch: pytest.MonkeyPatch, products: list[int]
-) -> None:
-    monkeypatch.setattr(linear, "_faster_class", lambda: FewRowsLinear)
-    monkeypatch.setattr(linear, "is_tiny", lambda model: False)
-    monkeypatch.setattr(linear, "LARGE", 0)
-    pixels = torch.randn(4, 3, 96, 96, generator=torch.Generator().manual_seed(0))
-    changed = build_captioner().use_sdpa()
-    use_onednn(changed)
-    decoding = {"pixel_values": pixels, "num_beams": 3, "max_length": 12}
-    assert torch.equal(changed.eval().generate(**decoding), build_captioner().use_sdpa().eval().generate(**decoding))
-    assert set(products) >= {4, 12}  # the beginning, once for each image, and the beams
+    assert linear._is_faster() is expected
