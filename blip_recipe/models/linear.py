@@ -23,19 +23,21 @@ PROCESSOR = Path("/proc/cpuinfo")
 class OneDnnLinear(nn.Linear):
     """A linear layer that oneDNN computes in float32 on a CPU; otherwise it is the layer of torch.
 
-    The transforms of `torch.func`, and `torch.jit.trace`, do not take it.
+    The transforms of `torch.func` do not take it.
     """
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Map `(..., in_features)` to `(..., out_features)`."""
         if (
-            not (input.is_cpu and self.weight.is_cpu)
+            # An exported graph needs operators that others know, and other kinds of tensors have products of their own.
+            torch.compiler.is_compiling()
+            or torch.jit.is_tracing()
+            or has_torch_function((input, self.weight))
+            or not (input.is_cpu and self.weight.is_cpu)
             or not input.dtype == self.weight.dtype == torch.float32
+            or input.shape[-1] != self.weight.shape[-1]  # torch's message names both shapes
             or not input.numel()  # oneDNN refuses it
             or torch.is_autocast_enabled("cpu")
-            # An exported graph needs operators that others know, and other kinds of tensors have products of their own.
-            or torch.compiler.is_compiling()
-            or has_torch_function((input, self.weight))
         ):
             return super().forward(input)
         # oneDNN takes any bias for one without gaps.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -161,10 +162,17 @@ def test_other_precisions_are_left_to_torch() -> None:
     assert torch.equal(layer.double()(states.double()), F.linear(states.double(), layer.weight, layer.bias))
 
 
-def test_an_exported_graph_has_the_operators_of_torch() -> None:
-    program = torch.export.export(layer_of(6, 4), (torch.randn(5, 6),))
-    assert "aten.linear" in str(program.graph)
-    assert "mkldnn" not in str(program.graph)
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+@pytest.mark.parametrize("export", [torch.export.export, torch.jit.trace])
+def test_an_exported_graph_has_the_operators_of_torch(export: Any) -> None:
+    graph = str(export(layer_of(6, 4), (torch.randn(5, 6),)).graph)
+    assert re.search("aten(.|::)linear", graph)
+    assert "mkldnn" not in graph
+
+
+def test_states_of_another_width_are_refused_as_by_torch() -> None:
+    with pytest.raises(RuntimeError, match="5x7 and 6x4"):
+        layer_of(6, 4)(torch.randn(5, 7))
 
 
 @pytest.mark.parametrize(("parameters", "expected"), [(TINY - 1, nn.Linear), (TINY, OneDnnLinear)])
