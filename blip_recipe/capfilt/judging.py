@@ -132,8 +132,9 @@ class Judge:
 
     def _read(self, split: ShardedSplit, image: StreamedRow) -> _ReadImage | str:
         """Read a picture and its pixels, or return what is wrong with it."""
-        # An image without a text is fine: the captioner writes one.
-        if (captions := image.texts["captions"]) and (fault := name_fault(validate_captions(captions), image.picture)):
+        # An image without a text, or with one without words, is fine: the captioner writes one.
+        captions = list(filter(normalize_caption, image.texts["captions"]))
+        if captions and (fault := name_fault(validate_captions(captions), image.picture)):
             return fault
         try:
             picture = split.picture(image.picture)

@@ -202,7 +202,7 @@ def _scale_to_8_bits(image: Image.Image) -> Image.Image:
 def _reason(error: Exception) -> str:
     """The reason of an exception, as the end of a sentence."""
     if isinstance(error, FileNotFoundError):
-        return "there is no such file (relative paths start at image_root)"
+        return "there is no such file (in a data set, relative paths start at image_root)"
     if isinstance(error, Image.DecompressionBombError):
         return f"it has more than {MAX_PIXELS:,} pixels"
     return str(error) or type(error).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from pathlib import Path
@@ -24,10 +25,17 @@ Range = tuple[str, "Callable[[float], bool]"]
 AT_LEAST_ONE: Range = ("at least 1", lambda number: number >= 1)
 AT_LEAST_ZERO: Range = ("at least 0", lambda number: number >= 0)
 OVER_ZERO: Range = ("more than 0", lambda number: number > 0)
+SEED: Range = ("at least 0 and less than 2**32", lambda number: 0 <= number < 2**32)
+STEPS: Range = ("at least 1, or -1 for num_train_epochs", lambda number: number >= 1 or number == -1)
 SHARE: Range = ("at least 0 and less than 1", lambda number: 0 <= number < 1)
 
 RANGES: dict[str, Range] = {
     "num_train_epochs": OVER_ZERO,
+    "max_steps": STEPS,
+    "seed": SEED,
+    "data_seed": SEED,
+    "eval_steps": OVER_ZERO,
+    "early_stopping_patience": AT_LEAST_ONE,
     "per_device_train_batch_size": AT_LEAST_ONE,
     "per_device_eval_batch_size": AT_LEAST_ONE,
     "gradient_accumulation_steps": AT_LEAST_ONE,
@@ -77,6 +85,8 @@ def check_output_dir(recipe: Recipe[Any]) -> None:
     Raises:
         RecipeError: It cannot be used.
     """
+    if not str(recipe.training.output_dir).strip():
+        raise RecipeError("output_dir is empty: name the directory of the run.")
     output_dir = check_writable(recipe.output_dir)
     model = Path(recipe.model.model_name_or_path).expanduser()
     if output_dir.exists() and model.exists() and output_dir.samefile(model):
@@ -84,6 +94,13 @@ def check_output_dir(recipe: Recipe[Any]) -> None:
             f"output_dir and model_name_or_path are both {recipe.output_dir}: the run would overwrite the "
             "model that it reads. Name another output_dir."
         )
+    for key in ("dataset_name", "image_root"):
+        data = getattr(recipe.data, key)
+        if data and output_dir.is_dir() and Path(data).expanduser().is_dir() and output_dir.samefile(data):
+            raise RecipeError(
+                f"output_dir and {key} are both {recipe.output_dir}: the run would write its files among the pictures. "
+                "Name another output_dir."
+            )
 
 
 def check_writable(given: Path) -> Path:
@@ -93,6 +110,11 @@ def check_writable(given: Path) -> Path:
         RecipeError: It cannot be written.
     """
     output_dir = Path(os.path.abspath(given))  # noqa: PTH100 - links stay as they are
+    try:
+        output_dir.stat()
+    except (OSError, ValueError) as error:
+        if isinstance(error, ValueError) or error.errno == errno.ENAMETOOLONG:
+            raise RecipeError(f"output_dir is {str(given)!r:.80}: no directory can have this name.") from error
     there = next(path for path in (output_dir, *output_dir.parents) if path.exists())
     if not there.is_dir():
         raise RecipeError(f"output_dir is {given}, but {there} is a file: name another directory.")

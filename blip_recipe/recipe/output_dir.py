@@ -44,9 +44,14 @@ def find_run(recipe: Recipe[FinetuneOptions]) -> Run:
     A run without a checkpoint leaves only the scores of its base model, which another recipe does not reuse.
 
     Raises:
-        RecipeError: The run is that of another recipe.
+        RecipeError: The run is that of another recipe, or there is none, but a file that the run would replace.
     """
     before = {} if recipe.options.overwrite_output_dir else read_json(recipe.output_dir / RUN)
+    if not before and not recipe.options.overwrite_output_dir and (recipe.output_dir / "README.md").exists():
+        raise RecipeError(
+            f"{recipe.output_dir} has a README.md, but no run: the model card would replace it. Name another "
+            "output_dir, move the file, or set --overwrite_output_dir true."
+        )
     run = Run(**before) if before else Run({})
     keys = sorted({*run.given, *recipe.given}) if before else []
     changed = [

@@ -43,6 +43,13 @@ def test_columns_of_our_names_and_types_are_cleaned_too() -> None:
     assert rows["captions"][:] == [["a", "c"], ["b"]]
 
 
+def test_captions_without_words_are_named() -> None:
+    cells = [["a"], ["b", "!!! ..."], ["?"]]
+    with pytest.raises(RecipeError, match=r"data row 1: its caption '!!! \.\.\.' has no word"):
+        caption_rows(make_table(cells), "data")
+    assert len(caption_rows(make_table([["a"], ["b?"], ["?"]]), "data")) == 3  # BLIP learns question marks
+
+
 def test_a_text_with_line_breaks_is_several_captions() -> None:
     assert caption_rows(make_table(["a\nb"], Value("string")), "data")["captions"][:] == [["a", "b"]]
 
