@@ -124,19 +124,39 @@ def list_pending(
         pending = list(images_to_caption(arguments, captioned)) if processes.is_main else []
         names = processes.share(processes.broadcast(pending))
         return names, len(names)
-    total = None if "-" in arguments.paths else sum(1 for _ in images_to_caption(arguments, set(captioned)))
+    if "-" in arguments.paths:
+        return images_to_caption(arguments, captioned), None
+    kept: list[str] = []
+    total = sum(1 for _ in images_to_caption(arguments, set(captioned), kept))
+    if kept:
+        print(
+            f"Pictures that have a .txt already: {len(kept):,}, such as {printable(kept[0])}. They are left out; "
+            "--overwrite_sidecars replaces their texts.",
+            file=sys.stderr,
+        )
     return images_to_caption(arguments, captioned), total
 
 
-def images_to_caption(arguments: argparse.Namespace, captioned: set[str]) -> Iterator[str]:
-    """Names of the pictures without a caption in `--output`, or without a sidecar if only sidecars are asked for."""
+def images_to_caption(
+    arguments: argparse.Namespace, captioned: set[str], kept: list[str] | None = None
+) -> Iterator[str]:
+    """Names of the pictures without a caption in `--output`, or without a sidecar if only sidecars are asked for.
+
+    Args:
+        arguments: The command line.
+        captioned: The names in `--output`; each new one is added.
+        kept: Gets the names of the pictures that have a sidecar, if only sidecars are asked for.
+    """
     keep_sidecars = arguments.sidecar and not (arguments.overwrite_sidecars or arguments.append)
     for name in list_images(arguments.paths, sys.stdin):
         if arguments.output:
             if name not in captioned:
                 captioned.add(name)
                 yield name
-        elif not (keep_sidecars and os.path.exists(sidecar_path(name))):  # noqa: PTH110 - pathlib raises for some names
+        elif keep_sidecars and os.path.exists(sidecar_path(name)):  # noqa: PTH110 - pathlib raises for some names
+            if kept is not None:
+                kept.append(name)
+        else:
             yield name
 
 

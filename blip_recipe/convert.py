@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     arguments = build_parser(prog).parse_args(argv)
     source, target = arguments.source, arguments.target
     if target.is_file() or (target.exists() and any(target.iterdir())):
-        raise RecipeError(f"{target} is not empty: name a directory that does not exist yet.")
+        raise RecipeError(f"{target} is a file, or not empty: name a directory that does not exist yet.")
 
     from transformers import BlipImageProcessor, BlipProcessor
 

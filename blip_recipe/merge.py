@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     """Merge the adapter, and save the model with its card and recipe."""
     arguments = build_parser(prog).parse_args(argv)
     if arguments.out.is_file() or (arguments.out.exists() and any(arguments.out.iterdir())):
-        raise RecipeError(f"{arguments.out} is not empty: name a directory that does not exist yet.")
+        raise RecipeError(f"{arguments.out} is a file, or not empty: name a directory that does not exist yet.")
 
     from blip_recipe.card.merged import merge_card
     from blip_recipe.data.storage import write_json

@@ -469,6 +469,7 @@ def test_a_sidecar_stands_beside_each_picture_and_texts_of_others_are_kept(
 ) -> None:
     (folder / "0001.txt").write_text("by hand\n")
     rows = caption(folder, "--sidecar")
+    assert b"have a .txt already: 1, such as %b" % bytes(folder / "0001.png") in capfdbinary.readouterr().err
     assert names_of(rows) == [str(folder / f"{number:04}.png") for number in (0, 2, 3, 4)]
     assert [Path(row["image"]).with_suffix(".txt").read_text() for row in rows] == [
         row["caption"] + "\n" for row in rows

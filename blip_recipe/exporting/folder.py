@@ -55,7 +55,7 @@ def check_new(out: Path) -> None:
         RecipeError: It is not so.
     """
     if out.is_file() or (out.exists() and any(out.iterdir())):
-        raise RecipeError(f"{out} is not empty: name a directory that does not exist yet.")
+        raise RecipeError(f"{out} is a file, or not empty: name a directory that does not exist yet.")
 
 
 def write_graphs(source: Source, folder: Path, opset: int = OPSET) -> None:

@@ -381,7 +381,7 @@ def test_wrong_uses_are_told(exported: Path, captioner: Path, pictures: list[Pat
     from blip_recipe.match import main as match
 
     for arguments, message in (
-        ([captioner, exported], "is not empty"),
+        ([captioner, exported], "not empty"),
         ([captioner, tmp_path / "x", "--eval_split", "test"], "add --dtype int8"),
         ([captioner, tmp_path / "x", "--private"], "--private has an effect only with --push_to_hub"),
     ):
