@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from blip_recipe.errors import RecipeError, run_command
+from blip_recipe.data.storage import check_new, write_json
+from blip_recipe.errors import run_command
 from blip_recipe.recipe.arguments import TASKS
 from blip_recipe.recipe.command_line import positive
 
@@ -21,12 +22,10 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     """Convert the weights, and save model, processor and decoding settings."""
     arguments = build_parser(prog).parse_args(argv)
     source, target = arguments.source, arguments.target
-    if target.is_file() or (target.exists() and any(target.iterdir())):
-        raise RecipeError(f"{target} is a file, or not empty: name a directory that does not exist yet.")
+    check_new(target)
 
     from transformers import BlipImageProcessor, BlipProcessor
 
-    from blip_recipe.data.storage import write_json
     from blip_recipe.models.conversion import (
         build_config,
         build_model,

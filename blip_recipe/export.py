@@ -47,8 +47,9 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
             f"{', '.join(DTYPES[arguments.format])}."
         )
 
+    from blip_recipe.data.storage import check_new
     from blip_recipe.exporting.demo import write_demo
-    from blip_recipe.exporting.folder import check_new, new_folder
+    from blip_recipe.exporting.folder import new_folder
     from blip_recipe.exporting.kinds import load_source
     from blip_recipe.exporting.readme import write_readme
     from blip_recipe.exporting.writing import write_folder

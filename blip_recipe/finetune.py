@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     from blip_recipe.recipe import job
 
     job.check_recipe(recipe)
+    job.check_trackers(recipe.training)
     run = job.find_run(recipe)
     job.set_up_logs(recipe.training)
     repo_id = job.find_repository(recipe)

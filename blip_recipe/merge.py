@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from blip_recipe.errors import RecipeError, run_command
+from blip_recipe.data.storage import check_new, write_json
+from blip_recipe.errors import run_command
 from blip_recipe.recipe.arguments import recorded_task
 
 PROG = "python -m blip_recipe.merge"
@@ -17,11 +18,9 @@ PROG = "python -m blip_recipe.merge"
 def main(argv: list[str] | None = None, prog: str = PROG) -> None:
     """Merge the adapter, and save the model with its card and recipe."""
     arguments = build_parser(prog).parse_args(argv)
-    if arguments.out.is_file() or (arguments.out.exists() and any(arguments.out.iterdir())):
-        raise RecipeError(f"{arguments.out} is a file, or not empty: name a directory that does not exist yet.")
+    check_new(arguments.out)
 
     from blip_recipe.card.merged import merge_card
-    from blip_recipe.data.storage import write_json
     from blip_recipe.models.loading import load_merged, read_repository_json
     from blip_recipe.models.processors import save_processor
     from blip_recipe.recipe.tasks import find_task

@@ -116,7 +116,7 @@ def validate_captions(captions: Sequence[str]) -> str | None:
     longest = max(map(len, captions))
     if longest > MAX_CHARACTERS:
         return f"it has a caption of {longest:,} characters: expected at most {MAX_CHARACTERS:,}"
-    without_words = next((caption for caption in captions if not normalize_caption(caption)), None)
+    without_words = next((caption for caption in captions if not clean_caption(caption).strip()), None)
     if without_words is not None:
         return f"its caption {without_words!r:.50} has no word, only punctuation that BLIP leaves out"
     return None

@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from blip_recipe.errors import RecipeError
+
 PREDICTIONS_FILE = "predictions.jsonl"
 """File with the texts of the finished model for the scored split."""
 
@@ -22,6 +24,16 @@ CAPTIONS_RESULT_FILE = "captions_result.json"
 
 LEFTOVER = re.compile(r"\..+\.[0-9a-f]{32}")
 """Names of temporary files of `atomic_file`, which a killed process leaves."""
+
+
+def check_new(out: Path) -> None:
+    """Check that `out` does not exist, or is an empty directory.
+
+    Raises:
+        RecipeError: It is not so.
+    """
+    if out.is_file() or (out.exists() and any(out.iterdir())):
+        raise RecipeError(f"{out} is a file, or not empty: name a directory that does not exist yet.")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

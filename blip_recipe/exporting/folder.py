@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from blip_recipe.data.storage import write_json
+from blip_recipe.data.storage import check_new, write_json
 from blip_recipe.errors import RecipeError
 from blip_recipe.exporting.checking import compare
 from blip_recipe.exporting.kinds import describe
@@ -46,16 +46,6 @@ def new_folder(out: Path) -> Iterator[Path]:
         made.rename(out)
     finally:
         shutil.rmtree(made, ignore_errors=True)
-
-
-def check_new(out: Path) -> None:
-    """Check that `out` does not exist, or is an empty directory.
-
-    Raises:
-        RecipeError: It is not so.
-    """
-    if out.is_file() or (out.exists() and any(out.iterdir())):
-        raise RecipeError(f"{out} is a file, or not empty: name a directory that does not exist yet.")
 
 
 def write_graphs(source: Source, folder: Path, opset: int = OPSET) -> None:

@@ -33,7 +33,6 @@ RANGES: dict[str, Range] = {
     "num_train_epochs": OVER_ZERO,
     "max_steps": STEPS,
     "seed": SEED,
-    "data_seed": SEED,
     "eval_steps": OVER_ZERO,
     "early_stopping_patience": AT_LEAST_ONE,
     "per_device_train_batch_size": AT_LEAST_ONE,
@@ -80,7 +79,7 @@ def check_values(recipe: Recipe[Any]) -> None:
 
 
 def check_output_dir(recipe: Recipe[Any]) -> None:
-    """Check that `output_dir` can be written and does not hold the model that is trained.
+    """Check that `output_dir` can be written, and holds neither the model that is trained nor the pictures.
 
     Raises:
         RecipeError: It cannot be used.
@@ -88,18 +87,17 @@ def check_output_dir(recipe: Recipe[Any]) -> None:
     if not str(recipe.training.output_dir).strip():
         raise RecipeError("output_dir is empty: name the directory of the run.")
     output_dir = check_writable(recipe.output_dir)
-    model = Path(recipe.model.model_name_or_path).expanduser()
-    if output_dir.exists() and model.exists() and output_dir.samefile(model):
-        raise RecipeError(
-            f"output_dir and model_name_or_path are both {recipe.output_dir}: the run would overwrite the "
-            "model that it reads. Name another output_dir."
-        )
-    for key in ("dataset_name", "image_root"):
-        data = getattr(recipe.data, key)
-        if data and output_dir.is_dir() and Path(data).expanduser().is_dir() and output_dir.samefile(data):
+    read = {
+        "model_name_or_path": recipe.model.model_name_or_path,
+        "dataset_name": recipe.data.dataset_name,
+        "image_root": recipe.data.image_root,
+    }
+    for key, given in read.items():
+        place = Path(given).expanduser() if given else None
+        if place and output_dir.exists() and place.exists() and output_dir.samefile(place):
             raise RecipeError(
-                f"output_dir and {key} are both {recipe.output_dir}: the run would write its files among the pictures. "
-                "Name another output_dir."
+                f"output_dir and {key} are both {recipe.output_dir}: the run would write among the files that it "
+                "reads. Name another output_dir."
             )
 
 
@@ -121,6 +119,21 @@ def check_writable(given: Path) -> Path:
     if not os.access(there, os.W_OK | os.X_OK):
         raise RecipeError(f"output_dir is {given}, but {there} is not writable: name another directory.")
     return output_dir
+
+
+def check_trackers(training: BlipTrainingArguments) -> None:
+    """Check the trackers of `report_to` as Trainer will, before the data are read.
+
+    Raises:
+        RecipeError: Trainer knows none of this name, or it is not installed.
+    """
+    from transformers.integrations import get_reporting_integration_callbacks
+
+    try:
+        for tracker in get_reporting_integration_callbacks(training.report_to):
+            tracker()
+    except (ValueError, RuntimeError, ImportError) as error:
+        raise RecipeError(f"report_to is {training.report_to}: {error}") from error
 
 
 def check_model(recipe: Recipe[FinetuneOptions], model: Any) -> None:

@@ -27,7 +27,7 @@ from blip_recipe.hub.published_files import PUBLISHED_FILES
 from blip_recipe.hub.publishing import check_tag, preflight, push_command, push_folder
 from blip_recipe.models.loading import load_finished
 from blip_recipe.recipe.building import build_model
-from blip_recipe.recipe.checks import check_recipe
+from blip_recipe.recipe.checks import check_recipe, check_trackers
 from blip_recipe.recipe.logs import set_up_logs
 from blip_recipe.recipe.output_dir import RUN, Run, find_run, record_run
 from blip_recipe.recipe.plan import format_plan
@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 __all__ = [
     "build_model",
     "check_recipe",
+    "check_trackers",
     "claim_output_dir",
     "find_repository",
     "find_run",
